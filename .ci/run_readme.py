@@ -1,0 +1,18 @@
+"""Executes every bash and python block of the README, in order; the first failure ends it."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+readme = pathlib.Path("README.md").read_text(encoding="utf-8")
+for language, code in re.findall(r"```(bash|python)\n(.*?)```", readme, re.S):
+    if "$MODEL" in code and not os.path.exists(os.environ["MODEL"]):
+        subprocess.run([sys.executable, "-m", "tests.user_inputs", os.environ["MODEL"], os.environ["DATA"]], check=True)
+    print(f"::: {language}\n{code}", flush=True)
+    began = time.monotonic()
+    command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+    subprocess.run(command, check=True)
+    print(f"::: {time.monotonic() - began:.0f} s", flush=True)

@@ -1,0 +1,37 @@
+"""Stage II on your data: train the reasoner under rubrics.
+
+    python -m rcsd_jax.main --config=configs/stage2.py --config.model.path=HF_DIR --config.data.path=FILE.jsonl \\
+        --config.rubric.writer=WORKDIR_OF_STAGE1/export
+
+Variants (`configs/stage2.py:<variant>`), each a choice of what the teacher sees: "paper" (default), the rubrics that the
+Stage I model writes; "release", reference and written rubric, with the release's top-k and clip; "ground_truth", the
+rows' own rubrics; "generic", "noisy", "random", "reduced"; "opsd", the reference alone; "reason_first", the teacher
+analyses the rubric before the completion follows.
+"""
+
+from rcsd_jax import config as c
+
+TEACHER_FIELDS = {"release": ("question", "reference", "rubric"), "opsd": ("question", "reference")}
+RUBRIC_SOURCE = {
+    "ground_truth": "data",
+    "opsd": "data",
+    "generic": "generic",
+    "noisy": "noisy",
+    "random": "random",
+    "reduced": "reduced",
+}
+VARIANTS = ("paper", "release", "reason_first", *RUBRIC_SOURCE)
+
+
+def get_config(variant="paper"):
+    variant = variant or "paper"
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r} of configs/stage2.py: use one of {VARIANTS}")
+    config = c.stage()
+    config.teacher.fields = TEACHER_FIELDS.get(variant, ("question", "rubric"))
+    config.rubric.source = RUBRIC_SOURCE.get(variant, "written")
+    if variant == "release":
+        config.loss.update(top_k=20, entry_clip=0.05)
+    if variant == "reason_first":
+        config.teacher.reason_tokens = 512
+    return config

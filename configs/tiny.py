@@ -1,0 +1,53 @@
+"""The main job on the embedded world: Stage I, rubrics for Stage II, Stage II, evaluation. Minutes on two cores."""
+
+from rcsd_jax import config as c
+from rcsd_jax.world import RUBRIC_TOKENS, SOLUTION_TOKENS, base_directory
+from rcsd_jax.world.prompts import PROMPTS
+
+
+def get_config():
+    return c.job(stage1=_stage1(), stage2=_stage2())
+
+
+def _common():
+    config = c.stage()
+    config.prompts = PROMPTS
+    config.model.update(path=str(base_directory()), dtype="float32", param_dtype="float32", remat="none")
+    config.lora.rank = 0
+    config.data.update(source="world", max_student_prompt=128, max_teacher_prompt=192, pad_to=32, too_long="fail")
+    config.rubric.update(style="strings", min_criteria=1, max_criteria=12)
+    config.loss.chunk_size = 256
+    config.sampling.update(temperature=1.0, top_k=0, top_p=1.0)
+    config.checkpoint.every = 25
+    config.mesh.fsdp = 1
+    config.eval.splits = dict(in_distribution="eval", out_of_distribution="ood")
+    return config
+
+
+def _stage1():
+    """Paper's Stage I: the teacher sees the reference, the student learns to write the rubric without it."""
+    config = _common()
+    config.task = "write_rubric"
+    config.teacher.fields = ("question", "reference")
+    config.data.update(path="stage1", count=2048)
+    config.sampling.max_new_tokens = RUBRIC_TOKENS
+    config.optimizer.update(learning_rate=3e-4, warmup_steps=5)
+    config.train.steps = 50
+    config.eval.grader = "rubric"
+    return config
+
+
+def _stage2():
+    """Paper's Stage II: the teacher sees the rubric that Stage I's model wrote."""
+    config = _common()
+    config.seed = 1
+    config.teacher.fields = ("question", "rubric")
+    config.data.update(path="stage2", count=1024)
+    config.rubric.update(
+        source="written", writer="{workdir}/stage1/export", max_new_tokens=RUBRIC_TOKENS, batch_size=256, top_k=0, top_p=1.0
+    )
+    config.sampling.max_new_tokens = SOLUTION_TOKENS
+    config.optimizer.update(learning_rate=1e-4, warmup_steps=5)
+    config.train.steps = 60
+    config.eval.grader = "world"
+    return config

@@ -1,0 +1,55 @@
+"""In which order a run sees its examples.
+
+The batch of a step is a pure function of (examples, batch_size, seed, step). So resuming exactly needs nothing but the
+step, and a run may change its number of processes and still see the same global batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grain
+
+from rcsd_jax.data.examples import Example
+from rcsd_jax.errors import UserError
+
+_EPOCHS = 10**9  # for ever; grain's own endless repeat overflows when it is batched by one and sliced
+
+
+def batches(
+    examples: Sequence[Example], *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> grain.MapDataset:
+    """The endless sequence of this process's batches: `batches(...)[step]` is a list of Examples, for any step >= 0.
+
+    Every epoch is shuffled anew, and batches run on over its end: none is short, no example is ever dropped, and among
+    the first k * len(examples) examples each occurs exactly k times. A batch larger than the data set therefore repeats
+    examples. The global batch is cut into `process_count` equal runs, so that the processes' batches, joined in order
+    of `process_index`, are the batch of a single process.
+
+    Args:
+      examples: all examples, the same in every process.
+      batch_size: the size of the global batch.
+      seed: decides the order; 0 <= seed < 2**32.
+      process_index: which run of the global batch is wanted.
+      process_count: into how many it is cut.
+
+    Raises:
+      UserError: no examples; a batch size that is not positive or not a multiple of process_count; a seed out of range.
+      ValueError: process_index is not in 0..process_count-1.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}")
+    if not examples:
+        raise UserError("no examples to make batches of", remedy="give data with at least one example")
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"not a positive multiple of the {process_count} processes",
+            remedy=f"set it to {process_count * max(1, round(batch_size / process_count))}",
+            field="batch_size",
+            value=batch_size,
+        )
+    if not 0 <= seed < 2**32:
+        raise UserError("a seed is in 0..2**32-1", remedy="choose another seed", field="seed", value=seed)
+    ordered = grain.MapDataset.source(examples).seed(seed).shuffle().repeat(_EPOCHS)
+    runs = ordered.batch(batch_size // process_count, batch_fn=list)
+    return runs.slice(slice(process_index, None, process_count))

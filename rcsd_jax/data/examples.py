@@ -1,0 +1,32 @@
+"""The one record that every data source yields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rcsd_jax.rubrics.schema import Rubric
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question and what may be known about it.
+
+    Attributes:
+      id: unique within its source and stable between runs; variants of rubrics and caches are keyed by it.
+      question: the text that the student sees.
+      reference: a reference answer or solution, or None.
+      rubric: the ground-truth rubric, or None.
+      answer: the final answer alone, for exact grading, or None.
+      origin: the source's name.
+      extra: the source's other fields, untouched.
+    """
+
+    id: str
+    question: str
+    reference: str | None
+    rubric: Rubric | None
+    answer: str | None
+    origin: str
+    extra: Mapping[str, Any] = field(default_factory=dict)

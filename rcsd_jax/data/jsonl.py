@@ -1,0 +1,66 @@
+"""Examples from a JSON Lines file: one object per line, UTF-8."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rcsd_jax.data import records
+from rcsd_jax.data.examples import Example
+from rcsd_jax.errors import UserError
+from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA
+
+
+def read_jsonl(
+    path: str | Path,
+    *,
+    fields: Mapping[str, str | None] | None = None,
+    require: Sequence[str] = ("question",),
+    min_criteria: int = MIN_CRITERIA,
+    max_criteria: int = MAX_CRITERIA,
+) -> list[Example]:
+    """Reads a JSONL file; blank lines are skipped. Arguments and errors as in `records.to_examples`.
+
+    The origin, and the beginning of the id of a row without one, is the file's name without its ending.
+
+    Raises:
+      UserError: also for a file that is missing, empty or not UTF-8, and a line that is not a JSON object.
+    """
+    path = Path(path)
+    return records.to_examples(
+        _lines(path),
+        file=path,
+        origin=path.stem,
+        fields=fields,
+        require=require,
+        min_criteria=min_criteria,
+        max_criteria=max_criteria,
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        remedy = "set data.path to a .jsonl file that can be read"
+        raise UserError(f"cannot be read ({error.strerror})", remedy=remedy, file=path) from error
+    if not raw.strip():
+        raise UserError("the file is empty", remedy="give a file with one JSON object per line", file=path)
+    for row, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            problem = f"not UTF-8 at byte {error.start} of the line"
+            raise UserError(problem, remedy="save the file as UTF-8", file=path, row=row) from error
+        except (ValueError, RecursionError) as error:
+            shown = line[:60].decode("utf-8", "replace")
+            remedy = "give one complete JSON object per line"
+            raise UserError(f"invalid JSON ({error}) in {shown!r}", remedy=remedy, file=path, row=row) from error
+        if not isinstance(record, dict):
+            problem = f"a JSON {type(record).__name__}, not an object: {str(record)[:60]!r}"
+            raise UserError(problem, remedy="give one JSON object per line", file=path, row=row)
+        yield row, record

@@ -1,0 +1,46 @@
+"""The exceptions that end a run in one line: bad input, and a request to stop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class UserError(Exception):
+    """Bad input or a bad setting, told in one line.
+
+    The message reads ``<file>:<row>: field '<field>' = <value>: <problem>; <remedy>`` with the parts that are known.
+    `rcsd_jax.main` prints it without a traceback and exits with status 2.
+
+    Args:
+      problem: what is wrong, without a trailing period.
+      remedy: what the user can do about it.
+      file: the file that holds the bad value.
+      row: its 1-based row (line) there.
+      field: the field or config key.
+      value: the offending value, shortened to 60 characters in the message.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        remedy: str,
+        file: Any = None,
+        row: int | None = None,
+        field: str | None = None,
+        value: Any = None,
+    ):
+        self.problem, self.remedy = problem, remedy
+        self.file, self.row, self.field, self.value = file, row, field, value
+        place = "" if file is None else f"{file}:{row}: " if row is not None else f"{file}: "
+        named = "" if field is None else f"field '{field}'" + ("" if value is None else f" = {_short(value)}") + ": "
+        super().__init__(f"{place}{named}{problem}; {remedy}".replace("\n", " "))
+
+
+class Preempted(Exception):
+    """The process was asked to end; everything is saved and the same command continues."""
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

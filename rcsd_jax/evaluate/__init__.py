@@ -1,0 +1,1 @@
+"""Evaluation: graders of single texts, and the table of roles, splits and sampling modes."""

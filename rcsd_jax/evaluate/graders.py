@@ -1,0 +1,55 @@
+"""Graders: from an example and a text that a model wrote to named numbers in [0, 1]. A new one is a line in `GRADERS`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from rcsd_jax.data.examples import Example
+from rcsd_jax.rubrics.parsing import parse
+from rcsd_jax.rubrics.scoring import f1
+
+Grader = Callable[[Example, str], dict[str, float]]
+
+
+def grade_rubric(example: Example, text: str) -> dict[str, float]:
+    """Is the text a rubric, and how well do its criteria agree with the example's own (F1 by description)?"""
+    parsed = parse(text, min_criteria=1, max_criteria=10**6)
+    scores = {"valid": float(parsed.status == "strict"), "salvaged": float(parsed.status == "salvaged")}
+    if example.rubric is not None:
+        scores["criterion_f1"] = 0.0 if parsed.rubric is None else f1(parsed.rubric, example.rubric)
+    return scores
+
+
+def grade_boxed(example: Example, text: str) -> dict[str, float]:
+    """Does the last \\boxed{} hold the example's answer (or reference), up to spaces and case?"""
+    found = last_boxed(text)
+    truth = example.answer or example.reference or ""
+    truth = last_boxed(truth) or truth
+    return {"accuracy": float(found is not None and _plain(found) == _plain(truth)), "parsed": float(found is not None)}
+
+
+def last_boxed(text: str) -> str | None:
+    """The content of the last complete \\boxed{...}, braces matched; None without one."""
+    for match in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
+        depth = 1
+        for end in range(match.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return text[match.end() : end]
+    return None
+
+
+def grade_world(example: Example, text: str) -> dict[str, float]:
+    """The embedded world's programs: is the final answer right, and what is the rubric score?"""
+    from rcsd_jax import world
+
+    grade = world.grade_solution(example, text)
+    return {"accuracy": float(grade.correct), "rubric_score": grade.rubric_score}
+
+
+GRADERS: dict[str, Grader] = {"rubric": grade_rubric, "boxed": grade_boxed, "world": grade_world}
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\s+|\\[,;!]|\$", "", text).casefold()

@@ -1,0 +1,113 @@
+"""`python -m rcsd_jax.main --config=configs/tiny.py [--workdir=DIR] [--config.key=value ...]`: reads flags, runs stages."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from rcsd_jax import config as configs
+from rcsd_jax.errors import Preempted, UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<name of the config file>.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize() first, for several hosts.")
+
+
+def run_job(config: ConfigDict, workdir: Path) -> dict[str, dict]:
+    """Runs or continues all stages of `config` under `workdir`, prints the table, returns stage name -> summary.
+
+    Raises:
+      UserError: bad input or settings. Preempted: SIGTERM; the state is saved.
+    """
+    import rich.console
+
+    from rcsd_jax.stage import run_stage
+    from rcsd_jax.summary import print_summary
+
+    configs.check(config)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
+    began, results = time.monotonic(), {}
+    for name, stage in configs.stages_of(config):
+        results[name] = run_stage(_with_workdir(stage, workdir), workdir / name, console, name=name)
+    fields = {n: tuple(f for f in s.teacher.fields if f != "question") for n, s in configs.stages_of(config)}
+    print_summary(console, results, fields)
+    console.print(f"done in {time.monotonic() - began:.0f} s, peak memory {_peak_memory_gib():.1f} GiB", highlight=False)
+    return results
+
+
+def main(argv: list[str]) -> None:
+    """The entry point after flags were read."""
+    if len(argv) > 1:
+        raise UserError("unknown argument", field="argv", value=argv[1], remedy="settings are given as --config.key=value")
+    if _CONFIG.value is None:
+        raise UserError("no config given", field="--config", remedy="pass --config=configs/tiny.py")
+    if _DISTRIBUTED.value:
+        import jax
+
+        jax.distributed.initialize()
+    name = Path(flags.FLAGS["config"].config_filename).stem
+    workdir = Path(_WORKDIR.value or Path("runs") / name).absolute()
+    run_job(_CONFIG.value, workdir)
+
+
+def _with_workdir(stage: ConfigDict, workdir: Path) -> ConfigDict:
+    """The stage's config with {workdir} in its paths replaced, so that a later stage finds what an earlier one wrote."""
+    stage = stage.copy_and_resolve_references()
+    for section, key in (("model", "path"), ("data", "path"), ("rubric", "writer")):
+        stage[section][key] = stage[section][key].replace("{workdir}", str(workdir))
+    return stage
+
+
+def _peak_memory_gib() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        raise _unknown_key(argv, error) from error
+    except (flags.Error, ValueError, TypeError, FileNotFoundError, OSError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"a flag cannot be read: {message}", remedy="see python -m rcsd_jax.main --help") from error
+
+
+def _unknown_key(argv: list[str], error: Exception) -> UserError:
+    named = [m.group(1) for a in argv if (m := re.match(r"--?config\.([\w.\[\]]+)", a))]
+    try:
+        file = next(a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a))
+        flags.FLAGS.unparse_flags()
+        config = config_flags.config_flags.ConfigFileFlagParser("config").parse(file)
+        known = configs.all_keys(config)
+    except Exception:  # the config file itself is at fault; its own error is the message
+        known = []
+    bad = next((key for key in named if known and key not in known), named[0] if named else str(error))
+    nearest = difflib.get_close_matches(bad, known, n=1, cutoff=0.4)
+    hint = f"did you mean '{nearest[0]}'?" if nearest else "see the config file for its keys"
+    return UserError("the config has no such key", field=f"config.{bad}", remedy=hint)
+
+
+def run() -> None:
+    """Runs the program; a `UserError` becomes one line on stderr and exit status 2, a preemption status 143."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch would be the first line
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Preempted as stopped:
+        print(f"stopped: {stopped}; the same command continues", file=sys.stderr)
+        sys.exit(143)
+
+
+if __name__ == "__main__":
+    run()

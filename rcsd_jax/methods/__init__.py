@@ -1,0 +1,1 @@
+"""Training methods: pure functions from variables, a batch and a key to a loss and its metrics."""

@@ -1,0 +1,136 @@
+"""On-policy self-distillation (RCSD, arXiv 2606.19327; OPSD, 2601.18734): one model, two roles.
+
+    ŷ ~ p_S(. | x)                                              sampled, no gradient
+    D_t = D( p_T(. | x, r, ŷ_<t)  ||  p_S(. | x, ŷ_<t) )         teacher without gradient
+    L   = sum_t m_t D_t / sum_t m_t                              m = completion mask
+
+Which fields the roles see, what is written and which divergence is used are data (`Batch`, `Options`): Stage I, Stage II
+and OPSD are this one file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rcsd_jax import losses
+from rcsd_jax.models.decoder import Decoder, head_matrix
+from rcsd_jax.models.scoring import completion_hidden
+from rcsd_jax.sampling import Samples, SamplingConfig, generate
+
+Variables = Any
+
+
+class Batch(NamedTuple):
+    """What the two roles see of B examples. Prompts are left-padded; the last token of each is real."""
+
+    row: jax.Array  # [B] int32, the row's place in the global batch: its random key
+    student_tokens: jax.Array  # [B, P] int32
+    student_mask: jax.Array  # [B, P] bool
+    teacher_tokens: jax.Array  # [B, Q] int32
+    teacher_mask: jax.Array  # [B, Q] bool
+    transition: jax.Array  # [B, U] int32, between the teacher's analysis and the completion; U = 0 without reason-first
+
+
+class Completions(NamedTuple):
+    """A batch with what was sampled: prompts of both roles and the one completion that both score."""
+
+    student_tokens: jax.Array  # [B, P]
+    student_mask: jax.Array  # [B, P]
+    teacher_tokens: jax.Array  # [B, Q']; with reason-first the analysis and the transition are part of it
+    teacher_mask: jax.Array  # [B, Q']
+    samples: Samples
+    loss_mask: jax.Array  # [B, N] bool, tokens that count in the loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Static choices of a run (METHOD: divergences). `divergence` holds keyword arguments of `losses.score_from_hidden`."""
+
+    sampling: SamplingConfig
+    divergence: tuple[tuple[str, Any], ...]  # a dict's items, so that the options hash as static arguments
+    temperature: float = 1.0
+    chunk_size: int = 512
+    reason_tokens: int = 0  # longest analysis that the teacher writes first; 0: none
+    importance_clip: float | None = None  # truncated importance weight of trainer against sampler
+    mask_cut: bool = False  # leave completions that hit the length limit out of the loss
+    skip_first: int = 0  # leave the first n completion tokens out of the loss (SDFT)
+    pad_id: int = 0
+
+
+def sample(
+    decoder: Decoder, student: Variables, teacher: Variables, batch: Batch, key: jax.Array, options: Options
+) -> Completions:
+    """The student writes completions; with reason-first the teacher writes its analysis. No gradient flows."""
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch.row)  # [B]
+    samples = generate(
+        decoder, student, batch.student_tokens, batch.student_mask, keys, options.sampling, pad_id=options.pad_id
+    )
+    teacher_tokens, teacher_mask = batch.teacher_tokens, batch.teacher_mask
+    if options.reason_tokens:
+        reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens)
+        keys = jax.vmap(lambda k: jax.random.fold_in(k, -1))(keys)
+        analysis = generate(decoder, teacher, teacher_tokens, teacher_mask, keys, reason, pad_id=options.pad_id)
+        # The transition opens with the template's own end of turn, so the analysis' own end is masked out.
+        ended = jnp.isin(analysis.tokens, jnp.asarray(reason.eos_ids, jnp.int32))
+        teacher_tokens = jnp.concatenate([teacher_tokens, analysis.tokens, batch.transition], axis=1)
+        transition_mask = jnp.ones(batch.transition.shape, bool)
+        teacher_mask = jnp.concatenate([teacher_mask, analysis.mask & ~ended, transition_mask], axis=1)
+    loss_mask = samples.mask & (jnp.arange(samples.mask.shape[1]) >= options.skip_first)
+    if options.mask_cut:
+        loss_mask &= ~samples.cut[:, None]
+    return jax.lax.stop_gradient(
+        Completions(batch.student_tokens, batch.student_mask, teacher_tokens, teacher_mask, samples, loss_mask)
+    )
+
+
+def loss_sums(
+    decoder: Decoder, student: Variables, teacher: Variables, completions: Completions, options: Options
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Summed loss over a (micro)batch's completion tokens, and sums of what is logged; differentiable in `student`.
+
+    Returns:
+      loss_sum: scalar float32; divide by the number of loss tokens of the whole batch.
+      sums: scalars summed over completion tokens, and `row_loss` [B], each row's summed loss.
+    """
+    c, samples = completions, completions.samples
+    student_hidden = completion_hidden(
+        decoder, student, c.student_tokens, c.student_mask, samples.tokens, samples.mask
+    )  # [B, N, D]
+    teacher = jax.lax.stop_gradient(teacher)
+    teacher_hidden = completion_hidden(
+        decoder, teacher, c.teacher_tokens, c.teacher_mask, samples.tokens, samples.mask
+    )  # [B, N, D]
+    scores = losses.score_from_hidden(
+        student_hidden,
+        head_matrix(decoder.config, student["params"]),
+        teacher_hidden,
+        head_matrix(decoder.config, teacher["params"]),
+        samples.tokens,
+        chunk_size=options.chunk_size,
+        temperature=options.temperature,
+        **dict(options.divergence),
+    )
+    token_loss = scores.divergence  # [B, N]
+    if options.importance_clip is not None:
+        token_loss *= losses.importance_weight(
+            scores.student_log_probs, samples.log_probs, clip=options.importance_clip
+        )
+    row_loss = jnp.where(c.loss_mask, token_loss, 0.0).sum(axis=1)  # [B]
+
+    def total(values):
+        return jnp.where(samples.mask, values, 0.0).sum()
+
+    gap = jnp.abs(scores.student_log_probs - samples.log_probs)
+    sums = {
+        "divergence": total(jax.lax.stop_gradient(scores.divergence)),
+        "student_entropy": total(scores.student_entropy),
+        "teacher_entropy": total(scores.teacher_entropy),
+        "teacher_advantage": total(scores.teacher_log_probs - scores.student_log_probs),
+        "sampler_trainer_log_prob_difference": total(gap),
+        "row_loss": jax.lax.stop_gradient(row_loss),
+    }
+    return row_loss.sum(), sums

@@ -1,0 +1,122 @@
+"""Where numbers go: a JSONL, TensorBoard event files (tensorboardX), and progress bars."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import rich.console
+import rich.progress
+import tensorboardX
+
+_compilations = [0]
+
+
+def _count_compilation(event: str, duration: float, **_) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compilations[0] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+def compilations() -> int:
+    """How many programs XLA has compiled in this process so far."""
+    return _compilations[0]
+
+
+class MetricWriter:
+    """Appends scalars per step to `metrics.jsonl` and to TensorBoard event files in `directory`.
+
+    A resumed run continues at `first_step`: what an interrupted run logged from there on is dropped, so that the file
+    reads like that of an uninterrupted run.
+    """
+
+    def __init__(self, directory: Path, *, first_step: int):
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        _keep_steps_before(path, first_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._events = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes `scalars` as of `step`; the line is on disk when this returns."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(directory: Path) -> list[dict[str, float]]:
+    """The rows of `metrics.jsonl`; a line that a kill left unfinished is not one of them."""
+    rows = []
+    for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _keep_steps_before(path: Path, first_step: int) -> None:
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path.parent) if row["step"] < first_step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+class Progress:
+    """A progress bar with tokens/s and ETA; on a stream that is no terminal, a line now and then instead."""
+
+    def __init__(self, console: rich.console.Console, title: str, total: int, *, done: int = 0, every_s: float = 15.0):
+        self._console, self._title, self._total, self._every_s = console, title, total, every_s
+        self._start = self._last = time.monotonic()
+        self._first, self._done, self._tokens = done, done, 0
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[note]}"),
+            rich.progress.TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=done, note="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+        self._line()
+
+    def advance(self, count: int, tokens: int, note: str = "") -> None:
+        """`count` more units are done, in which `tokens` tokens were sampled."""
+        self._done += count
+        self._tokens += tokens
+        self._note = f"{self._tokens / max(time.monotonic() - self._start, 1e-9):,.0f} tokens/s  {note}"
+        self._bar.update(self._task, advance=count, note=self._note)
+        if not self._console.is_terminal and time.monotonic() - self._last > self._every_s:
+            self._line()
+
+    def _line(self) -> None:
+        if self._console.is_terminal or self._done == self._first:
+            return
+        self._last = time.monotonic()
+        rate = (self._done - self._first) / max(self._last - self._start, 1e-9)
+        eta = (self._total - self._done) / rate
+        self._console.print(f"{self._title}: {self._done}/{self._total}  {self._note}  ETA {eta:.0f} s", highlight=False)

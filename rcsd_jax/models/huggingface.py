@@ -1,0 +1,714 @@
+"""Hugging Face directories in and out: config.json, safetensors and tokenizer of Qwen3, Qwen2 and Llama 3.
+
+Names, shapes and transpositions come from `decoder.declarations`; nothing here knows a single parameter. Tensors are
+moved one at a time: loading maps one tensor of a file at a time and copies it to its place in the stacked parameter,
+saving fetches one layer of one parameter at a time and appends it to the shard. So the host holds at most the model and
+one tensor. (The `safetensors` package serialises a whole shard in memory, hence the few lines of its format here; the
+format: https://github.com/huggingface/safetensors#format.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rcsd_jax.errors import UserError
+from rcsd_jax.models import decoder
+
+FAMILIES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+# What else a model directory holds that must travel with its weights.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_INDEX = "model.safetensors.index.json"
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+_DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+# Tensors that some exporters write and that hold nothing a load needs.
+_REDUNDANT = re.compile(r"rotary_emb\.inv_freq$")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_TRANSPOSE_BLOCK = 64
+_REQUIRED = object()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where
+
+
+def resolve(path_or_repo_id: str | os.PathLike) -> pathlib.Path:
+    """The local directory of a path or of a hub id such as `Qwen/Qwen3-8B`, which is downloaded on first use.
+
+    Raises:
+      UserError: neither an existing directory nor a hub id that can be reached.
+    """
+    path = pathlib.Path(path_or_repo_id).expanduser()
+    if path.is_dir():
+        return path
+    if not _REPO_ID.fullmatch(str(path_or_repo_id)):
+        raise UserError(
+            "no such model directory", remedy="give a directory with config.json, or a hub id", file=path_or_repo_id
+        )
+    import huggingface_hub
+
+    patterns = ["config.json", "*.safetensors", _INDEX, *COMPANIONS]
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(str(path_or_repo_id), allow_patterns=patterns))
+    except Exception as error:  # the client raises its own, httpx's and the system's errors alike
+        first_line = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"neither a directory here nor a model that the hub gives ({type(error).__name__}: {first_line})",
+            remedy="check the name, the network and HF_TOKEN, or download the model and give its directory",
+            file=path_or_repo_id,
+        ) from error
+
+
+@contextlib.contextmanager
+def replaced_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields an empty directory to fill, which takes the name `directory` when the block ends without an exception.
+
+    A kill leaves the old directory or the new one, never a mixture; what it may leave is a hidden sibling, removed by
+    the next call. Between the two renames of a replacement the old one is the sibling `.NAME.old`.
+
+    Raises:
+      UserError: `directory` exists and is not a model or adapter that a save may replace.
+    """
+    directory = pathlib.Path(directory).absolute()
+    if directory.exists() and not _replaceable(directory):
+        raise UserError(
+            "exists and holds something other than a model", remedy="give a new or empty directory", file=directory
+        )
+    partial = directory.with_name(f".{directory.name}.partial")
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    partial.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaceable(directory: pathlib.Path) -> bool:
+    if not directory.is_dir():
+        return False
+    names = {entry.name for entry in directory.iterdir()}
+    return not names or bool(names & {"config.json", "adapter_config.json"})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# config.json
+
+
+def read_config(
+    directory: str | os.PathLike, *, dtype: Any, param_dtype: Any = None, remat: str = "none"
+) -> decoder.DecoderConfig:
+    """Our config of a directory's config.json, as transformers 4 or 5 wrote it.
+
+    Args:
+      directory: model directory or hub id, see `resolve`.
+      dtype: activation dtype.
+      param_dtype: parameter dtype; None for `dtype`.
+      remat: see `DecoderConfig`.
+
+    Raises:
+      UserError: file missing or unreadable, field missing, architecture or feature that the decoder does not have.
+    """
+    file = resolve(directory) / "config.json"
+    raw = _read_json(file)
+
+    def field(name: str, default: Any = _REQUIRED) -> Any:
+        value = raw.get(name)
+        if value is None and default is _REQUIRED:
+            raise UserError("field is missing", remedy="use a complete checkpoint", file=file, field=name)
+        return default if value is None else value
+
+    family = field("model_type")
+    if family not in FAMILIES:
+        raise UserError(
+            "architecture is not supported",
+            remedy=f"use a checkpoint of one of {', '.join(FAMILIES)}",
+            file=file,
+            field="model_type",
+            value=family,
+        )
+    _reject_unsupported(raw, file)
+    theta, scaling = _read_rope(raw, file)
+    hidden_size, num_heads = field("hidden_size"), field("num_attention_heads")
+    num_kv_heads = field("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise UserError(
+            f"does not divide the {num_heads} attention heads",
+            remedy="repair config.json",
+            file=file,
+            field="num_key_value_heads",
+            value=num_kv_heads,
+        )
+    return decoder.DecoderConfig(
+        family=family,
+        vocab_size=field("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=field("intermediate_size"),
+        num_layers=field("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=field("head_dim", 128 if family == "qwen3" else hidden_size // num_heads),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rms_norm_eps=field("rms_norm_eps", 1e-6),
+        tie_embeddings=field("tie_word_embeddings", False),
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        max_position=field("max_position_embeddings"),
+        dtype=dtype,
+        param_dtype=dtype if param_dtype is None else param_dtype,
+        remat=remat,
+    )
+
+
+def _reject_unsupported(raw: Mapping[str, Any], file: pathlib.Path) -> None:
+    sliding = raw.get("use_sliding_window") or any(kind != "full_attention" for kind in raw.get("layer_types") or ())
+    checks = (
+        ("hidden_act", raw.get("hidden_act", "silu") != "silu", "activation is not supported (only silu is)"),
+        ("attention_bias", raw.get("attention_bias"), "attention biases are not supported"),
+        ("mlp_bias", raw.get("mlp_bias"), "MLP biases are not supported"),
+        ("num_experts", raw.get("num_experts"), "mixtures of experts are not supported"),
+        ("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0) != 1.0, "partial RoPE is not supported"),
+        ("quantization_config", raw.get("quantization_config"), "quantised weights are not supported"),
+        ("use_sliding_window" if raw.get("use_sliding_window") else "layer_types", sliding,
+         "sliding-window attention is not supported"),
+    )  # fmt: skip
+    for name, found, problem in checks:
+        if found:
+            raise UserError(
+                problem, remedy="use a dense full-attention checkpoint", file=file, field=name, value=raw[name]
+            )
+
+
+def _read_rope(raw: Mapping[str, Any], file: pathlib.Path) -> tuple[float, decoder.Llama3Rope | None]:
+    """(theta, scaling) from transformers 5's `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
+    name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    rope = raw.get(name) or {}
+    theta = float(rope.get("rope_theta", raw.get("rope_theta") or 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise UserError(
+            "RoPE scaling is not supported",
+            remedy="use default or llama3, or remove the scaling and stay within the original context length",
+            file=file,
+            field=f"{name}.rope_type",
+            value=kind,
+        )
+    wanted = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    for key in wanted:
+        if not isinstance(rope.get(key), int | float):
+            raise UserError(
+                "llama3 RoPE scaling needs this number",
+                remedy="repair config.json",
+                file=file,
+                field=f"{name}.{key}",
+                value=rope.get(key),
+            )
+    factor, low, high, original = (rope[key] for key in wanted)
+    return theta, decoder.Llama3Rope(
+        factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_position=original
+    )
+
+
+def _config_json(config: decoder.DecoderConfig, dtype: np.dtype, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of config.json: the source's, with ours on top. RoPE is written where the source has it.
+
+    Without a source it is written in the older place, which transformers 4 and 5 both read.
+    """
+    scaling = config.rope_scaling
+    rope = {"rope_type": "default"} if scaling is None else {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_position,
+    }  # fmt: skip
+    if "rope_parameters" in source:
+        positions = {"rope_parameters": {"rope_theta": config.rope_theta, **rope}}
+    else:
+        positions = {"rope_theta": config.rope_theta, "rope_scaling": rope if scaling else None}
+    return {
+        **source,
+        "architectures": [FAMILIES[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "max_position_embeddings": config.max_position,
+        **positions,
+        "dtype" if "dtype" in source else "torch_dtype": str(dtype),
+    }
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file", remedy="give a complete Hugging Face model directory", file=file) from None
+    except ValueError as error:
+        raise UserError(f"not valid JSON ({error})", remedy="repair or download it again", file=file) from error
+    if not isinstance(value, dict):
+        raise UserError("not a JSON object", remedy="repair or download it again", file=file)
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# safetensors in
+
+
+class _Stored(NamedTuple):
+    """One tensor in a safetensors file."""
+
+    file: pathlib.Path
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    def open(self) -> np.ndarray:
+        """The tensor, read-only, mapped from the file: pages leave memory with the array."""
+        return np.memmap(self.file, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
+
+
+def load(
+    directory: str | os.PathLike,
+    *,
+    dtype: Any,
+    param_dtype: Any = None,
+    remat: str = "none",
+    shardings: Any = None,
+) -> tuple[decoder.DecoderConfig, dict[str, Any]]:
+    """Config and parameters of a Hugging Face directory.
+
+    Args:
+      directory: with config.json and model.safetensors, or the shards that model.safetensors.index.json lists; or a
+        hub id, see `resolve`.
+      dtype: activation dtype.
+      param_dtype: parameter dtype, to which other stored dtypes are cast; None for `dtype`.
+      remat: see `DecoderConfig`.
+      shardings: pytree of `jax.sharding.Sharding` like the parameters. Every device's slice is read for itself, so a
+        host reads what its own devices hold. None puts everything on the default device.
+
+    Returns:
+      (config, params), the tree of `decoder.declarations`.
+
+    Raises:
+      UserError: a file, or a tensor in it, is missing, unexpected, cut short or of another shape.
+    """
+    directory = resolve(directory)
+    config = read_config(directory, dtype=dtype, param_dtype=param_dtype, remat=remat)
+    stored = _list_tensors(directory)
+    declared = decoder.declarations(config)
+    _check_tensors(directory, config, declared, stored)
+    on_one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params: dict[str, Any] = {}
+    for path, parameter in declared.items():
+        sources = [stored[name] for name in _hf_names(parameter)]
+        sharding = on_one_device if shardings is None else _at(shardings, path)
+        array = jax.make_array_from_callback(
+            parameter.shape, sharding, lambda index: _read(parameter, sources, index)  # noqa: B023, called at once
+        )
+        _place(params, path, array.block_until_ready())
+    return config, params
+
+
+def _list_tensors(directory: pathlib.Path) -> dict[str, _Stored]:
+    """Every tensor of the directory's safetensors files, by name."""
+    index = directory / _INDEX
+    if (directory / "model.safetensors").is_file():
+        return _read_header(directory / "model.safetensors")
+    if not index.is_file():
+        raise UserError(
+            f"neither model.safetensors nor {_INDEX} is here",
+            remedy="convert the weights with transformers' save_pretrained",
+            file=directory,
+        )
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError("field is missing", remedy="download it again", file=index, field="weight_map")
+    stored: dict[str, _Stored] = {}
+    for shard in sorted(set(weight_map.values())):
+        stored |= _read_header(directory / shard)
+    for name, shard in weight_map.items():
+        if name not in stored:
+            raise UserError(
+                "tensor that the index lists is not in the file",
+                remedy="download it again",
+                file=directory / shard,
+                field=name,
+            )
+    return stored
+
+
+def _read_header(file: pathlib.Path) -> dict[str, _Stored]:
+    """Tensors of one safetensors file: 8 bytes of header length, a JSON header, then the data."""
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length)) if 8 + length <= size else None
+    except FileNotFoundError:
+        raise UserError("no such file", remedy="download the missing shard", file=file) from None
+    except (struct.error, ValueError):
+        header = None
+    if not isinstance(header, dict):
+        raise UserError("not a safetensors file, or cut short", remedy="download it again", file=file)
+    header.pop("__metadata__", None)
+    stored = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise UserError(
+                f"dtype {entry['dtype']} is not supported",
+                remedy="use a checkpoint that is not quantised",
+                file=file,
+                field=name,
+            )
+        if 8 + length + entry["data_offsets"][1] > size:
+            raise UserError("file is cut short within this tensor", remedy="download it again", file=file, field=name)
+        offset = 8 + length + entry["data_offsets"][0]
+        stored[name] = _Stored(file, name, np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), offset)
+    return stored
+
+
+def _check_tensors(
+    directory: pathlib.Path,
+    config: decoder.DecoderConfig,
+    declared: Mapping[tuple[str, ...], decoder.Parameter],
+    stored: Mapping[str, _Stored],
+) -> None:
+    """Raises UserError unless the stored tensors are exactly those declared."""
+    wanted: set[str] = set()
+    for parameter in declared.values():
+        for name in _hf_names(parameter):
+            wanted.add(name)
+            if name not in stored:
+                raise UserError(
+                    "tensor that config.json asks for is missing",
+                    remedy="download the checkpoint again, or repair config.json",
+                    file=directory,
+                    field=name,
+                )
+            if stored[name].shape != _hf_shape(parameter):
+                raise UserError(
+                    f"tensor has another shape than the {_hf_shape(parameter)} of config.json",
+                    remedy="take config.json and weights from the same checkpoint",
+                    file=stored[name].file,
+                    field=name,
+                    value=stored[name].shape,
+                )
+    redundant = {"lm_head.weight"} if config.tie_embeddings else set()
+    for name in sorted(set(stored) - wanted - redundant):
+        if not _REDUNDANT.search(name):
+            raise UserError(
+                f"tensor is not part of a {config.family} model",
+                remedy="take config.json and weights from the same checkpoint",
+                file=stored[name].file,
+                field=name,
+            )
+
+
+def _read(parameter: decoder.Parameter, sources: list[_Stored], index: tuple[slice, ...]) -> np.ndarray:
+    """One slice of a parameter, read from the files a tensor at a time."""
+    bounds = [part.indices(size) for part, size in zip(index, parameter.shape, strict=True)]
+    shape = tuple(stop - start for start, stop, _ in bounds)
+    target = _aligned_empty(shape, np.dtype(parameter.dtype))
+    layers = target if _stacked(parameter) else target[None]
+    inner = index[1:] if _stacked(parameter) else index
+    first, last = bounds[0][:2] if _stacked(parameter) else (0, 1)
+    for layer, source in zip(layers, sources[first:last], strict=True):
+        tensor = source.open()
+        _copy((tensor.T if parameter.transpose else tensor)[inner], layer, parameter.transpose)
+    return target
+
+
+def _copy(source: np.ndarray, target: np.ndarray, transposed: bool) -> None:
+    if source.dtype == target.dtype:
+        # Plain integers of the same size copy faster than bfloat16 does, and NaN payloads stay as they are.
+        bits = np.dtype(f"u{source.dtype.itemsize}")
+        source, target = source.view(bits), target.view(bits)
+    if not transposed:
+        target[...] = source
+        return
+    for start in range(0, source.shape[1], _TRANSPOSE_BLOCK):
+        block = slice(start, start + _TRANSPOSE_BLOCK)
+        target[:, block] = source[:, block]
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised, at an address that the CPU backend takes over without a copy."""
+    size, alignment = math.prod(shape) * dtype.itemsize, 64
+    raw = np.empty(size + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# safetensors out
+
+
+class _Piece(NamedTuple):
+    """One tensor to write: a parameter, or one layer of it."""
+
+    name: str
+    path: tuple[str, ...]
+    layer: int | None
+    transpose: bool
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def save(
+    directory: str | os.PathLike,
+    config: decoder.DecoderConfig,
+    params: Mapping[str, Any],
+    *,
+    source: str | os.PathLike | None = None,
+    max_shard_bytes: int = 5 * 1024**3,
+) -> pathlib.Path:
+    """Writes a directory that `load` and `transformers` read, each parameter in its own dtype, bit for bit.
+
+    Args:
+      directory: new, empty, or a model to replace; it appears complete or not at all, see `replaced_directory`.
+      config: of the parameters.
+      params: tree of `decoder.declarations`, on this process's devices.
+      source: model directory whose further config.json fields, tokenizer and generation settings are carried over.
+      max_shard_bytes: one model.safetensors up to here, else shards of at most this size (or one tensor) and an index.
+
+    Returns:
+      The directory.
+
+    Raises:
+      UserError: see `replaced_directory`.
+      ValueError: the parameters are not those that the config declares.
+    """
+    pieces = _pieces(config, params)
+    shards = _split(pieces, max_shard_bytes)
+    with replaced_directory(directory) as partial:
+        source_fields: dict[str, Any] = {}
+        if source is not None:
+            source = resolve(source)
+            if (source / "config.json").is_file():
+                source_fields = _read_json(source / "config.json")
+            for name in COMPANIONS:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, partial / name)
+        _write_json(partial / "config.json", _config_json(config, pieces[0].dtype, source_fields))
+        if len(shards) == 1:
+            _write_shard(partial / "model.safetensors", params, shards[0])
+        else:
+            names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+            for name, shard in zip(names, shards, strict=True):
+                _write_shard(partial / name, params, shard)
+            weight_map = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
+            total = sum(piece.size for piece in pieces)
+            _write_json(partial / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return pathlib.Path(directory)
+
+
+def _pieces(config: decoder.DecoderConfig, params: Mapping[str, Any]) -> list[_Piece]:
+    pieces = []
+    declared = decoder.declarations(config)
+    if len(jax.tree.leaves(params)) != len(declared):
+        raise ValueError(f"{len(jax.tree.leaves(params))} parameters given, the config declares {len(declared)}")
+    for path, parameter in declared.items():
+        array = _at(params, path)
+        if array.shape != parameter.shape:
+            raise ValueError(f"parameter {'/'.join(path)} has shape {array.shape}, the config says {parameter.shape}")
+        layers = range(parameter.shape[0]) if _stacked(parameter) else [None]
+        for layer, name in zip(layers, _hf_names(parameter), strict=True):
+            shape = _hf_shape(parameter)
+            pieces.append(_Piece(name, path, layer, parameter.transpose, np.dtype(array.dtype), shape))
+    return pieces
+
+
+def _split(pieces: list[_Piece], max_shard_bytes: int) -> list[list[_Piece]]:
+    shards: list[list[_Piece]] = [[]]
+    size = 0
+    for piece in pieces:
+        if shards[-1] and size + piece.size > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(piece)
+        size += piece.size
+    return shards
+
+
+def _write_shard(file: pathlib.Path, params: Mapping[str, Any], pieces: list[_Piece]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for piece in pieces:
+        header[piece.name] = {
+            "dtype": _DTYPE_NAMES[piece.dtype],
+            "shape": piece.shape,
+            "data_offsets": [offset, offset + piece.size],
+        }
+        offset += piece.size
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with open(file, "wb") as stream:
+        stream.write(struct.pack("<Q", len(encoded)) + encoded)
+        for piece in pieces:
+            array, stacked = _at(params, piece.path), piece.layer is not None
+            tensor = _fetch(array, piece.layer or 0, stacked=stacked, transpose=piece.transpose)
+            stream.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+            tensor.delete()  # an array and its host view hold each other until the garbage collector comes by
+
+
+@functools.partial(jax.jit, static_argnames=("stacked", "transpose"))
+def _fetch(array: jax.Array, layer: int, *, stacked: bool, transpose: bool) -> jax.Array:
+    """A copy of one layer: an array keeps the host view made of it, so the parameter itself is never viewed."""
+    piece = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) if stacked else jnp.copy(array)
+    return piece.T if transpose else piece
+
+
+def _write_json(file: pathlib.Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Declarations
+
+
+def _stacked(parameter: decoder.Parameter) -> bool:
+    return parameter.axes[0] == "layers"
+
+
+def _hf_names(parameter: decoder.Parameter) -> list[str]:
+    if not _stacked(parameter):
+        return [parameter.hf_name]
+    return [parameter.hf_name.format(layer=layer) for layer in range(parameter.shape[0])]
+
+
+def _hf_shape(parameter: decoder.Parameter) -> tuple[int, ...]:
+    shape = tuple(parameter.shape[1:] if _stacked(parameter) else parameter.shape)
+    return shape[::-1] if parameter.transpose else shape
+
+
+def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _place(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokenizer
+
+
+def load_tokenizer(directory: str | os.PathLike) -> Any:
+    """The directory's own tokenizer, by transformers' AutoTokenizer; PyTorch need not be installed.
+
+    Args:
+      directory: model directory or hub id, see `resolve`.
+
+    Raises:
+      UserError: no tokenizer, an unreadable one, or one without a chat template.
+    """
+    directory = resolve(directory)
+    # Without this AutoTokenizer makes an empty tokenizer out of config.json's model_type.
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(
+            "no tokenizer here (tokenizer.json, tokenizer.model or vocab.json)",
+            remedy="copy the tokenizer files of the base model into the directory",
+            file=directory,
+        )
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # bare Exception is what the tokenizers package raises on a bad file
+        raise UserError(
+            f"tokenizer cannot be read ({type(error).__name__}: {error})",
+            remedy="copy the tokenizer files of the base model again",
+            file=directory,
+        ) from error
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "tokenizer has no chat template",
+            remedy="use an instruction-tuned checkpoint, or put its chat_template.jinja into the directory",
+            file=directory / "tokenizer_config.json",
+            field="chat_template",
+        )
+    return tokenizer
+
+
+def eos_ids(directory: str | os.PathLike, tokenizer: Any) -> tuple[int, ...]:
+    """Token ids that end a completion: the tokenizer's own and those that generation_config.json or config.json list.
+
+    Raises:
+      UserError: there are none, so that no completion could ever end.
+    """
+    directory = resolve(directory)
+    found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    for name in ("generation_config.json", "config.json"):
+        if (directory / name).is_file():
+            listed = _read_json(directory / name).get("eos_token_id")
+            found += listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not found:
+        raise UserError(
+            "no end-of-sequence token",
+            remedy="set eos_token in tokenizer_config.json",
+            file=directory / "tokenizer_config.json",
+            field="eos_token",
+        )
+    return tuple(dict.fromkeys(int(token) for token in found))
+
+
+def digest(directory: str | os.PathLike) -> str:
+    """A hash of a model directory's weights and config: what identifies a checkpoint, wherever it lies."""
+    directory = resolve(directory)
+    total = hashlib.blake2b(digest_size=16)
+    for file in sorted([directory / "config.json", *directory.glob("*.safetensors")]):
+        total.update(file.name.encode())
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return total.hexdigest()

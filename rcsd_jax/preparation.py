@@ -1,0 +1,143 @@
+"""From a config's data to what a run needs: examples, their rubrics, and both roles' token ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rcsd_jax import contexts
+from rcsd_jax.contexts import Role
+from rcsd_jax.data.examples import Example
+from rcsd_jax.errors import UserError
+from rcsd_jax.rubrics import variants
+from rcsd_jax.rubrics.schema import Rubric
+
+
+class Encoded(NamedTuple):
+    """The examples of a run and the prompts of both roles, as token ids; `skipped` did not fit."""
+
+    examples: list[Example]
+    student: list[np.ndarray]  # [P] int32 each
+    teacher: list[np.ndarray]  # [Q] int32 each
+    transition: np.ndarray  # [U] int32
+    skipped: int
+
+
+def read_examples(data: ConfigDict, path: str, *, require: Sequence[str], flawed_seed: int = 0) -> list[Example]:
+    """The examples at `path` of the config's data source.
+
+    Raises:
+      UserError: unreadable data or a row that lacks a required field.
+    """
+    fields = {name: column for name, column in data.fields.items() if column}
+    if data.source == "world":
+        from rcsd_jax import world
+
+        return world.examples(path, data.count, seed=flawed_seed)
+    if data.source == "tfds":
+        from rcsd_jax.data.tfds import read_tfds
+
+        return read_tfds(
+            path, split=data.tfds_split, data_dir=data.tfds_dir or None, fields=fields or None, require=require
+        )
+    from rcsd_jax.data.jsonl import read_jsonl
+
+    return read_jsonl(Path(path), fields=fields or None, require=require)
+
+
+def required_fields(config: ConfigDict) -> tuple[str, ...]:
+    """Fields that every row must have: what the roles see, less the rubric where it does not come from the row."""
+    from_row = config.rubric.source in ("data", "noisy", "reduced")
+    seen = dict.fromkeys((*config.student.fields, *config.teacher.fields))
+    if config.rubric.source == "written" and "rubric" in seen:
+        seen |= dict.fromkeys(config.rubric.writer_fields)
+    return tuple(name for name in seen if name != "rubric" or from_row)
+
+
+def fallback_rubric(config: ConfigDict) -> Rubric:
+    """The rubric that fits any question; the embedded world has one in its own words."""
+    if config.data.source == "world":
+        from rcsd_jax import world
+
+        return world.generic_rubric()
+    return variants.generic_rubric()
+
+
+def with_rubric_variant(examples: Sequence[Example], config: ConfigDict) -> list[Example]:
+    """The examples with the rubrics that `config.rubric.source` names, where these need no model."""
+    source, seed = config.rubric.source, config.seed
+    pool = {e.id: e.rubric for e in examples if e.rubric is not None}
+    table = {
+        "generic": lambda e: fallback_rubric(config),
+        "noisy": lambda e: variants.noisy(e.rubric, pool, seed=seed, id=e.id, fraction=config.rubric.noisy_fraction),
+        "random": lambda e: variants.random_rubric(pool, seed=seed, id=e.id),
+        "reduced": lambda e: variants.reduced(e.rubric, seed=seed, id=e.id, fraction=config.rubric.reduced_fraction),
+    }
+    if source not in table:
+        return list(examples)
+    return [dataclasses.replace(e, rubric=table[source](e)) for e in examples]
+
+
+def roles(config: ConfigDict) -> tuple[Role, Role]:
+    """Student and teacher of a config."""
+    return (
+        Role(tuple(config.student.fields), config.student.thinking),
+        Role(tuple(config.teacher.fields), config.teacher.thinking),
+    )
+
+
+def prompts_of(config: ConfigDict) -> Mapping[str, Any]:
+    """The config's prompt texts as a plain dict."""
+    return config.prompts.to_dict() | {"rubric_style": config.rubric.style}
+
+
+def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encoded:
+    """Both roles' prompts of every example, before the run starts: a row that cannot be used is known at once.
+
+    Raises:
+      UserError: an example lacks a field, or is too long and `data.too_long` is "fail", or none is left.
+    """
+    student_role, teacher_role = roles(config)
+    prompts = prompts_of(config)
+    kept, student, teacher, skipped = [], [], [], 0
+    transition = np.zeros((0,), np.int32)
+    for example in examples:
+        s = contexts.encode_role(tokenizer, example, student_role, prompts, config.task)
+        if config.teacher.reason_tokens:
+            t, transition = contexts.encode_reason_first(tokenizer, example, teacher_role, prompts, config.task)
+        else:
+            t = contexts.encode_role(tokenizer, example, teacher_role, prompts, config.task)
+        if _fits(example, "student", s, config) and _fits(example, "teacher", t, config):
+            kept.append(example)
+            student.append(s)
+            teacher.append(t)
+        else:
+            skipped += 1
+    if not kept:
+        raise UserError(
+            f"no example is left: all {len(examples)} prompts are longer than the limits",
+            field="data.max_teacher_prompt",
+            value=config.data.max_teacher_prompt,
+            remedy="raise data.max_student_prompt and data.max_teacher_prompt",
+        )
+    return Encoded(kept, student, teacher, transition, skipped)
+
+
+def _fits(example: Example, role: str, tokens: np.ndarray, config: ConfigDict) -> bool:
+    limit = config.data[f"max_{role}_prompt"]
+    if len(tokens) <= limit:
+        return True
+    if config.data.too_long == "fail":
+        raise UserError(
+            f"the {role}'s prompt has {len(tokens)} tokens, more than data.max_{role}_prompt = {limit}",
+            file=example.origin,
+            field="question",
+            value=example.question,
+            remedy="raise the limit, or set data.too_long=skip",
+        )
+    return False

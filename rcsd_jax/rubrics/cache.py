@@ -1,0 +1,141 @@
+"""What models wrote, kept on disk so that a run that was killed goes on where it stopped.
+
+One JSON line per text, append only. A batch is written, flushed and synced before `put_many` returns, so a kill loses at
+most the batch being written, and leaves at most one torn line, at the end: the next opening cuts it off and counts it.
+One process writes a file; give each process its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rcsd_jax.errors import UserError
+from rcsd_jax.rubrics import schema
+from rcsd_jax.rubrics.parsing import Parsed
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text that a model wrote, and what became of it. `key` is `key_of` the circumstances."""
+
+    key: str
+    text: str
+    parsed: Parsed
+
+
+def key_of(*, checkpoint: str, prompt: str | Sequence[int], sampling: Mapping[str, Any], attempt: int, seed: int) -> str:
+    """The hash (SHA-256, hexadecimal) of all that decides what is written.
+
+    Args:
+      checkpoint: what identifies the weights.
+      prompt: the prompt's token ids or text.
+      sampling: the sampling settings, JSON values.
+      attempt: 0 for the first text for this prompt, then counting resamplings.
+      seed: the sampler's seed.
+    """
+    prompt = prompt if isinstance(prompt, str) else [int(token) for token in prompt]
+    parts = [checkpoint, prompt, dict(sampling), int(attempt), int(seed)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+class RubricCache:
+    """Written rubrics by key: all in memory, and on disk.
+
+    Attributes:
+      path: the file.
+      torn_lines: unfinished lines cut off when the file was opened: 0 or 1.
+      counts: how many of the texts held are "strict", "salvaged" and "rejected".
+    """
+
+    def __init__(self, path: str | Path):
+        """Opens the cache, making the file and its folder where absent.
+
+        Raises:
+          UserError: a line other than the last is not one that this class wrote.
+        """
+        self.path = Path(path)
+        self.torn_lines = 0
+        self.counts: Counter[str] = Counter(strict=0, salvaged=0, rejected=0)
+        self._held: dict[str, Written] = {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            self._load()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._held
+
+    def get(self, key: str) -> Written | None:
+        """What was written under the key, or None."""
+        return self._held.get(key)
+
+    def put_many(self, batch: Iterable[Written]) -> None:
+        """Adds a batch and syncs it to disk. A key held already stays as it is: it stands for the same text."""
+        fresh = {written.key: written for written in reversed(list(batch)) if written.key not in self._held}
+        fresh = dict(reversed(fresh.items()))
+        if not fresh:
+            return
+        with self.path.open("ab") as file:
+            file.write("".join(_to_line(written) for written in fresh.values()).encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        for written in fresh.values():
+            self._hold(written)
+
+    def _hold(self, written: Written) -> None:
+        if written.key not in self._held:
+            self._held[written.key] = written
+            self.counts[written.parsed.status] += 1
+
+    def _load(self) -> None:
+        lines = self.path.read_bytes().split(b"\n")
+        good = 0
+        if lines[-1] == b"":
+            lines.pop()
+        elif lines:
+            lines[-1] += b"\0"  # no line break, so not finished, even if what is there happens to decode
+        for row, line in enumerate(lines, start=1):
+            try:
+                written = _from_line(line)
+            except (ValueError, KeyError, TypeError) as error:
+                if row == len(lines):
+                    self.torn_lines = 1
+                    os.truncate(self.path, good)
+                    return
+                raise UserError(
+                    f"not a cached rubric ({error})",
+                    remedy="remove this line, or the file to have all rubrics written again",
+                    file=self.path,
+                    row=row,
+                ) from error
+            self._hold(written)
+            good += len(line) + 1
+
+
+def _to_line(written: Written) -> str:
+    parsed = written.parsed
+    record = {
+        "key": written.key,
+        "status": parsed.status,
+        "reason": parsed.reason,
+        "rubric": None if parsed.rubric is None else json.loads(schema.to_json(parsed.rubric)),
+        "text": written.text,
+    }
+    return json.dumps(record) + "\n"
+
+
+def _from_line(line: bytes) -> Written:
+    record = json.loads(line)
+    rubric = record["rubric"]
+    if rubric is not None:
+        rubric = schema.from_records(rubric, min_criteria=1, max_criteria=len(rubric))
+    return Written(record["key"], record["text"], Parsed(rubric, record["status"], record["reason"]))

@@ -1,0 +1,267 @@
+"""Rubrics as data: criteria with a class and a weight, read from and written to the formats found in the wild.
+
+The four classes follow RaR (Rubrics as Rewards, arXiv 2507.17746). Three formats are read, mixed freely:
+
+    {"title": "Final value", "description": "Essential Criteria: States 0.228.", "weight": 5}   # RaR
+    "Essential Criteria: States 0.228."                                                         # RaR-Science, as strings
+    {"criterion": "States 0.228.", "points": 5}                                                 # RubricHub
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+KINDS = ("Essential", "Important", "Optional", "Pitfall")
+
+# RaR's categorical weights (1.0, 0.7, 0.3, 0.9) in the 1..10 scheme; a pitfall counts against the answer.
+DEFAULT_WEIGHTS = {"Essential": 10.0, "Important": 7.0, "Optional": 3.0, "Pitfall": -9.0}
+
+MIN_CRITERIA, MAX_CRITERIA = 3, 25
+
+# Names that models give the classes; the long tail was read off the raw texts of two 8B models.
+_CLASS_NAMES = {
+    "Essential": "essential critical core required mandatory must",
+    "Important": "important key mid midweight significant supporting",
+    "Optional": "optional relevant valuable bonus minor",
+    "Pitfall": "pitfall negative contradiction penalty",
+}
+_KIND_OF = {name: kind for kind, names in _CLASS_NAMES.items() for name in names.split()}
+_PREFIX = re.compile(rf"\s*\**\s*({'|'.join(_KIND_OF)})(?:\s+criteri(?:a|on))?\s*\**\s*:\s*\**\s*", re.I)
+
+_ALIASES = {
+    "title": ("title", "name"),
+    "description": ("description", "criterion", "requirement"),
+    "weight": ("weight", "points"),
+    "kind": ("class", "kind", "category"),
+}
+
+
+class RubricError(ValueError):
+    """A rubric or criterion that cannot be used.
+
+    `code` is short and stable, `detail` says what was seen, `count` is the number of usable criteria where known.
+    """
+
+    def __init__(self, code: str, detail: str, *, count: int = 0):
+        self.code, self.detail, self.count = code, detail, count
+        super().__init__(f"{code}: {detail}")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One requirement.
+
+    Attributes:
+      title: two to five words; empty where the source has none (the list-of-strings format).
+      description: the requirement, without its class prefix. For a Pitfall it names what a good answer avoids.
+      weight: finite and not zero; negative for a Pitfall and only there.
+      kind: "Essential", "Important", "Optional" or "Pitfall".
+
+    Raises:
+      RubricError: codes `no_description`, `bad_class`, `bad_weight`.
+    """
+
+    title: str
+    description: str
+    weight: float
+    kind: str
+
+    def __post_init__(self):
+        if not any(map(str.isalnum, self.description)):
+            raise RubricError("no_description", f"criterion {self.title!r} says {self.description!r}")
+        if self.kind not in KINDS:
+            raise RubricError("bad_class", f"class {self.kind!r} is none of {', '.join(KINDS)}")
+        if not math.isfinite(self.weight) or self.weight == 0:
+            raise RubricError("bad_weight", f"weight {self.weight!r} of {self.description[:40]!r} is not a number but 0")
+        if (self.weight < 0) != (self.kind == "Pitfall"):
+            raise RubricError("bad_weight", f"weight {self.weight!r} has the wrong sign for class {self.kind}")
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """Criteria in the order they were written."""
+
+    criteria: tuple[Criterion, ...]
+
+    def __len__(self) -> int:
+        return len(self.criteria)
+
+
+def check(
+    criteria: Sequence[Criterion], *, min_criteria: int = MIN_CRITERIA, max_criteria: int = MAX_CRITERIA
+) -> None:
+    """Raises RubricError (`too_few`, `too_many`, `no_positive_weight`) for criteria that make no usable rubric."""
+    count = len(criteria)
+    if count < min_criteria:
+        raise RubricError("too_few", f"{count} usable criteria, at least {min_criteria} wanted", count=count)
+    if count > max_criteria:
+        raise RubricError("too_many", f"{count} usable criteria, at most {max_criteria} wanted", count=count)
+    if all(criterion.weight < 0 for criterion in criteria):
+        raise RubricError("no_positive_weight", f"all {count} criteria are pitfalls: nothing to score", count=count)
+
+
+def from_records(
+    records: Sequence[Any], *, min_criteria: int = MIN_CRITERIA, max_criteria: int = MAX_CRITERIA
+) -> Rubric:
+    """A rubric from a list of records in any of the three formats; see `criteria_from` for what is inferred.
+
+    A criterion whose description repeats an earlier one (see `normalised`) is left out: it would count twice.
+
+    Raises:
+      RubricError: the first bad record's code, or `not_a_list`, `too_few`, `too_many`, `no_positive_weight`.
+    """
+    if isinstance(records, (str, bytes, Mapping)) or not isinstance(records, Sequence):
+        raise RubricError("not_a_list", f"a rubric is a list of criteria, not {type(records).__name__}")
+    scale = weight_scale(records)
+    criteria = without_repeats([criterion_from(record, scale=scale) for record in records])
+    check(criteria, min_criteria=min_criteria, max_criteria=max_criteria)
+    return Rubric(criteria)
+
+
+def criterion_from(record: Any, *, scale: float = 10.0) -> Criterion:
+    """One criterion from an object or a string.
+
+    The class comes, in this order, from a negative weight (always a Pitfall), an explicit class field or a class name
+    in the weight field, the prefix of the description, and the size of the weight (`kind_of_weight`). The weight, where
+    absent, comes from the class (`DEFAULT_WEIGHTS`); a Pitfall's is made negative. An object with neither class nor
+    weight is Important, the middle class; a bare string must carry its prefix, or any list of words would be a rubric.
+
+    Args:
+      record: an object with a description (or criterion), or a string.
+      scale: the largest weight of the scheme that the record's list uses; see `weight_scale`.
+
+    Raises:
+      RubricError: `bad_record`, `no_description`, `no_class`, `bad_class`, `bad_weight`.
+    """
+    if isinstance(record, str):
+        kind, description = split_class(record)
+        if kind is None:
+            raise RubricError("no_class", f"string {record[:40]!r} does not begin with a class such as 'Essential Criteria:'")
+        return Criterion("", description, DEFAULT_WEIGHTS[kind], kind)
+    if not isinstance(record, Mapping):
+        raise RubricError("bad_record", f"a criterion is an object or a string, not {type(record).__name__}")
+    title, text = _field(record, "title"), _field(record, "description")
+    if not isinstance(text, str):
+        raise RubricError("no_description", f"criterion {title!r} has no description; keys {sorted(map(str, record))}")
+    prefix, description = split_class(text)
+    weight, named = _weight_and_class(_field(record, "weight"))
+    explicit = _field(record, "kind")
+    if isinstance(explicit, str) and explicit.strip():
+        named = _KIND_OF.get(explicit.strip().split()[0].casefold(), named)
+    kind = named or prefix
+    if weight is not None and weight < 0:
+        kind = "Pitfall"
+    if kind is None:
+        kind = "Important" if weight is None else kind_of_weight(weight, scale=scale)
+    if weight is None:
+        weight = DEFAULT_WEIGHTS[kind]
+    weight = -abs(weight) if kind == "Pitfall" else weight
+    return Criterion(_clean(title) if isinstance(title, str) else "", description, weight, kind)
+
+
+def kind_of_weight(weight: float, *, scale: float = 10.0) -> str:
+    """The class that a weight suggests: negative Pitfall, above 4/5 of the scale Essential, from half of it Important,
+    below that Optional. So 9 and 10 of ten, and 5 of five, are Essential; 5..8 of ten, and 3 and 4 of five, Important.
+    """
+    if weight < 0:
+        return "Pitfall"
+    return "Essential" if weight > 0.8 * scale else "Important" if weight >= 0.5 * scale else "Optional"
+
+
+def weight_scale(records: Sequence[Any]) -> float:
+    """The scheme a list of records uses, judged by its largest weight: 1, 5 or 10, or that weight itself above 10."""
+    weights = [0.0]
+    for record in records:
+        if isinstance(record, Mapping):
+            try:
+                weight, _ = _weight_and_class(_field(record, "weight"))
+            except RubricError:  # reported with its place when the criterion itself is read
+                continue
+            weights.append(0.0 if weight is None else weight)
+    largest = max(weights)
+    return next((scale for scale in (1.0, 5.0, 10.0) if 0 < largest <= scale), max(largest, 10.0))
+
+
+def split_class(text: str) -> tuple[str | None, str]:
+    """Splits 'Essential Criteria: States …' into ("Essential", "States …"); (None, text) without a known prefix.
+
+    Case, spaces before the colon, bold marks, 'Criterion' or neither word, and common other names of the classes
+    ("Negative" for Pitfall, "Critical" for Essential, …) are accepted.
+    """
+    text = _clean(text)
+    match = _PREFIX.match(text)
+    if match is None:
+        return None, text
+    return _KIND_OF[match.group(1).casefold()], text[match.end() :]
+
+
+def without_repeats(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
+    """The criteria whose normalised description did not occur before, in order."""
+    first: dict[str, Criterion] = {}
+    for criterion in criteria:
+        first.setdefault(normalised(criterion.description), criterion)
+    return tuple(first.values())
+
+
+def normalised(description: str) -> str:
+    """A description as compared for equality: compatibility form, lower case, single spaces, no final punctuation."""
+    return " ".join(unicodedata.normalize("NFKC", description).casefold().split()).rstrip(" .;,")
+
+
+def to_json(rubric: Rubric, style: str = "objects") -> str:
+    """The rubric as one line of JSON, as models are shown it and as files keep it.
+
+    Args:
+      rubric: the rubric.
+      style: "objects" for {title, description, weight} with the class as prefix of the description (`from_records`
+        gives an equal rubric back), or "strings" for the prefixed descriptions alone (weights become the defaults).
+
+    Raises:
+      ValueError: an unknown style.
+    """
+    if style == "strings":
+        return json.dumps([_prefixed(c) for c in rubric.criteria], ensure_ascii=False)
+    if style != "objects":
+        raise ValueError(f"style {style!r} is neither 'objects' nor 'strings'")
+    records = []
+    for c in rubric.criteria:
+        weight = int(c.weight) if float(c.weight).is_integer() else c.weight
+        records.append(({"title": c.title} if c.title else {}) | {"description": _prefixed(c), "weight": weight})
+    return json.dumps(records, ensure_ascii=False)
+
+
+def _prefixed(criterion: Criterion) -> str:
+    return f"{criterion.kind} Criteria: {criterion.description}"
+
+
+def _field(record: Mapping, name: str) -> Any:
+    keys = {str(key).strip().casefold(): key for key in record}
+    return next((record[keys[alias]] for alias in _ALIASES[name] if alias in keys), None)
+
+
+def _weight_and_class(value: Any) -> tuple[float | None, str | None]:
+    """A weight field holds a number, a number in a string ("5", "5 points", "8/10"), a class name, or nothing."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None, None
+    if isinstance(value, str):
+        number = re.match(r"\s*([+-]?\d+(?:\.\d+)?)(?![\w.])", value)
+        kind = _KIND_OF.get(value.strip().casefold())
+        if number is None and kind is None:
+            raise RubricError("bad_weight", f"weight {value[:40]!r} is not a number")
+        return (None, kind) if number is None else (float(number.group(1)), None)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RubricError("bad_weight", f"weight {str(value)[:40]} of type {type(value).__name__} is not a number")
+    if abs(value) > 1e6 or value != value or value == 0:
+        raise RubricError("bad_weight", f"weight {str(value)[:40]} is not a usable number")
+    return float(value), None
+
+
+def _clean(text: str) -> str:
+    """Single spaces for runs of white space; lone surrogates, which no UTF-8 file can hold, replaced."""
+    return " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())

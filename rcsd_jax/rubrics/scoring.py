@@ -1,0 +1,48 @@
+"""Numbers from rubrics: the score of a response under one, and how alike two of them are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+from rcsd_jax.rubrics.schema import Criterion, Rubric, RubricError, normalised
+
+
+def score(rubric: Rubric, met: Sequence[bool]) -> float:
+    """RaR's explicit aggregation (arXiv 2507.17746) with signed weights.
+
+        score = sum_i w_i * met_i / sum_i max(w_i, 0)
+
+    `met[i]` of a Pitfall says that the fault is *present*: its negative weight then counts. (A judge who is asked
+    whether the response heeds "should avoid X" answers the opposite.) So 1 is a response that does everything asked
+    and makes no fault; faults can bring it below 0, and it is not clipped, as a clipped reward would not see them.
+
+    Args:
+      rubric: the criteria.
+      met: one truth value per criterion, in order.
+
+    Raises:
+      ValueError: `met` has another length.
+      RubricError: code `no_positive_weight`.
+    """
+    if len(met) != len(rubric.criteria):
+        raise ValueError(f"{len(met)} judgements for {len(rubric.criteria)} criteria")
+    total = sum(criterion.weight for criterion in rubric.criteria if criterion.weight > 0)
+    if total == 0:
+        raise RubricError("no_positive_weight", "a score is relative to the positive weights, and there are none")
+    return sum(criterion.weight for criterion, yes in zip(rubric.criteria, met, strict=True) if yes) / total
+
+
+def f1(
+    predicted: Rubric | None, truth: Rubric, *, key: Callable[[Criterion], Hashable] = lambda c: normalised(c.description)
+) -> float:
+    """F1 of the predicted criteria against the true ones, as sets of keys; 0 for a rubric that was rejected (None).
+
+    Args:
+      predicted: the rubric that was written.
+      truth: the ground-truth rubric.
+      key: what makes two criteria the same; by default the normalised description.
+    """
+    if predicted is None:
+        return 0.0
+    ours, theirs = {key(c) for c in predicted.criteria}, {key(c) for c in truth.criteria}
+    return 2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else 1.0

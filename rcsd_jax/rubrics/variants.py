@@ -1,0 +1,108 @@
+"""The rubrics of the paper's ablation: generic, noisy, random and reduced.
+
+Each is a pure function of its arguments. Chance comes from (seed, id) alone, so an example gets the same variant in
+whatever order, batch or process it is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rcsd_jax.rubrics.schema import Criterion, Rubric, normalised
+
+Pool = Sequence[tuple[str, Rubric]]
+"""(example id, its rubric) of the whole data set, in a fixed order: draws are indices into it."""
+
+_GENERIC = (
+    ("Correct final answer", "States one final answer that is correct and complete for what is asked.", 10, "Essential"),
+    ("Sound principle", "Names the law, definition or mechanism that governs the problem and applies it validly.", 10, "Essential"),
+    ("Justified steps", "Leads from the given data to the conclusion step by step, each following from the last.", 8, "Important"),
+    ("Units and numbers", "Carries units through, and computes values without slips and to a sensible precision.", 7, "Important"),
+    ("Conditions stated", "Says which assumptions are made and why they hold in this situation.", 5, "Important"),
+    ("Result checked", "Tests the result, for example by its order of magnitude, a limiting case or dimensions.", 3, "Optional"),
+    ("Clear wording", "Is organised and to the point, with symbols and terms explained.", 2, "Optional"),
+    ("Unsupported claims", "Asserts facts or values that are invented, or contradicts itself.", -5, "Pitfall"),
+)
+_DRAWS = 100
+
+
+def generic_rubric() -> Rubric:
+    """A rubric that fits any science question and says nothing about this one."""
+    return Rubric(tuple(Criterion(title, text, float(weight), kind) for title, text, weight, kind in _GENERIC))
+
+
+def random_rubric(pool: Pool, *, seed: int, id: str) -> Rubric:
+    """Another question's rubric.
+
+    Raises:
+      ValueError: the pool holds no other question.
+    """
+    return _other(pool, _generator("random", seed, id), id)
+
+
+def noisy(rubric: Rubric, pool: Pool, *, seed: int, id: str, fraction: float = 0.5) -> Rubric:
+    """The rubric with a fraction of its criteria (rounded, at least one unless 0) replaced by other questions'.
+
+    A replacement takes over place, class and weight, so that only what it asks for is wrong. It is drawn among criteria
+    of the same class; where many draws find none, one of another class brings its own class and weight.
+
+    Raises:
+      ValueError: fraction outside 0..1, or a pool without other questions or with nothing that is not here already.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction {fraction} is not in 0..1")
+    rng = _generator("noisy", seed, id)
+    criteria = list(rubric.criteria)
+    count = max(1, round(fraction * len(criteria))) if fraction else 0
+    here = {normalised(c.description) for c in criteria}
+    for at in sorted(rng.sample(range(len(criteria)), count)):
+        donors = (rng.choice(_other(pool, rng, id).criteria) for _ in range(_DRAWS))
+        fresh = [donor for donor in donors if normalised(donor.description) not in here]
+        if not fresh:
+            raise ValueError(f"no criterion of another question is new to the rubric of {id!r}")
+        donor = next((donor for donor in fresh if donor.kind == criteria[at].kind), None)
+        here.add(normalised((donor or fresh[0]).description))
+        criteria[at] = (
+            replace(criteria[at], title=donor.title, description=donor.description) if donor is not None else fresh[0]
+        )
+    return Rubric(tuple(criteria))
+
+
+def reduced(rubric: Rubric, *, seed: int, id: str, keep: int | float = 0.5) -> Rubric:
+    """A random part of the criteria, in their order, always with one of positive weight if the rubric has one.
+
+    Args:
+      rubric: the whole.
+      seed: with `id`, decides which criteria stay.
+      id: the example's id.
+      keep: how many criteria stay: an int for their number, a float in (0, 1] for their fraction, rounded up.
+
+    Raises:
+      ValueError: keep is not positive, or a float above 1.
+    """
+    if keep <= 0 or (isinstance(keep, float) and keep > 1):
+        raise ValueError(f"keep {keep} is neither a positive number of criteria nor a fraction in (0, 1]")
+    size = len(rubric.criteria)
+    count = math.ceil(keep * size) if isinstance(keep, float) else min(keep, size)
+    order = _generator("reduced", seed, id).sample(range(size), size)
+    positive = next((at for at in order if rubric.criteria[at].weight > 0), order[0])
+    kept = sorted([positive, *(at for at in order if at != positive)][:count])
+    return Rubric(tuple(rubric.criteria[at] for at in kept))
+
+
+def _other(pool: Pool, rng: random.Random, id: str) -> Rubric:
+    others = sum(1 for other, _ in pool[:2] if other != id) if len(pool) < 3 else 2
+    if not others:
+        raise ValueError(f"the pool holds no question other than {id!r}")
+    at = rng.randrange(len(pool))
+    while pool[at][0] == id:
+        at = (at + 1) % len(pool)
+    return pool[at][1]
+
+
+def _generator(purpose: str, seed: int, id: str) -> random.Random:
+    return random.Random(hashlib.sha256(f"{purpose}:{seed}:{id}".encode()).digest())

@@ -1,0 +1,424 @@
+"""One stage of a run, top to bottom: model, data, rubrics, state, evaluation, training, export, evaluation.
+
+What a stage resumes from, in this order:
+  1. `summary.json`: the stage is complete; it is read and nothing is done again.
+  2. the newest whole checkpoint: state, and the step from which data and random keys follow.
+  3. `rubrics.jsonl`: rubrics already written.
+  4. nothing: the checkpoint that the config names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich.console
+from ml_collections import ConfigDict
+
+from rcsd_jax import contexts, preparation, train
+from rcsd_jax.checkpoints import Checkpoints
+from rcsd_jax.completions import complete
+from rcsd_jax.contexts import Role
+from rcsd_jax.data.batches import batches
+from rcsd_jax.errors import Preempted, UserError
+from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.evaluate.table import evaluate
+from rcsd_jax.methods.self_distillation import Batch, Options
+from rcsd_jax.metrics import MetricWriter, Progress, compilations
+from rcsd_jax.models import huggingface, lora, sharding
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.rubric_writing import write_rubrics
+from rcsd_jax.rubrics.cache import RubricCache
+from rcsd_jax.rubrics.schema import to_json
+from rcsd_jax.sampling import SamplingConfig
+from rcsd_jax.workdir import claimed, read_json, write_json
+
+
+class Model(NamedTuple):
+    """A checkpoint on the mesh, with its tokenizer."""
+
+    decoder: Decoder
+    params: Any
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    directory: Path
+
+
+def run_stage(config: ConfigDict, workdir: Path, console: rich.console.Console, *, name: str = "") -> dict[str, Any]:
+    """Runs or continues a stage and returns its summary (what `summary.json` holds).
+
+    Raises:
+      UserError: bad input or settings. Preempted: SIGTERM; the state is saved.
+    """
+    mesh = sharding.make_mesh(**config.mesh)
+    with claimed(workdir, config), mesh, _terminable() as stop:
+        if (workdir / "summary.json").exists():
+            console.print(f"{name or 'run'}: complete, see {workdir}")
+            return read_json(workdir / "summary.json")
+
+        model = load_model(config.model.path, config, mesh, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+        sharding.check_divisible(model.decoder.config, mesh, config.train.batch_size // config.train.microbatches)
+        examples = preparation.read_examples(config.data, config.data.path, require=preparation.required_fields(config))
+        examples, rubric_counts = rubrics_for(examples, config, workdir, mesh, console, stop)
+        data = preparation.encode(examples, model.tokenizer, config)
+        console.print(f"{name or 'run'}: {len(data.examples)} examples, {data.skipped} skipped as too long")
+
+        state, frozen, optimizer, rate, shardings = init(model, config, mesh)
+        before = evaluate_roles(("base", "teacher"), model, {"params": model.params}, config, workdir, mesh, console)
+        model = model._replace(params=None)  # from here on the state holds the weights
+
+        state = train_loop(
+            state, frozen, optimizer, rate, shardings, model, data, config, workdir, mesh, console, stop, name
+        )
+
+        variables = train.student_variables(state.trained, frozen, lora=bool(config.lora.rank))
+        exported = export(variables, model, config, workdir)
+        after = evaluate_roles(("trained",), model, variables, config, workdir, mesh, console)
+        summary = {
+            "task": config.task,
+            "evaluation": before | after,
+            "rubrics": rubric_counts,
+            "examples": len(data.examples),
+            "skipped": data.skipped,
+            "compilations": compilations(),
+            "paths": exported | {"metrics": str(workdir / "metrics.jsonl"), "checkpoints": str(workdir / "checkpoints")},
+        }
+        if jax.process_index() == 0:
+            write_json(workdir / "summary.json", summary)
+        return summary
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    path: str, config: ConfigDict, mesh: jax.sharding.Mesh, *, lora_rank: int = 0, lora_alpha: float = 1.0
+) -> Model:
+    """Reads a Hugging Face directory onto the mesh."""
+    directory = huggingface.resolve(path)
+    dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
+    decoder_config = huggingface.read_config(directory, remat=config.model.remat, **dtypes)
+    placement = sharding.param_shardings(decoder_config, mesh)
+    _, params = huggingface.load(directory, remat=config.model.remat, shardings=placement, **dtypes)
+    if lora_rank:
+        decoder_config = dataclasses.replace(decoder_config, lora_scale=lora.lora_scale(lora_rank, lora_alpha))
+    tokenizer = huggingface.load_tokenizer(directory)
+    eos_ids = huggingface.eos_ids(directory, tokenizer)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+    return Model(Decoder(decoder_config), params, tokenizer, eos_ids, pad_id, directory)
+
+
+def init(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh):
+    """The state before the first step, the frozen weights (or None), the optimizer and the state's shardings."""
+    decoder_config = model.decoder.config
+    ema, full = config.teacher.weights == "ema", config.lora.rank == 0
+    optimizer, rate = train.make_optimizer(steps=config.train.steps, **config.optimizer)
+    if full:
+        placement = sharding.param_shardings(decoder_config, mesh)
+        trained = model.params
+        frozen = jax.tree.map(jnp.copy, model.params) if config.teacher.weights == "fixed" else None
+    else:
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        trained = lora.init_lora(
+            decoder_config, key, rank=config.lora.rank, alpha=config.lora.alpha, targets=tuple(config.lora.targets)
+        )
+        placement = sharding.lora_shardings(decoder_config, mesh, trained)
+        frozen = model.params
+    make = functools.partial(train.init_state, optimizer=optimizer, ema=ema)
+    abstract = jax.eval_shape(make, trained)
+    replicated = sharding.replicated(mesh)
+    opt_placement = optax.tree_map_params(
+        optimizer, lambda _, s: s, abstract.opt_state, placement, transform_non_params=lambda _: replicated
+    )
+    shardings = train.TrainState(replicated, placement, opt_placement, placement if ema else None)
+    return jax.jit(make, out_shardings=shardings)(trained), frozen, optimizer, rate, shardings
+
+
+# --- rubrics ---------------------------------------------------------------------------------------------------------
+
+
+def rubrics_for(examples, config: ConfigDict, workdir: Path, mesh, console, stop) -> tuple[list, dict[str, int]]:
+    """The examples with the rubrics that the teacher sees: from the rows, a variant of them, or written by a model."""
+    if config.rubric.source != "written" or "rubric" not in config.teacher.fields:
+        return preparation.with_rubric_variant(examples, config), {}
+    settings = config.rubric
+    writer = load_model(settings.writer, config, mesh)
+    role = Role(tuple(settings.writer_fields), settings.writer_thinking)
+    prompts = preparation.prompts_of(config)
+    encoded = [contexts.encode_role(writer.tokenizer, e, role, prompts, "write_rubric") for e in examples]
+    sampling = _sampling(settings, writer.eos_ids)
+    with Progress(console, "write rubrics", len(examples)) as progress:
+
+        def write(wanted, seeds):
+            run = complete(
+                writer.decoder,
+                {"params": writer.params},
+                wanted,
+                seeds,
+                sampling,
+                mesh=mesh,
+                batch_size=settings.batch_size,
+                pad_to=config.data.pad_to,
+                pad_id=writer.pad_id,
+            )
+            for chosen, completions in run:
+                yield chosen, completions
+                progress.advance(len(chosen), sum(len(c.tokens) for c in completions))
+                if stop.is_set():
+                    raise Preempted("rubrics written so far are in the cache")
+
+        examples, counts = write_rubrics(
+            examples,
+            encoded,
+            write=write,
+            decode=_decoder_of(writer),
+            cache=RubricCache(workdir / "rubrics.jsonl"),
+            checkpoint=huggingface.digest(writer.directory),
+            settings=dataclasses.asdict(sampling),
+            resample=settings.resample,
+            fallback=preparation.fallback_rubric(config) if settings.on_reject == "generic" else None,
+            min_criteria=settings.min_criteria,
+            max_criteria=settings.max_criteria,
+            seed=config.seed,
+        )
+    console.print(f"rubrics: {counts}")
+    return examples, counts
+
+
+def _rubrics_digest(examples) -> str:
+    texts = [[e.id, None if e.rubric is None else to_json(e.rubric)] for e in examples]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def train_loop(state, frozen, optimizer, rate, shardings, model: Model, data, config, workdir, mesh, console, stop, name):
+    """Trains from the newest checkpoint (or the given state) to the last step; returns the last state."""
+    steps, settings = config.train.steps, config.checkpoint
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep)
+    position = {"seed": config.seed, "rubrics": _rubrics_digest(data.examples), "rubric_cache": "rubrics.jsonl"}
+    start = checkpoints.latest_step() or 0
+    if start:
+        state, saved = checkpoints.restore(start, state)
+        if saved["rubrics"] != position["rubrics"]:
+            raise UserError(
+                "the rubrics or the data changed since the last checkpoint",
+                file=workdir / "rubrics.jsonl",
+                remedy="restore the file, or start anew with another --workdir",
+            )
+        console.print(f"{name or 'run'}: continuing at step {start}")
+    step_fn = train.jit_train_step(
+        shardings,
+        decoder=model.decoder,
+        optimizer=optimizer,
+        options=options_of(config, model),
+        teacher=config.teacher.weights,
+        lora=bool(config.lora.rank),
+        ema_decay=config.teacher.ema_decay,
+        microbatches=config.train.microbatches,
+    )
+    order = batches(
+        list(range(len(data.examples))),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    writer = MetricWriter(workdir, first_step=start)
+    try:
+        with Progress(console, f"{name or 'run'}: train", steps, done=start) as progress:
+            for step in range(start, steps):
+                began = time.monotonic()
+                rows = order[step]
+                batch = sharding.to_mesh(make_batch(rows, data, config, model.pad_id), mesh)
+                state, metrics, _ = step_fn(state, frozen, batch, np.uint32(config.seed))
+                scalars = _scalars(metrics, rate(step), time.monotonic() - began)
+                _stop_if_not_finite(step, rows, metrics, state, data, checkpoints, position)
+                if step % config.train.log_every == 0 or step == steps - 1:
+                    writer.write(step, scalars)
+                progress.advance(1, int(scalars["completion_tokens"]), f"loss {scalars['loss']:.4f}")
+                if (step + 1) % settings.every == 0 or step == steps - 1 or stop.is_set():
+                    checkpoints.save(step + 1, state, position | {"data_position": step + 1})
+                if stop.is_set():
+                    checkpoints.wait()
+                    raise Preempted(f"saved at step {step + 1} of {steps}")
+    finally:
+        checkpoints.close()
+        writer.close()
+    return state
+
+
+def options_of(config: ConfigDict, model: Model) -> Options:
+    """The step's static choices from the config."""
+    divergence = {k: v for k, v in config.loss.items() if k not in ("chunk_size", "importance_clip", "mask_cut", "skip_first")}
+    return Options(
+        sampling=_sampling(config.sampling, model.eos_ids),
+        divergence=tuple(sorted(divergence.items())),
+        temperature=config.sampling.temperature or 1.0,
+        chunk_size=config.loss.chunk_size,
+        reason_tokens=config.teacher.reason_tokens,
+        importance_clip=config.loss.importance_clip,
+        mask_cut=config.loss.mask_cut,
+        skip_first=config.loss.skip_first,
+        pad_id=model.pad_id,
+    )
+
+
+def make_batch(rows: list[int], data: preparation.Encoded, config: ConfigDict, pad_id: int) -> Batch:
+    """This process's rows of a global batch, padded to lengths of which a run has few."""
+    local = len(rows)
+    first = jax.process_index() * local
+    student, teacher = [data.student[i] for i in rows], [data.teacher[i] for i in rows]
+    return Batch(
+        np.arange(first, first + local, dtype=np.int32),
+        *contexts.pad_left(student, _padded_length(student, data.student, config.data.pad_to), pad_id),
+        *contexts.pad_left(teacher, _padded_length(teacher, data.teacher, config.data.pad_to), pad_id),
+        np.tile(data.transition, (local, 1)),
+    )
+
+
+def _padded_length(rows, everything, pad_to: int) -> int:
+    # Processes see different rows but must agree on shapes, so with several of them the data's longest prompt decides.
+    longest = max(len(row) for row in (rows if jax.process_count() == 1 else everything))
+    return -(-longest // pad_to) * pad_to
+
+
+def _scalars(metrics: dict[str, jax.Array], rate: Any, seconds: float) -> dict[str, float]:
+    scalars = {k: float(v) for k, v in metrics.items() if k not in ("row_loss", "finite")}
+    return scalars | {
+        "learning_rate": float(rate),
+        "step_seconds": seconds,
+        "tokens_per_second": scalars["completion_tokens"] / seconds,
+        "compilations": compilations(),
+    }
+
+
+def _stop_if_not_finite(step: int, rows, metrics, state, data, checkpoints: Checkpoints, position) -> None:
+    if bool(metrics["finite"]):
+        return
+    # The step kept the old state, so what is saved is the last good one; it stands for `step` updates.
+    checkpoints.save(step, state, position | {"data_position": step})
+    checkpoints.wait()
+    row_loss = np.asarray(jax.device_get(metrics["row_loss"]))
+    bad = [data.examples[i].origin for i, x in zip(rows, row_loss, strict=False) if not np.isfinite(x)]
+    raise UserError(
+        f"non-finite loss or gradient at step {step}; the state before it is saved; "
+        f"offending rows: {', '.join(bad) or 'none alone, the gradient overflowed'}",
+        field="loss",
+        value=float(metrics["loss"]),
+        remedy="lower optimizer.learning_rate, or take the rows out",
+    )
+
+
+# --- evaluation and export -------------------------------------------------------------------------------------------
+
+
+def evaluate_roles(role_names, model: Model, variables, config, workdir, mesh, console) -> dict[str, Any]:
+    """Role -> split -> mode -> scores, kept in `evaluation_<role>.json`; texts go to `completions_<role>.jsonl`."""
+    if not config.eval.grader:
+        return {}
+    student, teacher = preparation.roles(config)
+    prompts = preparation.prompts_of(config)
+    results: dict[str, Any] = {}
+    for role_name in [r for r in role_names if r in config.eval.roles]:
+        path = workdir / f"evaluation_{role_name}.json"
+        if path.exists():
+            results[role_name] = read_json(path)
+            continue
+        role = teacher if role_name == "teacher" else student
+        results[role_name], lines = {}, []
+        for split, place in config.eval.splits.items():
+            data = config.data.copy_and_resolve_references()
+            data.count = config.eval.count
+            examples = preparation.read_examples(data, place, require=role.fields)[: config.eval.count]
+            encoded = [contexts.encode_role(model.tokenizer, e, role, prompts, config.task) for e in examples]
+            for greedy in config.eval.greedy:
+                sampling = _sampling(config.sampling, model.eos_ids, temperature=0.0 if greedy else config.eval.temperature)
+                run = functools.partial(
+                    complete,
+                    model.decoder,
+                    variables,
+                    sampling=sampling,
+                    mesh=mesh,
+                    batch_size=config.eval.batch_size,
+                    pad_to=config.data.pad_to,
+                    pad_id=model.pad_id,
+                )
+                scores, records = evaluate(
+                    examples, encoded, complete=run, decode=_decoder_of(model), grade=GRADERS[config.eval.grader]
+                )
+                mode = "greedy" if greedy else "sampled"
+                results[role_name].setdefault(split, {})[mode] = scores
+                lines += [json.dumps({"split": split, "mode": mode, **r}, ensure_ascii=False) for r in records]
+        console.print(f"evaluated {role_name}")
+        if jax.process_index() == 0:
+            (workdir / f"completions_{role_name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_json(path, results[role_name])
+    return results
+
+
+def export(variables, model: Model, config: ConfigDict, workdir: Path) -> dict[str, str]:
+    """Writes the trained model as a Hugging Face directory, and under LoRA also as a PEFT adapter; returns the paths."""
+    paths, decoder_config = {}, model.decoder.config
+    params, adapters = variables["params"], variables.get("lora")
+    if adapters is not None and config.export.adapter:
+        paths["adapter"] = str(workdir / "adapter")
+        lora.save_peft(
+            workdir / "adapter",
+            decoder_config,
+            adapters,
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            targets=tuple(config.lora.targets),
+            base_path=str(model.directory),
+        )
+    if adapters is None or config.export.merged:
+        paths["export"] = str(workdir / "export")
+        if adapters is not None:
+            params = lora.merge(params, adapters, decoder_config.lora_scale)
+        huggingface.save(workdir / "export", decoder_config, params, source=model.directory)
+    return paths
+
+
+# --- small things ----------------------------------------------------------------------------------------------------
+
+
+def _sampling(settings: ConfigDict, eos_ids: tuple[int, ...], temperature: float | None = None) -> SamplingConfig:
+    return SamplingConfig(
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature if temperature is None else temperature,
+        top_k=settings.top_k or None,
+        top_p=settings.top_p if settings.top_p < 1.0 else None,
+        eos_ids=eos_ids,
+    )
+
+
+def _decoder_of(model: Model):
+    return functools.partial(model.tokenizer.decode, skip_special_tokens=True)
+
+
+class _terminable:
+    """While the context lasts, SIGTERM sets the event it gives instead of ending the process."""
+
+    def __enter__(self) -> threading.Event:
+        self._event = threading.Event()
+        in_main = threading.current_thread() is threading.main_thread()
+        self._old = signal.signal(signal.SIGTERM, lambda *_: self._event.set()) if in_main else None
+        return self._event
+
+    def __exit__(self, *_) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGTERM, self._old)

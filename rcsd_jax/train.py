@@ -1,0 +1,175 @@
+"""The train state and the train step: sample -> score both roles -> divergence -> update. Pure, jitted over a mesh."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from rcsd_jax.methods import self_distillation as method
+from rcsd_jax.models.decoder import Decoder
+
+Params = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes. `trained` is the whole model, or the adapters under LoRA."""
+
+    step: jax.Array  # [] int32, updates done
+    trained: Params
+    opt_state: Any
+    ema: Params | None = None  # float32 average of `trained`, for the EMA teacher
+
+
+def init_state(trained: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """The state before the first step; `trained` is used as it is, not copied."""
+    average = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trained) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained), average)
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    steps: int,
+    clip: float | None = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
+    """AdamW behind global-norm clipping, and its learning-rate schedule (step -> rate), for logging.
+
+    `schedule` is one of "constant", "linear" (to zero at `steps`) and "cosine" (likewise), after a linear warm-up.
+    """
+    decay_steps = max(steps - warmup_steps, 1)
+    after = {
+        "constant": optax.constant_schedule(learning_rate),
+        "linear": optax.linear_schedule(learning_rate, 0.0, decay_steps),
+        "cosine": optax.cosine_decay_schedule(learning_rate, decay_steps),
+    }[schedule]
+    # The first update already has a rate of learning_rate / (warmup + 1): a rate of zero would waste a whole step.
+    warmup = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
+    rate = optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
+    adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
+    return (optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw), rate
+
+
+def student_variables(trained: Params, frozen: Params | None, *, lora: bool) -> method.Variables:
+    """The student's variables: the trained model, or the frozen base with the trained adapters."""
+    return {"params": frozen, "lora": trained} if lora else {"params": trained}
+
+
+def teacher_variables(state: TrainState, frozen: Params | None, *, teacher: str, lora: bool) -> method.Variables:
+    """The teacher's variables.
+
+    "fixed": the initial weights (`frozen`; under LoRA the base with its adapters off, so no second copy exists);
+    "live": the current weights; "ema": their exponential moving average.
+    """
+    table = {
+        "fixed": lambda: {"params": frozen},
+        "live": lambda: student_variables(state.trained, frozen, lora=lora),
+        "ema": lambda: student_variables(
+            jax.tree.map(lambda average, x: average.astype(x.dtype), state.ema, state.trained), frozen, lora=lora
+        ),
+    }
+    return jax.lax.stop_gradient(table[teacher]())
+
+
+def train_step(
+    state: TrainState,
+    frozen: Params | None,
+    batch: method.Batch,
+    seed: jax.Array,
+    *,
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    options: method.Options,
+    teacher: str,
+    lora: bool,
+    ema_decay: float = 0.999,
+    microbatches: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array], method.Completions]:
+    """One update. Random keys come from (seed, step, row), so any step can be recomputed alone.
+
+    A non-finite loss or gradient leaves the state as it was and reports `finite` = 0: the caller stops.
+
+    Returns:
+      The new state, scalar metrics (and `row_loss` [B]), and what was sampled.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    student = student_variables(state.trained, frozen, lora=lora)
+    teacher_vars = teacher_variables(state, frozen, teacher=teacher, lora=lora)
+
+    completions = method.sample(decoder, student, teacher_vars, batch, key, options)
+
+    tokens = jnp.maximum(completions.loss_mask.sum(), 1)
+
+    def loss_fn(trained, part):
+        variables = student_variables(trained, frozen, lora=lora)
+        loss_sum, sums = method.loss_sums(decoder, variables, teacher_vars, part, options)
+        return loss_sum / tokens, sums
+
+    (loss, sums), grads = _accumulate(jax.value_and_grad(loss_fn, has_aux=True), state.trained, completions, microbatches)
+
+    grad_norm = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    ema = None
+    if state.ema is not None:
+        ema = jax.tree.map(lambda m, x: ema_decay * m + (1 - ema_decay) * x.astype(jnp.float32), state.ema, trained)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    new_state = TrainState(state.step + 1, trained, opt_state, ema)
+    new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+    return new_state, _metrics(loss, grad_norm, finite, sums, completions), completions
+
+
+def _accumulate(value_and_grad: Callable, trained: Params, completions: method.Completions, microbatches: int):
+    """Loss, sums and gradients added up over microbatches, one in memory at a time."""
+    if microbatches == 1:
+        return value_and_grad(trained, completions)
+    # [B, ...] -> [A, B/A, ...] with rows dealt out in turn: every device keeps its own rows in every microbatch.
+    parts = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1), completions
+    )
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(value_and_grad, trained, first))
+    (zero_value, zero_sums), zero_grads = zeros
+    zero_sums = {k: v for k, v in zero_sums.items() if k != "row_loss"}
+
+    def body(carry, part):
+        (value, sums), grads = value_and_grad(trained, part)
+        row_loss = sums.pop("row_loss")
+        return jax.tree.map(jnp.add, carry, ((value, sums), grads)), row_loss
+
+    ((value, sums), grads), row_loss = jax.lax.scan(body, ((zero_value, zero_sums), zero_grads), parts)
+    sums["row_loss"] = row_loss.swapaxes(0, 1).reshape(-1)
+    return (value, sums), grads
+
+
+def _metrics(loss, grad_norm, finite, sums: dict, completions: method.Completions) -> dict[str, jax.Array]:
+    mask, cut = completions.samples.mask, completions.samples.cut
+    count = jnp.maximum(mask.sum(), 1)
+    row_loss = sums.pop("row_loss")
+    return {
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "finite": finite,
+        **{name: value / count for name, value in sums.items()},
+        "completion_length": mask.sum(axis=1).mean(),
+        "share_cut": cut.mean(),
+        "completion_tokens": mask.sum(),
+        "row_loss": row_loss,
+    }
+
+
+def jit_train_step(shardings: Any = None, **static) -> Callable:
+    """`train_step` with its static choices bound, the state donated and, over a mesh, its sharding kept."""
+    out = None if shardings is None else (shardings, None, None)
+    return jax.jit(functools.partial(train_step, **static), donate_argnums=0, out_shardings=out)

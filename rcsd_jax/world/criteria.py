@@ -1,0 +1,148 @@
+"""The ground-truth rubric of a problem, and the programs that grade a text criterion by criterion."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from rcsd_jax.world.problems import Problem, Quantity
+
+UNIT, BOX, CHECK = "give unit {}", "box answer", "check units"
+LAW, CONVERT, IGNORE, TWICE = "state {}", "convert {} to {}", "use {}", "double the product"
+STEPS = ("law", "convert_a", "convert_b", "distractor", "twice", "check", "unit", "box")
+CLASSES = {
+    "law": "Essential",
+    "convert_a": "Essential",
+    "convert_b": "Essential",
+    "distractor": "Pitfall",
+    "twice": "Essential",
+    "check": "Optional",
+    "unit": "Important",
+    "box": "Important",
+}
+GENERIC = (
+    "Essential Criteria: state the law",
+    "Essential Criteria: convert units",
+    "Important Criteria: be careful",
+    "Important Criteria: box answer",
+)
+"""What one may ask of any problem without reading it."""
+
+
+def law(problem: Problem, *, operator: str = "*") -> str:
+    """The law in words: 'energy = power * time'."""
+    kind = problem.law
+    return f"{kind.result} = {kind.a.name} {operator} {kind.b.name}"
+
+
+def steps(problem: Problem) -> tuple[str, ...]:
+    """The steps that a careful solution of this problem needs, in order (a part of STEPS)."""
+    return tuple(s for s in STEPS if s in ("law", "check", "unit", "box") or s in problem.complications)
+
+
+def description(problem: Problem, step: str) -> str:
+    """The criterion of one step, without its class. A Pitfall names the mistake."""
+    quantities: dict[str, Quantity] = {"convert_a": problem.law.a, "convert_b": problem.law.b}
+    if step in quantities:
+        return CONVERT.format(quantities[step].name, quantities[step].unit)
+    return {
+        "law": LAW.format(law(problem)),
+        "distractor": IGNORE.format(problem.distractor[0] if problem.distractor else ""),
+        "twice": TWICE,
+        "check": CHECK,
+        "unit": UNIT.format(problem.law.unit),
+        "box": BOX,
+    }[step]
+
+
+def criterion(problem: Problem, step: str) -> str:
+    """The criterion of one step as a string with its class prefix."""
+    return f"{CLASSES[step]} Criteria: {description(problem, step)}"
+
+
+def true_rubric(problem: Problem) -> tuple[str, ...]:
+    """The four to eight criteria that this problem calls for."""
+    return tuple(criterion(problem, step) for step in steps(problem))
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxed:
+    """The content of the last box: a number if its digits can be read, and the unit (may be empty)."""
+
+    value: int | None
+    unit: str
+
+
+def boxed(text: str) -> Boxed | None:
+    """The last complete `\\boxed{ ... }` of a text, or None."""
+    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
+    if not found:
+        return None
+    match = re.match(r"\s*((?:\d+\s+)*\d+)\s*(.*?)\s*$", found[-1])
+    if match is None:
+        return Boxed(None, found[-1].strip())
+    return Boxed(int(match[1].replace(" ", "")), " ".join(match[2].split()))
+
+
+def answer_correct(problem: Problem, text: str) -> bool:
+    """Whether the last box holds the exact result with its unit."""
+    found = boxed(text)
+    return found is not None and found.value == problem.result and found.unit == problem.law.unit
+
+
+def grade(problem: Problem, text: str) -> dict[str, bool]:
+    """For every criterion of the true rubric (by description), whether the text meets it.
+
+    A Pitfall is met when the text makes the mistake: a careful text meets every criterion but the Pitfalls.
+    """
+    flat = " ".join(text.split())
+    return {description(problem, step): _met(problem, step, flat) for step in steps(problem)}
+
+
+def satisfied(problem: Problem, text: str) -> dict[str, bool]:
+    """For every step of the problem, whether the text does it right (a Pitfall: avoids it)."""
+    flat = " ".join(text.split())
+    return {step: _met(problem, step, flat) != (CLASSES[step] == "Pitfall") for step in steps(problem)}
+
+
+def _met(problem: Problem, step: str, flat: str) -> bool:
+    if step == "law":
+        return f"law {law(problem)} ;" in flat
+    if step in ("convert_a", "convert_b"):
+        return _converts(problem, 0 if step == "convert_a" else 1, flat)
+    if step == "distractor":
+        return problem.distractor[1] in _factors(flat)
+    if step == "twice":
+        products = [_integer(p) for p in re.findall(r"so [^;=]*= ([\d ]+);", flat)]
+        doubles = [_integer(d) for d in re.findall(r"double ([\d ]+);", flat)]
+        return bool(products and doubles) and doubles[-1] == 2 * products[-1]
+    if step == "check":
+        return f"{CHECK} ;" in flat
+    found = boxed(flat)
+    if step == "unit":
+        last = flat.rsplit("answer", 1)[-1]
+        stated = found.unit if found else re.sub(r"[\d]|<end>", " ", last).strip()
+        return "answer" in flat and stated == problem.law.unit
+    return found is not None
+
+
+def _converts(problem: Problem, i: int, flat: str) -> bool:
+    quantity = problem.quantities[i]
+    for value, unit, result, base in re.findall(r"(?:^|[; ])([\d ]+) (\S+) = ([\d ]+) (\S+) ;", flat):
+        if unit == problem.shown_unit(i) and base == quantity.unit:
+            if _integer(value) == problem.values[i] and _integer(result) == problem.base_value(i):
+                return True
+    return False
+
+
+def _factors(flat: str) -> list[int]:
+    """The numbers on the left of every line of computing."""
+    found = []
+    for left in re.findall(r"so ([\d *+]+)=", flat):
+        found += [_integer(part) for part in re.split(r"[*+]", left)]
+    return [number for number in found if number is not None]
+
+
+def _integer(digits: str) -> int | None:
+    digits = digits.replace(" ", "")
+    return int(digits) if digits else None

@@ -1,0 +1,35 @@
+"""Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `tpu`."""
+
+import setuptools
+
+setuptools.setup(
+    name="rcsd_jax",
+    version="0.1.0",
+    description="Rubric-conditioned self-distillation of language models in JAX",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11,<3.14",
+    packages=setuptools.find_packages(include=["rcsd_jax", "rcsd_jax.*"]),
+    package_data={"rcsd_jax.world": ["base/*"]},
+    install_requires=[
+        "absl-py",
+        "array-record>=0.8",
+        "flax>=0.12",
+        "grain>=0.2.12",
+        "jax>=0.7",
+        "ml-collections>=1.1",
+        "numpy>=2",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "rich>=14",
+        "safetensors>=0.6",
+        "tensorboardX>=2.6",
+        "tensorflow-datasets>=4.9.9",
+        "transformers>=5",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.7"],
+        # torch is pinned because a CPU build of it is the one the parity tests were measured with.
+        "test": ["pytest>=8", "torch==2.13.0", "trl>=1.0", "peft>=0.18", "scipy"],
+    },
+)

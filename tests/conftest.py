@@ -1,0 +1,28 @@
+"""Fixtures that several files share: a user's model directory and rows."""
+
+import json
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest
+
+from tests import user_inputs
+
+
+@pytest.fixture(scope="session")
+def user_dir(tmp_path_factory):
+    """A folder with `model/` (random Qwen3, BPE tokenizer, chat template) and `rows.jsonl` (made-up rows)."""
+    directory = tmp_path_factory.mktemp("user")
+    user_inputs.make_user_inputs(directory / "model", directory / "rows.jsonl")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def real_rows():
+    """The 400 real rows, where they lie beside the repository."""
+    path = user_inputs.real_rows_path()
+    if not path.exists():
+        pytest.skip("rar_science_400.jsonl is not beside this clone")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

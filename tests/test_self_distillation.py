@@ -1,0 +1,180 @@
+"""The train step against sequences laid out by hand: right tokens, right offsets, right loss, for every variant."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import stage1, stage2
+from rcsd_jax import preparation, train
+from rcsd_jax.data.examples import Example
+from rcsd_jax.methods import self_distillation as method
+from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
+from rcsd_jax.models.huggingface import load_tokenizer
+from rcsd_jax.rubrics.schema import from_records
+from rcsd_jax.sampling import SamplingConfig
+from rcsd_jax.stage import make_batch
+
+VARIANTS = [(stage1, v) for v in stage1.ROLES] + [(stage2, v) for v in stage2.VARIANTS]
+TEMPERATURE = 1.2
+
+
+def rubric(i):
+    return from_records([f"Essential Criteria: States {i + j}." for j in range(3 + i)])
+
+
+EXAMPLES = [Example(str(i), "Why? " * (i + 1), f"Because of {i}." * (i + 1), rubric(i), str(i), f"rows:{i}") for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(user_dir):
+    return load_tokenizer(user_dir / "model")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    config = DecoderConfig(
+        family="qwen3", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4,
+        num_kv_heads=2, head_dim=8, rope_theta=1e4, rope_scaling=None, rms_norm_eps=1e-6, tie_embeddings=True,
+        qkv_bias=False, qk_norm=True, max_position=2048, dtype=jnp.float32, param_dtype=jnp.float32, remat="none",
+    )  # fmt: skip
+    params = init_params(config, jax.random.key(0))
+    params["embed"] *= 20.0  # so that distributions are far from uniform
+    return Decoder(config), params
+
+
+def data_for(config, tokenizer):
+    examples = preparation.with_rubric_variant(EXAMPLES, config)
+    data = preparation.encode(examples, tokenizer, config)
+    assert data.skipped == 0
+    return data
+
+
+def options_for(tokenizer, config, **changes):
+    sampling = SamplingConfig(max_new_tokens=9, temperature=TEMPERATURE, top_k=None, top_p=None, eos_ids=(tokenizer.eos_token_id,))
+    reason = 5 if config.teacher.reason_tokens else 0
+    options = method.Options(sampling, (("beta", 0.0),), temperature=TEMPERATURE, chunk_size=4, reason_tokens=reason)
+    return dataclasses.replace(options, **changes)
+
+
+def by_hand(decoder, params, context, completion):
+    """Log-probabilities [N, V] that predict `completion` after `context`: one unpadded row, nothing else."""
+    tokens = np.concatenate([context, completion])[None]
+    ones = np.ones_like(tokens)
+    positions = np.arange(tokens.shape[1])[None]
+    hidden, _ = decoder.apply({"params": params}, tokens, segment_ids=ones, positions=positions)
+    logits = hidden[0, len(context) - 1 : -1] @ head_matrix(decoder.config, params)
+    return np.asarray(jax.nn.log_softmax(logits / TEMPERATURE), np.float64)
+
+
+@pytest.mark.parametrize("module, variant", VARIANTS, ids=[f"{m.__name__}:{v}" for m, v in VARIANTS])
+def test_both_roles_score_the_same_completion_at_the_right_offsets(module, variant, tokenizer, model):
+    decoder, params = model
+    config = module.get_config(variant)
+    data = data_for(config, tokenizer)
+    batch = make_batch([2, 0, 3], data, config, pad_id=0)
+    options = options_for(tokenizer, config)
+    other = jax.tree.map(lambda x: x * 1.05, params)  # a teacher that differs from the student
+    student, teacher = {"params": params}, {"params": other}
+
+    completions = jax.jit(method.sample, static_argnums=(0, 5))(decoder, student, teacher, batch, jax.random.key(1), options)
+    loss_sum, sums = jax.jit(method.loss_sums, static_argnums=(0, 4))(decoder, student, teacher, completions, options)
+
+    samples = jax.tree.map(np.asarray, completions.samples)
+    expected = []
+    for row, i in enumerate([2, 0, 3]):
+        completion = samples.tokens[row][samples.mask[row]]
+        context = np.asarray(completions.teacher_tokens[row])[np.asarray(completions.teacher_mask[row])]
+        assert list(context[: len(data.teacher[i])]) == list(data.teacher[i])
+        assert list(context[len(context) - len(data.transition) :]) == list(data.transition)
+        if not options.reason_tokens:
+            assert len(context) == len(data.teacher[i])
+        p = by_hand(decoder, params, data.student[i], completion)
+        q = by_hand(decoder, other, context, completion)
+        np.testing.assert_allclose(samples.log_probs[row][samples.mask[row]], p[range(len(completion)), completion], atol=1e-4)
+        expected.append((np.exp(q) * (q - p)).sum())
+    np.testing.assert_allclose(np.asarray(sums["row_loss"]), expected, rtol=2e-4)
+    np.testing.assert_allclose(float(loss_sum), sum(expected), rtol=2e-4)
+
+
+def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", **changes):
+    decoder, params = model
+    config = stage2.get_config("ground_truth")
+    data = data_for(config, tokenizer)
+    batch = make_batch([0, 1, 2, 3], data, config, pad_id=0)
+    optimizer, _ = train.make_optimizer(learning_rate=1e-3, steps=10)
+    state = train.init_state(jax.tree.map(jnp.copy, params), optimizer, ema=teacher == "ema")
+    step = train.jit_train_step(
+        decoder=decoder, optimizer=optimizer, options=options_for(tokenizer, config, **changes), teacher=teacher,
+        lora=False, microbatches=microbatches, ema_decay=0.5,
+    )  # fmt: skip
+    return step, state, batch, params
+
+
+def test_microbatches_give_the_same_update(model, tokenizer):
+    results = []
+    for microbatches in (1, 2, 4):
+        step, state, batch, params = make_step(model, tokenizer, microbatches=microbatches)
+        results.append(step(state, params, batch, 0))
+    for state, metrics, _ in results[1:]:
+        assert abs(float(metrics["loss"]) - float(results[0][1]["loss"])) < 1e-5
+        np.testing.assert_allclose(metrics["row_loss"], results[0][1]["row_loss"], rtol=1e-4)
+        for a, b in zip(jax.tree.leaves(state.trained), jax.tree.leaves(results[0][0].trained), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_step_depends_on_seed_and_step_alone(model, tokenizer):
+    step, state, batch, params = make_step(model, tokenizer)
+    copy = lambda s: jax.tree.map(jnp.copy, s)
+    a = step(copy(state), params, batch, 3)
+    b = step(copy(state), params, batch, 3)
+    c = step(copy(state), params, batch, 4)
+    d = step(copy(state).replace(step=jnp.int32(7)), params, batch, 3)
+    assert (a[2].samples.tokens == b[2].samples.tokens).all() and float(a[1]["loss"]) == float(b[1]["loss"])
+    assert (a[2].samples.tokens != c[2].samples.tokens).any() and (a[2].samples.tokens != d[2].samples.tokens).any()
+
+
+@pytest.mark.parametrize("teacher", ["fixed", "live", "ema"])
+def test_teachers(model, tokenizer, teacher):
+    step, state, batch, params = make_step(model, tokenizer, teacher=teacher)
+    initial = params
+    first, *_ = step(state, params if teacher == "fixed" else None, batch, 0)
+    variables = train.teacher_variables(first, initial, teacher=teacher, lora=False)["params"]["embed"]
+    new = first.trained["embed"]
+    expected = {"fixed": initial["embed"], "live": new, "ema": 0.5 * initial["embed"] + 0.5 * new}[teacher]
+    assert (np.asarray(new) != np.asarray(initial["embed"])).any()
+    np.testing.assert_allclose(variables, expected, atol=1e-6)
+
+
+def test_loss_falls_on_a_fixed_batch(model, tokenizer):
+    step, state, batch, params = make_step(model, tokenizer)
+    values = []
+    for _ in range(12):
+        state, metrics, _ = step(state.replace(step=jnp.int32(0)), params, batch, 0)
+        values.append(float(metrics["loss"]))
+    assert np.mean(values[-3:]) < 0.7 * values[0]
+
+
+def test_all_cut_rows_masked_gives_zero_loss_and_no_update(model, tokenizer):
+    options = dict(mask_cut=True, sampling=SamplingConfig(max_new_tokens=2, temperature=1.0, eos_ids=()))
+    step, state, batch, params = make_step(model, tokenizer, **options)
+    new, metrics, _ = step(state, params, batch, 0)
+    assert float(metrics["loss"]) == 0.0 and float(metrics["grad_norm"]) == 0.0 and float(metrics["share_cut"]) == 1.0
+    np.testing.assert_array_equal(new.trained["embed"], params["embed"])
+
+
+def test_non_finite_step_keeps_the_state_and_says_so(model, tokenizer):
+    step, state, batch, params = make_step(model, tokenizer)
+    broken = params | {"final_norm": params["final_norm"].at[0].set(jnp.nan)}
+    new, metrics, _ = step(state, broken, batch, 0)
+    assert not bool(metrics["finite"]) and int(new.step) == 0
+    assert not np.isfinite(np.asarray(metrics["row_loss"])).all()
+    np.testing.assert_array_equal(new.trained["embed"], params["embed"])
+
+
+def test_sampler_and_trainer_agree(model, tokenizer):
+    step, state, batch, params = make_step(model, tokenizer)
+    _, metrics, _ = step(state, params, batch, 0)
+    assert float(metrics["sampler_trainer_log_prob_difference"]) < 1e-4
