@@ -16,6 +16,7 @@ setuptools.setup(
         "array-record>=0.8",
         "flax>=0.12",
         "grain>=0.2.12",
+        "importlib_resources",  # tensorflow-datasets imports it without declaring it
         "jax>=0.7",
         "ml-collections>=1.1",
         "numpy>=2",

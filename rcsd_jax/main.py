@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rcsd_jax import config as configs
@@ -48,6 +48,8 @@ def main(argv: list[str]) -> None:
         raise UserError("unknown argument", field="argv", value=argv[1], remedy="settings are given as --config.key=value")
     if _CONFIG.value is None:
         raise UserError("no config given", field="--config", remedy="pass --config=configs/tiny.py")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
     if _DISTRIBUTED.value:
         import jax
 

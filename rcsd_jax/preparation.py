@@ -28,26 +28,28 @@ class Encoded(NamedTuple):
     skipped: int
 
 
-def read_examples(data: ConfigDict, path: str, *, require: Sequence[str], flawed_seed: int = 0) -> list[Example]:
-    """The examples at `path` of the config's data source.
+def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], count: int | None = None) -> list[Example]:
+    """The examples at `path` of the config's data source; of the world's, `count` (default: `data.count`).
 
     Raises:
       UserError: unreadable data or a row that lacks a required field.
     """
+    data = config.data
     fields = {name: column for name, column in data.fields.items() if column}
+    bounds = dict(min_criteria=config.rubric.min_criteria, max_criteria=config.rubric.max_criteria)
     if data.source == "world":
         from rcsd_jax import world
 
-        return world.examples(path, data.count, seed=flawed_seed)
+        return world.examples(path, data.count if count is None else count, seed=config.seed)
     if data.source == "tfds":
         from rcsd_jax.data.tfds import read_tfds
 
         return read_tfds(
-            path, split=data.tfds_split, data_dir=data.tfds_dir or None, fields=fields or None, require=require
+            path, split=data.tfds_split, data_dir=data.tfds_dir or None, fields=fields, require=require, **bounds
         )
     from rcsd_jax.data.jsonl import read_jsonl
 
-    return read_jsonl(Path(path), fields=fields or None, require=require)
+    return read_jsonl(Path(path), fields=fields, require=require, **bounds)
 
 
 def required_fields(config: ConfigDict) -> tuple[str, ...]:
@@ -71,12 +73,12 @@ def fallback_rubric(config: ConfigDict) -> Rubric:
 def with_rubric_variant(examples: Sequence[Example], config: ConfigDict) -> list[Example]:
     """The examples with the rubrics that `config.rubric.source` names, where these need no model."""
     source, seed = config.rubric.source, config.seed
-    pool = {e.id: e.rubric for e in examples if e.rubric is not None}
+    pool = [(e.id, e.rubric) for e in examples if e.rubric is not None]
     table = {
         "generic": lambda e: fallback_rubric(config),
         "noisy": lambda e: variants.noisy(e.rubric, pool, seed=seed, id=e.id, fraction=config.rubric.noisy_fraction),
         "random": lambda e: variants.random_rubric(pool, seed=seed, id=e.id),
-        "reduced": lambda e: variants.reduced(e.rubric, seed=seed, id=e.id, fraction=config.rubric.reduced_fraction),
+        "reduced": lambda e: variants.reduced(e.rubric, seed=seed, id=e.id, keep=config.rubric.reduced_fraction),
     }
     if source not in table:
         return list(examples)

@@ -63,14 +63,14 @@ def run_stage(config: ConfigDict, workdir: Path, console: rich.console.Console, 
       UserError: bad input or settings. Preempted: SIGTERM; the state is saved.
     """
     mesh = sharding.make_mesh(**config.mesh)
-    with claimed(workdir, config), mesh, _terminable() as stop:
+    with claimed(workdir, config), jax.set_mesh(mesh), _terminable() as stop:
         if (workdir / "summary.json").exists():
             console.print(f"{name or 'run'}: complete, see {workdir}")
             return read_json(workdir / "summary.json")
 
         model = load_model(config.model.path, config, mesh, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
         sharding.check_divisible(model.decoder.config, mesh, config.train.batch_size // config.train.microbatches)
-        examples = preparation.read_examples(config.data, config.data.path, require=preparation.required_fields(config))
+        examples = preparation.read_examples(config, config.data.path, require=preparation.required_fields(config))
         examples, rubric_counts = rubrics_for(examples, config, workdir, mesh, console, stop)
         data = preparation.encode(examples, model.tokenizer, config)
         console.print(f"{name or 'run'}: {len(data.examples)} examples, {data.skipped} skipped as too long")
@@ -341,9 +341,8 @@ def evaluate_roles(role_names, model: Model, variables, config, workdir, mesh, c
         role = teacher if role_name == "teacher" else student
         results[role_name], lines = {}, []
         for split, place in config.eval.splits.items():
-            data = config.data.copy_and_resolve_references()
-            data.count = config.eval.count
-            examples = preparation.read_examples(data, place, require=role.fields)[: config.eval.count]
+            count = config.eval.count
+            examples = preparation.read_examples(config, place, require=role.fields, count=count)[:count]
             encoded = [contexts.encode_role(model.tokenizer, e, role, prompts, config.task) for e in examples]
             for greedy in config.eval.greedy:
                 sampling = _sampling(config.sampling, model.eos_ids, temperature=0.0 if greedy else config.eval.temperature)

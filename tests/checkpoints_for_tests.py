@@ -12,7 +12,7 @@ _COMMON = dict(
     vocab_size=VOCAB_SIZE,
     hidden_size=32,
     intermediate_size=48,
-    num_hidden_layers=3,
+    num_hidden_layers=5,
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=512,
@@ -25,8 +25,12 @@ _LLAMA3_ROPE = dict(
     high_freq_factor=4.0,
     original_max_position_embeddings=32,
 )
+# Two layers are unrolled by the decoder, five are scanned.
 KINDS = {
-    "qwen3": ("Qwen3", dict(head_dim=16, rope_parameters=dict(rope_type="default", rope_theta=1e6))),
+    "qwen3": (
+        "Qwen3",
+        dict(num_hidden_layers=2, head_dim=16, rope_parameters=dict(rope_type="default", rope_theta=1e6)),
+    ),
     "qwen3_tied": ("Qwen3", dict(head_dim=8, tie_word_embeddings=True)),
     "qwen2": ("Qwen2", dict(tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1e6))),
     "llama3": ("Llama", dict(rope_parameters=_LLAMA3_ROPE)),
@@ -44,6 +48,7 @@ def transformers_model(kind: str, *, seed: int = 0, **overrides):
     import torch
     import transformers
 
+    torch.set_num_threads(1)  # at these sizes more threads only wait for each other
     name, fields = KINDS[kind]
     config = getattr(transformers, f"{name}Config")(**{**_COMMON, **fields, **overrides})
     config._attn_implementation = "eager"

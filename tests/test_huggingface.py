@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from checkpoints_for_tests import KINDS, VOCAB_SIZE, transformers_model, write_checkpoint, write_tokenizer
 from safetensors.numpy import load_file, save_file
 
+from rcsd_jax import sampling
 from rcsd_jax.errors import UserError
 from rcsd_jax.models import decoder, huggingface
+from tests.checkpoints_for_tests import KINDS, VOCAB_SIZE, transformers_model, write_checkpoint, write_tokenizer
 
 LENGTHS = (17, 9, 1)
 ROOT = pathlib.Path(__file__).parent.parent
@@ -32,13 +33,17 @@ def case(request, tmp_path_factory):
     directory = write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
     config, params = huggingface.load(directory, dtype=jnp.float32)
     rng = np.random.default_rng(0)
+    prompts = [rng.integers(1, VOCAB_SIZE, size=n).astype(np.int32) for n in LENGTHS]
+    tokens, mask = left_padded(prompts)
     return types.SimpleNamespace(
-        kind=request.param,
         directory=directory,
         model=transformers_model(request.param),
         config=config,
         params=params,
-        prompts=[rng.integers(1, VOCAB_SIZE, size=n).astype(np.int32) for n in LENGTHS],
+        prompts=prompts,
+        tokens=tokens,
+        mask=mask,
+        logits=our_logits(config, params, prompts),
     )
 
 
@@ -47,25 +52,35 @@ def qwen3(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("plain"), "qwen3")
 
 
-def our_logits(config, params, tokens, segment_ids, positions):
-    hidden, _ = decoder.Decoder(config).apply(
-        {"params": params}, jnp.asarray(tokens), segment_ids=jnp.asarray(segment_ids), positions=jnp.asarray(positions)
-    )
-    return np.asarray((hidden @ decoder.head_matrix(config, params)).astype(jnp.float32))
+def our_logits(config, params, prompts):
+    """Logits [B + 1, T, V] of the prompts left-padded to T, one a row, and in the last row of all of them packed."""
+    width = sum(map(len, prompts))
+    tokens, mask = left_padded(prompts, width)
+    tokens = np.concatenate([tokens, np.concatenate(prompts)[None]])
+    segment_ids = np.concatenate([mask, [np.repeat(np.arange(len(prompts)) + 1, LENGTHS)]]).astype(np.int32)
+    packed_positions = np.concatenate([np.arange(len(prompt)) for prompt in prompts])
+    positions = np.concatenate([decoder.positions_from_mask(jnp.asarray(mask)), [packed_positions]]).astype(np.int32)
+
+    @jax.jit
+    def run(params):
+        hidden, _ = decoder.Decoder(config).apply(
+            {"params": params}, tokens, segment_ids=segment_ids, positions=positions
+        )
+        return hidden @ decoder.head_matrix(config, params)
+
+    return np.asarray(run(params))
 
 
-def their_logits(model, tokens, mask=None, positions=None):
-    def as_tensor(array):
-        return None if array is None else torch.tensor(np.asarray(array), dtype=torch.long)
-
+def their_logits(model, tokens, mask=None):
+    mask = torch.tensor(np.ones_like(tokens) if mask is None else mask, dtype=torch.long)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # as `generate` has them
     with torch.no_grad():
-        output = model(as_tensor(tokens), attention_mask=as_tensor(mask), position_ids=as_tensor(positions))
+        output = model(torch.tensor(tokens, dtype=torch.long), attention_mask=mask, position_ids=positions)
     return output.logits.float().numpy()
 
 
-def left_padded(prompts):
-    width = max(map(len, prompts))
-    tokens, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), np.int32)
+def left_padded(prompts, width=max(LENGTHS)):
+    tokens, mask = np.zeros((2, len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, 1
     return tokens, mask
@@ -81,46 +96,32 @@ def edit_config(directory, **fields):
 
 
 def test_logits_with_left_padding_are_those_of_transformers(case):
-    tokens, mask = left_padded(case.prompts)
-    positions = np.asarray(decoder.positions_from_mask(jnp.asarray(mask)))
-    ours = our_logits(case.config, case.params, tokens, mask, positions)
-    theirs = their_logits(case.model, tokens, mask, np.maximum(positions, 0))
-    np.testing.assert_allclose(ours[mask == 1], theirs[mask == 1], rtol=0, atol=1e-4)
-    assert theirs[mask == 1].std() > 0.5
+    ours = case.logits[:-1, -max(LENGTHS) :][case.mask == 1]
+    theirs = their_logits(case.model, case.tokens, case.mask)[case.mask == 1]
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+    assert theirs.std() > 0.5
 
 
 def test_logits_of_packed_segments_are_those_of_separate_runs(case):
-    tokens = np.concatenate(case.prompts)[None]
-    segment_ids = np.concatenate([np.full(n, i + 1, np.int32) for i, n in enumerate(LENGTHS)])[None]
-    positions = np.concatenate([np.arange(n, dtype=np.int32) for n in LENGTHS])[None]
-    ours = our_logits(case.config, case.params, tokens, segment_ids, positions)[0]
     theirs = np.concatenate([their_logits(case.model, prompt[None])[0] for prompt in case.prompts])
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(case.logits[-1], theirs, rtol=0, atol=1e-4)
 
 
 def test_64_greedy_tokens_are_those_of_transformers_generate(case):
-    from rcsd_jax import sampling
-
-    tokens, mask = left_padded(case.prompts)
     settings = sampling.SamplingConfig(max_new_tokens=64, temperature=0.0, eos_ids=(VOCAB_SIZE + 1,))
-    samples = sampling.generate(
-        decoder.Decoder(case.config),
-        {"params": case.params},
-        jnp.asarray(tokens),
-        jnp.asarray(mask, bool),
-        jax.random.split(jax.random.key(0), len(tokens)),
-        settings,
-    )
+    generate = jax.jit(lambda *arguments: sampling.generate(decoder.Decoder(case.config), *arguments, settings))
+    keys = jax.random.split(jax.random.key(0), len(LENGTHS))
+    samples = generate({"params": case.params}, jnp.asarray(case.tokens), jnp.asarray(case.mask, bool), keys)
     with torch.no_grad():
         theirs = case.model.generate(
-            torch.tensor(tokens, dtype=torch.long),
-            attention_mask=torch.tensor(mask, dtype=torch.long),
+            torch.tensor(case.tokens, dtype=torch.long),
+            attention_mask=torch.tensor(case.mask, dtype=torch.long),
             max_new_tokens=64,
             do_sample=False,
             eos_token_id=None,
             pad_token_id=0,
         )
-    np.testing.assert_array_equal(np.asarray(samples.tokens), theirs[:, tokens.shape[1] :].numpy())
+    np.testing.assert_array_equal(np.asarray(samples.tokens), theirs[:, case.tokens.shape[1] :].numpy())
     assert len(np.unique(np.asarray(samples.tokens))) > 10
 
 
@@ -306,7 +307,7 @@ def test_sharded_loading_places_each_slice_and_saves_the_same_bytes(qwen3, tmp_p
     _, params = huggingface.load(source, dtype=jnp.float32, shardings=shardings)
     jax.tree.map(np.testing.assert_array_equal, params, whole)
     assert jax.tree.all(jax.tree.map(lambda leaf, s: leaf.sharding == s, params, shardings))
-    assert params["layers"]["gate"].addressable_shards[0].data.shape == (3, 16, 12)
+    assert params["layers"]["gate"].addressable_shards[0].data.shape == (2, 16, 12)
     huggingface.save(target, config, params)
     """
     run_python(code, qwen3, tmp_path / "out", XLA_FLAGS="--xla_force_host_platform_device_count=8")
@@ -348,7 +349,7 @@ def test_peak_memory_of_load_and_save_is_the_model_and_one_tensor(tmp_path):
     tensor = 4 * 512 * 4096  # the largest; one stacked parameter is eight of them
     assert report["model"] > 200e6
     assert report["load"] < report["model"] + tensor + 8e6, report
-    assert report["save"] < report["model"] + tensor + 48e6, report  # 30e6 of it is compiled code
+    assert report["save"] < report["model"] + tensor + 56e6, report  # 30e6 of it is compiled code
 
 
 # -- the directory as a whole ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from tests import user_inputs
 
@@ -219,3 +219,18 @@ def test_two_runs_on_one_workdir(user_dir, tmp_path):
     with (tmp_path / "run" / ".lock-0").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert_one_line(run(*ground_truth(user_dir, tmp_path / "run")), "another run")
+
+
+def test_non_finite_loss_stops_after_saving_and_names_the_rows(user_dir, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in (user_dir / "model").iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].copy()
+    tensors["model.norm.weight"][0] = np.nan
+    save_file(tensors, model / "model.safetensors")
+    workdir = tmp_path / "run"
+    result = run(*ground_truth(user_dir, workdir, f"--config.model.path={model}"))
+    assert_one_line(result, "non-finite", "step 0", "rows", "learning_rate")
+    assert (workdir / "checkpoints").is_dir()

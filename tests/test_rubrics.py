@@ -128,7 +128,12 @@ def test_repeated_criteria_count_once():
 
 
 def test_criteria_check_themselves():
-    for bad in (("", "A.", 1.0, "Vital"), ("", "A.", -1.0, "Essential"), ("", "A.", 1.0, "Pitfall"), ("", " ", 1.0, "Optional")):
+    for bad in (
+        ("", "A.", 1.0, "Vital"),
+        ("", "A.", -1.0, "Essential"),
+        ("", "A.", 1.0, "Pitfall"),
+        ("", " ", 1.0, "Optional"),
+    ):
         with pytest.raises(RubricError):
             Criterion(*bad)
 
@@ -159,7 +164,7 @@ EXPECTED = schema.from_records(OBJECTS)
         f"<think>first [1] then {ARRAY[:60]}</think>\n{ARRAY}",
         f"the block was opened by the template </think>{ARRAY}",
         f'{{"rubric": {ARRAY}}}',
-        f"As in [1] and [\"a\", \"b\"]: {ARRAY}",
+        f'As in [1] and ["a", "b"]: {ARRAY}',
         f"{ARRAY} and once more {json.dumps(OBJECTS[::-1])}",
         ARRAY.replace(": 5", ': "5"'),
         ARRAY.replace("}, {", "},\n{").replace("0.228.", "0.228.\n"),
@@ -184,7 +189,15 @@ def test_commas_are_mended(text, note):
 
 
 @pytest.mark.parametrize(
-    "latex", [r"\( \mu \)", r"$\frac{1}{2}$", r"$\times \theta \text{K}$", r"$\beta \rho \nu \nabla$", r"$\underline{x}$", r"\hbar"]
+    "latex",
+    [
+        r"\( \mu \)",
+        r"$\frac{1}{2}$",
+        r"$\times \theta \text{K}$",
+        r"$\beta \rho \nu \nabla$",
+        r"$\underline{x}$",
+        r"\hbar",
+    ],
 )
 def test_latex_backslashes_survive(latex):
     parsed = parse(ARRAY.replace("0.228", latex))
@@ -218,6 +231,13 @@ def test_unterminated_arrays_give_their_complete_criteria():
 def test_a_whole_array_is_preferred_to_a_longer_broken_one():
     broken = json.dumps([{"description": f"Draft {i}.", "weight": 5} for i in range(9)])[:-20]
     assert parse(f"Draft: {broken}\n\nFinal: {ARRAY}") == Parsed(EXPECTED, "strict", "ok: 3 criteria")
+
+
+def test_of_two_broken_arrays_the_fuller_one_is_taken():
+    drafts = [json.dumps([{"description": f"{name} {i}.", "weight": 5} for i in range(5)]) for name in ("Draft", "Final")]
+    for cuts, name, size in (((-70, -30), "Final", 4), ((-30, -70), "Draft", 4), ((-30, -30), "Draft", 4)):
+        parsed = parse("\n\n".join(draft[:cut] for draft, cut in zip(drafts, cuts, strict=True)))
+        assert (len(parsed.rubric), parsed.rubric.criteria[0].description) == (size, f"{name} 0.")
 
 
 def test_unusable_and_repeated_criteria_are_dropped_and_counted():
@@ -260,7 +280,13 @@ def test_lone_surrogates_do_not_reach_files():
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '[{"a":' * 5_000, '["' * 5_000, '[{"description": "' + "a" * 100_000, '[{"description": "a", "weight": ' + "9" * 5000],
+    [
+        "[" * 100_000,
+        '[{"a":' * 5_000,
+        '["' * 5_000,
+        '[{"description": "' + "a" * 100_000,
+        '[{"description": "a", "weight": ' + "9" * 5000,
+    ],
 )
 def test_runaway_texts_are_rejected_in_time(text):
     assert parse(text).status == "rejected"
@@ -391,9 +417,24 @@ def written(key, text):
 
 
 def test_keys_tell_circumstances_apart():
-    base = {"checkpoint": "run@100", "prompt": [1, 2, 3], "sampling": {"temperature": 1.2, "top_k": 20}, "attempt": 0, "seed": 7}
-    assert cache.key_of(**base) == cache.key_of(**base | {"sampling": {"top_k": 20, "temperature": 1.2}, "prompt": (1, 2, 3)})
-    changes = ({"checkpoint": "run@200"}, {"prompt": [1, 2]}, {"prompt": "1 2 3"}, {"sampling": {}}, {"attempt": 1}, {"seed": 8})
+    base = {
+        "checkpoint": "run@100",
+        "prompt": [1, 2, 3],
+        "sampling": {"temperature": 1.2, "top_k": 20},
+        "attempt": 0,
+        "seed": 7,
+    }
+    assert cache.key_of(**base) == cache.key_of(
+        **base | {"sampling": {"top_k": 20, "temperature": 1.2}, "prompt": (1, 2, 3)}
+    )
+    changes = (
+        {"checkpoint": "run@200"},
+        {"prompt": [1, 2]},
+        {"prompt": "1 2 3"},
+        {"sampling": {}},
+        {"attempt": 1},
+        {"seed": 8},
+    )
     assert len({cache.key_of(**base), *(cache.key_of(**base | change) for change in changes)}) == 1 + len(changes)
 
 

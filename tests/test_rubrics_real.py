@@ -10,7 +10,7 @@ from rcsd_jax.rubrics import parsing, schema
 
 PATH = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "rar_science_400.jsonl"
 
-pytestmark = pytest.mark.skipif(not PATH.exists(), reason="needs ../shared/data/rar_science_400.jsonl beside the repository")
+pytestmark = pytest.mark.skipif(not PATH.exists(), reason="needs ../shared/data/rar_science_400.jsonl")
 
 # Measured. The rejected are thoughts (untagged) that were cut before the final array, arrays cut before their third
 # criterion, and copies of the prompt's two-criterion example.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from rcsd_jax.errors import UserError
 from rcsd_jax.rubrics import schema
 
 RUBRIC = ["Essential Criteria: A.", "Important: B.", "Pitfall Criteria: C."]
-OBJECTS = [{"title": f"T{i}", "description": f"Number {i}.", "weight": weight} for i, weight in enumerate((5.0, 4.0, -1.0))]
+OBJECTS = [
+    {"title": f"T{i}", "description": f"Number {i}.", "weight": weight} for i, weight in enumerate((5.0, 4.0, -1.0))
+]
 
 
 class SmallScience(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -83,8 +86,8 @@ def test_slices_and_explicit_columns(data_dir):
     "options, parts",
     [
         ({"name": "small_sience"}, ["data.name", "'small_sience'", "no such data set", "data.data_dir"]),
-        ({"split": "validation"}, ["data.split", "'validation'", "test, train"]),
-        ({"split": "train[:"}, ["data.split", "'train[:'", "test, train"]),
+        ({"split": "validation"}, ["data.split", "'validation'", "train, test"]),
+        ({"split": "train[:"}, ["data.split", "'train[:'", "train, test"]),
         ({"fields": {"question": "text"}}, ["tfds:small_science[train]:1", "'text'", "data.fields.question", "query"]),
         ({"fields": {"rubric": "graded"}}, ["keys objects", 'data.fields.rubric="graded.objects"']),
         ({"require": ("answer",)}, ["no answer", "final_answer, answer"]),
@@ -113,12 +116,11 @@ def test_data_prepared_as_tfrecord_is_refused(data_dir, tmp_path):
 
 
 def test_tensorflow_is_not_imported(data_dir):
-    """In a process where importing tensorflow fails even if it is installed."""
     code = f"""
 import sys
-sys.modules["tensorflow"] = None
 from rcsd_jax.data.tfds import read_tfds
-print(len(read_tfds("small_science", split="test", data_dir={str(data_dir)!r})))
+print(len(read_tfds("small_science", split="test", data_dir={str(data_dir)!r})), "tensorflow" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["2"], done.stderr
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["2", "False"], done.stderr

@@ -77,13 +77,16 @@ def encode_document(tokenizer: Any, one: Document) -> tuple[list[int], int]:
 
 
 def batches(tokenizer: Any, *, rows: int, length: int, seed: int, first_document: int = 0) -> Iterator[tuple[Batch, int]]:
-    """Packed batches and the index of the first document that is not in them yet."""
+    """Packed batches and the index of the first document that is not in them yet; a document longer than a row is left out."""
     index = first_document
     while True:
         arrays = Batch(*(np.zeros((rows, length), np.int32) for _ in range(3)), np.zeros((rows, length), np.float32))
         fill, count = np.zeros(rows, int), np.zeros(rows, int)
         while True:
             ids, prompt = encode_document(tokenizer, document(seed, index))
+            if len(ids) > length:
+                index += 1
+                continue
             fits = np.flatnonzero(fill + len(ids) <= length)
             if not len(fits):
                 break

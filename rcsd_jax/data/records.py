@@ -102,7 +102,8 @@ def _columns(fields: Mapping[str, str | None] | None) -> dict[str, str]:
     columns = {name: column for name, column in (fields or {}).items() if column}
     for name in columns:
         if name not in ALIASES:
-            raise UserError("no such example field", remedy=f"set some of {_list(ALIASES)}", field=f"data.fields.{name}")
+            remedy = f"set some of {_list(ALIASES)}"
+            raise UserError("no such example field", remedy=remedy, field=f"data.fields.{name}")
     return columns
 
 
@@ -154,7 +155,7 @@ def _rubric(value: Any, place: Mapping[str, Any], min_criteria: int, max_criteri
             **place,
         )
     bounds = {"min_criteria": min_criteria, "max_criteria": max_criteria}
-    remedy = f"give a list of {min_criteria} to {max_criteria} {{title, description, weight}} objects or prefixed strings"
+    remedy = f"give {min_criteria} to {max_criteria} {{title, description, weight}} objects or prefixed strings"
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -171,7 +172,8 @@ def _rubric(value: Any, place: Mapping[str, Any], min_criteria: int, max_criteri
 
 def _missing(record, name: str, column: str | None, wanted: str | None, place: Mapping[str, Any]) -> UserError:
     if column is not None:
-        return UserError(f"the {name} is empty", remedy="fill it in or remove the row", value=record.get(column), **place)
+        remedy = "fill it in or remove the row"
+        return UserError(f"the {name} is empty", remedy=remedy, value=record.get(column), **place)
     problem = f"no column {wanted!r}" if wanted else f"no {name}: none of the columns {_list(ALIASES[name])}"
     remedy = f"set data.fields.{name} to one of this row's columns {_list(record)}"
     return UserError(problem, remedy=remedy, **place)

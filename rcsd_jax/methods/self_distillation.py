@@ -72,7 +72,7 @@ def sample(
     teacher_tokens, teacher_mask = batch.teacher_tokens, batch.teacher_mask
     if options.reason_tokens:
         reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens)
-        keys = jax.vmap(lambda k: jax.random.fold_in(k, -1))(keys)
+        keys = jax.vmap(lambda k: jax.random.fold_in(k, 2**32 - 1))(keys)  # apart from every token's own fold
         analysis = generate(decoder, teacher, teacher_tokens, teacher_mask, keys, reason, pad_id=options.pad_id)
         # The transition opens with the template's own end of turn, so the analysis' own end is masked out.
         ended = jnp.isin(analysis.tokens, jnp.asarray(reason.eos_ids, jnp.int32))

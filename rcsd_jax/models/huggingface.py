@@ -163,13 +163,8 @@ def read_config(
     hidden_size, num_heads = field("hidden_size"), field("num_attention_heads")
     num_kv_heads = field("num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
-        raise UserError(
-            f"does not divide the {num_heads} attention heads",
-            remedy="repair config.json",
-            file=file,
-            field="num_key_value_heads",
-            value=num_kv_heads,
-        )
+        problem, where = f"does not divide the {num_heads} attention heads", "num_key_value_heads"
+        raise UserError(problem, remedy="repair config.json", file=file, field=where, value=num_kv_heads)
     return decoder.DecoderConfig(
         family=family,
         vocab_size=field("vocab_size"),
@@ -230,13 +225,8 @@ def _read_rope(raw: Mapping[str, Any], file: pathlib.Path) -> tuple[float, decod
     wanted = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     for key in wanted:
         if not isinstance(rope.get(key), int | float):
-            raise UserError(
-                "llama3 RoPE scaling needs this number",
-                remedy="repair config.json",
-                file=file,
-                field=f"{name}.{key}",
-                value=rope.get(key),
-            )
+            problem, where = "llama3 RoPE scaling needs this number", f"{name}.{key}"
+            raise UserError(problem, remedy="repair config.json", file=file, field=where, value=rope.get(key))
     factor, low, high, original = (rope[key] for key in wanted)
     return theta, decoder.Llama3Rope(
         factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_position=original
@@ -338,18 +328,16 @@ def load(
     directory = resolve(directory)
     config = read_config(directory, dtype=dtype, param_dtype=param_dtype, remat=remat)
     stored = _list_tensors(directory)
-    declared = decoder.declarations(config)
-    _check_tensors(directory, config, declared, stored)
+    _check_tensors(directory, config, stored)
     on_one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params: dict[str, Any] = {}
-    for path, parameter in declared.items():
+
+    def place(path: tuple[str, ...], parameter: decoder.Parameter) -> jax.Array:
         sources = [stored[name] for name in _hf_names(parameter)]
         sharding = on_one_device if shardings is None else _at(shardings, path)
-        array = jax.make_array_from_callback(
-            parameter.shape, sharding, lambda index: _read(parameter, sources, index)  # noqa: B023, called at once
-        )
-        _place(params, path, array.block_until_ready())
-    return config, params
+        array = jax.make_array_from_callback(parameter.shape, sharding, lambda index: _read(parameter, sources, index))
+        return array.block_until_ready()
+
+    return config, decoder.tree_of(config, place)
 
 
 def _list_tensors(directory: pathlib.Path) -> dict[str, _Stored]:
@@ -410,15 +398,10 @@ def _read_header(file: pathlib.Path) -> dict[str, _Stored]:
     return stored
 
 
-def _check_tensors(
-    directory: pathlib.Path,
-    config: decoder.DecoderConfig,
-    declared: Mapping[tuple[str, ...], decoder.Parameter],
-    stored: Mapping[str, _Stored],
-) -> None:
+def _check_tensors(directory: pathlib.Path, config: decoder.DecoderConfig, stored: Mapping[str, _Stored]) -> None:
     """Raises UserError unless the stored tensors are exactly those declared."""
     wanted: set[str] = set()
-    for parameter in declared.values():
+    for parameter in decoder.declarations(config).values():
         for name in _hf_names(parameter):
             wanted.add(name)
             if name not in stored:
@@ -632,12 +615,6 @@ def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     for key in path:
         tree = tree[key]
     return tree
-
-
-def _place(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
 
 
 # ---------------------------------------------------------------------------------------------------------------------

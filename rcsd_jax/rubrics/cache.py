@@ -1,7 +1,7 @@
 """What models wrote, kept on disk so that a run that was killed goes on where it stopped.
 
-One JSON line per text, append only. A batch is written, flushed and synced before `put_many` returns, so a kill loses at
-most the batch being written, and leaves at most one torn line, at the end: the next opening cuts it off and counts it.
+One JSON line per text, append only. A batch is written, flushed and synced before `put_many` returns, so a kill loses
+at most the batch being written, and leaves at most one torn line, the last: the next opening cuts it off and counts it.
 One process writes a file; give each process its own.
 """
 
@@ -30,7 +30,9 @@ class Written:
     parsed: Parsed
 
 
-def key_of(*, checkpoint: str, prompt: str | Sequence[int], sampling: Mapping[str, Any], attempt: int, seed: int) -> str:
+def key_of(
+    *, checkpoint: str, prompt: str | Sequence[int], sampling: Mapping[str, Any], attempt: int, seed: int
+) -> str:
     """The hash (SHA-256, hexadecimal) of all that decides what is written.
 
     Args:
@@ -80,12 +82,14 @@ class RubricCache:
 
     def put_many(self, batch: Iterable[Written]) -> None:
         """Adds a batch and syncs it to disk. A key held already stays as it is: it stands for the same text."""
-        fresh = {written.key: written for written in reversed(list(batch)) if written.key not in self._held}
-        fresh = dict(reversed(fresh.items()))
+        fresh: dict[str, Written] = {}
+        for written in batch:
+            if written.key not in self._held:
+                fresh.setdefault(written.key, written)
         if not fresh:
             return
         with self.path.open("ab") as file:
-            file.write("".join(_to_line(written) for written in fresh.values()).encode("utf-8", "backslashreplace"))
+            file.write("".join(_to_line(written) for written in fresh.values()).encode())
             file.flush()
             os.fsync(file.fileno())
         for written in fresh.values():

@@ -2,13 +2,14 @@
 
 The order of attempts, over the text left after the thinking blocks are dropped:
 
-1. the first array that decodes as it stands and holds enough criteria: status "strict";
+1. the first array that decodes as it stands and holds enough criteria: status "strict" ("salvaged" where LaTeX in it
+   would be misread, or some criteria are unusable or repeated);
 2. the first array that does so after its text is repaired (see `repair`): "salvaged";
 3. the array that gives most complete criteria before the place where it breaks off: "salvaged";
 4. otherwise "rejected".
 
 Every outcome has a reason, "<code>: <detail>". Codes: `ok`, `repaired`, `dropped_criteria`, `unterminated`, `empty`,
-`only_thinking`, `no_array`, and those of `RubricError` (`too_few`, `too_many`, `no_class`, `bad_weight`, …).
+`only_thinking`, `no_array`, and those of `schema.check`: `too_few`, `too_many`, `no_positive_weight`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The four classes follow RaR (Rubrics as Rewards, arXiv 2507.17746). Three formats are read, mixed freely:
 
-    {"title": "Final value", "description": "Essential Criteria: States 0.228.", "weight": 5}   # RaR
-    "Essential Criteria: States 0.228."                                                         # RaR-Science, as strings
-    {"criterion": "States 0.228.", "points": 5}                                                 # RubricHub
+    {"title": "Final value", "description": "Essential Criteria: States 0.228.", "weight": 5}   RaR
+    "Essential Criteria: States 0.228."                                                         RaR-Science, as strings
+    {"criterion": "States 0.228.", "points": 5}                                                 RubricHub
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Criterion:
         if self.kind not in KINDS:
             raise RubricError("bad_class", f"class {self.kind!r} is none of {', '.join(KINDS)}")
         if not math.isfinite(self.weight) or self.weight == 0:
-            raise RubricError("bad_weight", f"weight {self.weight!r} of {self.description[:40]!r} is not a number but 0")
+            raise RubricError("bad_weight", f"weight {self.weight!r} of {self.description[:40]!r} is not usable")
         if (self.weight < 0) != (self.kind == "Pitfall"):
             raise RubricError("bad_weight", f"weight {self.weight!r} has the wrong sign for class {self.kind}")
 
@@ -93,9 +93,7 @@ class Rubric:
         return len(self.criteria)
 
 
-def check(
-    criteria: Sequence[Criterion], *, min_criteria: int = MIN_CRITERIA, max_criteria: int = MAX_CRITERIA
-) -> None:
+def check(criteria: Sequence[Criterion], *, min_criteria: int = MIN_CRITERIA, max_criteria: int = MAX_CRITERIA) -> None:
     """Raises RubricError (`too_few`, `too_many`, `no_positive_weight`) for criteria that make no usable rubric."""
     count = len(criteria)
     if count < min_criteria:
@@ -142,7 +140,7 @@ def criterion_from(record: Any, *, scale: float = 10.0) -> Criterion:
     if isinstance(record, str):
         kind, description = split_class(record)
         if kind is None:
-            raise RubricError("no_class", f"string {record[:40]!r} does not begin with a class such as 'Essential Criteria:'")
+            raise RubricError("no_class", f"string {record[:40]!r} has no class prefix such as 'Essential Criteria:'")
         return Criterion("", description, DEFAULT_WEIGHTS[kind], kind)
     if not isinstance(record, Mapping):
         raise RubricError("bad_record", f"a criterion is an object or a string, not {type(record).__name__}")

@@ -32,9 +32,12 @@ def score(rubric: Rubric, met: Sequence[bool]) -> float:
     return sum(criterion.weight for criterion, yes in zip(rubric.criteria, met, strict=True) if yes) / total
 
 
-def f1(
-    predicted: Rubric | None, truth: Rubric, *, key: Callable[[Criterion], Hashable] = lambda c: normalised(c.description)
-) -> float:
+def same_description(criterion: Criterion) -> Hashable:
+    """The key that makes two criteria the same when they ask for the same, whatever their class and weight."""
+    return normalised(criterion.description)
+
+
+def f1(predicted: Rubric | None, truth: Rubric, *, key: Callable[[Criterion], Hashable] = same_description) -> float:
     """F1 of the predicted criteria against the true ones, as sets of keys; 0 for a rubric that was rejected (None).
 
     Args:

@@ -18,21 +18,44 @@ Pool = Sequence[tuple[str, Rubric]]
 """(example id, its rubric) of the whole data set, in a fixed order: draws are indices into it."""
 
 _GENERIC = (
-    ("Correct final answer", "States one final answer that is correct and complete for what is asked.", 10, "Essential"),
-    ("Sound principle", "Names the law, definition or mechanism that governs the problem and applies it validly.", 10, "Essential"),
-    ("Justified steps", "Leads from the given data to the conclusion step by step, each following from the last.", 8, "Important"),
-    ("Units and numbers", "Carries units through, and computes values without slips and to a sensible precision.", 7, "Important"),
-    ("Conditions stated", "Says which assumptions are made and why they hold in this situation.", 5, "Important"),
-    ("Result checked", "Tests the result, for example by its order of magnitude, a limiting case or dimensions.", 3, "Optional"),
-    ("Clear wording", "Is organised and to the point, with symbols and terms explained.", 2, "Optional"),
-    ("Unsupported claims", "Asserts facts or values that are invented, or contradicts itself.", -5, "Pitfall"),
+    Criterion(
+        "Correct final answer", "States one final answer, correct and complete for what is asked.", 10.0, "Essential"
+    ),
+    Criterion(
+        "Sound principle",
+        "Names the law or mechanism that governs the problem and applies it validly.",
+        10.0,
+        "Essential",
+    ),
+    Criterion(
+        "Justified steps",
+        "Leads from the given data to the conclusion, each step following from the last.",
+        8.0,
+        "Important",
+    ),
+    Criterion(
+        "Units and numbers",
+        "Carries units through and computes without slips, to a sensible precision.",
+        7.0,
+        "Important",
+    ),
+    Criterion(
+        "Conditions stated", "Says which assumptions are made and why they hold in this situation.", 5.0, "Important"
+    ),
+    Criterion(
+        "Result checked", "Tests the result, by its order of magnitude, a limiting case or dimensions.", 3.0, "Optional"
+    ),
+    Criterion("Clear wording", "Is organised and to the point, with symbols and terms explained.", 2.0, "Optional"),
+    Criterion(
+        "Unsupported claims", "Asserts facts or values that are invented, or contradicts itself.", -5.0, "Pitfall"
+    ),
 )
 _DRAWS = 100
 
 
 def generic_rubric() -> Rubric:
     """A rubric that fits any science question and says nothing about this one."""
-    return Rubric(tuple(Criterion(title, text, float(weight), kind) for title, text, weight, kind in _GENERIC))
+    return Rubric(_GENERIC)
 
 
 def random_rubric(pool: Pool, *, seed: int, id: str) -> Rubric:
@@ -95,13 +118,12 @@ def reduced(rubric: Rubric, *, seed: int, id: str, keep: int | float = 0.5) -> R
 
 
 def _other(pool: Pool, rng: random.Random, id: str) -> Rubric:
-    others = sum(1 for other, _ in pool[:2] if other != id) if len(pool) < 3 else 2
-    if not others:
-        raise ValueError(f"the pool holds no question other than {id!r}")
-    at = rng.randrange(len(pool))
-    while pool[at][0] == id:
-        at = (at + 1) % len(pool)
-    return pool[at][1]
+    at = rng.randrange(max(len(pool), 1))
+    for step in range(len(pool)):
+        other, rubric = pool[(at + step) % len(pool)]
+        if other != id:
+            return rubric
+    raise ValueError(f"the pool holds no question other than {id!r}")
 
 
 def _generator(purpose: str, seed: int, id: str) -> random.Random:

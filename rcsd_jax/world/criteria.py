@@ -121,14 +121,14 @@ def _met(problem: Problem, step: str, flat: str) -> bool:
     found = boxed(flat)
     if step == "unit":
         last = flat.rsplit("answer", 1)[-1]
-        stated = found.unit if found else re.sub(r"[\d]|<end>", " ", last).strip()
+        stated = found.unit if found else re.sub(r"(?<!\S)\d+(?!\S)", " ", last).strip()
         return "answer" in flat and stated == problem.law.unit
     return found is not None
 
 
 def _converts(problem: Problem, i: int, flat: str) -> bool:
     quantity = problem.quantities[i]
-    for value, unit, result, base in re.findall(r"(?:^|[; ])([\d ]+) (\S+) = ([\d ]+) (\S+) ;", flat):
+    for value, unit, result, base in re.findall(rf"(?:^|; ){quantity.name} ([\d ]+) (\S+) = ([\d ]+) (\S+) ;", flat):
         if unit == problem.shown_unit(i) and base == quantity.unit:
             if _integer(value) == problem.values[i] and _integer(result) == problem.base_value(i):
                 return True

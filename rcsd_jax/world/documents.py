@@ -177,11 +177,14 @@ def _noise(problem: Problem, rng: random.Random) -> str:
 def write_rubric(
     problem: Problem, rng: random.Random, *, mention: float, noise: tuple[float, ...], at_least: int = 3
 ) -> tuple[str, ...]:
-    """A rubric that mentions each true criterion with a chance, with criteria of other problems mixed in."""
+    """A rubric that mentions each true criterion with a chance, with criteria of other problems mixed in.
+
+    It has `at_least` so many criteria, and one that is no Pitfall, as a rubric must have to be scored.
+    """
     texts = [text for text in true_rubric(problem) if rng.random() < mention]
     count = rng.choices(range(len(noise)), noise)[0]
-    count = max(count, at_least - len(texts))
-    for _ in range(count):
+    wanted = max(at_least, len(texts) + count)
+    while len(texts) < wanted or all(text.startswith("Pitfall") for text in texts):
         text = _noise(problem, rng)
         if text not in texts:
             texts.insert(rng.randrange(len(texts) + 1), text)

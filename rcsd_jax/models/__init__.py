@@ -1,0 +1,1 @@
+"""The decoder, its sharding, LoRA, and Hugging Face directories."""

@@ -1,0 +1,314 @@
+"""One decoder for Qwen3 (dense), Qwen2.5 and Llama 3, layers stacked and scanned.
+
+A Linen module, because Linen's variable collections are exactly the split that self-distillation needs: `params` (frozen
+or trained), `lora` (adapters; leave the collection out and they are off), and nothing hidden. `Decoder(config).apply` is a
+pure function of plain nested dicts, so teacher and student are two calls of it.
+
+Every parameter is declared once, in `declarations`: initialisation, abstract shapes, sharding, Hugging Face names and LoRA
+targets all derive from that table (the idea is jax-ml/jax-llm-examples').
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from rcsd_jax.models.sharding import constrain
+
+
+class Llama3Rope(NamedTuple):
+    """Llama 3's RoPE scaling: low frequencies divided by `factor`, high ones kept, a ramp between."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Static description of a decoder; hashable, so that `Decoder(config)` can be a static argument of jit."""
+
+    family: str  # "qwen3", "qwen2" or "llama"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 1e6
+    rope_scaling: Llama3Rope | None = None
+    rms_norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = True
+    max_position: int = 40960
+    dtype: Any = jnp.float32  # of activations
+    param_dtype: Any = jnp.float32
+    remat: str = "none"  # or "full": recompute every layer in the backward pass
+    lora_scale: float = 1.0  # alpha / rank
+
+
+class Parameter(NamedTuple):
+    """The one declaration of a parameter.
+
+    Attributes:
+      shape: with the layer axis first if it is stacked.
+      dtype: of storage.
+      axes: logical axis names, see `sharding.DEFAULT_RULES`.
+      init: (key, shape, dtype) -> array.
+      hf_name: its name in Hugging Face checkpoints, with {layer} if it is stacked.
+      transpose: whether Hugging Face stores [out, in].
+      lora_target: its name among LoRA targets, if it can be one.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: tuple[str | None, ...]
+    init: Callable[..., jax.Array]
+    hf_name: str
+    transpose: bool = False
+    lora_target: str | None = None
+
+
+def declarations(config: DecoderConfig) -> dict[tuple[str, ...], Parameter]:
+    """Path in the parameter tree -> declaration, for every parameter of the decoder."""
+    c, dtype = config, config.param_dtype
+    heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    normal, ones, zeros = nn.initializers.normal(0.02), nn.initializers.ones, nn.initializers.zeros
+
+    def vector(name: str, size: int, axis: str | None, init=ones):
+        return Parameter((c.num_layers, size), dtype, ("layers", axis), init, f"model.layers.{{layer}}.{name}")
+
+    def kernel(name: str, target: str, rows: int, columns: int, axes: tuple[str, str]):
+        hf_name = f"model.layers.{{layer}}.{name}.weight"
+        return Parameter((c.num_layers, rows, columns), dtype, ("layers", *axes), normal, hf_name, True, target)
+
+    layers = {
+        "input_norm": vector("input_layernorm.weight", c.hidden_size, None),
+        "q": kernel("self_attn.q_proj", "q", c.hidden_size, heads, ("embed", "heads")),
+        "k": kernel("self_attn.k_proj", "k", c.hidden_size, kv, ("embed", "kv_heads")),
+        "v": kernel("self_attn.v_proj", "v", c.hidden_size, kv, ("embed", "kv_heads")),
+        "o": kernel("self_attn.o_proj", "o", heads, c.hidden_size, ("heads", "embed")),
+        "post_norm": vector("post_attention_layernorm.weight", c.hidden_size, None),
+        "gate": kernel("mlp.gate_proj", "gate", c.hidden_size, c.intermediate_size, ("embed", "mlp")),
+        "up": kernel("mlp.up_proj", "up", c.hidden_size, c.intermediate_size, ("embed", "mlp")),
+        "down": kernel("mlp.down_proj", "down", c.intermediate_size, c.hidden_size, ("mlp", "embed")),
+    }
+    if c.qkv_bias:
+        layers["q_bias"] = vector("self_attn.q_proj.bias", heads, "heads", zeros)
+        layers["k_bias"] = vector("self_attn.k_proj.bias", kv, "kv_heads", zeros)
+        layers["v_bias"] = vector("self_attn.v_proj.bias", kv, "kv_heads", zeros)
+    if c.qk_norm:
+        layers["q_norm"] = vector("self_attn.q_norm.weight", c.head_dim, None)
+        layers["k_norm"] = vector("self_attn.k_norm.weight", c.head_dim, None)
+    embed = Parameter((c.vocab_size, c.hidden_size), dtype, ("vocab", "embed"), normal, "model.embed_tokens.weight")
+    table = {("embed",): embed, ("final_norm",): Parameter((c.hidden_size,), dtype, (None,), ones, "model.norm.weight")}
+    table |= {("layers", name): parameter for name, parameter in layers.items()}
+    if not c.tie_embeddings:
+        shape = (c.hidden_size, c.vocab_size)
+        table["head",] = Parameter(shape, dtype, ("embed", "vocab"), normal, "lm_head.weight", True)
+    return table
+
+
+def tree_of(config: DecoderConfig, value: Callable[[tuple[str, ...], Parameter], Any]) -> dict[str, Any]:
+    """The parameter tree with `value(path, declaration)` at every leaf."""
+    tree: dict[str, Any] = {}
+    for path, parameter in declarations(config).items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = value(path, parameter)
+    return tree
+
+
+def abstract_params(config: DecoderConfig) -> dict[str, Any]:
+    """The parameter tree as `jax.ShapeDtypeStruct`s."""
+    return tree_of(config, lambda path, p: jax.ShapeDtypeStruct(p.shape, p.dtype))
+
+
+def init_params(config: DecoderConfig, key: jax.Array) -> dict[str, Any]:
+    """Random parameters."""
+    places = {path: i for i, path in enumerate(declarations(config))}
+    return tree_of(config, lambda path, p: p.init(jax.random.fold_in(key, places[path]), p.shape, p.dtype))
+
+
+def head_matrix(config: DecoderConfig, params: Mapping[str, Any]) -> jax.Array:
+    """The output matrix [D, V]: logits = hidden @ head."""
+    return params["embed"].T if config.tie_embeddings else params["head"]
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values [L, B, S, K, Hd] and the segment [B, S] of each place; 0 is empty or padding."""
+
+    k: jax.Array
+    v: jax.Array
+    segment_ids: jax.Array
+
+
+def init_cache(config: DecoderConfig, batch: int, length: int) -> KVCache:
+    """An empty cache of `length` places in the activations' dtype."""
+    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+    zeros = jnp.zeros(shape, config.dtype)
+    return KVCache(zeros, zeros, jnp.zeros((batch, length), jnp.int32))
+
+
+def positions_from_mask(mask: jax.Array) -> jax.Array:
+    """Positions [B, T] int32 that count real tokens; padding repeats the position before it, at least 0."""
+    return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
+
+
+class Decoder(nn.Module):
+    """The decoder up to its final norm; `hidden @ head_matrix(config, params)` gives logits.
+
+    `apply({"params": params}, ...)`, or `apply({"params": params, "lora": adapters}, ...)` with adapters
+    {target: {"a": [L, in, r], "b": [L, r, out]}} in use.
+    """
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        cache: KVCache | None = None,
+        cache_index: jax.Array | int | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Runs the decoder.
+
+        Args:
+          tokens: [B, T] int32.
+          segment_ids: [B, T] int32; a token attends to earlier tokens of its own segment; 0 is padding.
+          positions: [B, T] int32, for RoPE.
+          cache: keys and values so far, which these tokens extend.
+          cache_index: where in the cache the first of the tokens goes; a scalar, the same for all rows.
+
+        Returns:
+          Hidden states [B, T, D] after the final norm, and the extended cache (None without one).
+        """
+        params = {}
+        if self.is_initializing():
+            params = init_params(self.config, self.make_rng("params"))
+            for name, value in params.items():
+                self.param(name, lambda _, value=value: value)
+        else:
+            params = {name: self.get_variable("params", name) for name in abstract_params(self.config)}
+        lora = dict(self.variables.get("lora", {}))
+        return _decode(self.config, params, lora, tokens, segment_ids, positions, cache, cache_index)
+
+
+def _decode(config, params, lora, tokens, segment_ids, positions, cache, cache_index):
+    x = params["embed"][tokens].astype(config.dtype)  # [B, T, D]
+    x = constrain(x, ("batch", None, None))
+    cos, sin = _rope(config, positions)  # [B, T, 1, Hd]
+    if cache is None:
+        key_segments, start = segment_ids, 0
+    else:
+        start = cache_index
+        key_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
+    query_index = start + jnp.arange(tokens.shape[1])
+    mask = key_segments[:, None, :] == segment_ids[:, :, None]  # [B, T, S]
+    mask &= (segment_ids != 0)[:, :, None]
+    mask &= jnp.arange(key_segments.shape[1]) <= query_index[:, None]
+
+    def layer(carry, scanned):
+        x, keys, values = carry
+        index, weights, adapters = scanned
+        x, keys, values = _layer(config, weights, adapters, x, cos, sin, mask, keys, values, index, start)
+        return (x, keys, values), None
+
+    if config.remat == "full":
+        layer = jax.checkpoint(layer, prevent_cse=False)
+    keys, values = (None, None) if cache is None else (cache.k, cache.v)
+    scanned = (jnp.arange(config.num_layers), params["layers"], lora)
+    # Few layers are cheap to unroll, and then the cache of a layer is a static slice.
+    unroll = config.num_layers if config.num_layers <= 4 else 1
+    (x, keys, values), _ = jax.lax.scan(layer, (x, keys, values), scanned, unroll=unroll)
+    x = _rms_norm(x, params["final_norm"], config.rms_norm_eps)
+    return x, None if cache is None else KVCache(keys, values, key_segments)
+
+
+def _layer(config, weights, adapters, x, cos, sin, mask, keys, values, index, start):
+    def dense(name: str, h: jax.Array) -> jax.Array:
+        axes = declarations(config)["layers", name].axes[1:]
+        # The weights of one layer are gathered before use; left alone, GSPMD accumulates partial products in a loop.
+        kernel = constrain(weights[name], tuple(None if axis == "embed" else axis for axis in axes)).astype(config.dtype)
+        y = h @ kernel
+        if f"{name}_bias" in weights:
+            y += weights[f"{name}_bias"].astype(config.dtype)
+        if name in adapters:
+            a, b = (adapters[name][part].astype(config.dtype) for part in ("a", "b"))
+            y += config.lora_scale * ((h @ a) @ b)
+        return y
+
+    batch, length, _ = x.shape
+    h = _rms_norm(x, weights["input_norm"], config.rms_norm_eps)
+    q = dense("q", h).reshape(batch, length, config.num_heads, config.head_dim)
+    k = dense("k", h).reshape(batch, length, config.num_kv_heads, config.head_dim)
+    v = dense("v", h).reshape(batch, length, config.num_kv_heads, config.head_dim)
+    if config.qk_norm:
+        q = _rms_norm(q, weights["q_norm"], config.rms_norm_eps)
+        k = _rms_norm(k, weights["k_norm"], config.rms_norm_eps)
+    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+    if keys is not None:
+        keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), (index, 0, start, 0, 0))
+        values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), (index, 0, start, 0, 0))
+        k = jax.lax.dynamic_index_in_dim(keys, index, keepdims=False)
+        v = jax.lax.dynamic_index_in_dim(values, index, keepdims=False)
+    x = x + dense("o", _attention(q, k, v, mask).reshape(batch, length, -1))
+    h = _rms_norm(x, weights["post_norm"], config.rms_norm_eps)
+    x = x + dense("down", nn.silu(dense("gate", h)) * dense("up", h))
+    return constrain(x, ("batch", None, None)), keys, values
+
+
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Grouped-query attention: q [B, T, H, Hd], k and v [B, S, K, Hd], mask [B, T, S] -> [B, T, H, Hd]."""
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32) * head_dim**-0.5
+    # A finite floor: a padding query, which may attend to nothing, gets an average instead of NaN.
+    scores = jnp.where(mask[:, None, None], scores, -1e30)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskd->btkgd", probs, v).reshape(batch, length, heads, head_dim)
+
+
+def _rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return weight.astype(x.dtype) * y.astype(x.dtype)
+
+
+def _rope(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine [B, T, 1, Hd] float32."""
+    exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponent  # [Hd / 2]
+    if config.rope_scaling is not None:
+        frequencies = _llama3_frequencies(config.rope_scaling, frequencies)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _llama3_frequencies(rope: Llama3Rope, frequencies: jax.Array) -> jax.Array:
+    turns = rope.original_max_position * frequencies / (2 * jnp.pi)  # turns within the original context
+    ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    ramp = jnp.clip(ramp, 0.0, 1.0)
+    return (1 - ramp) * frequencies / rope.factor + ramp * frequencies
+
+
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)

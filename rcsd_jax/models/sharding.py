@@ -1,0 +1,117 @@
+"""Where arrays lie on the mesh: one flat table from logical axis to mesh axis, and what derives from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rcsd_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+DEFAULT_RULES: dict[str, Any] = {
+    "batch": ("data", "fsdp"),
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes data, fsdp and tensor; one of the sizes may be -1, for all remaining devices.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    named = dict(zip(AXES, sizes, strict=True))
+    if sizes.count(-1) == 1:
+        known = int(np.prod([s for s in sizes if s != -1]))
+        sizes[sizes.index(-1)] = max(len(devices) // known, 1)
+    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
+        raise UserError(
+            f"the mesh does not fit {len(devices)} devices",
+            field="mesh",
+            value=named,
+            remedy="choose sizes whose product is the number of devices; one of them may be -1",
+        )
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def check_divisible(config: Any, mesh: Mesh, batch: int) -> None:
+    """Checks that the mesh divides the (micro)batch, the heads and the widths it shards.
+
+    Raises:
+      UserError: naming the config key of the mesh axis, its size and what it does not divide.
+    """
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    needs = (
+        ("mesh.data x mesh.fsdp", rows, "rows of a microbatch", batch),
+        ("mesh.tensor", mesh.shape["tensor"], "attention heads", config.num_heads),
+        ("mesh.tensor", mesh.shape["tensor"], "key/value heads", config.num_kv_heads),
+        ("mesh.tensor", mesh.shape["tensor"], "intermediate_size", config.intermediate_size),
+        ("mesh.tensor", mesh.shape["tensor"], "vocab_size", config.vocab_size),
+        ("mesh.fsdp", mesh.shape["fsdp"], "hidden_size", config.hidden_size),
+    )
+    for field, size, what, count in needs:
+        if count % size:
+            remedy = f"choose a divisor of {count}"
+            raise UserError(f"does not divide the {count} {what}", field=field, value=size, remedy=remedy)
+
+
+def spec(axes: Sequence[str | None], rules: Mapping[str, Any] = DEFAULT_RULES) -> PartitionSpec:
+    """The partition of an array with these logical axes."""
+    return PartitionSpec(*(None if axis is None else rules[axis] for axis in axes))
+
+
+def param_shardings(config: Any, mesh: Mesh, rules: Mapping[str, Any] = DEFAULT_RULES) -> dict[str, Any]:
+    """Shardings of the decoder's parameters, as their tree."""
+    from rcsd_jax.models.decoder import tree_of
+
+    return tree_of(config, lambda _, parameter: NamedSharding(mesh, spec(parameter.axes, rules)))
+
+
+def lora_shardings(
+    config: Any, mesh: Mesh, adapters: Mapping[str, Any], rules: Mapping[str, Any] = DEFAULT_RULES
+) -> dict[str, Any]:
+    """Shardings of adapters: `a` as its kernel's rows, `b` as its columns; the rank is on every device."""
+    from rcsd_jax.models.decoder import declarations
+
+    declared = {p.lora_target: p.axes for p in declarations(config).values() if p.lora_target}
+    return {
+        target: {
+            "a": NamedSharding(mesh, spec((declared[target][0], declared[target][1], None), rules)),
+            "b": NamedSharding(mesh, spec((declared[target][0], None, declared[target][2]), rules)),
+        }
+        for target in adapters
+    }
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(DEFAULT_RULES["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def to_mesh(batch: Any, mesh: Mesh) -> Any:
+    """Puts this process's rows of every array of a batch onto the mesh; together the processes' rows are the batch."""
+    place = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)), batch)
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None], rules: Mapping[str, Any] = DEFAULT_RULES) -> jax.Array:
+    """Asks for the sharding of `axes` inside jit; nothing happens unless a mesh of `AXES` is set (`jax.set_mesh`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.lax.with_sharding_constraint(x, spec(axes, rules)) if mesh.axis_names == AXES else x

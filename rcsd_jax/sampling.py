@@ -1,0 +1,133 @@
+"""Sampling completions: prefill, then a `lax.while_loop` over a preallocated KV cache. Pure; the caller jits it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rcsd_jax.models.decoder import Decoder, head_matrix, init_cache, positions_from_mask
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How to sample; hashable. Filters apply in transformers' order: temperature, top-k, top-p."""
+
+    max_new_tokens: int
+    temperature: float = 1.0  # 0: greedy
+    top_k: int | None = None
+    top_p: float | None = None
+    eos_ids: tuple[int, ...] = ()
+
+
+class Samples(NamedTuple):
+    """Completions of B prompts, at most N tokens each.
+
+    Attributes:
+      tokens: [B, N] int32, padding after the end.
+      mask: [B, N] bool, true up to and including the end token.
+      log_probs: [B, N] float32, of each token under the tempered, unfiltered distribution (temperature 1 when greedy);
+        0 where the mask is false.
+      cut: [B] bool, no end token within N.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    log_probs: jax.Array
+    cut: jax.Array
+
+
+def generate(
+    decoder: Decoder,
+    variables: Any,
+    prompt_tokens: jax.Array,
+    prompt_mask: jax.Array,
+    keys: jax.Array,
+    sampling: SamplingConfig,
+    *,
+    pad_id: int = 0,
+) -> Samples:
+    """Samples a completion of every prompt; stops when all rows have ended.
+
+    Args:
+      decoder: the model.
+      variables: its variables ("params", and "lora" for adapters in use).
+      prompt_tokens: [B, P] int32, left-padded.
+      prompt_mask: [B, P] bool.
+      keys: [B] random keys, one a row: token t uses fold_in(key, t), so a row never depends on the others.
+      sampling: the settings.
+      pad_id: fills `tokens` after the end.
+    """
+    batch, prompt_length = prompt_tokens.shape
+    limit = sampling.max_new_tokens
+    head = head_matrix(decoder.config, variables["params"])
+    cache = init_cache(decoder.config, batch, prompt_length + limit)
+    hidden, cache = decoder.apply(
+        variables,
+        prompt_tokens,
+        segment_ids=prompt_mask.astype(jnp.int32),
+        positions=positions_from_mask(prompt_mask),
+        cache=cache,
+        cache_index=0,
+    )
+    prompt_lengths = prompt_mask.sum(axis=1).astype(jnp.int32)
+    eos = jnp.asarray(sampling.eos_ids, jnp.int32)
+    empty = Samples(
+        jnp.full((batch, limit), pad_id, jnp.int32),
+        jnp.zeros((batch, limit), bool),
+        jnp.zeros((batch, limit), jnp.float32),
+        jnp.ones((batch,), bool),
+    )
+
+    def body(carry):
+        t, hidden, cache, samples = carry
+        live = samples.cut  # no end token yet
+        logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)  # [B, V]
+        token, log_prob = sample_token(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, t), sampling)
+        token = jnp.where(live, token, pad_id)
+        samples = Samples(
+            samples.tokens.at[:, t].set(token),
+            samples.mask.at[:, t].set(live),
+            samples.log_probs.at[:, t].set(jnp.where(live, log_prob, 0.0)),
+            live & ~jnp.isin(token, eos),
+        )
+        hidden, cache = decoder.apply(
+            variables,
+            token[:, None],
+            segment_ids=live[:, None].astype(jnp.int32),
+            positions=(prompt_lengths + t)[:, None],
+            cache=cache,
+            cache_index=prompt_length + t,
+        )
+        return t + 1, hidden[:, -1], cache, samples
+
+    def unfinished(carry):
+        t, _, _, samples = carry
+        return (t < limit) & samples.cut.any()
+
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), hidden[:, -1], cache, empty))[3]
+
+
+def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
+    """One token [B] int32 per row of logits [B, V] float32, and its unfiltered log-probability [B] float32."""
+    if sampling.temperature == 0:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return token, _pick(jax.nn.log_softmax(logits), token)
+    logits = logits / sampling.temperature
+    kept, ids = logits, None
+    if sampling.top_k is not None or sampling.top_p is not None:
+        # Sorted, so that top-p is a cumulative sum; with top-k the draw is among k entries instead of the vocabulary.
+        kept, ids = jax.lax.top_k(logits, min(sampling.top_k or logits.shape[-1], logits.shape[-1]))
+    if sampling.top_p is not None:
+        probs = jax.nn.softmax(kept, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs
+        kept = jnp.where((before < sampling.top_p) | (jnp.arange(kept.shape[-1]) == 0), kept, -jnp.inf)
+    place = jax.vmap(jax.random.categorical)(keys, kept)
+    token = (place if ids is None else _pick(ids, place)).astype(jnp.int32)
+    return token, _pick(jax.nn.log_softmax(logits), token)
+
+
+def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(values, index[:, None], axis=-1)[:, 0]
