@@ -1,36 +1,330 @@
-"""Stand-in while the real file is written."""
-from typing import NamedTuple
-import jax, jax.numpy as jnp
+"""Divergences between a teacher's and a student's next-token distributions, on logits and from hidden states.
+
+Pure functions on arrays of any leading shape; bfloat16 or float32 in, float32 arithmetic and out; one value per token,
+the reduction (`masked_mean`) apart. Gradient flows to the student only.
+
+    beta = 0        KL(T || S)
+    beta = 1        KL(S || T)
+    0 < beta < 1    beta KL(T || M) + (1 - beta) KL(S || M),   M = beta T + (1 - beta) S
+
+The end points are the plain KLs, not limits of the third line (which tends to 0 at both ends). Sources: GKD (arXiv
+2306.13649) and TRL's GKD, GOLD and SDFT losses for the values; the RCSD release for top-k and the entry clip.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_MAX_LOG_MASS = -1e-7  # keeps the tail bucket's log finite when the support holds all the mass (TRL's value)
 
 
-class Scores(NamedTuple):
-    divergence: jax.Array
-    student_log_probs: jax.Array
-    teacher_log_probs: jax.Array
-    student_entropy: jax.Array
-    teacher_entropy: jax.Array
+class DivergenceStats(NamedTuple):
+    """Per-token quantities of one pass over the vocabulary, float32. Only `divergence` carries gradient."""
+
+    divergence: jax.Array  # [B, T]
+    student_log_probs: jax.Array  # [B, T], of the given tokens
+    teacher_log_probs: jax.Array  # [B, T], of the given tokens
+    student_entropy: jax.Array  # [B, T], nats
+    teacher_entropy: jax.Array  # [B, T], nats
 
 
-def importance_weight(a, b, *, clip=2.0):
-    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(a - b), clip))
+class _Spec(NamedTuple):
+    divergence: str
+    beta: float
+    temperature: float
+    top_k: int | None
+    top_k_support: str
+    tail: str
+    entry_clip: float | None
+    token_clip: float | None
+    chunk_size: int
 
 
-def score_from_hidden(sh, shead, th, thead, tokens, *, chunk_size, temperature=1.0, beta=0.0, **_):
-    B, T, D = sh.shape
-    n = -(-T // chunk_size)
-    pad = n * chunk_size - T
-    f = lambda x: jnp.moveaxis(jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2)).reshape(B, n, chunk_size, *x.shape[2:]), 1, 0)
+def per_token_divergence(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    beta: float = 0.0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_k_support: str = "teacher",
+    tail: str = "renormalize",
+    entry_clip: float | None = None,
+    token_clip: float | None = None,
+) -> jax.Array:
+    """Divergence per token, [..., T, V] twice -> [..., T] float32.
 
-    @jax.checkpoint
-    def body(_, xs):
-        s, t, tok = xs
-        ls = jax.nn.log_softmax((s @ shead).astype(jnp.float32) / temperature)
-        lt = jax.lax.stop_gradient(jax.nn.log_softmax((t @ thead).astype(jnp.float32) / temperature))
-        d = (jnp.exp(lt) * (lt - ls)).sum(-1)
-        pick = lambda l: jnp.take_along_axis(l, tok[..., None], -1)[..., 0]
-        ent = lambda l: -(jnp.exp(l) * l).sum(-1)
-        sg = jax.lax.stop_gradient
-        return None, Scores(d, sg(pick(ls)), pick(lt), sg(ent(ls)), ent(lt))
+    Args:
+      student_logits, teacher_logits: [..., T, V], bfloat16 or float32; the teacher gets no gradient.
+      beta: 0 forward KL, 1 reverse KL, between: generalized Jensen-Shannon.
+      temperature: divides both roles' logits.
+      top_k: keep only k entries per position; None or k >= V keeps all.
+      top_k_support: "teacher" (RCSD release) or "student" (TRL's SDFT): whose k most likely entries.
+      tail: what becomes of the mass outside: "renormalize" drops it, "bucket" makes it one more entry.
+      entry_clip: upper clamp of each vocabulary entry's pointwise term before the sum. For 0 < beta < 1 that term is
+        the weighted combination of both KLs' terms, clamped once, as in the RCSD release.
+      token_clip: upper clamp of the per-token sum.
+    Raises:
+      ValueError: an option is out of its range or unknown.
+    """
+    _check(beta, temperature, top_k, top_k_support, tail)
+    spec = _Spec("vocabulary", beta, temperature, top_k, top_k_support, tail, entry_clip, token_clip, 1)
+    student, teacher = _log_softmax(student_logits, temperature), _log_softmax(teacher_logits, temperature)
+    return _divergence(student, jax.lax.stop_gradient(teacher), spec)
 
-    _, out = jax.lax.scan(body, None, (f(sh), f(th), f(tokens)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T], out)
+
+def sampled_token_loss(
+    student_logits: jax.Array, teacher_logits: jax.Array, tokens: jax.Array, *, temperature: float = 1.0
+) -> jax.Array:
+    """Policy-gradient estimate of the reverse KL: -stop_grad(log pT(y) - log pS(y)) * log pS(y).
+
+    Args: logits [..., T, V]; tokens [..., T] int32. Returns [..., T] float32. Source: on-policy distillation, TRL SDFT.
+    """
+    student = token_log_probs(student_logits, tokens, temperature=temperature)
+    return _sampled_token(student, token_log_probs(teacher_logits, tokens, temperature=temperature))
+
+
+def importance_weight(trainer_log_probs: jax.Array, sampler_log_probs: jax.Array, *, clip: float = 2.0) -> jax.Array:
+    """Truncated importance weight min(exp(trainer - sampler), clip), [..., T] float32, without gradient."""
+    if not clip > 0:
+        raise ValueError(f"clip must be > 0, got {clip!r}")
+    difference = trainer_log_probs.astype(jnp.float32) - sampler_log_probs.astype(jnp.float32)
+    # The minimum is taken on the log, so that exp cannot overflow.
+    return jax.lax.stop_gradient(jnp.exp(jnp.minimum(difference, math.log(clip))))
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of `values` where `mask` is nonzero, a float32 scalar; 0 with zero gradient when the mask is empty.
+
+    Values at masked-out positions never matter, even inf or NaN.
+    """
+    mask = mask.astype(bool)
+    return jnp.where(mask, values.astype(jnp.float32), 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def entropy(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """Entropy in nats of softmax(logits / temperature), [..., T, V] -> [..., T] float32."""
+    _check_temperature(temperature)
+    return _entropy(_log_softmax(logits, temperature))
+
+
+def token_log_probs(logits: jax.Array, tokens: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """Log-probability of `tokens` [..., T] under softmax(logits [..., T, V] / temperature); [..., T] float32."""
+    _check_temperature(temperature)
+    return _take(_log_softmax(logits, temperature), tokens)
+
+
+def divergence_from_hidden(
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_head: jax.Array,
+    *,
+    chunk_size: int,
+    **options: Any,
+) -> jax.Array:
+    """`per_token_divergence` of hidden @ head, [B, T] float32, holding one chunk of logits at a time.
+
+    Args: hidden [B, T, D]; head [D, V] (the roles' D and heads may differ); `options` as in `per_token_divergence`.
+    """
+    if "divergence" in options:
+        raise ValueError(f"divergence_from_hidden has no option divergence={options['divergence']!r}")
+    tokens = jnp.zeros(student_hidden.shape[:2], jnp.int32)
+    return score_from_hidden(
+        student_hidden, student_head, teacher_hidden, teacher_head, tokens, chunk_size=chunk_size, **options
+    ).divergence
+
+
+def score_from_hidden(
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_head: jax.Array,
+    tokens: jax.Array,
+    *,
+    chunk_size: int,
+    divergence: str = "vocabulary",
+    beta: float = 0.0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_k_support: str = "teacher",
+    tail: str = "renormalize",
+    entry_clip: float | None = None,
+    token_clip: float | None = None,
+) -> DivergenceStats:
+    """All per-token quantities of a step in one pass over chunks of T, never holding more than one chunk of logits.
+
+    The batch axis is left whole, so that it keeps its sharding. Reverse-mode differentiable in student_hidden and
+    student_head through `divergence`; when the head gets no gradient (LoRA) the backward pass needs no head matmul.
+
+    Args:
+      student_hidden, teacher_hidden: [B, T, D]; student_head, teacher_head: [D, V]; tokens: [B, T] int32.
+      chunk_size: positions per chunk; T need not be a multiple.
+      divergence: "vocabulary" (`per_token_divergence`) or "sampled_token" (`sampled_token_loss`, which takes
+        temperature and token_clip alone).
+    Raises:
+      ValueError: an option is out of its range or unknown.
+    """
+    _check(beta, temperature, top_k, top_k_support, tail)
+    if divergence not in ("vocabulary", "sampled_token"):
+        raise ValueError(f"divergence must be 'vocabulary' or 'sampled_token', got {divergence!r}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be >= 1, got {chunk_size!r}")
+    length = student_hidden.shape[1]
+    chunk_size = min(chunk_size, max(length, 1))
+    spec = _Spec(divergence, beta, temperature, top_k, top_k_support, tail, entry_clip, token_clip, chunk_size)
+    return _scores(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scores(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens):
+    def step(_, chunk):
+        return None, _chunk_stats(spec, chunk[0], student_head, chunk[1], teacher_head, chunk[2])
+
+    length = student_hidden.shape[1]
+    _, stats = jax.lax.scan(step, None, _chunks((student_hidden, teacher_hidden, tokens), spec.chunk_size))
+    return _whole(stats, length)
+
+
+def _scores_forward(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens):
+    # A token's divergence depends on its own hidden state alone, so its unit gradient can be had while the chunk's
+    # logits are there; the backward pass then only scales it.
+    def step(_, chunk):
+        def total(hidden):
+            stats = _chunk_stats(spec, hidden, student_head, chunk[1], teacher_head, chunk[2])
+            return stats.divergence.sum(), stats
+
+        gradient, stats = jax.grad(total, has_aux=True)(chunk[0])
+        return None, (stats, gradient)
+
+    length = student_hidden.shape[1]
+    chunks = _chunks((student_hidden, teacher_hidden, tokens), spec.chunk_size)
+    _, (stats, gradient) = jax.lax.scan(step, None, chunks)
+    inputs = (student_hidden, student_head, teacher_hidden, teacher_head, tokens)
+    return _whole(stats, length), (inputs, _whole(gradient, length))
+
+
+def _scores_backward(spec, residuals, cotangents):
+    (student_hidden, student_head, teacher_hidden, teacher_head, tokens), gradient = residuals
+    weights = cotangents.divergence  # [B, T]
+
+    def step(head_gradient, chunk):
+        def total(head):
+            stats = _chunk_stats(spec, chunk[0], head, chunk[1], teacher_head, chunk[2])
+            return jnp.sum(stats.divergence * chunk[3])
+
+        return head_gradient + jax.grad(total)(student_head).astype(jnp.float32), None
+
+    # Unused, and removed by the compiler, when nobody asks for the head's gradient.
+    chunks = _chunks((student_hidden, teacher_hidden, tokens, weights), spec.chunk_size)
+    head_gradient, _ = jax.lax.scan(step, jnp.zeros(student_head.shape, jnp.float32), chunks)
+    hidden_gradient = (weights[..., None] * gradient).astype(student_hidden.dtype)
+    return hidden_gradient, head_gradient.astype(student_head.dtype), None, None, None
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
+
+
+def _chunks(tree, size: int):
+    """[B, T, ...] -> [T / size, B, size, ...], the end padded with zeros."""
+
+    def split(x):
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(split, tree)
+
+
+def _whole(tree, length: int):
+    """The inverse of `_chunks`."""
+
+    def join(x):
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+    return jax.tree.map(join, tree)
+
+
+def _chunk_stats(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens) -> DivergenceStats:
+    def log_probs(hidden, head):
+        return _log_softmax(jnp.matmul(hidden, head, preferred_element_type=jnp.float32), spec.temperature)
+
+    student = log_probs(student_hidden, student_head)  # [B, C, V]
+    teacher = jax.lax.stop_gradient(log_probs(teacher_hidden, teacher_head))
+    student_token, teacher_token = _take(student, tokens), _take(teacher, tokens)
+    if spec.divergence == "sampled_token":
+        divergence = _clamp(_sampled_token(student_token, teacher_token), spec.token_clip)
+    else:
+        divergence = _divergence(student, teacher, spec)
+    logged = (student_token, teacher_token, _entropy(jax.lax.stop_gradient(student)), _entropy(teacher))
+    return DivergenceStats(divergence, *jax.lax.stop_gradient(logged))
+
+
+def _divergence(student: jax.Array, teacher: jax.Array, spec: _Spec) -> jax.Array:
+    """From log-probabilities [..., V] to [...]."""
+    if spec.top_k is not None and spec.top_k < student.shape[-1]:
+        support = teacher if spec.top_k_support == "teacher" else jax.lax.stop_gradient(student)
+        _, indices = jax.lax.top_k(support, spec.top_k)
+        close = _add_tail if spec.tail == "bucket" else jax.nn.log_softmax
+        student = close(jnp.take_along_axis(student, indices, axis=-1))
+        teacher = close(jnp.take_along_axis(teacher, indices, axis=-1))
+    beta = spec.beta
+    if beta == 0:
+        terms = _kl_terms(teacher, student)
+    elif beta == 1:
+        terms = _kl_terms(student, teacher)
+    else:
+        mixture = jnp.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+        terms = beta * _kl_terms(teacher, mixture) + (1 - beta) * _kl_terms(student, mixture)
+    return _clamp(_clamp(terms, spec.entry_clip).sum(axis=-1), spec.token_clip)
+
+
+def _kl_terms(p: jax.Array, q: jax.Array) -> jax.Array:
+    return jnp.exp(p) * (p - q)
+
+
+def _add_tail(log_probs: jax.Array) -> jax.Array:
+    mass = jnp.minimum(jax.nn.logsumexp(log_probs, axis=-1, keepdims=True), _MAX_LOG_MASS)
+    return jnp.concatenate([log_probs, jnp.log(-jnp.expm1(mass))], axis=-1)
+
+
+def _sampled_token(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    return -jax.lax.stop_gradient(teacher - student) * student
+
+
+def _log_softmax(logits: jax.Array, temperature: float) -> jax.Array:
+    return jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+
+
+def _entropy(log_probs: jax.Array) -> jax.Array:
+    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+def _take(log_probs: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+
+
+def _clamp(values: jax.Array, limit: float | None) -> jax.Array:
+    return values if limit is None else jnp.minimum(values, limit)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature!r}")
+
+
+def _check(beta, temperature, top_k, top_k_support, tail) -> None:
+    _check_temperature(temperature)
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta must be in [0, 1], got {beta!r}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be >= 1 or None, got {top_k!r}")
+    if top_k_support not in ("teacher", "student"):
+        raise ValueError(f"top_k_support must be 'teacher' or 'student', got {top_k_support!r}")
+    if tail not in ("renormalize", "bucket"):
+        raise ValueError(f"tail must be 'renormalize' or 'bucket', got {tail!r}")

@@ -79,7 +79,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         raise _unknown_key(argv, error) from error
     except (flags.Error, ValueError, TypeError, FileNotFoundError, OSError) as error:
-        message = " ".join(str(error).split())
+        lines = str(error).strip().splitlines()
+        message = lines[-1] if "Traceback" in str(error) else " ".join(lines)  # of a config's own error, what it says
         raise UserError(f"a flag cannot be read: {message}", remedy="see python -m rcsd_jax.main --help") from error
 
 

@@ -262,10 +262,10 @@ def _rubric_with_both(problem: Problem, rng: random.Random) -> Document:
 
 
 MIXTURE = (
-    (_solve, 0.28),
+    (_solve, 0.27),
     (_solve_with_rubric, 0.36),
     (_solve_with_reference, 0.07),
-    (_solve_with_both, 0.03),
+    (_solve_with_both, 0.04),
     (_rubric, 0.12),
     (_rubric_with_reference, 0.12),
     (_rubric_with_both, 0.02),

@@ -39,16 +39,15 @@ def vocabulary() -> tuple[str, ...]:
     texts += [BOX, CHECK, TWICE, UNIT, LAW, CONVERT, IGNORE, *GENERIC, *CLASSES.values(), "Criteria:"]
     texts += [*PROMPTS["headings"].values(), *PROMPTS["reason"].values()]
     texts += [PROMPTS["solve"]["request"], PROMPTS["write_rubric"]["request"]]
-    words = [word for text in texts for word in text.split() if not (word.startswith("{") and word.endswith("}"))]
+    words = [word for text in texts for word in text.split() if not word.startswith("{")]
     return tuple(dict.fromkeys([*SPECIAL, *words]))
 
 
 def save_tokenizer(directory: pathlib.Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, which `AutoTokenizer.from_pretrained` reads."""
+    """Writes tokenizer.json, tokenizer_config.json and generation_config.json, as `transformers` reads them."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     ids = {word: i for i, word in enumerate(vocabulary())}
-    ids["}"] = ids.get("}", len(ids))
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -72,3 +71,5 @@ def save_tokenizer(directory: pathlib.Path) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    ends = {"eos_token_id": SPECIAL.index(END), "pad_token_id": SPECIAL.index(PAD)}
+    (directory / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n", encoding="utf-8")
