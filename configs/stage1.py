@@ -19,5 +19,4 @@ def get_config(variant="paper"):
     config.task = "write_rubric"
     config.student.fields, config.teacher.fields = ROLES[variant or "paper"]
     config.sampling.max_new_tokens = 1024  # generated rubrics average 8.4 criteria, some 300 tokens
-    config.eval.grader = "rubric"
     return config

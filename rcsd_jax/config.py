@@ -112,7 +112,9 @@ def stage() -> ConfigDict:
             mesh=dict(data=1, fsdp=-1, tensor=1),  # -1: all remaining devices
             eval=dict(
                 grader="",  # empty: no evaluation; "world", "boxed" (last \\boxed{} against the reference), "rubric"
-                splits=ConfigDict(),  # name -> path (or the world's split)
+                path="",  # rows held out for evaluation
+                splits=ConfigDict(),  # or several sets: name -> path (or the world's split)
+                every=0,  # > 0: also evaluate the student every so many steps
                 count=256,
                 batch_size=256,
                 roles=("base", "teacher", "trained"),
@@ -162,6 +164,9 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
     )
     need(0.0 <= one.loss.beta <= 1.0, "loss.beta", "must lie in [0, 1]", "0 is forward KL, 1 is reverse KL")
     need(one.sampling.temperature >= 0, "sampling.temperature", "must not be negative", "0 is greedy")
+    if one.eval.grader:
+        remedy = "give held-out rows as eval.path, or set eval.grader to an empty string"
+        need(bool(one.eval.path) or bool(one.eval.splits), "eval.path", "nothing to evaluate on", remedy)
     need(bool(one.model.path), "model.path", "no model given", f"pass --config.{prefix}model.path=HF_DIRECTORY")
     need(bool(one.data.path), "data.path", "no data given", f"pass --config.{prefix}data.path=FILE.jsonl")
     if one.rubric.source == "written" and "rubric" in one.teacher.fields:

@@ -42,7 +42,7 @@ from rcsd_jax.rubric_writing import write_rubrics
 from rcsd_jax.rubrics.cache import RubricCache
 from rcsd_jax.rubrics.schema import to_json
 from rcsd_jax.sampling import SamplingConfig
-from rcsd_jax.workdir import claimed, read_json, write_json
+from rcsd_jax.workdir import claimed, read_json, write_json, write_text
 
 
 class Model(NamedTuple):
@@ -76,16 +76,30 @@ def run_stage(config: ConfigDict, workdir: Path, console: rich.console.Console, 
         console.print(f"{name or 'run'}: {len(data.examples)} examples, {data.skipped} skipped as too long")
 
         state, frozen, optimizer, rate, shardings = init(model, config, mesh)
-        before = evaluate_roles(("base", "teacher"), model, {"params": model.params}, config, workdir, mesh, console)
+        initial = {"params": model.params}
+        before = {
+            role: evaluate_role(role, role, model, initial, config, workdir, mesh, console)
+            for role in ("base", "teacher")
+            if config.eval.grader and role in config.eval.roles
+        }
         model = model._replace(params=None)  # from here on the state holds the weights
 
+        def student(state):
+            return train.student_variables(state.trained, frozen, lora=bool(config.lora.rank))
+
+        def evaluate_at(step, state):
+            evaluate_role("trained", f"step_{step}", model, student(state), config, workdir, mesh, console)
+
         state = train_loop(
-            state, frozen, optimizer, rate, shardings, model, data, config, workdir, mesh, console, stop, name
+            state, frozen, optimizer, rate, shardings, model, data, config, workdir, mesh, console, stop, name, evaluate_at
         )
 
-        variables = train.student_variables(state.trained, frozen, lora=bool(config.lora.rank))
-        exported = export(variables, model, config, workdir)
-        after = evaluate_roles(("trained",), model, variables, config, workdir, mesh, console)
+        exported = export(student(state), model, config, workdir)
+        after = {}
+        if config.eval.grader and "trained" in config.eval.roles:
+            after["trained"] = evaluate_role(
+                "trained", "trained", model, student(state), config, workdir, mesh, console
+            )
         summary = {
             "task": config.task,
             "evaluation": before | after,
@@ -205,7 +219,7 @@ def _rubrics_digest(examples) -> str:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def train_loop(state, frozen, optimizer, rate, shardings, model: Model, data, config, workdir, mesh, console, stop, name):
+def train_loop(state, frozen, optimizer, rate, shardings, model: Model, data, config, workdir, mesh, console, stop, name, evaluate_at):
     """Trains from the newest checkpoint (or the given state) to the last step; returns the last state."""
     steps, settings = config.train.steps, config.checkpoint
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep)
@@ -252,6 +266,8 @@ def train_loop(state, frozen, optimizer, rate, shardings, model: Model, data, co
                 progress.advance(1, int(scalars["completion_tokens"]), f"loss {scalars['loss']:.4f}")
                 if (step + 1) % settings.every == 0 or step == steps - 1 or stop.is_set():
                     checkpoints.save(step + 1, state, position | {"data_position": step + 1})
+                if config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < steps:
+                    evaluate_at(step + 1, state)
                 if stop.is_set():
                     checkpoints.wait()
                     raise Preempted(f"saved at step {step + 1} of {steps}")
@@ -326,46 +342,42 @@ def _stop_if_not_finite(step: int, rows, metrics, state, data, checkpoints: Chec
 # --- evaluation and export -------------------------------------------------------------------------------------------
 
 
-def evaluate_roles(role_names, model: Model, variables, config, workdir, mesh, console) -> dict[str, Any]:
-    """Role -> split -> mode -> scores, kept in `evaluation_<role>.json`; texts go to `completions_<role>.jsonl`."""
-    if not config.eval.grader:
-        return {}
+def evaluate_role(role_name, label, model: Model, variables, config, workdir, mesh, console) -> dict[str, Any]:
+    """Split -> mode -> scores of a role, kept in `evaluation_<label>.json`; texts go to `completions_<label>.jsonl`."""
+    path = workdir / f"evaluation_{label}.json"
+    if path.exists():
+        return read_json(path)
     student, teacher = preparation.roles(config)
+    role = teacher if role_name == "teacher" else student
     prompts = preparation.prompts_of(config)
+    splits = config.eval.splits.to_dict() or {"eval": config.eval.path}
     results: dict[str, Any] = {}
-    for role_name in [r for r in role_names if r in config.eval.roles]:
-        path = workdir / f"evaluation_{role_name}.json"
-        if path.exists():
-            results[role_name] = read_json(path)
-            continue
-        role = teacher if role_name == "teacher" else student
-        results[role_name], lines = {}, []
-        for split, place in config.eval.splits.items():
-            count = config.eval.count
-            examples = preparation.read_examples(config, place, require=role.fields, count=count)[:count]
-            encoded = [contexts.encode_role(model.tokenizer, e, role, prompts, config.task) for e in examples]
-            for greedy in config.eval.greedy:
-                sampling = _sampling(config.sampling, model.eos_ids, temperature=0.0 if greedy else config.eval.temperature)
-                run = functools.partial(
-                    complete,
-                    model.decoder,
-                    variables,
-                    sampling=sampling,
-                    mesh=mesh,
-                    batch_size=config.eval.batch_size,
-                    pad_to=config.data.pad_to,
-                    pad_id=model.pad_id,
-                )
-                scores, records = evaluate(
-                    examples, encoded, complete=run, decode=_decoder_of(model), grade=GRADERS[config.eval.grader]
-                )
-                mode = "greedy" if greedy else "sampled"
-                results[role_name].setdefault(split, {})[mode] = scores
-                lines += [json.dumps({"split": split, "mode": mode, **r}, ensure_ascii=False) for r in records]
-        console.print(f"evaluated {role_name}")
-        if jax.process_index() == 0:
-            (workdir / f"completions_{role_name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            write_json(path, results[role_name])
+    lines = []
+    for split, place in splits.items():
+        count = config.eval.count
+        examples = preparation.read_examples(config, place, require=role.fields, count=count)[:count]
+        encoded = [contexts.encode_role(model.tokenizer, e, role, prompts, config.task) for e in examples]
+        for greedy in config.eval.greedy:
+            temperature = 0.0 if greedy else config.eval.temperature
+            run = functools.partial(
+                complete,
+                model.decoder,
+                variables,
+                sampling=_sampling(config.sampling, model.eos_ids, temperature=temperature),
+                mesh=mesh,
+                batch_size=config.eval.batch_size,
+                pad_to=config.data.pad_to,
+                pad_id=model.pad_id,
+            )
+            grade = GRADERS[config.eval.grader]
+            scores, records = evaluate(examples, encoded, complete=run, decode=_decoder_of(model), grade=grade)
+            mode = "greedy" if greedy else "sampled"
+            results.setdefault(split, {})[mode] = scores
+            lines += [json.dumps({"split": split, "mode": mode, **r}, ensure_ascii=False) for r in records]
+    console.print(f"evaluated {label.replace('_', ' ')}")
+    if jax.process_index() == 0:
+        write_text(workdir / f"completions_{label}.jsonl", "\n".join(lines) + "\n")
+        write_json(path, results)
     return results
 
 
