@@ -41,11 +41,18 @@ def model(tokenizer):
         qkv_bias=False, qk_norm=True, max_position=2048, dtype=jnp.float32, param_dtype=jnp.float32, remat="none",
     )  # fmt: skip
     params = init_params(config, jax.random.key(0))
-    params["embed"] *= 20.0  # so that distributions are far from uniform
+    # Wide enough that distributions are far from uniform and hang on the context: the roles then disagree.
+    params = jax.tree.map(lambda x: 8.0 * x if x.ndim > 2 else x, params)
+    params["embed"] *= 20.0
     return Decoder(config), params
 
 
+SAMPLE = jax.jit(method.sample, static_argnums=(0, 5))
+LOSS_SUMS = jax.jit(method.loss_sums, static_argnums=(0, 4))
+
+
 def data_for(config, tokenizer):
+    config.data.pad_to = 512  # all variants have one shape, and compile once
     examples = preparation.with_rubric_variant(EXAMPLES, config)
     data = preparation.encode(examples, tokenizer, config)
     assert data.skipped == 0
@@ -74,17 +81,17 @@ def test_both_roles_score_the_same_completion_at_the_right_offsets(module, varia
     decoder, params = model
     config = module.get_config(variant)
     data = data_for(config, tokenizer)
-    batch = make_batch([2, 0, 3], data, config, pad_id=0)
+    batch = make_batch([2, 0], data, config, pad_id=0)
     options = options_for(tokenizer, config)
     other = jax.tree.map(lambda x: x * 1.05, params)  # a teacher that differs from the student
     student, teacher = {"params": params}, {"params": other}
 
-    completions = jax.jit(method.sample, static_argnums=(0, 5))(decoder, student, teacher, batch, jax.random.key(1), options)
-    loss_sum, sums = jax.jit(method.loss_sums, static_argnums=(0, 4))(decoder, student, teacher, completions, options)
+    completions = SAMPLE(decoder, student, teacher, batch, jax.random.key(1), options)
+    loss_sum, sums = LOSS_SUMS(decoder, student, teacher, completions, options)
 
     samples = jax.tree.map(np.asarray, completions.samples)
     expected = []
-    for row, i in enumerate([2, 0, 3]):
+    for row, i in enumerate([2, 0]):
         completion = samples.tokens[row][samples.mask[row]]
         context = np.asarray(completions.teacher_tokens[row])[np.asarray(completions.teacher_mask[row])]
         assert list(context[: len(data.teacher[i])]) == list(data.teacher[i])
@@ -103,6 +110,7 @@ def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", **changes):
     decoder, params = model
     config = stage2.get_config("ground_truth")
     data = data_for(config, tokenizer)
+    config.data.pad_to = 64
     batch = make_batch([0, 1, 2, 3], data, config, pad_id=0)
     optimizer, _ = train.make_optimizer(learning_rate=1e-3, steps=10)
     state = train.init_state(jax.tree.map(jnp.copy, params), optimizer, ema=teacher == "ema")

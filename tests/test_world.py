@@ -4,10 +4,17 @@ import dataclasses
 import json
 import random
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.world.make_base import batches
+from experiments.world.measure import QUESTION, RUBRIC, completer, solution_scores
 from rcsd_jax import world
+from rcsd_jax.contexts import Role, user_message
+from rcsd_jax.models import huggingface
+from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.rubrics.parsing import parse
 from rcsd_jax.rubrics.schema import to_json
 from rcsd_jax.rubrics.scoring import score
@@ -23,10 +30,9 @@ def _problems(split, count=SAMPLES, seed=0):
 
 @pytest.fixture(scope="module")
 def saved_tokenizer(tmp_path_factory):
-    transformers = pytest.importorskip("transformers")
     directory = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_tokenizer(directory)
-    return transformers.AutoTokenizer.from_pretrained(directory)
+    return huggingface.load_tokenizer(directory)
 
 
 def test_there_are_enough_kinds_and_every_kind_occurs():
@@ -267,8 +273,6 @@ def test_prompts_fit_their_limits_in_every_split(saved_tokenizer):
 
 
 def test_messages_are_composed_as_the_roles_compose_them():
-    from rcsd_jax.contexts import Role, user_message
-
     e = world.examples("stage2", 1)[0]
     shown = {"reference": e.reference, "rubric": to_json(e.rubric, style="strings")}
     for task in ("solve", "write_rubric"):
@@ -277,16 +281,10 @@ def test_messages_are_composed_as_the_roles_compose_them():
 
 
 def test_base_directory_loads_and_is_small(saved_tokenizer):
-    import jax.numpy as jnp
-
-    from rcsd_jax.models import huggingface
-
     directory = world.base_directory()
     assert sum(f.stat().st_size for f in directory.iterdir()) <= 8 * 2**20
     config, params = huggingface.load(directory, dtype=jnp.float32)
     assert config.family == "qwen3" and config.vocab_size == len(saved_tokenizer)
-    import jax
-
     count = sum(x.size for x in jax.tree.leaves(params))
     assert 1_000_000 <= count <= 3_000_000
     own = huggingface.load_tokenizer(directory)
@@ -294,13 +292,6 @@ def test_base_directory_loads_and_is_small(saved_tokenizer):
 
 
 def test_base_solves_more_when_shown_the_true_rubric():
-    import jax
-    import jax.numpy as jnp
-
-    from experiments.world.measure import QUESTION, RUBRIC, completer, solution_scores
-    from rcsd_jax.models import huggingface
-    from rcsd_jax.models.decoder import Decoder
-
     config, params = huggingface.load(world.base_directory(), dtype=jnp.float32)
     complete = completer(Decoder(config), params, huggingface.load_tokenizer(world.base_directory()))
     found = world.examples("eval", 96)
@@ -314,3 +305,20 @@ def test_a_changed_kind_changes_the_rubric():
     p = problems.generate("eval", 0, 0)
     other = next(kind for kind in problems.KINDS if kind != p.kind)
     assert criteria.true_rubric(p) != criteria.true_rubric(dataclasses.replace(p, kind=other))
+
+
+def test_packed_rows_hold_whole_documents_and_weigh_their_completions(saved_tokenizer):
+    stream = batches(saved_tokenizer, rows=4, length=160, seed=0)
+    batch, next_document = next(stream)
+    again, _ = next(batches(saved_tokenizer, rows=4, length=160, seed=0))
+    np.testing.assert_array_equal(batch.tokens, again.tokens)
+    written = set()
+    for row in range(4):
+        for segment in range(1, batch.segment_ids[row].max() + 1):
+            at = np.flatnonzero(batch.segment_ids[row] == segment)
+            np.testing.assert_array_equal(batch.positions[row, at], np.arange(len(at)))
+            completion = at[batch.weights[row, at] == 1.0]
+            assert batch.tokens[row, completion[-1]] == saved_tokenizer.eos_token_id
+            written.add(saved_tokenizer.decode(batch.tokens[row, completion[:-1]]))
+    solutions = {one.completion for one in map(documents.document, [0] * next_document, range(next_document))}
+    assert {text for text in written if not text.startswith("[")} == {t for t in solutions if not t.startswith("[")}

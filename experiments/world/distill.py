@@ -69,7 +69,7 @@ def main() -> None:
         pool, _ = shown[f"{a.rubrics} rubric"]
     limit = world.SOLUTION_TOKENS if solving else world.RUBRIC_TOKENS
     sampling = SamplingConfig(max_new_tokens=limit, temperature=1.0, eos_ids=(tokenizer.eos_token_id,))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, a.learning_rate, 5, a.steps, 0.1 * a.learning_rate)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, a.learning_rate, 5, a.steps, a.learning_rate / 10)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     params, state = base, optimizer.init(base)
     held = {split: world.examples(split, a.count, a.seed) for split in ("eval", "ood")}
@@ -97,7 +97,8 @@ def main() -> None:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(a.seed), i), a.batch)
         params, state, loss = step(decoder, optimizer, sampling, params, state, base, *prompts, keys)
         if (i + 1) % a.every == 0:
-            print(f"step {i + 1:3d}   loss {float(loss):.4f}   {(time.time() - began) / (i + 1):.2f} s/step", flush=True)
+            pace = (time.time() - began) / (i + 1)
+            print(f"step {i + 1:3d}   loss {float(loss):.4f}   {pace:.2f} s/step", flush=True)
             report(i + 1)
     assert np.isfinite(float(loss))
 

@@ -11,8 +11,6 @@ import functools
 import os
 import pathlib
 import pickle
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -31,7 +29,7 @@ PROMPT_WEIGHT = 0.1  # prompts are given, not written: they carry a tenth of a c
 
 
 class Batch(NamedTuple):
-    """Packed rows, all [R, T]: tokens, their document (1, 2, … within the row; 0 is padding), place in it, loss weight.
+    """Packed rows, all [R, T]: tokens, their document (1, 2, … in the row; 0 is padding), place in it, loss weight.
 
     `weights[r, t]` is the weight of predicting tokens[r, t].
     """
@@ -76,8 +74,10 @@ def encode_document(tokenizer: Any, one: Document) -> tuple[list[int], int]:
     return prompt_ids + completion, len(prompt_ids)
 
 
-def batches(tokenizer: Any, *, rows: int, length: int, seed: int, first_document: int = 0) -> Iterator[tuple[Batch, int]]:
-    """Packed batches and the index of the first document that is not in them yet; a document longer than a row is left out."""
+def batches(
+    tokenizer: Any, *, rows: int, length: int, seed: int, first_document: int = 0
+) -> Iterator[tuple[Batch, int]]:
+    """Packed batches and the index of the first document not in them yet; one longer than a row is left out."""
     index = first_document
     while True:
         arrays = Batch(*(np.zeros((rows, length), np.int32) for _ in range(3)), np.zeros((rows, length), np.float32))
@@ -105,7 +105,9 @@ def batches(tokenizer: Any, *, rows: int, length: int, seed: int, first_document
 
 def loss_of(decoder: decoders.Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Weighted mean of the next token's negative log-probability, and the plain mean over completions."""
-    hidden, _ = decoder.apply({"params": params}, batch.tokens, segment_ids=batch.segment_ids, positions=batch.positions)
+    hidden, _ = decoder.apply(
+        {"params": params}, batch.tokens, segment_ids=batch.segment_ids, positions=batch.positions
+    )
     logits = hidden[:, :-1] @ decoders.head_matrix(decoder.config, params)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.tokens[:, 1:])
     weights = batch.weights[:, 1:]
@@ -126,14 +128,24 @@ def train_step(decoder, optimizer, params, state, batch):
     return optax.apply_updates(params, updates), state, plain
 
 
-def export(directory: pathlib.Path, config: decoders.DecoderConfig, params: Any, tokenizer_directory: pathlib.Path) -> None:
+def export(directory: pathlib.Path, config: decoders.DecoderConfig, params: Any, tokenizer_from: pathlib.Path) -> None:
     """Writes the model in bfloat16, with its tokenizer, as a Hugging Face directory."""
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    huggingface.save(directory, config, narrow, source=tokenizer_directory)
+    huggingface.save(directory, config, narrow, source=tokenizer_from)
 
 
-def train(out: pathlib.Path, *, steps: int, rows: int, length: int, learning_rate: float, seed: int, width: int, layers: int):
-    """Trains, or goes on from OUT.state, and exports every 300 steps and at the end."""
+def train(
+    out: pathlib.Path,
+    *,
+    steps: int,
+    rows: int,
+    length: int,
+    learning_rate: float,
+    seed: int,
+    width: int,
+    layers: int,
+) -> None:
+    """Trains, or goes on from OUT.state, and exports every 150 steps and at the end."""
     state_file = out.parent / f"{out.name}.state" / "state.pkl"
     state_file.parent.mkdir(parents=True, exist_ok=True)
     tokenizer_directory = state_file.parent / "tokenizer"
@@ -154,21 +166,19 @@ def train(out: pathlib.Path, *, steps: int, rows: int, length: int, learning_rat
         losses.append(float(loss))
         if step < 3 or (step + 1) % 20 == 0:
             pace = (time.time() - began) / (step + 1 - start)
-            print(f"step {step + 1} loss {np.mean(losses[-20:]):.4f} {pace:.2f} s/step documents {next_document}", flush=True)
+            mean = np.mean(losses[-20:])
+            print(f"step {step + 1} loss {mean:.4f} {pace:.2f} s/step documents {next_document}", flush=True)
         if (step + 1) % 150 == 0 or step + 1 == steps:
             partial = state_file.with_suffix(".part")
             partial.write_bytes(pickle.dumps((jax.device_get(params), jax.device_get(state), step + 1, next_document)))
             os.replace(partial, state_file)
-            with tempfile.TemporaryDirectory(dir=out.parent) as fresh:
-                export(pathlib.Path(fresh) / "base", config, params, tokenizer_directory)
-                shutil.rmtree(out, ignore_errors=True)
-                os.rename(pathlib.Path(fresh) / "base", out)
+            export(out, config, params, tokenizer_directory)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the directory to write")
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--length", type=int, default=160)
     parser.add_argument("--learning_rate", type=float, default=2e-3)

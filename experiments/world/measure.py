@@ -59,9 +59,8 @@ def completer(decoder: Decoder, params: Any, tokenizer: Any) -> Complete:
 
 def with_rubrics(examples: Sequence[Example], rubrics: Sequence[Rubric | None]) -> list[Example]:
     """The examples with other rubrics to show; one that could not be parsed becomes the generic rubric."""
-    return [
-        dataclasses.replace(e, rubric=rubric or world.generic_rubric()) for e, rubric in zip(examples, rubrics, strict=True)
-    ]
+    shown = [rubric or world.generic_rubric() for rubric in rubrics]
+    return [dataclasses.replace(e, rubric=rubric) for e, rubric in zip(examples, shown, strict=True)]
 
 
 def parsed_rubrics(texts: Sequence[str]) -> list[Rubric | None]:

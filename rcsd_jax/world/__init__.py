@@ -1,4 +1,4 @@
-"""The embedded world: problems of quantitative science with programs as graders, and a small base model that read them."""
+"""The embedded world: quantitative problems, programs that grade answers, and a small base model."""
 
 from rcsd_jax.world.examples import (
     QUESTION_TOKENS,

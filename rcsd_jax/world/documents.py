@@ -1,9 +1,9 @@
 """What the base model has read: solutions and rubrics of mixed quality, drawn with the probabilities written here.
 
-The statistics are the world's dials. A document imitates an author with habits: for every kind and step there is a chance
-that the author does the step unasked (HABITS), low for some and high for others, so that a model that imitates the
-documents is careless in different places, sampled as well as greedy. A shown rubric changes what is asked: listed
-criteria are followed, and unlisted ones fare a little worse than by habit, because the author trusts the list.
+The statistics are the world's dials. A document imitates an author with habits: for every kind and step there is a
+chance that the author does the step unasked (HABITS), low for some and high for others, so that a model that imitates
+the documents is careless in different places, sampled as well as greedy. A shown rubric changes what is asked: listed
+criteria are followed, and unlisted ones fare worse than by habit, because the author trusts the list.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import random
 from collections.abc import Mapping
 
-from rcsd_jax.world.criteria import GENERIC, STEPS, criterion, description, law, steps, true_rubric
+from rcsd_jax.world.criteria import GENERIC, STEPS, criterion, law, steps, true_rubric
 from rcsd_jax.world.problems import (
     DISTRACTORS,
     KINDS,
@@ -217,7 +217,8 @@ def _shown_rubric(problem: Problem, rng: random.Random) -> tuple[str, ...]:
 
 
 def _solve(problem: Problem, rng: random.Random) -> Document:
-    return Document("solve", message("solve", question(problem)), solution_by_chance(problem, rng, habit_chances(problem)))
+    solution = solution_by_chance(problem, rng, habit_chances(problem))
+    return Document("solve", message("solve", question(problem)), solution)
 
 
 def _solve_with_rubric(problem: Problem, rng: random.Random) -> Document:

@@ -46,21 +46,33 @@ _SPEED = Quantity("speed", "m/s", "km/s", 1000)
 _CURRENT = Quantity("current", "A")
 _METRES = Quantity("distance", "m", "km", 1000)
 
+_FORCE = Quantity("force", "N", "kN", 1000)
+_POWER = Quantity("power", "W", "kW", 1000)
+_PRESSURE = Quantity("pressure", "Pa", "kPa", 1000)
+_MASS = Quantity("mass", "kg", "t", 1000)
+_RESISTANCE = Quantity("resistance", "ohm", "kohm", 1000)
+_CAPACITY = Quantity("capacity", "J/K", "kJ/K", 1000)
+_FREQUENCY = Quantity("frequency", "Hz", "kHz", 1000)
+_SMALL_VOLUME = Quantity("volume", "cm3", "L", 1000)
+_LARGE_VOLUME = Quantity("volume", "L", "m3", 1000)
+_LENGTH, _WIDTH = Quantity("length", "cm", "m", 100), Quantity("width", "cm", "m", 100)
+_CONCENTRATION = Quantity("concentration", "g/L")
+
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("motion", "distance", "m", _SPEED, _TIME, ("car", "train")),
-        Kind("ohm", "voltage", "V", _CURRENT, Quantity("resistance", "ohm", "kohm", 1000), ("lamp", "wire")),
-        Kind("density", "mass", "g", Quantity("density", "g/cm3"), Quantity("volume", "cm3", "L", 1000), ("stone", "oil")),
-        Kind("dilution", "solute", "g", Quantity("concentration", "g/L"), Quantity("volume", "L", "m3", 1000), ("salt", "acid")),
-        Kind("work", "work", "J", Quantity("force", "N", "kN", 1000), _METRES, ("crane", "horse")),
-        Kind("energy", "energy", "J", Quantity("power", "W", "kW", 1000), _TIME, ("motor", "heater")),
-        Kind("pressure", "force", "N", Quantity("pressure", "Pa", "kPa", 1000), Quantity("area", "m2"), ("piston", "valve")),
-        Kind("momentum", "momentum", "kgm/s", Quantity("mass", "kg", "t", 1000), _SPEED, ("ball", "rocket")),
-        Kind("heat", "heat", "J", Quantity("capacity", "J/K", "kJ/K", 1000), Quantity("warming", "K"), ("pot", "stove")),
+        Kind("ohm", "voltage", "V", _CURRENT, _RESISTANCE, ("lamp", "wire")),
+        Kind("density", "mass", "g", Quantity("density", "g/cm3"), _SMALL_VOLUME, ("stone", "oil")),
+        Kind("dilution", "solute", "g", _CONCENTRATION, _LARGE_VOLUME, ("salt", "acid")),
+        Kind("work", "work", "J", _FORCE, _METRES, ("crane", "horse")),
+        Kind("energy", "energy", "J", _POWER, _TIME, ("motor", "heater")),
+        Kind("pressure", "force", "N", _PRESSURE, Quantity("area", "m2"), ("piston", "valve")),
+        Kind("momentum", "momentum", "kgm/s", _MASS, _SPEED, ("ball", "rocket")),
+        Kind("heat", "heat", "J", _CAPACITY, Quantity("warming", "K"), ("pot", "stove")),
         Kind("charge", "charge", "C", _CURRENT, _TIME, ("battery", "cell")),
-        Kind("wave", "speed", "m/s", Quantity("frequency", "Hz", "kHz", 1000), Quantity("wavelength", "m"), ("wave", "string")),
-        Kind("surface", "area", "cm2", Quantity("length", "cm", "m", 100), Quantity("width", "cm", "m", 100), ("plate", "field")),
+        Kind("wave", "speed", "m/s", _FREQUENCY, Quantity("wavelength", "m"), ("wave", "string")),
+        Kind("surface", "area", "cm2", _LENGTH, _WIDTH, ("plate", "field")),
         Kind("flow", "volume", "L", Quantity("flow", "L/s"), _TIME, ("pump", "pipe")),
     )
 }
@@ -140,18 +152,15 @@ class Problem:
         return self.product * (2 if self.twice else 1)
 
 
-def number(value: int, zeros: int | None = None) -> str:
-    """An integer as tokens: single digits, with the zeros that a factor of 1000 or 100 appends as one token each.
+def number(value: int, zeros: int = 0) -> str:
+    """An integer as tokens: single digits, and the last `zeros` zeros in groups of three and two, one token each.
 
-    `zeros` counts trailing zeros to write as groups; None takes none. The same integer may thus be written in two ways,
-    which is why graders read numbers, not tokens.
+    The groups are what factors of 1000 and 100 append, so `zeros` is a sum of threes and twos. The same integer may be
+    written in more than one way, which is why graders read numbers, not tokens.
     """
-    zeros = zeros or 0
-    head = " ".join(str(value // 10**zeros))
-    groups = ["00"] * (zeros % 3 // 2) + ["000"] * (zeros // 3)
-    if zeros % 3 == 1:  # two hundreds make four zeros
-        groups = ["00"] * 2 + ["000"] * ((zeros - 4) // 3)
-    return " ".join([head, *groups])
+    pairs = {0: 0, 1: 2, 2: 1}[zeros % 3]
+    groups = ["00"] * pairs + ["000"] * ((zeros - 2 * pairs) // 3)
+    return " ".join([*str(value // 10**zeros), *groups])
 
 
 def factor_zeros(problem: Problem, i: int) -> int:

@@ -1,4 +1,4 @@
-"""The prompt strings of the embedded world, in its vocabulary; the base model read its documents in exactly this form."""
+"""The embedded world's prompt strings, in its vocabulary; the base model read its documents in exactly this form."""
 
 from __future__ import annotations
 
