@@ -114,7 +114,7 @@ def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encode
             t, transition = contexts.encode_reason_first(tokenizer, example, teacher_role, prompts, config.task)
         else:
             t = contexts.encode_role(tokenizer, example, teacher_role, prompts, config.task)
-        if _fits(example, "student", s, config) and _fits(example, "teacher", t, config):
+        if fits(example, s, config, role="student") and fits(example, t, config, role="teacher"):
             kept.append(example)
             student.append(s)
             teacher.append(t)
@@ -130,13 +130,19 @@ def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encode
     return Encoded(kept, student, teacher, transition, skipped)
 
 
-def _fits(example: Example, role: str, tokens: np.ndarray, config: ConfigDict) -> bool:
-    limit = config.data[f"max_{role}_prompt"]
+def fits(example: Example, tokens: np.ndarray, config: ConfigDict, *, role: str) -> bool:
+    """Whether a prompt is within its role's limit (a rubric writer's is the teacher's); it is never cut.
+
+    Raises:
+      UserError: it is not, and `data.too_long` is "fail".
+    """
+    key = "max_student_prompt" if role == "student" else "max_teacher_prompt"
+    limit = config.data[key]
     if len(tokens) <= limit:
         return True
     if config.data.too_long == "fail":
         raise UserError(
-            f"the {role}'s prompt has {len(tokens)} tokens, more than data.max_{role}_prompt = {limit}",
+            f"the {role}'s prompt has {len(tokens)} tokens, more than data.{key} = {limit}",
             file=example.origin,
             field="question",
             value=example.question,

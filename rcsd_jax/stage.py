@@ -172,6 +172,9 @@ def rubrics_for(examples, config: ConfigDict, workdir: Path, mesh, console, stop
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
     prompts = preparation.prompts_of(config)
     encoded = [contexts.encode_role(writer.tokenizer, e, role, prompts, "write_rubric") for e in examples]
+    kept = [i for i, e in enumerate(examples) if preparation.fits(e, encoded[i], config, role="rubric writer")]
+    too_long = len(examples) - len(kept)
+    examples, encoded = [examples[i] for i in kept], [encoded[i] for i in kept]
     sampling = _sampling(settings, writer.eos_ids)
     with Progress(console, "write rubrics", len(examples)) as progress:
 
@@ -207,6 +210,7 @@ def rubrics_for(examples, config: ConfigDict, workdir: Path, mesh, console, stop
             max_criteria=settings.max_criteria,
             seed=config.seed,
         )
+    counts |= {"too_long": too_long}
     console.print(f"rubrics: {counts}")
     return examples, counts
 

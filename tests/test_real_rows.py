@@ -29,7 +29,7 @@ def flags(inputs, workdir):
         f"--workdir={workdir}", f"--config.model.path={inputs / 'model'}", f"--config.data.path={inputs / 'rows.jsonl'}",
         "--config.data.fields.rubric=rubrics.GT", "--config.train.steps=3", "--config.train.batch_size=8",
         "--config.sampling.max_new_tokens=24", "--config.model.dtype=float32", "--config.model.param_dtype=float32",
-        "--config.lora.rank=8", "--config.rubric.max_new_tokens=16", "--config.rubric.resample=0",
+        "--config.lora.rank=8", "--config.rubric.max_new_tokens=16", "--config.rubric.resample=0", "--config.rubric.batch_size=8",
         "--config.data.max_teacher_prompt=2048",
     ]  # fmt: skip
 
@@ -43,9 +43,9 @@ def test_the_program_trains_and_its_export_loads_in_transformers(config, inputs,
     code, out, err = run(f"--config=configs/{config}", *flags(inputs, tmp_path / "run"), *more)
     assert code == 0, err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["examples"] + summary["skipped"] == 400
+    assert summary["examples"] + summary["skipped"] + summary["rubrics"].get("too_long", 0) == 400
     if config == "stage2.py:release":  # a random model writes no rubric, so every question got the generic one
-        assert summary["rubrics"]["fallback"] == 400
+        assert summary["rubrics"]["fallback"] == 400 - summary["rubrics"]["too_long"] > 300
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "export")
     tokens = np.asarray(tokenizer("Why is the sky blue?")["input_ids"])[None]
@@ -65,7 +65,7 @@ def test_the_loss_falls_on_a_fixed_batch(module, variant, inputs):
     config.data.fields.rubric = "rubrics.GT"
     config.sampling.update(LIMITS)
     config.lora.rank = 16
-    config.optimizer.learning_rate = 1e-2
+    config.optimizer.learning_rate = 2e-3
     mesh = sharding.make_mesh()
     model = stage.load_model(config.model.path, config, mesh, lora_rank=16, lora_alpha=128.0)
     # A random model hardly minds its context; wider weights make the roles disagree, so that there is something to learn.
@@ -79,7 +79,7 @@ def test_the_loss_falls_on_a_fixed_batch(module, variant, inputs):
     )
     batch = stage.make_batch(list(range(len(data.examples))), data, config, model.pad_id)
     losses = []
-    for _ in range(25):
+    for _ in range(30):
         state, metrics, _ = step(state.replace(step=jax.numpy.int32(0)), frozen, batch, 0)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.8 * losses[0], losses
