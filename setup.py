@@ -18,6 +18,7 @@ setuptools.setup(
         "grain>=0.2.12",
         "importlib_resources",  # tensorflow-datasets imports it without declaring it
         "jax>=0.7",
+        "jinja2",  # chat templates
         "ml-collections>=1.1",
         "numpy>=2",
         "optax>=0.2.5",

@@ -54,7 +54,7 @@ def stage() -> ConfigDict:
             ),
             data=dict(
                 source="jsonl",
-                path="",  # the JSONL file, the TFDS name, or the world's split
+                path="",  # the JSONL file, the TFDS name (or name#split), or the world's split
                 fields=dict(question="", reference="", rubric="", id=""),  # column names; empty: the usual aliases
                 tfds_split="train",
                 tfds_dir="",
@@ -112,7 +112,7 @@ def stage() -> ConfigDict:
             mesh=dict(data=1, fsdp=-1, tensor=1),  # -1: all remaining devices
             eval=dict(
                 grader="",  # empty: no evaluation; "world", "boxed" (last \\boxed{} against the reference), "rubric"
-                path="",  # rows held out for evaluation
+                path="",  # rows held out for evaluation; of TFDS, name#split
                 splits=ConfigDict(),  # or several sets: name -> path (or the world's split)
                 every=0,  # > 0: also evaluate the student every so many steps
                 count=256,

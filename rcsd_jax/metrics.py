@@ -104,6 +104,11 @@ class Progress:
         self._bar.stop()
         self._line()
 
+    def extend(self, count: int) -> None:
+        """`count` more units are to be done than was said."""
+        self._total += count
+        self._bar.update(self._task, total=self._total)
+
     def advance(self, count: int, tokens: int, note: str = "") -> None:
         """`count` more units are done, in which `tokens` tokens were sampled."""
         self._done += count

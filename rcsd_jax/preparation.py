@@ -44,8 +44,9 @@ def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], coun
     if data.source == "tfds":
         from rcsd_jax.data.tfds import read_tfds
 
+        name, _, split = path.partition("#")
         return read_tfds(
-            path, split=data.tfds_split, data_dir=data.tfds_dir or None, fields=fields, require=require, **bounds
+            name, split=split or data.tfds_split, data_dir=data.tfds_dir or None, fields=fields, require=require, **bounds
         )
     from rcsd_jax.data.jsonl import read_jsonl
 

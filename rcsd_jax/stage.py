@@ -75,13 +75,12 @@ def run_stage(config: ConfigDict, workdir: Path, console: rich.console.Console, 
         data = preparation.encode(examples, model.tokenizer, config)
         console.print(f"{name or 'run'}: {len(data.examples)} examples, {data.skipped} skipped as too long")
 
-        state, frozen, optimizer, rate, shardings = init(model, config, mesh)
-        initial = {"params": model.params}
         before = {
-            role: evaluate_role(role, role, model, initial, config, workdir, mesh, console)
+            role: evaluate_role(role, role, model, {"params": model.params}, config, workdir, mesh, console)
             for role in ("base", "teacher")
             if config.eval.grader and role in config.eval.roles
         }
+        state, frozen, optimizer, rate, shardings = init(model, config, mesh)
         model = model._replace(params=None)  # from here on the state holds the weights
 
         def student(state):
@@ -141,8 +140,10 @@ def init(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh):
     optimizer, rate = train.make_optimizer(steps=config.train.steps, **config.optimizer)
     if full:
         placement = sharding.param_shardings(decoder_config, mesh)
-        trained = model.params
-        frozen = jax.tree.map(jnp.copy, model.params) if config.teacher.weights == "fixed" else None
+        # The step donates its state, so a fixed teacher's weights must not share buffers with it.
+        fixed = config.teacher.weights == "fixed"
+        trained = jax.tree.map(jnp.copy, model.params) if fixed else model.params
+        frozen = model.params if fixed else None
     else:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         trained = lora.init_lora(
@@ -176,9 +177,10 @@ def rubrics_for(examples, config: ConfigDict, workdir: Path, mesh, console, stop
     too_long = len(examples) - len(kept)
     examples, encoded = [examples[i] for i in kept], [encoded[i] for i in kept]
     sampling = _sampling(settings, writer.eos_ids)
-    with Progress(console, "write rubrics", len(examples)) as progress:
+    with Progress(console, "write rubrics", 0) as progress:
 
         def write(wanted, seeds):
+            progress.extend(len(wanted))
             run = complete(
                 writer.decoder,
                 {"params": writer.params},
