@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+_MIN_LOGIT = -1e9  # stands for -inf (a masked vocabulary entry), so that 0 * log 0 is 0 and not NaN
+_HEAD_BANDS = 8  # in which the head's gradient is added up
 _MAX_LOG_MASS = -1e-7  # keeps the tail bucket's log finite when the support holds all the mass (TRL's value)
 
 
@@ -148,14 +150,7 @@ def score_from_hidden(
     tokens: jax.Array,
     *,
     chunk_size: int,
-    divergence: str = "vocabulary",
-    beta: float = 0.0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_k_support: str = "teacher",
-    tail: str = "renormalize",
-    entry_clip: float | None = None,
-    token_clip: float | None = None,
+    **options: Any,
 ) -> DivergenceStats:
     """All per-token quantities of a step in one pass over chunks of T, never holding more than one chunk of logits.
 
@@ -165,20 +160,121 @@ def score_from_hidden(
     Args:
       student_hidden, teacher_hidden: [B, T, D]; student_head, teacher_head: [D, V]; tokens: [B, T] int32.
       chunk_size: positions per chunk; T need not be a multiple.
-      divergence: "vocabulary" (`per_token_divergence`) or "sampled_token" (`sampled_token_loss`, which takes
-        temperature and token_clip alone).
+      options: those of `per_token_divergence`, and `divergence`: "vocabulary" (the default) or "sampled_token"
+        (`sampled_token_loss`, which takes temperature and token_clip alone).
     Raises:
       ValueError: an option is out of its range or unknown.
     """
-    _check(beta, temperature, top_k, top_k_support, tail)
-    if divergence not in ("vocabulary", "sampled_token"):
-        raise ValueError(f"divergence must be 'vocabulary' or 'sampled_token', got {divergence!r}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be >= 1, got {chunk_size!r}")
-    length = student_hidden.shape[1]
-    chunk_size = min(chunk_size, max(length, 1))
-    spec = _Spec(divergence, beta, temperature, top_k, top_k_support, tail, entry_clip, token_clip, chunk_size)
+    spec = _spec(student_hidden, chunk_size=chunk_size, **options)
     return _scores(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens)
+
+
+def weighted_divergence_from_hidden(
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_head: jax.Array,
+    tokens: jax.Array,
+    weights: jax.Array,
+    *,
+    chunk_size: int,
+    sampler_log_probs: jax.Array | None = None,
+    importance_clip: float | None = None,
+    **options: Any,
+) -> tuple[jax.Array, DivergenceStats]:
+    """sum_t weights_t * divergence_t as one scalar, and the per-token quantities without gradient.
+
+    What a train step wants: as every token's weight is known while its logits are there, the gradients of hidden states
+    and head are both taken in that one pass, with as many products with the heads as the plain path has. (From
+    `score_from_hidden` the head's gradient needs the logits a second time.)
+
+    Args:
+      student_hidden, student_head, teacher_hidden, teacher_head, tokens, chunk_size, options: as in `score_from_hidden`.
+      weights: [B, T], no gradient; a token of weight 0 never matters, even if its divergence is inf or NaN.
+      sampler_log_probs: [B, T], of the tokens as the sampler saw them; with `importance_clip` every token's weight is
+        multiplied by its `importance_weight`.
+      importance_clip: the clip of that weight; None: no importance weight.
+
+    Returns:
+      (weighted sum, float32 scalar, differentiable in student_hidden and student_head; `DivergenceStats`).
+
+    Raises:
+      ValueError: an option is out of its range or unknown.
+    """
+    spec = _spec(student_hidden, chunk_size=chunk_size, **options)
+    if importance_clip is None:
+        sampler_log_probs = jnp.zeros(tokens.shape, jnp.float32)
+    elif sampler_log_probs is None:
+        raise ValueError(f"importance_clip={importance_clip!r} needs sampler_log_probs")
+    inputs = (student_hidden, student_head, teacher_hidden, teacher_head)
+    total, stats = _weighted(spec, importance_clip, *inputs, tokens, weights.astype(jnp.float32), sampler_log_probs)
+    return total, jax.lax.stop_gradient(stats)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _weighted(spec, importance_clip, student_hidden, student_head, teacher_hidden, teacher_head, *per_token):
+    def step(total, chunk):
+        stats = _chunk_stats(spec, chunk[0], student_head, chunk[1], teacher_head, chunk[2])
+        return total + _weighted_sum(stats, importance_clip, *chunk[3:]), stats
+
+    chunks = _chunks((student_hidden, teacher_hidden, *per_token), spec.chunk_size)
+    total, stats = jax.lax.scan(step, jnp.float32(0.0), chunks)
+    return total, _whole(stats, student_hidden.shape[1])
+
+
+def _weighted_forward(spec, importance_clip, student_hidden, student_head, teacher_hidden, teacher_head, *per_token):
+    def step(carry, chunk):
+        total, head_gradient = carry
+        hidden, logits = chunk[0], _logits(chunk[0], student_head)
+
+        def value_of(logits):
+            stats = _logits_stats(spec, logits, _logits(chunk[1], teacher_head), chunk[2])
+            return _weighted_sum(stats, importance_clip, *chunk[3:]), stats
+
+        (value, stats), logits_gradient = jax.value_and_grad(value_of, has_aux=True)(logits)
+        (hidden_gradient,) = jax.vjp(lambda x: _logits(x, student_head), hidden)[1](logits_gradient)
+        head_gradient = _add_head_gradient(head_gradient, hidden, student_head, logits_gradient)
+        return (total + value, head_gradient), (stats, hidden_gradient)
+
+    length = student_hidden.shape[1]
+    chunks = _chunks((student_hidden, teacher_hidden, *per_token), spec.chunk_size)
+    start = (jnp.float32(0.0), jnp.zeros(student_head.shape, jnp.float32))
+    (total, head_gradient), (stats, hidden_gradient) = jax.lax.scan(step, start, chunks)
+    residuals = (_whole(hidden_gradient, length), head_gradient.astype(student_head.dtype))
+    return (total, _whole(stats, length)), residuals
+
+
+def _weighted_backward(spec, importance_clip, residuals, cotangents):
+    hidden_gradient, head_gradient = residuals
+    scale = cotangents[0]
+    scaled = (scale * x.astype(jnp.float32) for x in (hidden_gradient, head_gradient))
+    hidden_gradient, head_gradient = (x.astype(g.dtype) for x, g in zip(scaled, residuals, strict=True))
+    return hidden_gradient, head_gradient, None, None, None, None, None
+
+
+_weighted.defvjp(_weighted_forward, _weighted_backward)
+
+
+def _weighted_sum(stats, importance_clip, weights, sampler_log_probs):
+    if importance_clip is not None:
+        weights *= importance_weight(stats.student_log_probs, sampler_log_probs, clip=importance_clip)
+    return jnp.sum(jnp.where(weights == 0, 0.0, weights * stats.divergence))
+
+
+def _add_head_gradient(total, hidden, head, logits_gradient):
+    """total [D, V] float32 + the head's gradient for a chunk, a band of rows at a time: the product is never whole."""
+    rows = head.shape[0] // math.gcd(head.shape[0], _HEAD_BANDS)
+
+    def add_band(i, total):
+        def band_of(x, axis):
+            return jax.lax.dynamic_slice_in_dim(x, i * rows, rows, axis)
+
+        _, pull = jax.vjp(lambda band: _logits(band_of(hidden, 2), band), band_of(head, 0))
+        band = band_of(total, 0) + pull(logits_gradient)[0].astype(jnp.float32)
+        return jax.lax.dynamic_update_slice_in_dim(total, band, i * rows, 0)
+
+    # A loop, because bands written out are scheduled together, and are then all in memory.
+    return jax.lax.fori_loop(0, head.shape[0] // rows, add_band, total)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -214,11 +310,12 @@ def _scores_backward(spec, residuals, cotangents):
     weights = cotangents.divergence  # [B, T]
 
     def step(head_gradient, chunk):
-        def total(head):
-            stats = _chunk_stats(spec, chunk[0], head, chunk[1], teacher_head, chunk[2])
+        def total(logits):
+            stats = _logits_stats(spec, logits, _logits(chunk[1], teacher_head), chunk[2])
             return jnp.sum(stats.divergence * chunk[3])
 
-        return head_gradient + jax.grad(total)(student_head).astype(jnp.float32), None
+        logits_gradient = jax.grad(total)(_logits(chunk[0], student_head))
+        return _add_head_gradient(head_gradient, chunk[0], student_head, logits_gradient), None
 
     # Unused, and removed by the compiler, when nobody asks for the head's gradient.
     chunks = _chunks((student_hidden, teacher_hidden, tokens, weights), spec.chunk_size)
@@ -250,12 +347,17 @@ def _whole(tree, length: int):
     return jax.tree.map(join, tree)
 
 
-def _chunk_stats(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens) -> DivergenceStats:
-    def log_probs(hidden, head):
-        return _log_softmax(jnp.matmul(hidden, head, preferred_element_type=jnp.float32), spec.temperature)
+def _logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
+    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)  # [B, C, V]
 
-    student = log_probs(student_hidden, student_head)  # [B, C, V]
-    teacher = jax.lax.stop_gradient(log_probs(teacher_hidden, teacher_head))
+
+def _chunk_stats(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens) -> DivergenceStats:
+    return _logits_stats(spec, _logits(student_hidden, student_head), _logits(teacher_hidden, teacher_head), tokens)
+
+
+def _logits_stats(spec, student_logits, teacher_logits, tokens) -> DivergenceStats:
+    student = _log_softmax(student_logits, spec.temperature)
+    teacher = jax.lax.stop_gradient(_log_softmax(teacher_logits, spec.temperature))
     student_token, teacher_token = _take(student, tokens), _take(teacher, tokens)
     if spec.divergence == "sampled_token":
         divergence = _clamp(_sampled_token(student_token, teacher_token), spec.token_clip)
@@ -298,7 +400,19 @@ def _sampled_token(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def _log_softmax(logits: jax.Array, temperature: float) -> jax.Array:
-    return jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+    return jax.nn.log_softmax(_floor(logits.astype(jnp.float32) / temperature), axis=-1)
+
+
+@jax.custom_jvp
+def _floor(logits: jax.Array) -> jax.Array:
+    return jnp.maximum(logits, _MIN_LOGIT)
+
+
+@_floor.defjvp
+def _floor_jvp(primals, tangents):
+    # Straight through: a masked entry's probability, and with it its gradient, is 0 anyway, and the mask that the true
+    # derivative needs would be one more array of the logits' size.
+    return _floor(*primals), tangents[0]
 
 
 def _entropy(log_probs: jax.Array) -> jax.Array:
@@ -311,6 +425,28 @@ def _take(log_probs: jax.Array, tokens: jax.Array) -> jax.Array:
 
 def _clamp(values: jax.Array, limit: float | None) -> jax.Array:
     return values if limit is None else jnp.minimum(values, limit)
+
+
+def _spec(
+    student_hidden: jax.Array,
+    *,
+    chunk_size: int,
+    divergence: str = "vocabulary",
+    beta: float = 0.0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_k_support: str = "teacher",
+    tail: str = "renormalize",
+    entry_clip: float | None = None,
+    token_clip: float | None = None,
+) -> _Spec:
+    _check(beta, temperature, top_k, top_k_support, tail)
+    if divergence not in ("vocabulary", "sampled_token"):
+        raise ValueError(f"divergence must be 'vocabulary' or 'sampled_token', got {divergence!r}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be >= 1, got {chunk_size!r}")
+    chunk_size = min(chunk_size, max(student_hidden.shape[1], 1))
+    return _Spec(divergence, beta, temperature, top_k, top_k_support, tail, entry_clip, token_clip, chunk_size)
 
 
 def _check_temperature(temperature: float) -> None:

@@ -13,10 +13,18 @@ from rcsd_jax.models.decoder import Decoder, head_matrix, init_cache, positions_
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How to sample; hashable. Filters apply in transformers' order: temperature, top-k, top-p."""
+    """How to sample; hashable, a static argument of jit. Filters apply in transformers' order: temperature, k, p.
+
+    Attributes:
+      max_new_tokens: N, the longest completion.
+      temperature: divides the logits; 0 is greedy, and then the filters do not matter.
+      top_k: keep only the k most likely tokens; None keeps all.
+      top_p: of those, keep the smallest set of most likely tokens whose probability reaches p; None keeps all.
+      eos_ids: tokens that end a completion.
+    """
 
     max_new_tokens: int
-    temperature: float = 1.0  # 0: greedy
+    temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     eos_ids: tuple[int, ...] = ()
@@ -54,11 +62,14 @@ def generate(
     Args:
       decoder: the model.
       variables: its variables ("params", and "lora" for adapters in use).
-      prompt_tokens: [B, P] int32, left-padded.
-      prompt_mask: [B, P] bool.
+      prompt_tokens: [B, P] int32, left-padded: the last token of every row is real and predicts the first.
+      prompt_mask: [B, P] bool, true for real tokens.
       keys: [B] random keys, one a row: token t uses fold_in(key, t), so a row never depends on the others.
       sampling: the settings.
       pad_id: fills `tokens` after the end.
+
+    Returns:
+      The completions, without gradient through what was drawn.
     """
     batch, prompt_length = prompt_tokens.shape
     limit = sampling.max_new_tokens
@@ -111,7 +122,17 @@ def generate(
 
 
 def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
-    """One token [B] int32 per row of logits [B, V] float32, and its unfiltered log-probability [B] float32."""
+    """Draws one token a row.
+
+    Args:
+      logits: [B, V] float32, before the temperature.
+      keys: [B] random keys, one a row.
+      sampling: the settings; `max_new_tokens` and `eos_ids` do not matter here.
+
+    Returns:
+      Tokens [B] int32, and their log-probability [B] float32 under the tempered, unfiltered distribution (temperature 1
+      when greedy).
+    """
     if sampling.temperature == 0:
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return token, _pick(jax.nn.log_softmax(logits), token)

@@ -109,12 +109,11 @@ def train_step(
 
     completions = method.sample(decoder, student, teacher_vars, batch, key, options)
 
-    tokens = jnp.maximum(completions.loss_mask.sum(), 1)
+    loss_tokens = jnp.maximum(completions.loss_mask.sum(), 1)
 
     def loss_fn(trained, part):
         variables = student_variables(trained, frozen, lora=lora)
-        loss_sum, sums = method.loss_sums(decoder, variables, teacher_vars, part, options)
-        return loss_sum / tokens, sums
+        return method.loss_and_sums(decoder, variables, teacher_vars, part, options, loss_tokens)
 
     (loss, sums), grads = _accumulate(jax.value_and_grad(loss_fn, has_aux=True), state.trained, completions, microbatches)
 

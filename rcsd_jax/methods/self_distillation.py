@@ -87,13 +87,25 @@ def sample(
     )
 
 
-def loss_sums(
-    decoder: Decoder, student: Variables, teacher: Variables, completions: Completions, options: Options
+def loss_and_sums(
+    decoder: Decoder,
+    student: Variables,
+    teacher: Variables,
+    completions: Completions,
+    options: Options,
+    loss_tokens: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Summed loss over a (micro)batch's completion tokens, and sums of what is logged; differentiable in `student`.
+    """A (micro)batch's part of the loss, differentiable in `student`, and sums of what is logged.
+
+    Args:
+      decoder: the model.
+      student, teacher: variables of the roles.
+      completions: what `sample` gave, or some of its rows.
+      options: static choices.
+      loss_tokens: scalar, the number of tokens in the loss of the whole batch.
 
     Returns:
-      loss_sum: scalar float32; divide by the number of loss tokens of the whole batch.
+      loss: scalar float32, sum_t m_t D_t / loss_tokens.
       sums: scalars summed over completion tokens, and `row_loss` [B], each row's summed loss.
     """
     c, samples = completions, completions.samples
@@ -104,33 +116,34 @@ def loss_sums(
     teacher_hidden = completion_hidden(
         decoder, teacher, c.teacher_tokens, c.teacher_mask, samples.tokens, samples.mask
     )  # [B, N, D]
-    scores = losses.score_from_hidden(
+    loss, scores = losses.weighted_divergence_from_hidden(
         student_hidden,
         head_matrix(decoder.config, student["params"]),
         teacher_hidden,
         head_matrix(decoder.config, teacher["params"]),
         samples.tokens,
+        c.loss_mask / loss_tokens,
         chunk_size=options.chunk_size,
         temperature=options.temperature,
+        sampler_log_probs=samples.log_probs,
+        importance_clip=options.importance_clip,
         **dict(options.divergence),
     )
+
+    def total(values):
+        return jnp.where(samples.mask, values, 0.0).sum()
+
     token_loss = scores.divergence  # [B, N]
     if options.importance_clip is not None:
         token_loss *= losses.importance_weight(
             scores.student_log_probs, samples.log_probs, clip=options.importance_clip
         )
-    row_loss = jnp.where(c.loss_mask, token_loss, 0.0).sum(axis=1)  # [B]
-
-    def total(values):
-        return jnp.where(samples.mask, values, 0.0).sum()
-
-    gap = jnp.abs(scores.student_log_probs - samples.log_probs)
     sums = {
-        "divergence": total(jax.lax.stop_gradient(scores.divergence)),
+        "divergence": total(scores.divergence),
         "student_entropy": total(scores.student_entropy),
         "teacher_entropy": total(scores.teacher_entropy),
         "teacher_advantage": total(scores.teacher_log_probs - scores.student_log_probs),
-        "sampler_trainer_log_prob_difference": total(gap),
-        "row_loss": jax.lax.stop_gradient(row_loss),
+        "sampler_trainer_log_prob_difference": total(jnp.abs(scores.student_log_probs - samples.log_probs)),
+        "row_loss": jnp.where(c.loss_mask, token_loss, 0.0).sum(axis=1),
     }
-    return row_loss.sum(), sums
+    return loss, sums

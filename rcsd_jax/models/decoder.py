@@ -1,11 +1,11 @@
 """One decoder for Qwen3 (dense), Qwen2.5 and Llama 3, layers stacked and scanned.
 
-A Linen module, because Linen's variable collections are exactly the split that self-distillation needs: `params` (frozen
-or trained), `lora` (adapters; leave the collection out and they are off), and nothing hidden. `Decoder(config).apply` is a
-pure function of plain nested dicts, so teacher and student are two calls of it.
+A Linen module, because Linen's variable collections are exactly the split that self-distillation needs: `params`
+(frozen or trained), `lora` (adapters; leave the collection out and they are off), and nothing hidden.
+`Decoder(config).apply` is a pure function of plain nested dicts, so teacher and student are two calls of it.
 
-Every parameter is declared once, in `declarations`: initialisation, abstract shapes, sharding, Hugging Face names and LoRA
-targets all derive from that table (the idea is jax-ml/jax-llm-examples').
+Every parameter is declared once, in `declarations`: initialisation, abstract shapes, sharding, Hugging Face names and
+LoRA targets all derive from that table (the idea is jax-ml/jax-llm-examples').
 """
 
 from __future__ import annotations
@@ -79,7 +79,11 @@ class Parameter(NamedTuple):
 
 
 def declarations(config: DecoderConfig) -> dict[tuple[str, ...], Parameter]:
-    """Path in the parameter tree -> declaration, for every parameter of the decoder."""
+    """Path in the parameter tree -> declaration, for every parameter of the decoder.
+
+    Kernels are [in, out]; parameters of layers have the layer axis first. The output matrix is absent when tied, biases
+    and head norms where the family has none.
+    """
     c, dtype = config, config.param_dtype
     heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     normal, ones, zeros = nn.initializers.normal(0.02), nn.initializers.ones, nn.initializers.zeros
@@ -130,24 +134,32 @@ def tree_of(config: DecoderConfig, value: Callable[[tuple[str, ...], Parameter],
 
 
 def abstract_params(config: DecoderConfig) -> dict[str, Any]:
-    """The parameter tree as `jax.ShapeDtypeStruct`s."""
+    """The parameter tree as `jax.ShapeDtypeStruct`s, without making an array."""
     return tree_of(config, lambda path, p: jax.ShapeDtypeStruct(p.shape, p.dtype))
 
 
 def init_params(config: DecoderConfig, key: jax.Array) -> dict[str, Any]:
-    """Random parameters."""
+    """Random parameters in `config.param_dtype`: kernels and embeddings normal with deviation 0.02, norms 1, biases 0.
+
+    Every parameter has its own fold of `key`, so the same key gives the same values under jit and on any mesh.
+    """
     places = {path: i for i, path in enumerate(declarations(config))}
     return tree_of(config, lambda path, p: p.init(jax.random.fold_in(key, places[path]), p.shape, p.dtype))
 
 
 def head_matrix(config: DecoderConfig, params: Mapping[str, Any]) -> jax.Array:
-    """The output matrix [D, V]: logits = hidden @ head."""
+    """The output matrix [D, V] in its storage dtype: logits = hidden @ head; the embedding's transpose when tied."""
     return params["embed"].T if config.tie_embeddings else params["head"]
 
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values [L, B, S, K, Hd] and the segment [B, S] of each place; 0 is empty or padding."""
+    """Keys and values of the tokens so far.
+
+    Attributes:
+      k, v: [L, B, S, K, Hd] in the activations' dtype.
+      segment_ids: [B, S] int32, the segment of each place; 0 is empty or padding.
+    """
 
     k: jax.Array
     v: jax.Array
@@ -155,14 +167,21 @@ class KVCache:
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int) -> KVCache:
-    """An empty cache of `length` places in the activations' dtype."""
+    """An empty cache of `length` places for `batch` rows, in `config.dtype`: see `KVCache` for the shapes."""
     shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
     zeros = jnp.zeros(shape, config.dtype)
     return KVCache(zeros, zeros, jnp.zeros((batch, length), jnp.int32))
 
 
 def positions_from_mask(mask: jax.Array) -> jax.Array:
-    """Positions [B, T] int32 that count real tokens; padding repeats the position before it, at least 0."""
+    """Positions that count real tokens; padding repeats the position before it, at least 0 (as transformers' generate).
+
+    Args:
+      mask: [B, T] bool or int, true for real tokens; padding may stand anywhere.
+
+    Returns:
+      [B, T] int32.
+    """
     return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
 
 
@@ -188,22 +207,26 @@ class Decoder(nn.Module):
         """Runs the decoder.
 
         Args:
-          tokens: [B, T] int32.
+          tokens: [B, T] int32 below vocab_size.
           segment_ids: [B, T] int32; a token attends to earlier tokens of its own segment; 0 is padding.
           positions: [B, T] int32, for RoPE.
           cache: keys and values so far, which these tokens extend.
-          cache_index: where in the cache the first of the tokens goes; a scalar, the same for all rows.
+          cache_index: where in the cache the first of the tokens goes; a scalar, the same for all rows, with
+            cache_index + T at most the cache's length (XLA would move the write back silently).
 
         Returns:
-          Hidden states [B, T, D] after the final norm, and the extended cache (None without one).
+          Hidden states [B, T, D] in `config.dtype` after the final norm, and the extended cache (None without one). At
+          padding they are finite and mean nothing.
+
+        Raises:
+          KeyError: the collection `params` is missing or lacks an entry.
         """
-        params = {}
         if self.is_initializing():
             params = init_params(self.config, self.make_rng("params"))
             for name, value in params.items():
                 self.param(name, lambda _, value=value: value)
         else:
-            params = {name: self.get_variable("params", name) for name in abstract_params(self.config)}
+            params = self.variables["params"]
         lora = dict(self.variables.get("lora", {}))
         return _decode(self.config, params, lora, tokens, segment_ids, positions, cache, cache_index)
 
@@ -228,12 +251,13 @@ def _decode(config, params, lora, tokens, segment_ids, positions, cache, cache_i
         x, keys, values = _layer(config, weights, adapters, x, cos, sin, mask, keys, values, index, start)
         return (x, keys, values), None
 
-    if config.remat == "full":
-        layer = jax.checkpoint(layer, prevent_cse=False)
     keys, values = (None, None) if cache is None else (cache.k, cache.v)
     scanned = (jnp.arange(config.num_layers), params["layers"], lora)
     # Few layers are cheap to unroll, and then the cache of a layer is a static slice.
     unroll = config.num_layers if config.num_layers <= 4 else 1
+    if config.remat == "full":
+        # A loop keeps XLA from merging the recomputation with the forward pass; without one it has to be told.
+        layer = jax.checkpoint(layer, prevent_cse=unroll > 1)
     (x, keys, values), _ = jax.lax.scan(layer, (x, keys, values), scanned, unroll=unroll)
     x = _rms_norm(x, params["final_norm"], config.rms_norm_eps)
     return x, None if cache is None else KVCache(keys, values, key_segments)
@@ -243,7 +267,8 @@ def _layer(config, weights, adapters, x, cos, sin, mask, keys, values, index, st
     def dense(name: str, h: jax.Array) -> jax.Array:
         axes = declarations(config)["layers", name].axes[1:]
         # The weights of one layer are gathered before use; left alone, GSPMD accumulates partial products in a loop.
-        kernel = constrain(weights[name], tuple(None if axis == "embed" else axis for axis in axes)).astype(config.dtype)
+        kernel = constrain(weights[name], tuple(None if axis == "embed" else axis for axis in axes))
+        kernel = kernel.astype(config.dtype)
         y = h @ kernel
         if f"{name}_bias" in weights:
             y += weights[f"{name}_bias"].astype(config.dtype)

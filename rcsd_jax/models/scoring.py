@@ -18,13 +18,18 @@ def completion_hidden(
     completion_tokens: jax.Array,
     completion_mask: jax.Array,
 ) -> jax.Array:
-    """Final hidden states [B, N, D]; the t-th predicts completion token t.
+    """Final hidden states that predict the completion; differentiable in `variables`.
 
     Args:
       decoder: the model.
       variables: its variables.
-      prompt_tokens, prompt_mask: [B, P]; padding may stand anywhere but in the last place, which predicts token 0.
-      completion_tokens, completion_mask: [B, N].
+      prompt_tokens, prompt_mask: [B, P] int32 and bool; padding may stand anywhere but in the last place, which
+        predicts token 0.
+      completion_tokens, completion_mask: [B, N] int32 and bool.
+
+    Returns:
+      [B, N, D] in the decoder's dtype; the t-th predicts completion token t, so the last completion token is not an
+      input that matters.
     """
     tokens = jnp.concatenate([prompt_tokens, completion_tokens], axis=1)
     mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)

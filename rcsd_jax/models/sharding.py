@@ -25,10 +25,14 @@ DEFAULT_RULES: dict[str, Any] = {
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes data, fsdp and tensor; one of the sizes may be -1, for all remaining devices.
+    """A mesh with axes data, fsdp and tensor.
+
+    Args:
+      data, fsdp, tensor: the sizes of the axes; one of them may be -1, for all remaining devices.
+      devices: all of `jax.devices()` by default, of every process.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices; names the config key `mesh`.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
@@ -49,6 +53,11 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
 def check_divisible(config: Any, mesh: Mesh, batch: int) -> None:
     """Checks that the mesh divides the (micro)batch, the heads and the widths it shards.
 
+    Args:
+      config: a `DecoderConfig`.
+      mesh: of `make_mesh`.
+      batch: rows of one microbatch over all devices.
+
     Raises:
       UserError: naming the config key of the mesh axis, its size and what it does not divide.
     """
@@ -68,12 +77,16 @@ def check_divisible(config: Any, mesh: Mesh, batch: int) -> None:
 
 
 def spec(axes: Sequence[str | None], rules: Mapping[str, Any] = DEFAULT_RULES) -> PartitionSpec:
-    """The partition of an array with these logical axes."""
+    """The partition of an array with these logical axes (None: not sharded).
+
+    Raises:
+      KeyError: a logical axis that the rules do not know.
+    """
     return PartitionSpec(*(None if axis is None else rules[axis] for axis in axes))
 
 
 def param_shardings(config: Any, mesh: Mesh, rules: Mapping[str, Any] = DEFAULT_RULES) -> dict[str, Any]:
-    """Shardings of the decoder's parameters, as their tree."""
+    """Shardings (`NamedSharding`) of the parameters of a `DecoderConfig`, as their tree."""
     from rcsd_jax.models.decoder import tree_of
 
     return tree_of(config, lambda _, parameter: NamedSharding(mesh, spec(parameter.axes, rules)))
@@ -82,7 +95,7 @@ def param_shardings(config: Any, mesh: Mesh, rules: Mapping[str, Any] = DEFAULT_
 def lora_shardings(
     config: Any, mesh: Mesh, adapters: Mapping[str, Any], rules: Mapping[str, Any] = DEFAULT_RULES
 ) -> dict[str, Any]:
-    """Shardings of adapters: `a` as its kernel's rows, `b` as its columns; the rank is on every device."""
+    """Shardings of adapters: `a` [L, in, r] as its kernel's rows, `b` [L, r, out] as its columns; the rank is whole."""
     from rcsd_jax.models.decoder import declarations
 
     declared = {p.lora_target: p.axes for p in declarations(config).values() if p.lora_target}
@@ -96,7 +109,7 @@ def lora_shardings(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp."""
+    """The first axis, rows, over data and fsdp; other axes whole."""
     return NamedSharding(mesh, PartitionSpec(DEFAULT_RULES["batch"]))
 
 
@@ -106,12 +119,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def to_mesh(batch: Any, mesh: Mesh) -> Any:
-    """Puts this process's rows of every array of a batch onto the mesh; together the processes' rows are the batch."""
+    """Puts this process's rows of every array of a batch onto the mesh; together the processes' rows are the batch.
+
+    Args:
+      batch: a pytree of arrays [rows of this process, ...].
+      mesh: of `make_mesh`.
+
+    Returns:
+      The tree as global `jax.Array`s [rows of all processes, ...], sharded by `batch_sharding`.
+    """
     place = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)), batch)
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None], rules: Mapping[str, Any] = DEFAULT_RULES) -> jax.Array:
-    """Asks for the sharding of `axes` inside jit; nothing happens unless a mesh of `AXES` is set (`jax.set_mesh`)."""
+    """Asks for the sharding of `axes` inside jit; returns `x` as it is unless a mesh of `AXES` is set (`jax.set_mesh`).
+
+    Args:
+      x: any array.
+      axes: a logical axis, or None, for each of its axes.
+      rules: logical axis -> mesh axis.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return jax.lax.with_sharding_constraint(x, spec(axes, rules)) if mesh.axis_names == AXES else x

@@ -1,0 +1,211 @@
+"""sampling.py: what is drawn, how it is scored, and that a row depends on nothing but itself."""
+
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
+from rcsd_jax.models.scoring import completion_hidden
+from rcsd_jax.sampling import SamplingConfig, generate, sample_token
+
+V, PAD, EOS = 24, 2, (3, 5, 7)
+CONFIG = DecoderConfig(
+    family="qwen3", vocab_size=V, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
+    head_dim=8, rope_theta=1e4, tie_embeddings=False, max_position=128,
+)  # fmt: skip
+DECODER = Decoder(CONFIG)
+PROMPTS = [np.random.default_rng(i).integers(1, V, size=n) for i, n in enumerate((1, 6, 3, 9, 4, 2))]
+SAMPLED = SamplingConfig(max_new_tokens=12, temperature=0.8, eos_ids=EOS)
+RUN = jax.jit(
+    lambda variables, tokens, mask, keys, sampling: generate(
+        DECODER, variables, tokens, mask, keys, sampling, pad_id=PAD
+    ),
+    static_argnums=4,
+)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    params = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
+    params = jax.tree.map(lambda x: x * 15, params)  # far from uniform, and tokens depend on context
+    return {"params": params | {"final_norm": params["final_norm"] / 10}}
+
+
+def prompts(rows, width=10):
+    tokens, mask = np.full((len(rows), width), PAD + 11, np.int32), np.zeros((len(rows), width), bool)
+    for row, i in enumerate(rows):
+        tokens[row, width - len(PROMPTS[i]) :], mask[row, width - len(PROMPTS[i]) :] = PROMPTS[i], True
+    return jnp.asarray(tokens), jnp.asarray(mask)
+
+
+def keys(rows):
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(7), i))(jnp.asarray(rows))
+
+
+def run(variables, rows, sampling, width=10):
+    return jax.tree.map(np.asarray, RUN(variables, *prompts(rows, width), keys(rows), sampling))
+
+
+# -- one token ---------------------------------------------------------------------------------------------------------
+
+FILTERS = {
+    "none": {},
+    "temperature": dict(temperature=0.5),
+    "top-k": dict(top_k=4),
+    "top-p": dict(top_p=0.8),
+    "both, warm": dict(top_k=6, top_p=0.7, temperature=1.5),
+    "p of one token": dict(top_p=1e-6),
+    "k beyond the vocabulary": dict(top_k=100),
+}
+
+
+def exact(logits, temperature=1.0, top_k=None, top_p=None):
+    """The filtered distribution, by a loop in float64 over tokens from the most likely down."""
+    p = np.exp(np.asarray(logits, np.float64) / temperature)
+    order = np.argsort(-p)
+    kept = order[:top_k]
+    if top_p is not None:
+        share, mass, chosen = p[kept] / p[kept].sum(), 0.0, []
+        for token, s in zip(kept, share, strict=True):
+            if chosen and mass >= top_p:
+                break
+            chosen.append(token)
+            mass += s
+        kept = np.array(chosen)
+    result = np.zeros_like(p)
+    result[kept] = p[kept] / p[kept].sum()
+    return result
+
+
+@pytest.mark.parametrize("name", list(FILTERS))
+def test_frequencies_are_the_exact_probabilities(name):
+    settings, n = FILTERS[name], 20_000
+    logits = np.random.default_rng(3).normal(size=10).astype(np.float32) * 1.3
+    sampling = SamplingConfig(max_new_tokens=1, **settings)
+    draw = jax.jit(sample_token, static_argnums=2)
+    tokens, log_probs = draw(jnp.tile(logits, (n, 1)), jax.random.split(jax.random.key(1), n), sampling)
+    counts, p = np.bincount(tokens, minlength=10), exact(logits, **settings)
+    assert counts[p == 0].sum() == 0
+    if (p > 0).sum() > 1:
+        assert scipy.stats.chisquare(counts[p > 0], n * p[p > 0]).pvalue > 1e-4
+    unfiltered = np.log(exact(logits, settings.get("temperature", 1.0)))
+    np.testing.assert_allclose(log_probs, unfiltered[np.asarray(tokens)], atol=1e-5)
+
+
+def test_greedy_takes_the_likeliest_and_scores_it_at_temperature_one():
+    logits = jnp.asarray(np.random.default_rng(4).normal(size=(5, 10)), jnp.float32)
+    tokens, log_probs = sample_token(logits, keys(range(5)), SamplingConfig(1, temperature=0, top_k=3))
+    np.testing.assert_array_equal(tokens, logits.argmax(-1))
+    np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits).max(-1), atol=1e-6)
+
+
+# -- completions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [dict(temperature=0), dict(top_k=8, top_p=0.9, temperature=1.2)])
+def test_log_probs_are_those_of_the_scoring_pass(variables, changes):
+    sampling = dataclasses.replace(SAMPLED, **changes)
+    rows = list(range(len(PROMPTS)))
+    samples = run(variables, rows, sampling)
+
+    @jax.jit
+    def score(tokens, mask, completion, completion_mask):
+        hidden = completion_hidden(DECODER, variables, tokens, mask, completion, completion_mask)
+        return jax.nn.log_softmax(hidden @ head_matrix(CONFIG, variables["params"]) / (sampling.temperature or 1.0))
+
+    scored = score(*prompts(rows), samples.tokens, samples.mask)
+    scored = np.take_along_axis(np.asarray(scored), samples.tokens[..., None], -1)[..., 0]
+    np.testing.assert_allclose(samples.log_probs[samples.mask], scored[samples.mask], rtol=0, atol=1e-4)
+    assert samples.mask.sum() > 20 and samples.log_probs[samples.mask].std() > 0.1
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_a_row_depends_neither_on_its_batch_nor_on_padding(variables, temperature):
+    sampling = dataclasses.replace(SAMPLED, temperature=temperature)
+    whole = run(variables, [0, 1, 2, 3, 4, 5], sampling)
+    others = [([5, 3, 1, 1], 10), ([2], 17)]
+    for rows, width in others:
+        part = run(variables, rows, sampling, width)
+        np.testing.assert_array_equal(part.tokens, whole.tokens[rows])
+        np.testing.assert_array_equal(part.mask, whole.mask[rows])
+        np.testing.assert_allclose(part.log_probs, whole.log_probs[rows], atol=1e-4)
+    assert len({tuple(tokens) for tokens in whole.tokens}) == len(PROMPTS)
+
+
+def test_another_key_draws_other_tokens(variables):
+    tokens, mask = prompts([1] * 4)
+    samples = RUN(variables, tokens, mask, keys([10, 11, 12, 10]), dataclasses.replace(SAMPLED, temperature=1.5))
+    drawn = [tuple(row) for row in np.asarray(samples.tokens)]
+    assert drawn[0] == drawn[3] and len(set(drawn)) == 3
+
+
+def test_end_token_ends_the_row_and_belongs_to_the_mask(variables):
+    rows = [i % len(PROMPTS) for i in range(12)]
+    tokens, mask = prompts(rows)
+    samples = jax.tree.map(np.asarray, RUN(variables, tokens, mask, keys(range(12)), SAMPLED))
+    assert 0 < samples.cut.sum() < 12  # both kinds occur
+    for row_tokens, row_mask, log_probs, cut in zip(*samples, strict=True):
+        ends = np.flatnonzero(np.isin(row_tokens, EOS) & row_mask)
+        length = row_mask.sum()
+        assert row_mask[:length].all()
+        assert cut == (len(ends) == 0)
+        assert list(ends) == ([] if cut else [length - 1])
+        assert not cut or length == SAMPLED.max_new_tokens
+        assert (row_tokens[length:] == PAD).all() and (log_probs[length:] == 0).all() and (log_probs[:length] < 0).all()
+
+
+def test_end_token_as_the_very_last_is_not_cut(variables):
+    full = run(variables, [1], dataclasses.replace(SAMPLED, temperature=0, eos_ids=()))
+    last = int(full.tokens[0, np.unique(full.tokens[0], return_index=True)[1].max()])  # the latest first occurrence
+    place = list(full.tokens[0]).index(last)
+    sampling = dataclasses.replace(SAMPLED, temperature=0, eos_ids=(last,))
+    exactly = run(variables, [1], dataclasses.replace(sampling, max_new_tokens=place + 1))
+    assert not exactly.cut[0] and exactly.mask.all() and exactly.tokens[0, -1] == last
+    if place:
+        assert run(variables, [1], dataclasses.replace(sampling, max_new_tokens=place)).cut[0]
+
+
+def test_decoding_stops_with_the_longest_row(variables):
+    calls = []
+
+    class Counting:
+        """The decoder, counting how often it really runs."""
+
+        config = CONFIG
+
+        def apply(self, *arguments, **named):
+            jax.debug.callback(lambda: calls.append(1))
+            return DECODER.apply(*arguments, **named)
+
+    def count(sampling):
+        calls.clear()
+        ids = jnp.arange(4) + 20
+        samples = jax.jit(lambda v: generate(Counting(), v, *prompts([0, 1, 2, 3]), keys(ids), sampling))(variables)
+        jax.block_until_ready(samples)
+        jax.effects_barrier()
+        return len(calls), int(samples.mask.sum(axis=1).max())
+
+    everything = SamplingConfig(max_new_tokens=30, eos_ids=tuple(range(V)))
+    assert count(everything) == (2, 1)  # prefill, and one step after the only token
+    decoded, longest = count(dataclasses.replace(everything, eos_ids=EOS, temperature=1.5))
+    assert 1 < longest < 30 and decoded == 1 + longest
+    assert count(dataclasses.replace(everything, eos_ids=())) == (31, 30)
+
+
+def test_adapters_are_sampled_with(variables):
+    b = jax.random.normal(jax.random.key(3), (2, 3, 24))
+    adapters = {"up": {"a": jnp.ones((2, 16, 3)), "b": 3 * b}}
+    with_adapters = run(variables | {"lora": adapters}, [0, 1, 2], SAMPLED)
+    assert (with_adapters.tokens != run(variables, [0, 1, 2], SAMPLED).tokens).any()
+
+
+def test_nothing_warns(variables):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampling = dataclasses.replace(SAMPLED, max_new_tokens=3, top_k=3, top_p=0.9)  # its own compilation
+        assert np.isfinite(run(variables, [0, 1], sampling).log_probs).all()

@@ -1,0 +1,170 @@
+"""models/sharding.py: meshes and the table on one device, and the same forward pass on eight."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from rcsd_jax.errors import UserError
+from rcsd_jax.models import decoder, sharding
+
+CONFIG = decoder.DecoderConfig(
+    family="qwen3", vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
+    head_dim=8, rope_theta=1e4, max_position=128,
+)  # fmt: skip
+
+
+def abstract_mesh(data=1, fsdp=1, tensor=1):
+    return jax.sharding.AbstractMesh((data, fsdp, tensor), sharding.AXES)
+
+
+# -- meshes ------------------------------------------------------------------------------------------------------------
+
+
+def test_mesh_has_three_axes_and_one_may_take_what_remains():
+    devices = np.array([jax.devices()[0]] * 8).tolist()
+    for sizes, expected in {
+        (8, 1, 1): (8, 1, 1),
+        (-1, 1, 1): (8, 1, 1),
+        (2, -1, 2): (2, 2, 2),
+        (1, 2, -1): (1, 2, 4),
+        (8, -1, 1): (8, 1, 1),
+    }.items():
+        mesh = sharding.make_mesh(*sizes, devices=devices)
+        assert mesh.axis_names == ("data", "fsdp", "tensor") and mesh.devices.shape == expected
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (16, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 8, 1), (-2, -4, 1), (-1, 16, 1)])
+def test_mesh_that_does_not_fit_is_refused(sizes):
+    with pytest.raises(UserError, match="8 devices") as caught:
+        sharding.make_mesh(*sizes, devices=[jax.devices()[0]] * 8)
+    assert caught.value.field == "mesh"
+
+
+@pytest.mark.parametrize(
+    "mesh, batch, field, what",
+    [
+        (dict(data=2, fsdp=2), 6, "mesh.data x mesh.fsdp", "6 rows"),
+        (dict(tensor=3), 6, "mesh.tensor", "4 attention heads"),
+        (dict(tensor=4), 4, "mesh.tensor", "2 key/value heads"),
+        (dict(fsdp=3), 6, "mesh.fsdp", "16 hidden_size"),
+    ],
+)
+def test_indivisible_size_names_the_mesh_key(mesh, batch, field, what):
+    with pytest.raises(UserError, match=what) as caught:
+        sharding.check_divisible(CONFIG, abstract_mesh(**mesh), batch)
+    assert caught.value.field == field
+
+
+def test_divisible_sizes_pass():
+    sharding.check_divisible(CONFIG, abstract_mesh(2, 2, 2), 8)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_specs_follow_the_table():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    specs = jax.tree.map(lambda s: s.spec, sharding.param_shardings(CONFIG, mesh))
+    layers = specs["layers"]
+    assert specs["embed"] == P("tensor", "fsdp") and specs["head"] == P("fsdp", "tensor")
+    assert specs["final_norm"] == P(None) and layers["q_norm"] == P(None, None)
+    for name in ("q", "k", "v", "gate", "up"):
+        assert layers[name] == P(None, "fsdp", "tensor"), name
+    for name in ("o", "down"):
+        assert layers[name] == P(None, "tensor", "fsdp"), name
+    assert jax.tree.structure(specs) == jax.tree.structure(decoder.abstract_params(CONFIG))
+    assert sharding.batch_sharding(mesh).spec == P(("data", "fsdp")) and sharding.replicated(mesh).spec == P()
+    adapters = sharding.lora_shardings(CONFIG, mesh, {"q": None, "down": None})
+    assert set(adapters) == {"q", "down"}
+    assert (adapters["q"]["a"].spec, adapters["q"]["b"].spec) == (P(None, "fsdp", None), P(None, None, "tensor"))
+    assert (adapters["down"]["a"].spec, adapters["down"]["b"].spec) == (P(None, "tensor", None), P(None, None, "fsdp"))
+
+
+def test_spec_takes_other_rules_and_refuses_unknown_axes():
+    assert sharding.spec(("embed", None), {"embed": "tensor"}) == P("tensor", None)
+    with pytest.raises(KeyError):
+        sharding.spec(("no such axis",))
+
+
+def test_constrain_does_nothing_without_our_mesh():
+    x, axes = jnp.ones((3, 5)), ("batch", None)
+    jaxpr = lambda: str(jax.make_jaxpr(lambda x: sharding.constrain(x, axes))(x))
+    assert sharding.constrain(x, axes) is x and "sharding_constraint" not in jaxpr()
+    with jax.set_mesh(jax.make_mesh((1,), ("model",), devices=jax.devices()[:1])):
+        assert "sharding_constraint" not in jaxpr()
+    with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:1])):
+        assert "sharding_constraint" in jaxpr()
+
+
+# -- eight devices -----------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import json, warnings
+warnings.simplefilter("error")
+import jax, jax.numpy as jnp, numpy as np
+from rcsd_jax.models import decoder, sharding
+from rcsd_jax.sampling import SamplingConfig, generate
+assert jax.device_count() == 8
+config = decoder.DecoderConfig(
+    family="qwen3", vocab_size=32, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=4, num_kv_heads=2,
+    head_dim=8, rope_theta=1e4, max_position=128,
+)
+params = jax.jit(decoder.init_params, static_argnums=0)(config, jax.random.key(0))
+params = jax.tree.map(lambda x: 10 * np.asarray(x) if x.ndim != 1 else np.asarray(x), params)
+tokens = np.random.default_rng(0).integers(1, 32, size=(8, 9)).astype(np.int32)
+mask = np.arange(9)[None] >= np.arange(8)[:, None] % 4
+report = {}
+for name, shape in {"1": (1, 1, 1), "1x8x1": (1, 8, 1), "8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2)}.items():
+    mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    sharding.check_divisible(config, mesh, 8)
+    with jax.set_mesh(mesh):
+        placed = jax.tree.map(jax.device_put, params, sharding.param_shardings(config, mesh))
+        rows, row_mask = sharding.to_mesh((tokens, mask), mesh)
+        def run(params, tokens, mask):
+            hidden, _ = decoder.Decoder(config).apply(
+                {"params": params}, tokens, segment_ids=mask.astype(jnp.int32),
+                positions=decoder.positions_from_mask(mask),
+            )
+            keys = jax.vmap(jax.random.key)(jnp.arange(8))
+            return hidden, generate(
+                decoder.Decoder(config), {"params": params}, tokens, mask, keys, SamplingConfig(6, eos_ids=(3,))
+            )
+        hidden, samples = jax.jit(run)(placed, rows, row_mask)
+        report[name] = {
+            "hidden": np.where(mask[..., None], np.asarray(hidden), 0).tolist(),
+            "tokens": np.asarray(samples.tokens).tolist(),
+            "up": placed["layers"]["up"].addressable_shards[0].data.shape,
+            "rows": rows.addressable_shards[0].data.shape,
+            "hidden_shard": hidden.addressable_shards[0].data.shape,
+        }
+print(json.dumps(report))
+"""
+
+
+def test_same_output_on_one_device_and_on_eight():
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert np.std(report["1"]["hidden"]) > 0.1
+    for name in ("1x8x1", "8x1x1", "2x2x2"):
+        np.testing.assert_allclose(report[name]["hidden"], report["1"]["hidden"], rtol=0, atol=1e-4, err_msg=name)
+        assert report[name]["tokens"] == report["1"]["tokens"], name
+    shards = {name: (r["up"], r["rows"], r["hidden_shard"][0]) for name, r in report.items()}
+    assert shards["1x8x1"] == ([2, 2, 32], [1, 9], 1)
+    assert shards["8x1x1"] == ([2, 16, 32], [1, 9], 1)
+    assert shards["2x2x2"] == ([2, 8, 16], [2, 9], 2)
