@@ -97,7 +97,7 @@ def importance_weight(trainer_log_probs: jax.Array, sampler_log_probs: jax.Array
         raise ValueError(f"clip must be > 0, got {clip!r}")
     difference = trainer_log_probs.astype(jnp.float32) - sampler_log_probs.astype(jnp.float32)
     # The minimum is taken on the log, so that exp cannot overflow.
-    return jax.lax.stop_gradient(jnp.exp(jnp.minimum(difference, math.log(clip))))
+    return jax.lax.stop_gradient(jnp.exp(_clamp(difference, math.log(clip))))
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -405,7 +405,8 @@ def _log_softmax(logits: jax.Array, temperature: float) -> jax.Array:
 
 @jax.custom_jvp
 def _floor(logits: jax.Array) -> jax.Array:
-    return jnp.maximum(logits, _MIN_LOGIT)
+    # Selections, here and in `_clamp`, because XLA's CPU minimum and maximum may turn NaN into a number.
+    return jnp.where(logits == -jnp.inf, _MIN_LOGIT, logits)
 
 
 @_floor.defjvp
@@ -424,7 +425,7 @@ def _take(log_probs: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def _clamp(values: jax.Array, limit: float | None) -> jax.Array:
-    return values if limit is None else jnp.minimum(values, limit)
+    return values if limit is None else jnp.where(values > limit, limit, values)
 
 
 def _spec(
