@@ -18,7 +18,7 @@ def _common():
     config.rubric.update(style="strings", min_criteria=1, max_criteria=12)
     config.loss.chunk_size = 256
     config.sampling.update(temperature=1.0, top_k=0, top_p=1.0)
-    config.checkpoint.every = 25
+    config.checkpoint.every = 20
     config.mesh.fsdp = 1
     config.eval.splits = dict(in_distribution="eval", out_of_distribution="ood")
     return config
@@ -47,7 +47,7 @@ def _stage2():
         source="written", writer="{workdir}/stage1/export", max_new_tokens=RUBRIC_TOKENS, batch_size=256, top_k=0, top_p=1.0
     )
     config.sampling.max_new_tokens = SOLUTION_TOKENS
-    config.optimizer.update(learning_rate=1e-4, warmup_steps=5)
-    config.train.steps = 60
+    config.optimizer.update(learning_rate=5e-5, warmup_steps=5)
+    config.train.steps = 80
     config.eval.grader = "world"
     return config
