@@ -44,7 +44,12 @@ def _stage2():
     config.teacher.fields = ("question", "rubric")
     config.data.update(path="stage2", count=1024)
     config.rubric.update(
-        source="written", writer="{workdir}/stage1/export", max_new_tokens=RUBRIC_TOKENS, batch_size=256, top_k=0, top_p=1.0
+        source="written",
+        writer="{workdir}/stage1/export",
+        max_new_tokens=RUBRIC_TOKENS,
+        batch_size=256,
+        top_k=0,
+        top_p=1.0,
     )
     config.sampling.max_new_tokens = SOLUTION_TOKENS
     config.optimizer.update(learning_rate=5e-5, warmup_steps=5)

@@ -55,7 +55,13 @@ def table(results: list[dict[str, Any]], console: rich.console.Console) -> None:
         return f"{values.mean():.1f}{spread}"
 
     out = rich.table.Table(title=f"{len(results)} seeds: mean (smallest–largest), percent")
-    for column in ("", "in distribution\nsampled", "in distribution\ngreedy", "out of distribution\nsampled", "out of distribution\ngreedy"):
+    for column in (
+        "",
+        "in distribution\nsampled",
+        "in distribution\ngreedy",
+        "out of distribution\nsampled",
+        "out of distribution\ngreedy",
+    ):
         out.add_column(column)
     places = [(s, m) for s in ("in_distribution", "out_of_distribution") for m in ("sampled", "greedy")]
 

@@ -83,7 +83,9 @@ class Role:
             raise UserError("a role must see the question", field="fields", value=self.fields, remedy="add 'question'")
 
 
-def user_message(example: Example, role: Role, prompts: Mapping[str, Any], task: str, *, request: str | None = None) -> str:
+def user_message(
+    example: Example, role: Role, prompts: Mapping[str, Any], task: str, *, request: str | None = None
+) -> str:
     """The text of the user turn that `role` sees; `request` replaces the task's own.
 
     Raises:

@@ -38,14 +38,18 @@ def run_job(config: ConfigDict, workdir: Path) -> dict[str, dict]:
         results[name] = run_stage(_with_workdir(stage, workdir), workdir / name, console, name=name)
     fields = {n: tuple(f for f in s.teacher.fields if f != "question") for n, s in configs.stages_of(config)}
     print_summary(console, results, fields)
-    console.print(f"done in {time.monotonic() - began:.0f} s, peak memory {_peak_memory_gib():.1f} GiB", highlight=False)
+    console.print(
+        f"done in {time.monotonic() - began:.0f} s, peak memory {_peak_memory_gib():.1f} GiB", highlight=False
+    )
     return results
 
 
 def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
     if len(argv) > 1:
-        raise UserError("unknown argument", field="argv", value=argv[1], remedy="settings are given as --config.key=value")
+        raise UserError(
+            "unknown argument", field="argv", value=argv[1], remedy="settings are given as --config.key=value"
+        )
     if _CONFIG.value is None:
         raise UserError("no config given", field="--config", remedy="pass --config=configs/tiny.py")
     if not flags.FLAGS["verbosity"].present:

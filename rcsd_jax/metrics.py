@@ -124,4 +124,6 @@ class Progress:
         self._last = time.monotonic()
         rate = (self._done - self._first) / max(self._last - self._start, 1e-9)
         eta = (self._total - self._done) / rate
-        self._console.print(f"{self._title}: {self._done}/{self._total}  {self._note}  ETA {eta:.0f} s", highlight=False)
+        self._console.print(
+            f"{self._title}: {self._done}/{self._total}  {self._note}  ETA {eta:.0f} s", highlight=False
+        )

@@ -46,7 +46,12 @@ def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], coun
 
         name, _, split = path.partition("#")
         return read_tfds(
-            name, split=split or data.tfds_split, data_dir=data.tfds_dir or None, fields=fields, require=require, **bounds
+            name,
+            split=split or data.tfds_split,
+            data_dir=data.tfds_dir or None,
+            fields=fields,
+            require=require,
+            **bounds,
         )
     from rcsd_jax.data.jsonl import read_jsonl
 

@@ -56,30 +56,41 @@ class Model(NamedTuple):
     directory: Path
 
 
+class Run(NamedTuple):
+    """Where and how a stage runs: what every part of it needs to know."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    console: rich.console.Console
+    stop: threading.Event  # set by SIGTERM
+    name: str
+
+
 def run_stage(config: ConfigDict, workdir: Path, console: rich.console.Console, *, name: str = "") -> dict[str, Any]:
     """Runs or continues a stage and returns its summary (what `summary.json` holds).
 
     Raises:
       UserError: bad input or settings. Preempted: SIGTERM; the state is saved.
     """
+    name = name or "run"
     mesh = sharding.make_mesh(**config.mesh)
     with claimed(workdir, config), jax.set_mesh(mesh), _terminable() as stop:
         if (workdir / "summary.json").exists():
-            console.print(f"{name or 'run'}: complete, see {workdir}")
+            console.print(f"{name}: complete, see {workdir}")
             return read_json(workdir / "summary.json")
+        run = Run(config, workdir, mesh, console, stop, name)
 
         model = load_model(config.model.path, config, mesh, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
         sharding.check_divisible(model.decoder.config, mesh, config.train.batch_size // config.train.microbatches)
         examples = preparation.read_examples(config, config.data.path, require=preparation.required_fields(config))
-        examples, rubric_counts = rubrics_for(examples, config, workdir, mesh, console, stop)
+        examples, rubric_counts = rubrics_for(examples, run)
         data = preparation.encode(examples, model.tokenizer, config)
-        console.print(f"{name or 'run'}: {len(data.examples)} examples, {data.skipped} skipped as too long")
+        console.print(f"{name}: {len(data.examples)} examples, {data.skipped} skipped as too long")
 
-        before = {
-            role: evaluate_role(role, role, model, {"params": model.params}, config, workdir, mesh, console)
-            for role in ("base", "teacher")
-            if config.eval.grader and role in config.eval.roles
-        }
+        evaluated = [role for role in ("base", "teacher") if config.eval.grader and role in config.eval.roles]
+        evaluation = {role: evaluate_role(role, role, model, {"params": model.params}, run) for role in evaluated}
+
         state, frozen, optimizer, rate, shardings = init(model, config, mesh)
         model = model._replace(params=None)  # from here on the state holds the weights
 
@@ -87,26 +98,21 @@ def run_stage(config: ConfigDict, workdir: Path, console: rich.console.Console, 
             return train.student_variables(state.trained, frozen, lora=bool(config.lora.rank))
 
         def evaluate_at(step, state):
-            evaluate_role("trained", f"step_{step}", model, student(state), config, workdir, mesh, console)
+            evaluate_role("trained", f"step_{step}", model, student(state), run)
 
-        state = train_loop(
-            state, frozen, optimizer, rate, shardings, model, data, config, workdir, mesh, console, stop, name, evaluate_at
-        )
+        state = train_loop(state, frozen, optimizer, rate, shardings, model, data, run, evaluate_at)
 
-        exported = export(student(state), model, config, workdir)
-        after = {}
+        paths = export(student(state), model, config, workdir)
         if config.eval.grader and "trained" in config.eval.roles:
-            after["trained"] = evaluate_role(
-                "trained", "trained", model, student(state), config, workdir, mesh, console
-            )
+            evaluation["trained"] = evaluate_role("trained", "trained", model, student(state), run)
         summary = {
             "task": config.task,
-            "evaluation": before | after,
+            "evaluation": evaluation,
             "rubrics": rubric_counts,
             "examples": len(data.examples),
             "skipped": data.skipped,
             "compilations": compilations(),
-            "paths": exported | {"metrics": str(workdir / "metrics.jsonl"), "checkpoints": str(workdir / "checkpoints")},
+            "paths": paths | {"metrics": str(workdir / "metrics.jsonl"), "checkpoints": str(workdir / "checkpoints")},
         }
         if jax.process_index() == 0:
             write_json(workdir / "summary.json", summary)
@@ -164,12 +170,13 @@ def init(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh):
 # --- rubrics ---------------------------------------------------------------------------------------------------------
 
 
-def rubrics_for(examples, config: ConfigDict, workdir: Path, mesh, console, stop) -> tuple[list, dict[str, int]]:
+def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
     """The examples with the rubrics that the teacher sees: from the rows, a variant of them, or written by a model."""
+    config = run.config
     if config.rubric.source != "written" or "rubric" not in config.teacher.fields:
         return preparation.with_rubric_variant(examples, config), {}
     settings = config.rubric
-    writer = load_model(settings.writer, config, mesh)
+    writer = load_model(settings.writer, config, run.mesh)
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
     prompts = preparation.prompts_of(config)
     encoded = [contexts.encode_role(writer.tokenizer, e, role, prompts, "write_rubric") for e in examples]
@@ -177,25 +184,15 @@ def rubrics_for(examples, config: ConfigDict, workdir: Path, mesh, console, stop
     too_long = len(examples) - len(kept)
     examples, encoded = [examples[i] for i in kept], [encoded[i] for i in kept]
     sampling = _sampling(settings, writer.eos_ids)
-    with Progress(console, "write rubrics", 0) as progress:
+    with Progress(run.console, "write rubrics", 0) as progress:
 
         def write(wanted, seeds):
             progress.extend(len(wanted))
-            run = complete(
-                writer.decoder,
-                {"params": writer.params},
-                wanted,
-                seeds,
-                sampling,
-                mesh=mesh,
-                batch_size=settings.batch_size,
-                pad_to=config.data.pad_to,
-                pad_id=writer.pad_id,
-            )
-            for chosen, completions in run:
+            variables = {"params": writer.params}
+            for chosen, completions in completer(writer, variables, sampling, settings.batch_size, run)(wanted, seeds):
                 yield chosen, completions
                 progress.advance(len(chosen), sum(len(c.tokens) for c in completions))
-                if stop.is_set():
+                if run.stop.is_set():
                     raise Preempted("rubrics written so far are in the cache")
 
         examples, counts = write_rubrics(
@@ -203,7 +200,7 @@ def rubrics_for(examples, config: ConfigDict, workdir: Path, mesh, console, stop
             encoded,
             write=write,
             decode=_decoder_of(writer),
-            cache=RubricCache(workdir / "rubrics.jsonl"),
+            cache=RubricCache(run.workdir / "rubrics.jsonl"),
             checkpoint=huggingface.digest(writer.directory),
             settings=dataclasses.asdict(sampling),
             resample=settings.resample,
@@ -213,7 +210,7 @@ def rubrics_for(examples, config: ConfigDict, workdir: Path, mesh, console, stop
             seed=config.seed,
         )
     counts |= {"too_long": too_long}
-    console.print(f"rubrics: {counts}")
+    run.console.print(f"rubrics: {counts}")
     return examples, counts
 
 
@@ -225,8 +222,9 @@ def _rubrics_digest(examples) -> str:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def train_loop(state, frozen, optimizer, rate, shardings, model: Model, data, config, workdir, mesh, console, stop, name, evaluate_at):
+def train_loop(state, frozen, optimizer, rate, shardings, model: Model, data, run: Run, evaluate_at):
     """Trains from the newest checkpoint (or the given state) to the last step; returns the last state."""
+    config, workdir = run.config, run.workdir
     steps, settings = config.train.steps, config.checkpoint
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep)
     position = {"seed": config.seed, "rubrics": _rubrics_digest(data.examples), "rubric_cache": "rubrics.jsonl"}
@@ -239,7 +237,7 @@ def train_loop(state, frozen, optimizer, rate, shardings, model: Model, data, co
                 file=workdir / "rubrics.jsonl",
                 remedy="restore the file, or start anew with another --workdir",
             )
-        console.print(f"{name or 'run'}: continuing at step {start}")
+        run.console.print(f"{run.name}: continuing at step {start}")
     step_fn = train.jit_train_step(
         shardings,
         decoder=model.decoder,
@@ -259,22 +257,23 @@ def train_loop(state, frozen, optimizer, rate, shardings, model: Model, data, co
     )
     writer = MetricWriter(workdir, first_step=start)
     try:
-        with Progress(console, f"{name or 'run'}: train", steps, done=start) as progress:
+        with Progress(run.console, f"{run.name}: train", steps, done=start) as progress:
             for step in range(start, steps):
                 began = time.monotonic()
                 rows = order[step]
-                batch = sharding.to_mesh(make_batch(rows, data, config, model.pad_id), mesh)
+                batch = sharding.to_mesh(make_batch(rows, data, config, model.pad_id), run.mesh)
                 state, metrics, _ = step_fn(state, frozen, batch, np.uint32(config.seed))
                 scalars = _scalars(metrics, rate(step), time.monotonic() - began)
                 _stop_if_not_finite(step, rows, metrics, state, data, checkpoints, position)
                 if step % config.train.log_every == 0 or step == steps - 1:
                     writer.write(step, scalars)
                 progress.advance(1, int(scalars["completion_tokens"]), f"loss {scalars['loss']:.4f}")
-                if (step + 1) % settings.every == 0 or step == steps - 1 or stop.is_set():
+                stopping = run.stop.is_set()  # read once: what is saved and whether to go on must agree
+                if (step + 1) % settings.every == 0 or step == steps - 1 or stopping:
                     checkpoints.save(step + 1, state, position | {"data_position": step + 1})
                 if config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < steps:
                     evaluate_at(step + 1, state)
-                if stop.is_set():
+                if stopping:
                     checkpoints.wait()
                     raise Preempted(f"saved at step {step + 1} of {steps}")
     finally:
@@ -285,7 +284,9 @@ def train_loop(state, frozen, optimizer, rate, shardings, model: Model, data, co
 
 def options_of(config: ConfigDict, model: Model) -> Options:
     """The step's static choices from the config."""
-    divergence = {k: v for k, v in config.loss.items() if k not in ("chunk_size", "importance_clip", "mask_cut", "skip_first")}
+    divergence = {
+        k: v for k, v in config.loss.items() if k not in ("chunk_size", "importance_clip", "mask_cut", "skip_first")
+    }
     return Options(
         sampling=_sampling(config.sampling, model.eos_ids),
         divergence=tuple(sorted(divergence.items())),
@@ -348,8 +349,9 @@ def _stop_if_not_finite(step: int, rows, metrics, state, data, checkpoints: Chec
 # --- evaluation and export -------------------------------------------------------------------------------------------
 
 
-def evaluate_role(role_name, label, model: Model, variables, config, workdir, mesh, console) -> dict[str, Any]:
+def evaluate_role(role_name: str, label: str, model: Model, variables: Any, run: Run) -> dict[str, Any]:
     """Split -> mode -> scores of a role, kept in `evaluation_<label>.json`; texts go to `completions_<label>.jsonl`."""
+    config, workdir = run.config, run.workdir
     path = workdir / f"evaluation_{label}.json"
     if path.exists():
         return read_json(path)
@@ -365,22 +367,18 @@ def evaluate_role(role_name, label, model: Model, variables, config, workdir, me
         encoded = [contexts.encode_role(model.tokenizer, e, role, prompts, config.task) for e in examples]
         for greedy in config.eval.greedy:
             temperature = 0.0 if greedy else config.eval.temperature
-            run = functools.partial(
-                complete,
-                model.decoder,
-                variables,
-                sampling=_sampling(config.sampling, model.eos_ids, temperature=temperature),
-                mesh=mesh,
-                batch_size=config.eval.batch_size,
-                pad_to=config.data.pad_to,
-                pad_id=model.pad_id,
+            sampling = _sampling(config.sampling, model.eos_ids, temperature=temperature)
+            scores, records = evaluate(
+                examples,
+                encoded,
+                complete=completer(model, variables, sampling, config.eval.batch_size, run),
+                decode=_decoder_of(model),
+                grade=GRADERS[config.eval.grader],
             )
-            grade = GRADERS[config.eval.grader]
-            scores, records = evaluate(examples, encoded, complete=run, decode=_decoder_of(model), grade=grade)
             mode = "greedy" if greedy else "sampled"
             results.setdefault(split, {})[mode] = scores
             lines += [json.dumps({"split": split, "mode": mode, **r}, ensure_ascii=False) for r in records]
-    console.print(f"evaluated {label.replace('_', ' ')}")
+    run.console.print(f"evaluated {label.replace('_', ' ')}")
     if jax.process_index() == 0:
         write_text(workdir / f"completions_{label}.jsonl", "\n".join(lines) + "\n")
         write_json(path, results)
@@ -420,6 +418,20 @@ def _sampling(settings: ConfigDict, eos_ids: tuple[int, ...], temperature: float
         top_k=settings.top_k or None,
         top_p=settings.top_p if settings.top_p < 1.0 else None,
         eos_ids=eos_ids,
+    )
+
+
+def completer(model: Model, variables: Any, sampling: SamplingConfig, batch_size: int, run: Run):
+    """(prompts, seeds) -> batches of (indexes, completions), with everything else bound."""
+    return functools.partial(
+        complete,
+        model.decoder,
+        variables,
+        sampling=sampling,
+        mesh=run.mesh,
+        batch_size=batch_size,
+        pad_to=run.config.data.pad_to,
+        pad_id=model.pad_id,
     )
 
 

@@ -27,7 +27,11 @@ def print_summary(
       teacher_fields: stage name -> what its teacher sees beside the question.
     """
     splits = list(dict.fromkeys(s for r in results.values() for e in r["evaluation"].values() for s in e))
-    modes = [m for m in ("sampled", "greedy") if any(m in e[s] for r in results.values() for e in r["evaluation"].values() for s in e)]
+    modes = [
+        m
+        for m in ("sampled", "greedy")
+        if any(m in e[s] for r in results.values() for e in r["evaluation"].values() for s in e)
+    ]
     if splits:
         table = rich.table.Table(title="Evaluation, percent ± standard error")
         for column in ("stage", "score", "role"):

@@ -115,7 +115,9 @@ def train_step(
         variables = student_variables(trained, frozen, lora=lora)
         return method.loss_and_sums(decoder, variables, teacher_vars, part, options, loss_tokens)
 
-    (loss, sums), grads = _accumulate(jax.value_and_grad(loss_fn, has_aux=True), state.trained, completions, microbatches)
+    (loss, sums), grads = _accumulate(
+        jax.value_and_grad(loss_fn, has_aux=True), state.trained, completions, microbatches
+    )
 
     grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)

@@ -36,7 +36,9 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                "another run is using this workdir", file=workdir, remedy="wait for it, or choose another with --workdir"
+                "another run is using this workdir",
+                file=workdir,
+                remedy="wait for it, or choose another with --workdir",
             ) from error
         _match_config(workdir / "config.json", config)
         yield
@@ -82,4 +84,6 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise UserError(f"not valid JSON ({error.msg})", file=path, row=error.lineno, remedy="delete the file") from error
+        raise UserError(
+            f"not valid JSON ({error.msg})", file=path, row=error.lineno, remedy="delete the file"
+        ) from error

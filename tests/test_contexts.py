@@ -12,7 +12,9 @@ from rcsd_jax.errors import UserError
 from rcsd_jax.models.huggingface import load_tokenizer
 from rcsd_jax.rubrics.schema import from_records
 
-RUBRIC = from_records(["Essential Criteria: Divides mass by volume.", "Essential Criteria: States 3.", "Optional Criteria: Is short."])
+RUBRIC = from_records(
+    ["Essential Criteria: Divides mass by volume.", "Essential Criteria: States 3.", "Optional Criteria: Is short."]
+)
 EXAMPLE = Example("1", "What is the density?", "Mass over volume is 3.", RUBRIC, "3", "rows:1")
 
 

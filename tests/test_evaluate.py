@@ -34,7 +34,9 @@ def test_boxed_grader_compares_with_the_references_box():
 
 
 def test_rubric_grader():
-    half = to_json(from_records(["Essential Criteria: States 0.", "Essential Criteria: States 1.", "Optional Criteria: X."]))
+    half = to_json(
+        from_records(["Essential Criteria: States 0.", "Essential Criteria: States 1.", "Optional Criteria: X."])
+    )
     assert grade_rubric(EXAMPLE, to_json(RUBRIC)) == {"valid": 1.0, "salvaged": 0.0, "criterion_f1": 1.0}
     assert grade_rubric(EXAMPLE, half)["criterion_f1"] == pytest.approx(2 * 2 / (3 + 4))
     assert grade_rubric(EXAMPLE, "no rubric") == {"valid": 0.0, "salvaged": 0.0, "criterion_f1": 0.0}

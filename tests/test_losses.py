@@ -18,8 +18,17 @@ def draw(*shape, seed=0):
 S, T = draw(2, 5, 11, seed=1), draw(2, 5, 11, seed=2)
 
 
-def oracle(s, t, beta=0.0, temperature=1.0, top_k=None, top_k_support="teacher", tail="renormalize",
-           entry_clip=np.inf, token_clip=np.inf):
+def oracle(
+    s,
+    t,
+    beta=0.0,
+    temperature=1.0,
+    top_k=None,
+    top_k_support="teacher",
+    tail="renormalize",
+    entry_clip=np.inf,
+    token_clip=np.inf,
+):
     out = np.zeros(s.shape[:-1])
     for at in np.ndindex(out.shape):
         p, q = (np.exp(x[at].astype(np.float64) / temperature) for x in (t, s))
@@ -34,16 +43,26 @@ def oracle(s, t, beta=0.0, temperature=1.0, top_k=None, top_k_support="teacher",
         total = 0.0
         for a, b in zip(p, q):
             m = beta * a + (1 - beta) * b
-            term = a * np.log(a / b) if beta == 0 else b * np.log(b / a) if beta == 1 else (
-                beta * a * np.log(a / m) + (1 - beta) * b * np.log(b / m))
+            term = (
+                a * np.log(a / b)
+                if beta == 0
+                else b * np.log(b / a)
+                if beta == 1
+                else (beta * a * np.log(a / m) + (1 - beta) * b * np.log(b / m))
+            )
             total += min(term, entry_clip)
         out[at] = min(total, token_clip)
     return out
 
 
 CASES = [
-    {}, {"beta": 1.0}, {"beta": 0.3, "temperature": 1.2}, {"beta": 0.3, "entry_clip": 0.02}, {"token_clip": 0.5},
-    {"top_k": 4, "entry_clip": 0.05}, {"top_k": 4, "top_k_support": "student", "tail": "bucket", "beta": 1.0},
+    {},
+    {"beta": 1.0},
+    {"beta": 0.3, "temperature": 1.2},
+    {"beta": 0.3, "entry_clip": 0.02},
+    {"token_clip": 0.5},
+    {"top_k": 4, "entry_clip": 0.05},
+    {"top_k": 4, "top_k_support": "student", "tail": "bucket", "beta": 1.0},
     {"top_k": 4, "tail": "bucket", "beta": 0.5},
 ]
 
@@ -69,8 +88,11 @@ def test_chunked_is_plain(options):
 
     stats = chunked(hs, ws)
     np.testing.assert_allclose(stats.divergence, plain(hs, ws), atol=1e-5)
-    np.testing.assert_allclose(stats.teacher_log_probs, losses.token_log_probs(ht @ wt, tokens,
-                               temperature=options.get("temperature", 1.0)), atol=1e-5)
+    np.testing.assert_allclose(
+        stats.teacher_log_probs,
+        losses.token_log_probs(ht @ wt, tokens, temperature=options.get("temperature", 1.0)),
+        atol=1e-5,
+    )
     want = jax.grad(lambda *a: (plain(*a) * weight).sum(), (0, 1))(hs, ws)
     got = jax.jit(jax.grad(lambda *a: (chunked(*a).divergence * weight).sum(), (0, 1, 2)))(hs, ws, wt)
     np.testing.assert_allclose(got[0], want[0], atol=1e-5)
@@ -157,7 +179,9 @@ def test_sampled_token_loss_is_a_policy_gradient():
     tokens = np.arange(10).reshape(2, 5)
     advantage = losses.token_log_probs(T, tokens) - losses.token_log_probs(S, tokens)
     expected = jax.grad(lambda s: -(advantage * losses.token_log_probs(s, tokens)).sum())(S)
-    np.testing.assert_allclose(jax.grad(lambda s: losses.sampled_token_loss(s, T, tokens).sum())(S), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.grad(lambda s: losses.sampled_token_loss(s, T, tokens).sum())(S), expected, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"beta": 0.3}, {"beta": 1.0}, {"top_k": 3}, {"entry_clip": 0.05}], ids=str)

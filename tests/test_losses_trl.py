@@ -26,7 +26,8 @@ def test_sdft(beta, tail):
     want = loss_utils.compute_full_logit_self_distillation_loss(TS, TT, distillation_alpha=beta)
     np.testing.assert_allclose(losses.per_token_divergence(S, T, beta=beta), want, atol=1e-5)
     want = loss_utils.compute_topk_self_distillation_loss(
-        TS, TT, distillation_topk=4, distillation_alpha=beta, distillation_add_tail=tail == "bucket")
+        TS, TT, distillation_topk=4, distillation_alpha=beta, distillation_add_tail=tail == "bucket"
+    )
     got = losses.per_token_divergence(S, T, beta=beta, top_k=4, top_k_support="student", tail=tail)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -34,5 +35,6 @@ def test_sdft(beta, tail):
 def test_sampled_token():
     tokens = np.arange(10).reshape(2, 5)
     want = loss_utils.compute_sampled_token_self_distillation_loss(
-        TS, TT, torch.from_numpy(tokens), distillation_alpha=1.0)
+        TS, TT, torch.from_numpy(tokens), distillation_alpha=1.0
+    )
     np.testing.assert_allclose(losses.sampled_token_loss(S, T, tokens), want, atol=1e-5)

@@ -120,7 +120,9 @@ def test_killed_and_started_again_ends_bit_for_bit_alike(finished, user_dir, tmp
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name])
-    strip = lambda rows: [{k: v for k, v in r.items() if not k.endswith(("seconds", "second", "compilations"))} for r in rows]
+    strip = lambda rows: [
+        {k: v for k, v in r.items() if not k.endswith(("seconds", "second", "compilations"))} for r in rows
+    ]
     read = lambda path: strip(map(json.loads, (path / "metrics.jsonl").read_text().splitlines()))
     assert read(workdir) == read(finished[0])
 
@@ -181,7 +183,9 @@ def test_bad_settings(case, user_dir, tmp_path):
 
 def test_mesh_that_does_not_divide_the_heads(user_dir, tmp_path):
     flags = ["--config.mesh.tensor=8", "--config.mesh.fsdp=1"]
-    result = run(*ground_truth(user_dir, tmp_path / "run", *flags), XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    result = run(
+        *ground_truth(user_dir, tmp_path / "run", *flags), XLA_FLAGS="--xla_force_host_platform_device_count=8"
+    )
     assert_one_line(result, "mesh.tensor", "8")
 
 
@@ -189,7 +193,9 @@ def test_checkpoint_of_another_architecture(user_dir, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     config = json.loads((user_dir / "model" / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"model_type": "mamba", "architectures": ["MambaForCausalLM"]}))
+    (model / "config.json").write_text(
+        json.dumps(config | {"model_type": "mamba", "architectures": ["MambaForCausalLM"]})
+    )
     flags = [f"--config.model.path={model}"]
     assert_one_line(run(*ground_truth(user_dir, tmp_path / "run", *flags)), "model_type", "mamba", "qwen3")
 

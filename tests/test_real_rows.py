@@ -51,7 +51,9 @@ def test_the_program_trains_and_its_export_loads_in_transformers(config, inputs,
     tokens = np.asarray(tokenizer("Why is the sky blue?")["input_ids"])[None]
     decoder_config, params = huggingface.load(tmp_path / "run" / "export", dtype=np.float32)
     ones = np.ones_like(tokens)
-    hidden, _ = Decoder(decoder_config).apply({"params": params}, tokens, segment_ids=ones, positions=np.arange(tokens.size)[None])
+    hidden, _ = Decoder(decoder_config).apply(
+        {"params": params}, tokens, segment_ids=ones, positions=np.arange(tokens.size)[None]
+    )
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(hidden @ head_matrix(decoder_config, params), expected, atol=1e-4)
@@ -75,7 +77,12 @@ def test_the_loss_falls_on_a_fixed_batch(module, variant, inputs):
     data = preparation.encode(examples, model.tokenizer, config)
     state, frozen, optimizer, _, shardings = stage.init(model, config, mesh)
     step = train.jit_train_step(
-        shardings, decoder=model.decoder, optimizer=optimizer, options=stage.options_of(config, model), teacher="fixed", lora=True
+        shardings,
+        decoder=model.decoder,
+        optimizer=optimizer,
+        options=stage.options_of(config, model),
+        teacher="fixed",
+        lora=True,
     )
     batch = stage.make_batch(list(range(len(data.examples))), data, config, model.pad_id)
     losses = []

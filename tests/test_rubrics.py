@@ -234,7 +234,9 @@ def test_a_whole_array_is_preferred_to_a_longer_broken_one():
 
 
 def test_of_two_broken_arrays_the_fuller_one_is_taken():
-    drafts = [json.dumps([{"description": f"{name} {i}.", "weight": 5} for i in range(5)]) for name in ("Draft", "Final")]
+    drafts = [
+        json.dumps([{"description": f"{name} {i}.", "weight": 5} for i in range(5)]) for name in ("Draft", "Final")
+    ]
     for cuts, name, size in (((-70, -30), "Final", 4), ((-30, -70), "Draft", 4), ((-30, -30), "Draft", 4)):
         parsed = parse("\n\n".join(draft[:cut] for draft, cut in zip(drafts, cuts, strict=True)))
         assert (len(parsed.rubric), parsed.rubric.criteria[0].description) == (size, f"{name} 0.")

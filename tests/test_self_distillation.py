@@ -25,7 +25,9 @@ def rubric(i):
     return from_records([f"Essential Criteria: States {i + j}." for j in range(3 + i)])
 
 
-EXAMPLES = [Example(str(i), "Why? " * (i + 1), f"Because of {i}." * (i + 1), rubric(i), str(i), f"rows:{i}") for i in range(4)]
+EXAMPLES = [
+    Example(str(i), "Why? " * (i + 1), f"Because of {i}." * (i + 1), rubric(i), str(i), f"rows:{i}") for i in range(4)
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,9 @@ def data_for(config, tokenizer):
 
 
 def options_for(tokenizer, config, **changes):
-    sampling = SamplingConfig(max_new_tokens=9, temperature=TEMPERATURE, top_k=None, top_p=None, eos_ids=(tokenizer.eos_token_id,))
+    sampling = SamplingConfig(
+        max_new_tokens=9, temperature=TEMPERATURE, top_k=None, top_p=None, eos_ids=(tokenizer.eos_token_id,)
+    )
     reason = 5 if config.teacher.reason_tokens else 0
     options = method.Options(sampling, (("beta", 0.0),), temperature=TEMPERATURE, chunk_size=4, reason_tokens=reason)
     return dataclasses.replace(options, **changes)
@@ -100,7 +104,9 @@ def test_both_roles_score_the_same_completion_at_the_right_offsets(module, varia
             assert len(context) == len(data.teacher[i])
         p = by_hand(decoder, params, data.student[i], completion)
         q = by_hand(decoder, other, context, completion)
-        np.testing.assert_allclose(samples.log_probs[row][samples.mask[row]], p[range(len(completion)), completion], atol=1e-4)
+        np.testing.assert_allclose(
+            samples.log_probs[row][samples.mask[row]], p[range(len(completion)), completion], atol=1e-4
+        )
         expected.append((np.exp(q) * (q - p)).sum())
     np.testing.assert_allclose(np.asarray(sums["row_loss"]), expected, rtol=2e-4)
     np.testing.assert_allclose(float(loss), sum(expected) / 10, rtol=2e-4)

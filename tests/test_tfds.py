@@ -46,14 +46,17 @@ class SmallScience(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, count):
         for i in range(count):
-            yield i, {
-                "query": f"What is π·{i}?",
-                "solution": f"{i} π",
-                "rubric_list": RUBRIC,
-                "graded": {"objects": OBJECTS},
-                "level": i,
-                "values": np.array([i, 0.5], np.float32),
-            }
+            yield (
+                i,
+                {
+                    "query": f"What is π·{i}?",
+                    "solution": f"{i} π",
+                    "rubric_list": RUBRIC,
+                    "graded": {"objects": OBJECTS},
+                    "level": i,
+                    "values": np.array([i, 0.5], np.float32),
+                },
+            )
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """What a user brings: a small random Qwen3 directory with a BPE tokenizer and chat template, and JSONL rows.
 
-    python -m tests.user_inputs MODEL_DIRECTORY ROWS.jsonl
+python -m tests.user_inputs MODEL_DIRECTORY ROWS.jsonl
 """
 
 from __future__ import annotations

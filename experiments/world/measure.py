@@ -106,9 +106,7 @@ def measure(complete: Complete, examples: Sequence[Example], *, names: Sequence[
     lines = {}
     for name, (shown, fields) in contexts(complete, examples).items():
         if names is None or name in names:
-            scores = [
-                solution_scores(examples, complete(shown, fields, "solve", temperature=t)) for t in (1.0, 0.0)
-            ]
+            scores = [solution_scores(examples, complete(shown, fields, "solve", temperature=t)) for t in (1.0, 0.0)]
             lines[name] = "   ".join(f"{accuracy:5.1f} / {score:5.1f}" for accuracy, score in scores)
     for name, fields in (("F1, question", QUESTION), ("F1, with reference", REFERENCE)):
         values = [
