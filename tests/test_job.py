@@ -1,0 +1,60 @@
+"""The two-stage job on the embedded world, shortened: what it writes, and that kills between its parts change nothing."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.test_main import run, start
+
+pytestmark = pytest.mark.slow
+SHORT = [
+    f"--config.{stage}.{setting}"
+    for stage in ("stage1", "stage2")
+    for setting in ("train.steps=3", "train.batch_size=8", "data.count=48", "eval.count=16", "eval.batch_size=16", "checkpoint.every=2")
+] + ["--config.stage2.rubric.batch_size=16"]  # fmt: skip
+
+
+def arguments(workdir):
+    return ["--config=configs/tiny.py", f"--workdir={workdir}", *SHORT]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("job") / "run"
+    code, out, err = run(*arguments(workdir))
+    assert code == 0, err
+    return workdir, out
+
+
+def test_the_job_ends_with_a_table_and_paths(undisturbed):
+    workdir, out = undisturbed
+    for words in ("criterion F1", "accuracy", "rubric score", "base student", "teacher (rubric)", "trained student", "greedy"):
+        assert words in out
+    assert str(workdir / "stage2" / "export") in out and "tokens/s" in out and "ETA" in out
+    summary = json.loads((workdir / "stage2" / "summary.json").read_text())
+    assert set(summary["evaluation"]) == {"base", "teacher", "trained"}
+    assert sum(summary["rubrics"][k] for k in ("strict", "salvaged")) + summary["rubrics"].get("fallback", 0) == 48
+
+
+@pytest.mark.parametrize("moment", ["stage1/metrics.jsonl", "stage2/rubrics.jsonl", "stage2/metrics.jsonl"])
+def test_killed_when_a_file_appears_and_started_again(undisturbed, tmp_path, moment):
+    workdir = tmp_path / "run"
+    process = start(*arguments(workdir))
+    deadline = time.monotonic() + 240
+    while not ((workdir / moment).exists() and (workdir / moment).stat().st_size):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    code, _, err = run(*arguments(workdir))
+    assert code == 0, err
+    for stage in ("stage1", "stage2"):
+        ours, theirs = (load_file(w / stage / "export" / "model.safetensors") for w in (workdir, undisturbed[0]))
+        for name in theirs:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+        for role in ("base", "teacher", "trained"):
+            file = f"{stage}/evaluation_{role}.json"
+            assert json.loads((workdir / file).read_text()) == json.loads((undisturbed[0] / file).read_text())
