@@ -52,7 +52,7 @@ def _stage2():
         top_p=1.0,
     )
     config.sampling.max_new_tokens = SOLUTION_TOKENS
-    config.optimizer.update(learning_rate=5e-5, warmup_steps=5)
+    config.optimizer.update(learning_rate=4e-5, warmup_steps=40)
     config.train.steps = 80
     config.eval.grader = "world"
     return config
