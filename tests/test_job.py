@@ -31,7 +31,15 @@ def undisturbed(tmp_path_factory):
 
 def test_the_job_ends_with_a_table_and_paths(undisturbed):
     workdir, out = undisturbed
-    for words in ("criterion F1", "accuracy", "rubric score", "base student", "teacher (rubric)", "trained student", "greedy"):
+    for words in (
+        "criterion F1",
+        "accuracy",
+        "rubric score",
+        "base student",
+        "teacher (rubric)",
+        "trained student",
+        "greedy",
+    ):
         assert words in out
     assert str(workdir / "stage2" / "export") in out and "tokens/s" in out and "ETA" in out
     summary = json.loads((workdir / "stage2" / "summary.json").read_text())

@@ -41,7 +41,7 @@ def oracle(
             else:
                 p, q = p / p.sum(), q / q.sum()
         total = 0.0
-        for a, b in zip(p, q):
+        for a, b in zip(p, q, strict=True):
             m = beta * a + (1 - beta) * b
             term = (
                 a * np.log(a / b)

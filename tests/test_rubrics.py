@@ -277,7 +277,7 @@ def test_bounds_reach_the_parser():
 
 def test_lone_surrogates_do_not_reach_files():
     parsed = parse(ARRAY.replace("0.228", r"\ud800"))
-    parsed.rubric.criteria[0].description.encode("utf-8")
+    assert parsed.rubric.criteria[0].description.encode("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Chunked divergence from hidden states against the plain path: compiled temporary memory and time.
 
-    python -m experiments.bench.losses [--batch 2 --seq 1024 --hidden 1024 --vocab 151936 --chunk 64 --repeats 5]
+    python -m experiments.bench.losses [--batch 2 --seq 1024 --hidden 1024 --vocab 151936 --chunk 114 --repeats 5]
 
 value_and_grad of the summed forward KL, float32, with the head's gradient (full training) and without it (LoRA), by
 three paths from hidden states: `divergence_from_hidden` summed, `weighted_divergence_from_hidden` (what the train step
@@ -45,6 +45,7 @@ def rematerialised(chunk_size):
             return carry + plain(chunk[0], student_head, chunk[1], teacher_head), None
 
         def split(x):
+            x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk_size), (0, 0)])
             return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk_size, x.shape[-1]), 1, 0)
 
         return jax.lax.scan(step, jnp.float32(0.0), (split(student_hidden), split(teacher_hidden)))[0]
@@ -58,14 +59,17 @@ def compiled_step(function, argnums, arrays):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in dict(batch=2, seq=1024, hidden=1024, vocab=151_936, chunk=64, repeats=5).items():
+    for name, value in dict(batch=2, seq=1024, hidden=1024, vocab=151_936, chunk=114, repeats=5).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     shapes = [(args.batch, args.seq, args.hidden), (args.hidden, args.vocab)] * 2
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     if args.repeats:
         keys = jax.random.split(jax.random.key(0), 4)
-        arrays = [jax.random.normal(k, s) * (args.hidden**-0.5 if len(s) == 2 else 1) for k, s in zip(keys, shapes)]
+        arrays = [
+            jax.random.normal(k, s) * (args.hidden**-0.5 if len(s) == 2 else 1)
+            for k, s in zip(keys, shapes, strict=True)
+        ]
     print(f"{jax.devices()[0].device_kind}, {vars(args)}")
     for label, argnums in {"hidden and head": (0, 1), "hidden only (LoRA)": (0,)}.items():
         paths = {
