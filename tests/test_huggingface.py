@@ -340,16 +340,15 @@ def test_peak_memory_of_load_and_save_is_the_model_and_one_tensor(tmp_path):
     report["save"] = status("VmHWM") - start
     print(json.dumps(report))
     """
-    fields = dict(family="qwen3", vocab_size=4096, hidden_size=512, intermediate_size=4096, num_layers=8, num_heads=8)
+    fields = dict(family="qwen3", vocab_size=4096, hidden_size=512, intermediate_size=4096, num_layers=16, num_heads=8)
     fields |= dict(num_kv_heads=8, head_dim=64, rope_theta=1e4, rms_norm_eps=1e-6, tie_embeddings=False)
     fields |= dict(rope_scaling=None, qkv_bias=False, qk_norm=True, max_position=128, remat="none")
     run_python(code, tmp_path / "model", json.dumps(fields), "write")
     report = json.loads(run_python(code, tmp_path / "model", json.dumps(fields), "measure"))
-    print(report)
-    tensor = 4 * 512 * 4096  # the largest; one stacked parameter is eight of them
-    assert report["model"] > 200e6
+    tensor = 4 * 512 * 4096  # the largest; one stacked parameter is sixteen of them, 134e6
+    assert report["model"] > 400e6
     assert report["load"] < report["model"] + tensor + 8e6, report
-    assert report["save"] < report["model"] + tensor + 56e6, report  # 30e6 of it is compiled code
+    assert report["save"] < report["model"] + tensor + 100e6, report  # compiling the fetches took up to 60e6
 
 
 # -- the directory as a whole ------------------------------------------------------------------------------------------
