@@ -46,7 +46,7 @@ def stage() -> ConfigDict:
             model=dict(
                 path="",  # a Hugging Face directory or hub name: Qwen3, Qwen2.5 or Llama 3
                 dtype="bfloat16",  # of activations
-                param_dtype="bfloat16",
+                param_dtype="bfloat16",  # as stored; what is trained is kept in float32
                 remat="full",
             ),
             lora=dict(  # rank 0: full fine-tuning
@@ -167,6 +167,12 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
     if one.eval.grader:
         remedy = "give held-out rows as eval.path, or set eval.grader to an empty string"
         need(bool(one.eval.path) or bool(one.eval.splits), "eval.path", "nothing to evaluate on", remedy)
+        need(
+            one.eval.grader != "world" or one.data.source == "world",
+            "eval.grader",
+            "grades the embedded world's problems only",
+            "use 'boxed' or 'rubric'",
+        )
     need(bool(one.model.path), "model.path", "no model given", f"pass --config.{prefix}model.path=HF_DIRECTORY")
     need(bool(one.data.path), "data.path", "no data given", f"pass --config.{prefix}data.path=FILE.jsonl")
     if one.rubric.source == "written" and "rubric" in one.teacher.fields:

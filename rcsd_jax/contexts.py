@@ -143,9 +143,8 @@ def encode_reason_first(
     if not marker:
         raise UserError(
             "the chat template drops the assistant's earlier turn, which reason-first needs",
-            field="teacher.reason_first",
-            value=True,
-            remedy="set teacher.reason_first=False or use a template that keeps every turn",
+            field="teacher.reason_tokens",
+            remedy="set teacher.reason_tokens=0 or use a template that keeps every turn",
         )
     return encode_chat(tokenizer, turns[:1], thinking=role.thinking), _tokens(tokenizer, after)
 

@@ -36,9 +36,21 @@ class UserError(Exception):
         named = "" if field is None else f"field '{field}'" + ("" if value is None else f" = {_short(value)}") + ": "
         super().__init__(f"{place}{named}{problem}; {remedy}".replace("\n", " "))
 
+    def with_remedy(self, more: str) -> UserError:
+        """The same error with one more thing that the user can do about it."""
+        place = dict(file=self.file, row=self.row, field=self.field, value=self.value)
+        return UserError(self.problem, remedy=f"{self.remedy}, {more}", **place)
+
 
 class Preempted(Exception):
-    """The process was asked to end; everything is saved and the same command continues."""
+    """The process was asked to end by a signal; everything is saved and the same command continues.
+
+    `rcsd_jax.main` exits with the shell's status for that signal, 128 + its number.
+    """
+
+    def __init__(self, state: str, *, signal: int):
+        self.signal = signal
+        super().__init__(state)
 
 
 def _short(value: Any, limit: int = 60) -> str:

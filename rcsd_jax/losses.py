@@ -128,18 +128,21 @@ def divergence_from_hidden(
     teacher_head: jax.Array,
     *,
     chunk_size: int,
+    mask: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """`per_token_divergence` of hidden @ head, [B, T] float32, holding one chunk of logits at a time.
 
-    Args: hidden [B, T, D]; head [D, V] (the roles' D and heads may differ); `options` as in `per_token_divergence`.
+    Differentiable as `score_from_hidden`: give the mask of a masked mean here too, and its gradient is had in one pass.
+
+    Args: hidden [B, T, D]; head [D, V] (the roles' D and heads may differ); mask [B, T], outside of which the divergence
+      is 0; `options` as in `per_token_divergence`.
     """
     if "divergence" in options:
         raise ValueError(f"divergence_from_hidden has no option divergence={options['divergence']!r}")
     tokens = jnp.zeros(student_hidden.shape[:2], jnp.int32)
-    return score_from_hidden(
-        student_hidden, student_head, teacher_hidden, teacher_head, tokens, chunk_size=chunk_size, **options
-    ).divergence
+    inputs = (student_hidden, student_head, teacher_hidden, teacher_head)
+    return score_from_hidden(*inputs, tokens, chunk_size=chunk_size, mask=mask, **options).divergence
 
 
 def score_from_hidden(
@@ -150,23 +153,28 @@ def score_from_hidden(
     tokens: jax.Array,
     *,
     chunk_size: int,
+    mask: jax.Array | None = None,
     **options: Any,
 ) -> DivergenceStats:
     """All per-token quantities of a step in one pass over chunks of T, never holding more than one chunk of logits.
 
     The batch axis is left whole, so that it keeps its sharding. Reverse-mode differentiable in student_hidden and
-    student_head through `divergence`; when the head gets no gradient (LoRA) the backward pass needs no head matmul.
+    student_head through `divergence`. The forward pass takes both gradients for the case that all tokens of the mask
+    weigh the same, as in a sum or in a mean over the mask, and the backward pass scales them; where weights differ, the
+    head's gradient needs the logits a second time. When the head gets no gradient (LoRA) none is computed.
 
     Args:
       student_hidden, teacher_hidden: [B, T, D]; student_head, teacher_head: [D, V]; tokens: [B, T] int32.
       chunk_size: positions per chunk; T need not be a multiple.
+      mask: [B, T], outside of which `divergence` is 0; None: nowhere.
       options: those of `per_token_divergence`, and `divergence`: "vocabulary" (the default) or "sampled_token"
         (`sampled_token_loss`, which takes temperature and token_clip alone).
     Raises:
       ValueError: an option is out of its range or unknown.
     """
     spec = _spec(student_hidden, chunk_size=chunk_size, **options)
-    return _scores(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens)
+    mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
+    return _scores(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask)
 
 
 def weighted_divergence_from_hidden(
@@ -184,9 +192,8 @@ def weighted_divergence_from_hidden(
 ) -> tuple[jax.Array, DivergenceStats]:
     """sum_t weights_t * divergence_t as one scalar, and the per-token quantities without gradient.
 
-    What a train step wants: as every token's weight is known while its logits are there, the gradients of hidden states
-    and head are both taken in that one pass, with as many products with the heads as the plain path has. (From
-    `score_from_hidden` the head's gradient needs the logits a second time.)
+    What a train step wants: as every token's weight is known while its logits are there, whatever it is, the gradients
+    of hidden states and head are both taken in that one pass, with as many products with the heads as the plain path.
 
     Args:
       student_hidden, student_head, teacher_hidden, teacher_head, tokens, chunk_size, options: as in `score_from_hidden`.
@@ -225,15 +232,9 @@ def _weighted(spec, importance_clip, student_hidden, student_head, teacher_hidde
 def _weighted_forward(spec, importance_clip, student_hidden, student_head, teacher_hidden, teacher_head, *per_token):
     def step(carry, chunk):
         total, head_gradient = carry
-        hidden, logits = chunk[0], _logits(chunk[0], student_head)
-
-        def value_of(logits):
-            stats = _logits_stats(spec, logits, _logits(chunk[1], teacher_head), chunk[2])
-            return _weighted_sum(stats, importance_clip, *chunk[3:]), stats
-
-        (value, stats), logits_gradient = jax.value_and_grad(value_of, has_aux=True)(logits)
-        (hidden_gradient,) = jax.vjp(lambda x: _logits(x, student_head), hidden)[1](logits_gradient)
-        head_gradient = _add_head_gradient(head_gradient, hidden, student_head, logits_gradient)
+        value, stats, hidden_gradient, head_gradient = _chunk_gradients(
+            spec, importance_clip, student_head, teacher_head, head_gradient, *chunk
+        )
         return (total + value, head_gradient), (stats, hidden_gradient)
 
     length = student_hidden.shape[1]
@@ -255,7 +256,27 @@ def _weighted_backward(spec, importance_clip, residuals, cotangents):
 _weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
-def _weighted_sum(stats, importance_clip, weights, sampler_log_probs):
+def _chunk_gradients(
+    spec, importance_clip, student_head, teacher_head, head_gradient, student_hidden, teacher_hidden, tokens, *weighting
+):
+    """A chunk's weighted sum and stats, the sum's gradient in the hidden states, and the head's, added to what is given."""
+
+    def value_of(logits):
+        stats = _logits_stats(spec, logits, _logits(teacher_hidden, teacher_head), tokens)
+        return _weighted_sum(stats, importance_clip, *weighting), stats
+
+    logits = _logits(student_hidden, student_head)
+    (value, stats), logits_gradient = jax.value_and_grad(value_of, has_aux=True)(logits)
+    (hidden_gradient,) = jax.vjp(lambda x: _logits(x, student_head), student_hidden)[1](logits_gradient)
+    return (
+        value,
+        stats,
+        hidden_gradient,
+        _add_head_gradient(head_gradient, student_hidden, student_head, logits_gradient),
+    )
+
+
+def _weighted_sum(stats, importance_clip, weights, sampler_log_probs=None):
     if importance_clip is not None:
         weights *= importance_weight(stats.student_log_probs, sampler_log_probs, clip=importance_clip)
     return jnp.sum(jnp.where(weights == 0, 0.0, weights * stats.divergence))
@@ -278,53 +299,66 @@ def _add_head_gradient(total, hidden, head, logits_gradient):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scores(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens):
+def _scores(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask):
     def step(_, chunk):
         return None, _chunk_stats(spec, chunk[0], student_head, chunk[1], teacher_head, chunk[2])
 
     length = student_hidden.shape[1]
     _, stats = jax.lax.scan(step, None, _chunks((student_hidden, teacher_hidden, tokens), spec.chunk_size))
-    return _whole(stats, length)
+    return _masked(_whole(stats, length), mask)
 
 
-def _scores_forward(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens):
+def _scores_forward(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask):
     # A token's divergence depends on its own hidden state alone, so its unit gradient can be had while the chunk's
-    # logits are there; the backward pass then only scales it.
-    def step(_, chunk):
-        def total(hidden):
-            stats = _chunk_stats(spec, hidden, student_head, chunk[1], teacher_head, chunk[2])
-            return stats.divergence.sum(), stats
-
-        gradient, stats = jax.grad(total, has_aux=True)(chunk[0])
-        return None, (stats, gradient)
+    # logits are there; the backward pass then only scales it. The head's is had likewise if all weigh the same.
+    def step(head_gradient, chunk):
+        _, stats, hidden_gradient, head_gradient = _chunk_gradients(
+            spec, None, student_head, teacher_head, head_gradient, *chunk
+        )
+        return head_gradient, (stats, hidden_gradient)
 
     length = student_hidden.shape[1]
-    chunks = _chunks((student_hidden, teacher_hidden, tokens), spec.chunk_size)
-    _, (stats, gradient) = jax.lax.scan(step, None, chunks)
-    inputs = (student_hidden, student_head, teacher_hidden, teacher_head, tokens)
-    return _whole(stats, length), (inputs, _whole(gradient, length))
+    chunks = _chunks((student_hidden, teacher_hidden, tokens, mask.astype(jnp.float32)), spec.chunk_size)
+    start = jnp.zeros(student_head.shape, jnp.float32)
+    head_gradient, (stats, hidden_gradient) = jax.lax.scan(step, start, chunks)
+    inputs = (student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask)
+    gradients = (_whole(hidden_gradient, length), head_gradient.astype(student_head.dtype))
+    return _masked(_whole(stats, length), mask), (inputs, gradients)
 
 
 def _scores_backward(spec, residuals, cotangents):
-    (student_hidden, student_head, teacher_hidden, teacher_head, tokens), gradient = residuals
-    weights = cotangents.divergence  # [B, T]
-
-    def step(head_gradient, chunk):
-        def total(logits):
-            stats = _logits_stats(spec, logits, _logits(chunk[1], teacher_head), chunk[2])
-            return jnp.sum(stats.divergence * chunk[3])
-
-        logits_gradient = jax.grad(total)(_logits(chunk[0], student_head))
-        return _add_head_gradient(head_gradient, chunk[0], student_head, logits_gradient), None
-
-    # Unused, and removed by the compiler, when nobody asks for the head's gradient.
+    (student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask), gradients = residuals
+    hidden_gradient, head_gradient = gradients
+    weights = jnp.where(mask, cotangents.divergence, 0.0)  # [B, T]
+    smallest = jnp.min(weights, where=mask, initial=jnp.inf)
+    largest = jnp.max(weights, where=mask, initial=-jnp.inf)
+    all_alike = smallest == largest
     chunks = _chunks((student_hidden, teacher_hidden, tokens, weights), spec.chunk_size)
-    head_gradient, _ = jax.lax.scan(step, jnp.zeros(student_head.shape, jnp.float32), chunks)
-    hidden_gradient = (weights[..., None] * gradient).astype(student_hidden.dtype)
-    return hidden_gradient, head_gradient.astype(student_head.dtype), None, None, None
+
+    def add_chunk(i, total):
+        hidden, teacher, tokens, weights = jax.tree.map(lambda x: x[i], chunks)
+
+        def value_of(logits):
+            stats = _logits_stats(spec, logits, _logits(teacher, teacher_head), tokens)
+            return _weighted_sum(stats, None, weights)
+
+        logits_gradient = jax.grad(value_of)(_logits(hidden, student_head))
+        return _add_head_gradient(total, hidden, student_head, logits_gradient)
+
+    # The second pass is a loop of no steps where the first sufficed: unlike a branch, it works in the first one's memory.
+    # All of it is removed by the compiler when nobody asks for the head's gradient.
+    start = jnp.where(all_alike, largest * head_gradient.astype(jnp.float32), 0.0)
+    steps = jnp.where(all_alike, 0, chunks[0].shape[0])
+    head_gradient = jax.lax.fori_loop(0, steps, add_chunk, start)
+    hidden_gradient = weights[..., None] * hidden_gradient.astype(jnp.float32)
+    return hidden_gradient.astype(student_hidden.dtype), head_gradient.astype(student_head.dtype), *[None] * 4
 
 
 _scores.defvjp(_scores_forward, _scores_backward)
+
+
+def _masked(stats: DivergenceStats, mask: jax.Array) -> DivergenceStats:
+    return stats._replace(divergence=jnp.where(mask, stats.divergence, 0.0))
 
 
 def _chunks(tree, size: int):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ def run_job(config: ConfigDict, workdir: Path) -> dict[str, dict]:
     """Runs or continues all stages of `config` under `workdir`, prints the table, returns stage name -> summary.
 
     Raises:
-      UserError: bad input or settings. Preempted: SIGTERM; the state is saved.
+      UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; the state is saved.
     """
     import rich.console
 
@@ -104,7 +105,7 @@ def _unknown_key(argv: list[str], error: Exception) -> UserError:
 
 
 def run() -> None:
-    """Runs the program; a `UserError` becomes one line on stderr and exit status 2, a preemption status 143."""
+    """Runs the program; a `UserError` becomes one line on stderr and exit status 2, a signal status 128 + its number."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch would be the first line
     try:
         app.run(main, flags_parser=_parse_flags)
@@ -113,7 +114,10 @@ def run() -> None:
         sys.exit(2)
     except Preempted as stopped:
         print(f"stopped: {stopped}; the same command continues", file=sys.stderr)
-        sys.exit(143)
+        sys.exit(128 + stopped.signal)
+    except KeyboardInterrupt:  # while nothing ran yet, or a second Ctrl-C
+        print("stopped at once; the same command continues from what was saved", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

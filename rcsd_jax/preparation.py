@@ -18,6 +18,13 @@ from rcsd_jax.rubrics import variants
 from rcsd_jax.rubrics.schema import Rubric
 
 
+class Questions(NamedTuple):
+    """Questions to be answered in one role, and the prompts that the role sees, as token ids."""
+
+    examples: list[Example]
+    prompts: list[np.ndarray]  # [P] int32 each
+
+
 class Encoded(NamedTuple):
     """The examples of a run and the prompts of both roles, as token ids; `skipped` did not fit."""
 
@@ -134,6 +141,36 @@ def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encode
             remedy="raise data.max_student_prompt and data.max_teacher_prompt",
         )
     return Encoded(kept, student, teacher, transition, skipped)
+
+
+def evaluation_questions(config: ConfigDict, tokenizer, needs: Sequence[str]) -> dict[str, dict[str, Questions]]:
+    """Role of `eval.roles` -> split -> its questions, of every row that will be graded.
+
+    Args:
+      config: of the run.
+      tokenizer: of the model.
+      needs: fields that the grader needs.
+
+    Raises:
+      UserError: unreadable data, or a row that lacks what a role must see or the grader needs.
+    """
+    student, teacher = roles(config)
+    splits = config.eval.splits.to_dict() or {"eval": config.eval.path}
+    found: dict[str, dict[str, Questions]] = {}
+    for name in config.eval.roles:
+        role = teacher if name == "teacher" else student
+        found[name] = {}
+        for split, path in splits.items():
+            try:
+                examples = read_examples(config, path, require=(*role.fields, *needs), count=config.eval.count)
+            except UserError as error:
+                if name != "teacher" or error.field not in role.fields or error.field in needs:
+                    raise
+                raise error.with_remedy("or leave 'teacher' out of eval.roles") from error
+            examples = examples[: config.eval.count]
+            prompts = [contexts.encode_role(tokenizer, e, role, prompts_of(config), config.task) for e in examples]
+            found[name][split] = Questions(examples, prompts)
+    return found
 
 
 def fits(example: Example, tokens: np.ndarray, config: ConfigDict, *, role: str) -> bool:

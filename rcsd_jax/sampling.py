@@ -95,7 +95,7 @@ def generate(
     def body(carry):
         t, hidden, cache, samples = carry
         live = samples.cut  # no end token yet
-        logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)  # [B, V]
+        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)  # [B, V]
         token, log_prob = sample_token(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, t), sampling)
         token = jnp.where(live, token, pad_id)
         samples = Samples(

@@ -13,8 +13,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,13 +29,14 @@ from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.completions import complete
 from rcsd_jax.contexts import Role
 from rcsd_jax.data.batches import batches
-from rcsd_jax.errors import Preempted, UserError
+from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.evaluate.table import evaluate
 from rcsd_jax.methods.self_distillation import Batch, Options
 from rcsd_jax.metrics import MetricWriter, Progress, compilations
 from rcsd_jax.models import huggingface, lora, sharding
 from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.preemption import StopRequest
 from rcsd_jax.rubric_writing import write_rubrics
 from rcsd_jax.rubrics.cache import RubricCache
 from rcsd_jax.rubrics.schema import to_json
@@ -63,7 +62,7 @@ class Run(NamedTuple):
     workdir: Path
     mesh: jax.sharding.Mesh
     console: rich.console.Console
-    stop: threading.Event  # set by SIGTERM
+    stop: StopRequest
     name: str
 
 
@@ -71,25 +70,31 @@ def run_stage(config: ConfigDict, workdir: Path, console: rich.console.Console, 
     """Runs or continues a stage and returns its summary (what `summary.json` holds).
 
     Raises:
-      UserError: bad input or settings. Preempted: SIGTERM; the state is saved.
+      UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; the state is saved.
     """
     name = name or "run"
     mesh = sharding.make_mesh(**config.mesh)
-    with claimed(workdir, config), jax.set_mesh(mesh), _terminable() as stop:
+    with claimed(workdir, config), jax.set_mesh(mesh), StopRequest() as stop:
         if (workdir / "summary.json").exists():
             console.print(f"{name}: complete, see {workdir}")
             return read_json(workdir / "summary.json")
         run = Run(config, workdir, mesh, console, stop, name)
 
-        model = load_model(config.model.path, config, mesh, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+        # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
+        model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
         sharding.check_divisible(model.decoder.config, mesh, config.train.batch_size // config.train.microbatches)
+        questions = evaluation_questions(model, config)
         examples = preparation.read_examples(config, config.data.path, require=preparation.required_fields(config))
         examples, rubric_counts = rubrics_for(examples, run)
         data = preparation.encode(examples, model.tokenizer, config)
         console.print(f"{name}: {len(data.examples)} examples, {data.skipped} skipped as too long")
 
-        evaluated = [role for role in ("base", "teacher") if config.eval.grader and role in config.eval.roles]
-        evaluation = {role: evaluate_role(role, role, model, {"params": model.params}, run) for role in evaluated}
+        model = load_weights(model, config, mesh)
+        evaluation = {
+            role: evaluate_role(role, questions[role], model, {"params": model.params}, run)
+            for role in ("base", "teacher")
+            if role in questions
+        }
 
         state, frozen, optimizer, rate, shardings = init(model, config, mesh)
         model = model._replace(params=None)  # from here on the state holds the weights
@@ -98,13 +103,13 @@ def run_stage(config: ConfigDict, workdir: Path, console: rich.console.Console, 
             return train.student_variables(state.trained, frozen, lora=bool(config.lora.rank))
 
         def evaluate_at(step, state):
-            evaluate_role("trained", f"step_{step}", model, student(state), run)
+            evaluate_role(f"step_{step}", questions["trained"], model, student(state), run)
 
         state = train_loop(state, frozen, optimizer, rate, shardings, model, data, run, evaluate_at)
 
         paths = export(student(state), model, config, workdir)
-        if config.eval.grader and "trained" in config.eval.roles:
-            evaluation["trained"] = evaluate_role("trained", "trained", model, student(state), run)
+        if "trained" in questions:
+            evaluation["trained"] = evaluate_role("trained", questions["trained"], model, student(state), run)
         summary = {
             "task": config.task,
             "evaluation": evaluation,
@@ -122,21 +127,28 @@ def run_stage(config: ConfigDict, workdir: Path, console: rich.console.Console, 
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
-def load_model(
-    path: str, config: ConfigDict, mesh: jax.sharding.Mesh, *, lora_rank: int = 0, lora_alpha: float = 1.0
-) -> Model:
-    """Reads a Hugging Face directory onto the mesh."""
+def open_model(path: str, config: ConfigDict, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
+    """A Hugging Face directory's configuration and tokenizer; `params` is None until `load_weights`."""
     directory = huggingface.resolve(path)
-    dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
-    decoder_config = huggingface.read_config(directory, remat=config.model.remat, **dtypes)
-    placement = sharding.param_shardings(decoder_config, mesh)
-    _, params = huggingface.load(directory, remat=config.model.remat, shardings=placement, **dtypes)
+    decoder_config = huggingface.read_config(directory, **_precision(config))
     if lora_rank:
         decoder_config = dataclasses.replace(decoder_config, lora_scale=lora.lora_scale(lora_rank, lora_alpha))
     tokenizer = huggingface.load_tokenizer(directory)
     eos_ids = huggingface.eos_ids(directory, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
-    return Model(Decoder(decoder_config), params, tokenizer, eos_ids, pad_id, directory)
+    return Model(Decoder(decoder_config), None, tokenizer, eos_ids, pad_id, directory)
+
+
+def load_weights(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh) -> Model:
+    """The model with its weights read onto the mesh."""
+    placement = sharding.param_shardings(model.decoder.config, mesh)
+    _, params = huggingface.load(model.directory, shardings=placement, **_precision(config))
+    return model._replace(params=params)
+
+
+def _precision(config: ConfigDict) -> dict[str, Any]:
+    settings = config.model
+    return dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)
 
 
 def init(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh):
@@ -146,10 +158,10 @@ def init(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh):
     optimizer, rate = train.make_optimizer(steps=config.train.steps, **config.optimizer)
     if full:
         placement = sharding.param_shardings(decoder_config, mesh)
-        # The step donates its state, so a fixed teacher's weights must not share buffers with it.
-        fixed = config.teacher.weights == "fixed"
-        trained = jax.tree.map(jnp.copy, model.params) if fixed else model.params
-        frozen = model.params if fixed else None
+        # In float32, whatever the storage: an update of 5e-6 is less than bfloat16 resolves. And copied, because the
+        # step donates its state, which must not share buffers with a fixed teacher's weights.
+        trained = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), model.params)
+        frozen = model.params if config.teacher.weights == "fixed" else None
     else:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         trained = lora.init_lora(
@@ -164,7 +176,8 @@ def init(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh):
         optimizer, lambda _, s: s, abstract.opt_state, placement, transform_non_params=lambda _: replicated
     )
     shardings = train.TrainState(replicated, placement, opt_placement, placement if ema else None)
-    return jax.jit(make, out_shardings=shardings)(trained), frozen, optimizer, rate, shardings
+    state = jax.jit(make, out_shardings=shardings, donate_argnums=(0,) if full else ())(trained)
+    return state, frozen, optimizer, rate, shardings
 
 
 # --- rubrics ---------------------------------------------------------------------------------------------------------
@@ -176,7 +189,8 @@ def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
     if config.rubric.source != "written" or "rubric" not in config.teacher.fields:
         return preparation.with_rubric_variant(examples, config), {}
     settings = config.rubric
-    writer = load_model(settings.writer, config, run.mesh)
+    writer = open_model(settings.writer, config)
+    load = functools.cache(lambda: load_weights(writer, config, run.mesh).params)  # not where every text is cached
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
     prompts = preparation.prompts_of(config)
     encoded = [contexts.encode_role(writer.tokenizer, e, role, prompts, "write_rubric") for e in examples]
@@ -187,13 +201,13 @@ def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
     with Progress(run.console, "write rubrics", 0) as progress:
 
         def write(wanted, seeds):
+            if not wanted:
+                return
             progress.extend(len(wanted))
-            variables = {"params": writer.params}
-            for chosen, completions in completer(writer, variables, sampling, settings.batch_size, run)(wanted, seeds):
+            complete_all = completer(writer, {"params": load()}, sampling, settings.batch_size, run)
+            for chosen, completions in complete_all(wanted, seeds):
                 yield chosen, completions
                 progress.advance(len(chosen), sum(len(c.tokens) for c in completions))
-                if run.stop.is_set():
-                    raise Preempted("rubrics written so far are in the cache")
 
         examples, counts = write_rubrics(
             examples,
@@ -269,13 +283,14 @@ def train_loop(state, frozen, optimizer, rate, shardings, model: Model, data, ru
                     writer.write(step, scalars)
                 progress.advance(1, int(scalars["completion_tokens"]), f"loss {scalars['loss']:.4f}")
                 stopping = run.stop.is_set()  # read once: what is saved and whether to go on must agree
-                if (step + 1) % settings.every == 0 or step == steps - 1 or stopping:
+                evaluating = config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < steps
+                if (step + 1) % settings.every == 0 or step == steps - 1 or stopping or evaluating:
                     checkpoints.save(step + 1, state, position | {"data_position": step + 1})
-                if config.eval.every and (step + 1) % config.eval.every == 0 and step + 1 < steps:
-                    evaluate_at(step + 1, state)
                 if stopping:
                     checkpoints.wait()
-                    raise Preempted(f"saved at step {step + 1} of {steps}")
+                    run.stop.raise_if_set(f"saved at step {step + 1} of {steps}")
+                if evaluating:
+                    evaluate_at(step + 1, state)
     finally:
         checkpoints.close()
         writer.close()
@@ -349,31 +364,33 @@ def _stop_if_not_finite(step: int, rows, metrics, state, data, checkpoints: Chec
 # --- evaluation and export -------------------------------------------------------------------------------------------
 
 
-def evaluate_role(role_name: str, label: str, model: Model, variables: Any, run: Run) -> dict[str, Any]:
-    """Split -> mode -> scores of a role, kept in `evaluation_<label>.json`; texts go to `completions_<label>.jsonl`."""
+def evaluation_questions(model: Model, config: ConfigDict) -> dict[str, dict[str, preparation.Questions]]:
+    """Role -> split -> the questions that it will be asked; empty without a grader."""
+    if not config.eval.grader:
+        return {}
+    return preparation.evaluation_questions(config, model.tokenizer, GRADERS[config.eval.grader].needs)
+
+
+def evaluate_role(
+    label: str, questions: dict[str, preparation.Questions], model: Model, variables: Any, run: Run
+) -> dict[str, Any]:
+    """Split -> mode -> scores, kept in `evaluation_<label>.json`; texts go to `completions_<label>.jsonl`."""
     config, workdir = run.config, run.workdir
     path = workdir / f"evaluation_{label}.json"
     if path.exists():
         return read_json(path)
-    student, teacher = preparation.roles(config)
-    role = teacher if role_name == "teacher" else student
-    prompts = preparation.prompts_of(config)
-    splits = config.eval.splits.to_dict() or {"eval": config.eval.path}
     results: dict[str, Any] = {}
     lines = []
-    for split, place in splits.items():
-        count = config.eval.count
-        examples = preparation.read_examples(config, place, require=role.fields, count=count)[:count]
-        encoded = [contexts.encode_role(model.tokenizer, e, role, prompts, config.task) for e in examples]
+    for split, asked in questions.items():
         for greedy in config.eval.greedy:
             temperature = 0.0 if greedy else config.eval.temperature
             sampling = _sampling(config.sampling, model.eos_ids, temperature=temperature)
             scores, records = evaluate(
-                examples,
-                encoded,
+                asked.examples,
+                asked.prompts,
                 complete=completer(model, variables, sampling, config.eval.batch_size, run),
                 decode=_decoder_of(model),
-                grade=GRADERS[config.eval.grader],
+                grade=GRADERS[config.eval.grader].grade,
             )
             mode = "greedy" if greedy else "sampled"
             results.setdefault(split, {})[mode] = scores
@@ -404,6 +421,7 @@ def export(variables, model: Model, config: ConfigDict, workdir: Path) -> dict[s
         paths["export"] = str(workdir / "export")
         if adapters is not None:
             params = lora.merge(params, adapters, decoder_config.lora_scale)
+        params = jax.tree.map(lambda x: x.astype(decoder_config.param_dtype), params)
         huggingface.save(workdir / "export", decoder_config, params, source=model.directory)
     return paths
 
@@ -422,32 +440,16 @@ def _sampling(settings: ConfigDict, eos_ids: tuple[int, ...], temperature: float
 
 
 def completer(model: Model, variables: Any, sampling: SamplingConfig, batch_size: int, run: Run):
-    """(prompts, seeds) -> batches of (indexes, completions), with everything else bound."""
-    return functools.partial(
-        complete,
-        model.decoder,
-        variables,
-        sampling=sampling,
-        mesh=run.mesh,
-        batch_size=batch_size,
-        pad_to=run.config.data.pad_to,
-        pad_id=model.pad_id,
-    )
+    """(prompts, seeds) -> batches of (indexes, completions), with everything else bound; ends when the run is stopped."""
+
+    def complete_all(prompts, seeds):
+        bound = dict(mesh=run.mesh, batch_size=batch_size, pad_to=run.config.data.pad_to, pad_id=model.pad_id)
+        for batch in complete(model.decoder, variables, prompts, seeds, sampling, **bound):
+            yield batch
+            run.stop.raise_if_set("between two batches of completions; results so far are kept")
+
+    return complete_all
 
 
 def _decoder_of(model: Model):
     return functools.partial(model.tokenizer.decode, skip_special_tokens=True)
-
-
-class _terminable:
-    """While the context lasts, SIGTERM sets the event it gives instead of ending the process."""
-
-    def __enter__(self) -> threading.Event:
-        self._event = threading.Event()
-        in_main = threading.current_thread() is threading.main_thread()
-        self._old = signal.signal(signal.SIGTERM, lambda *_: self._event.set()) if in_main else None
-        return self._event
-
-    def __exit__(self, *_) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGTERM, self._old)

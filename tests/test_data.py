@@ -236,9 +236,9 @@ def test_batches_hold_the_examples_themselves(file):
 
 
 def test_batch_errors():
-    with pytest.raises(UserError, match="'batch_size' = 6: .*4 processes.*set it to 8"):
+    with pytest.raises(UserError, match="'train.batch_size' = 6: .*4 processes.*set it to 8"):
         batches(range(9), batch_size=6, seed=0, process_count=4)
-    with pytest.raises(UserError, match="'batch_size' = 0"):
+    with pytest.raises(UserError, match="'train.batch_size' = 0"):
         batches(range(9), batch_size=0, seed=0)
     with pytest.raises(UserError, match="at least one example"):
         batches([], batch_size=2, seed=0)

@@ -230,7 +230,10 @@ def test_rematerialisation_gives_the_same_gradients(layers):
     ones, grads, text = jnp.ones(SEQUENCE.shape, jnp.int32), {}, {}
     for remat in ("none", "full"):
         config = dataclasses.replace(base, remat=remat)
-        loss = lambda p: (forward(config, {"params": p}, SEQUENCE, ones, decoder.positions_from_mask(ones)) ** 3).sum()
+
+        def loss(p, config=config):
+            return (forward(config, {"params": p}, SEQUENCE, ones, decoder.positions_from_mask(ones)) ** 3).sum()
+
         text[remat] = str(jax.make_jaxpr(jax.grad(loss))(params_of(base)))
         grads[remat] = jax.grad(loss)(params_of(base))
     assert "remat" in text["full"] and "remat" not in text["none"]

@@ -79,7 +79,8 @@ def their_logits(model, tokens, mask=None):
     return output.logits.float().numpy()
 
 
-def left_padded(prompts, width=max(LENGTHS)):
+def left_padded(prompts, width=None):
+    width = width or max(LENGTHS)
     tokens, mask = np.zeros((2, len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, 1

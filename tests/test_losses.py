@@ -144,6 +144,30 @@ def test_weighted_sum_is_plain(options, dtype):
         np.testing.assert_allclose(value, expected, atol=1e-5)
 
 
+MASK = np.array([[1, 1, 1, 0, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1]], bool)
+
+
+@pytest.mark.parametrize("mask", [MASK, MASK & False], ids=["some", "empty"])
+@pytest.mark.parametrize("weights", ["mean", "each its own"])
+def test_masked_chunks_are_the_masked_plain_path(mask, weights):
+    hs, ws, ht, wt = draw(2, 7, 6), draw(6, 13, seed=3) / 4, draw(2, 7, 4, seed=4), draw(4, 13, seed=5) / 4
+    each = 1.0 if weights == "mean" else draw(2, 7, seed=6)
+
+    def plain(h, w):
+        return losses.masked_mean(losses.per_token_divergence(h @ w, ht @ wt) * each, mask)
+
+    def chunked(h, w):
+        values = losses.divergence_from_hidden(h, w, ht, wt, chunk_size=3, mask=mask)
+        return losses.masked_mean(values * each, mask), values
+
+    want, slopes = jax.value_and_grad(plain, (0, 1))(hs, ws)
+    (got, values), ours = jax.jit(jax.value_and_grad(chunked, (0, 1), has_aux=True))(hs, ws)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    assert not values[~mask].any()
+    for a, b in zip(ours, slopes, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def test_weight_zero_silences_what_is_not_finite():
     hidden, head = draw(1, 4, 3), draw(3, 5, seed=3)
     teacher = hidden.copy()

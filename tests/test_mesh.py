@@ -29,7 +29,8 @@ for name, shape in {"1": (1, 1, 1), "1x8": (1, 8, 1), "8x1": (8, 1, 1), "2x2x2":
     config.optimizer.learning_rate = 1e-3
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
-        model = stage.load_model(config.model.path, config, mesh, lora_rank=lora_rank, lora_alpha=8.0)
+        model = stage.open_model(config.model.path, config, lora_rank=lora_rank, lora_alpha=8.0)
+        model = stage.load_weights(model, config, mesh)
         examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"))
         data = preparation.encode(examples, model.tokenizer, config)
         state, frozen, optimizer, _, shardings = stage.init(model, config, mesh)

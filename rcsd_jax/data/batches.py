@@ -45,7 +45,7 @@ def batches(
         raise UserError(
             f"not a positive multiple of the {process_count} processes",
             remedy=f"set it to {process_count * max(1, round(batch_size / process_count))}",
-            field="batch_size",
+            field="train.batch_size",
             value=batch_size,
         )
     if not 0 <= seed < 2**32:

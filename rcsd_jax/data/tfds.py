@@ -63,22 +63,22 @@ def _open(name: str, split: str, data_dir: str | None) -> tuple[Sequence[Mapping
     except tfds.core.DatasetNotFoundError as error:
         place = "" if data_dir is None else f" or under {data_dir}"
         problem = f"no such data set in TensorFlow Datasets{place}"
-        remedy = "correct the name, or set data.data_dir to the folder that holds it"
-        raise UserError(problem, remedy=remedy, field="data.name", value=name) from error
+        remedy = "correct the name, or set data.tfds_dir to the folder that holds it"
+        raise UserError(problem, remedy=remedy, field="data.path", value=name) from error
     except Exception as error:  # builders are other people's code: downloads, licences and missing packages fail here
         problem = f"TFDS cannot prepare it ({type(error).__name__}: {_first_line(error)})"
-        remedy = "prepare it elsewhere with file_format='array_record' and set data.data_dir"
-        raise UserError(problem, remedy=remedy, field="data.name", value=name) from error
+        remedy = "prepare it elsewhere with file_format='array_record' and set data.tfds_dir"
+        raise UserError(problem, remedy=remedy, field="data.path", value=name) from error
     try:
         return builder.as_data_source(split=split), builder.info.features
     except NotImplementedError as error:
         problem = "prepared as TFRecord, which cannot be read without tensorflow"
         remedy = "prepare it again with file_format='array_record'"
-        raise UserError(problem, remedy=remedy, file=builder.data_dir, field="data.name", value=name) from error
+        raise UserError(problem, remedy=remedy, file=builder.data_dir, field="data.path", value=name) from error
     except (ValueError, KeyError) as error:
         remedy = f"choose among {', '.join(builder.info.splits)}"
         problem = f"no such split of {name}"
-        raise UserError(problem, remedy=remedy, field="data.split", value=split) from error
+        raise UserError(problem, remedy=remedy, field="data.tfds_split", value=split) from error
 
 
 def _rows(source: Sequence[Mapping], features: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 from rcsd_jax.data.examples import Example
 from rcsd_jax.rubrics.parsing import parse
 from rcsd_jax.rubrics.scoring import f1
 
-Grader = Callable[[Example, str], dict[str, float]]
+Grade = Callable[[Example, str], dict[str, float]]
+
+
+class Grader(NamedTuple):
+    """How texts are graded, and the fields of an example without which they cannot be."""
+
+    grade: Grade
+    needs: tuple[str, ...]
 
 
 def grade_rubric(example: Example, text: str) -> dict[str, float]:
     """Is the text a rubric, and how well do its criteria agree with the example's own (F1 by description)?"""
     parsed = parse(text, min_criteria=1, max_criteria=10**6)
     scores = {"valid": float(parsed.status == "strict"), "salvaged": float(parsed.status == "salvaged")}
-    if example.rubric is not None:
-        scores["criterion_f1"] = 0.0 if parsed.rubric is None else f1(parsed.rubric, example.rubric)
-    return scores
+    return scores | {"criterion_f1": f1(parsed.rubric, example.rubric)}
 
 
 def grade_boxed(example: Example, text: str) -> dict[str, float]:
     """Does the last \\boxed{} hold the example's answer (or reference), up to spaces and case?"""
     found = last_boxed(text)
-    truth = example.answer or example.reference or ""
+    truth = example.answer or example.reference
     truth = last_boxed(truth) or truth
     return {"accuracy": float(found is not None and _plain(found) == _plain(truth)), "parsed": float(found is not None)}
 
@@ -48,7 +54,11 @@ def grade_world(example: Example, text: str) -> dict[str, float]:
     return {"accuracy": float(grade.correct), "rubric_score": grade.rubric_score}
 
 
-GRADERS: dict[str, Grader] = {"rubric": grade_rubric, "boxed": grade_boxed, "world": grade_world}
+GRADERS: dict[str, Grader] = {
+    "rubric": Grader(grade_rubric, ("rubric",)),
+    "boxed": Grader(grade_boxed, ("reference",)),
+    "world": Grader(grade_world, ("rubric",)),
+}
 
 
 def _plain(text: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rcsd_jax.completions import Completion
 from rcsd_jax.data.examples import Example
-from rcsd_jax.evaluate.graders import Grader
+from rcsd_jax.evaluate.graders import Grade
 
 
 def evaluate(
@@ -17,7 +17,7 @@ def evaluate(
     *,
     complete: Callable,
     decode: Callable[[np.ndarray], str],
-    grade: Grader,
+    grade: Grade,
 ) -> tuple[dict[str, float], list[dict]]:
     """Mean scores with their standard error, and one record per question.
 

@@ -148,8 +148,8 @@ def init_params(config: DecoderConfig, key: jax.Array) -> dict[str, Any]:
 
 
 def head_matrix(config: DecoderConfig, params: Mapping[str, Any]) -> jax.Array:
-    """The output matrix [D, V] in its storage dtype: logits = hidden @ head; the embedding's transpose when tied."""
-    return params["embed"].T if config.tie_embeddings else params["head"]
+    """The output matrix [D, V] in the activations' dtype: logits = hidden @ head; the embedding's transpose when tied."""
+    return (params["embed"].T if config.tie_embeddings else params["head"]).astype(config.dtype)
 
 
 @flax.struct.dataclass

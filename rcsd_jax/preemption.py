@@ -1,0 +1,44 @@
+"""SIGTERM and Ctrl-C ask a run to end: it does so between two steps or batches, with everything saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+from rcsd_jax.errors import Preempted
+
+
+class StopRequest:
+    """While the context lasts, the first SIGTERM or SIGINT sets it instead of ending the process; a second SIGINT ends it.
+
+    Outside the main thread, where Python allows no handlers, it is never set.
+    """
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self._received: int | None = None
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._old = {number: signal.signal(number, self._receive) for number in self._SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def is_set(self) -> bool:
+        """Whether the run was asked to end."""
+        return self._received is not None
+
+    def raise_if_set(self, state: str) -> None:
+        """Raises Preempted, with what has been saved as `state`, if the run was asked to end."""
+        if self._received is not None:
+            raise Preempted(state, signal=self._received)
+
+    def _receive(self, number: int, frame) -> None:
+        if number == signal.SIGINT and self.is_set():
+            raise KeyboardInterrupt
+        self._received = number
