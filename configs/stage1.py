@@ -15,8 +15,11 @@ ROLES = {
 
 
 def get_config(variant="paper"):
+    variant = variant or "paper"
+    if variant not in ROLES:
+        raise ValueError(f"unknown variant {variant!r} of configs/stage1.py: use one of {tuple(ROLES)}")
     config = c.stage()
     config.task = "write_rubric"
-    config.student.fields, config.teacher.fields = ROLES[variant or "paper"]
+    config.student.fields, config.teacher.fields = ROLES[variant]
     config.sampling.max_new_tokens = 1024  # generated rubrics average 8.4 criteria, some 300 tokens
     return config

@@ -1,7 +1,7 @@
 """Stage II on your data: train the reasoner under rubrics.
 
     python -m rcsd_jax.main --config=configs/stage2.py --config.model.path=HF_DIR --config.data.path=FILE.jsonl \\
-        --config.rubric.writer=WORKDIR_OF_STAGE1/export
+        --config.rubric.writer=WORKDIR_OF_STAGE1/adapter
 
 Variants (`configs/stage2.py:<variant>`), each a choice of what the teacher sees: "paper" (default), the rubrics that the
 Stage I model writes; "release", reference and written rubric, with the release's top-k and clip; "ground_truth", the

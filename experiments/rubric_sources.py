@@ -18,18 +18,19 @@ import rich.table
 from absl import logging
 
 from configs import tiny
+from rcsd_jax.preemption import StopRequest
 from rcsd_jax.stage import run_stage
 from rcsd_jax.workdir import read_json
 
 ARMS = {"true": "data", "learned": "written", "untrained": "written"}
 
 
-def run_seed(workdir: Path, seed: int, console: rich.console.Console) -> dict[str, Any]:
+def run_seed(workdir: Path, seed: int, console: rich.console.Console, stop: StopRequest) -> dict[str, Any]:
     """Stage I and the three Stage II arms of one seed; arm -> its summary, with the student at half of the steps."""
     config = tiny.get_config()
     stage1 = config.stage1
     stage1.seed = 100 + seed
-    results = {"stage1": run_stage(stage1, workdir / f"seed{seed}" / "stage1", console, name=f"stage1/{seed}")}
+    results = {"stage1": run_stage(stage1, workdir / f"seed{seed}" / "stage1", console, stop, name=f"stage1/{seed}")}
     for arm, source in ARMS.items():
         stage2 = tiny.get_config().stage2
         stage2.seed = 200 + seed
@@ -38,7 +39,7 @@ def run_seed(workdir: Path, seed: int, console: rich.console.Console) -> dict[st
         base = stage2.model.path
         stage2.rubric.writer = base if arm == "untrained" else str(workdir / f"seed{seed}" / "stage1" / "export")
         folder = workdir / f"seed{seed}" / arm
-        results[arm] = run_stage(stage2, folder, console, name=f"{arm}/{seed}")
+        results[arm] = run_stage(stage2, folder, console, stop, name=f"{arm}/{seed}")
         half = read_json(folder / f"evaluation_step_{stage2.eval.every}.json")
         results[arm]["evaluation"]["half"] = half
     return results
@@ -92,7 +93,9 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     console = rich.console.Console(width=150)
-    table([run_seed(arguments.workdir, seed, console) for seed in range(arguments.seeds)], console)
+    with StopRequest() as stop:
+        results = [run_seed(arguments.workdir, seed, console, stop) for seed in range(arguments.seeds)]
+    table(results, console)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ workdir. Configs are data: this module knows the keys, `rcsd_jax.stage` gives th
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from rcsd_jax import contexts
 from rcsd_jax.errors import UserError
@@ -32,12 +32,16 @@ CHOICES = {
     "loss.tail": ("renormalize", "bucket"),
     "optimizer.schedule": ("constant", "linear", "cosine"),
     "eval.grader": ("", "world", "boxed", "rubric"),
+    "export.dtype": ("float32", "bfloat16"),
 }
+
+
+MAY_CHANGE = ("mesh.", "checkpoint.", "train.log_every")
+"""Keys that a run may change when it goes on: they do not change what is learnt."""
 
 
 def stage() -> ConfigDict:
     """One stage: the paper's Stage II on the user's JSONL. Every key that exists is here."""
-    none_or = _placeholders()
     return ConfigDict(
         dict(
             seed=0,
@@ -55,7 +59,8 @@ def stage() -> ConfigDict:
             data=dict(
                 source="jsonl",
                 path="",  # the JSONL file, the TFDS name (or name#split), or the world's split
-                fields=dict(question="", reference="", rubric="", id=""),  # column names; empty: the usual aliases
+                # column names; empty: the usual aliases
+                fields=dict(question="", reference="", rubric="", answer="", id=""),
                 tfds_split="train",
                 tfds_dir="",
                 count=0,  # of the world's problems
@@ -79,7 +84,7 @@ def stage() -> ConfigDict:
                 max_criteria=25,
                 noisy_fraction=0.5,
                 reduced_fraction=0.5,
-                writer="",  # the directory of the Stage I model that writes them
+                writer="",  # what Stage I made and writes them: a model's directory or an adapter's
                 writer_fields=("question",),
                 writer_thinking=False,
                 resample=2,  # how often a rejected rubric is sampled again
@@ -94,12 +99,13 @@ def stage() -> ConfigDict:
             loss=dict(
                 divergence="vocabulary",
                 beta=0.0,  # 0: forward KL, 1: reverse KL, between: generalized JSD
-                top_k=none_or["int"],
+                # A placeholder is None until it is set. Each key has its own: a shared one would set them all.
+                top_k=config_dict.placeholder(int),
                 top_k_support="teacher",
                 tail="renormalize",
-                entry_clip=none_or["float"],
-                token_clip=none_or["float"],
-                importance_clip=none_or["float"],
+                entry_clip=config_dict.placeholder(float),
+                token_clip=config_dict.placeholder(float),
+                importance_clip=config_dict.placeholder(float),
                 mask_cut=False,
                 skip_first=0,
                 chunk_size=256,
@@ -116,12 +122,13 @@ def stage() -> ConfigDict:
                 splits=ConfigDict(),  # or several sets: name -> path (or the world's split)
                 every=0,  # > 0: also evaluate the student every so many steps
                 count=256,
-                batch_size=256,
+                batch_size=32,
                 roles=("base", "teacher", "trained"),
                 greedy=(False, True),
                 temperature=1.0,
             ),
-            export=dict(merged=True, adapter=True),
+            # float32, because bfloat16 rounds away most of what a small learning rate changed
+            export=dict(merged=True, adapter=True, dtype="float32"),
         )
     )
 
@@ -129,6 +136,23 @@ def stage() -> ConfigDict:
 def job(**stages: ConfigDict) -> ConfigDict:
     """Several stages run in the order given; stage i+1 may name `{workdir}/<stage i>/export` in its settings."""
     return ConfigDict(dict(stages=tuple(stages), **stages))
+
+
+AT_LEAST_ONE = (
+    "train.steps", "train.batch_size", "train.microbatches", "train.log_every", "checkpoint.every", "checkpoint.keep",
+    "sampling.max_new_tokens", "rubric.max_new_tokens", "rubric.batch_size", "rubric.min_criteria", "eval.count",
+    "eval.batch_size", "data.pad_to", "data.max_student_prompt", "data.max_teacher_prompt", "loss.top_k",
+    "loss.chunk_size",
+)  # fmt: skip
+FINITE = (
+    "sampling.temperature", "rubric.temperature", "eval.temperature", "loss.entry_clip", "loss.token_clip",
+    "loss.importance_clip", "optimizer.learning_rate", "optimizer.clip", "optimizer.weight_decay", "lora.alpha",
+)  # fmt: skip
+AT_LEAST_ZERO = (
+    "sampling.temperature", "sampling.top_k", "rubric.temperature", "rubric.top_k", "rubric.resample", "eval.every",
+    "eval.temperature", "lora.rank", "teacher.reason_tokens", "loss.skip_first", "optimizer.clip",
+    "optimizer.weight_decay", "optimizer.warmup_steps",
+)  # fmt: skip
 
 
 def stages_of(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
@@ -154,8 +178,39 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
         if not ok:
             raise UserError(problem, field=prefix + key, value=_get(one, key), remedy=remedy)
 
-    for key in ("train.steps", "train.batch_size", "train.microbatches", "sampling.max_new_tokens", "checkpoint.every"):
-        need(_get(one, key) >= 1, key, "must be at least 1", "set a positive number")
+    for key in AT_LEAST_ONE:
+        value = _get(one, key)
+        need(value is None or value >= 1, key, "must be at least 1", "set a positive number")
+    for key in AT_LEAST_ZERO:
+        need(_get(one, key) >= 0, key, "must not be negative", "set 0 or a positive number")
+    for key in ("loss.entry_clip", "loss.token_clip", "loss.importance_clip"):
+        value = _get(one, key)
+        need(value is None or value > 0, key, "must be positive", "set a positive number, or leave it out")
+    for key in ("sampling.top_p", "rubric.top_p"):
+        need(0.0 < _get(one, key) <= 1.0, key, "must lie in (0, 1]", "1.0 keeps every token")
+    need(0 <= one.seed < 2**32, "seed", "must lie in 0..2**32-1", "choose another seed")
+    for key in FINITE:
+        value = _get(one, key)
+        need(value is None or math.isfinite(value), key, "is not a finite number", "set a finite number")
+    for key in ("teacher.ema_decay", "rubric.noisy_fraction", "optimizer.b1", "optimizer.b2"):
+        need(0.0 <= _get(one, key) <= 1.0, key, "must lie in [0, 1]", "set a number from 0 to 1")
+    need(0.0 < one.rubric.reduced_fraction <= 1.0, "rubric.reduced_fraction", "must lie in (0, 1]", "0.5 keeps half")
+    need(
+        one.rubric.min_criteria <= one.rubric.max_criteria,
+        "rubric.min_criteria",
+        f"is more than rubric.max_criteria = {one.rubric.max_criteria}",
+        "lower it, or raise the other",
+    )
+    remedy = "lower it, or raise sampling.max_new_tokens"
+    need(one.loss.skip_first < one.sampling.max_new_tokens, "loss.skip_first", "leaves no token in the loss", remedy)
+    for key in ("student.fields", "teacher.fields", "rubric.writer_fields"):
+        names, known = _get(one, key), tuple(contexts.FIELDS)
+        need(set(names) <= set(known), key, "names an unknown field", f"use some of {known}")
+        need("question" in names, key, "lacks the question, which every role sees", "add 'question'")
+    modes = one.eval.greedy
+    need(all(isinstance(m, bool) for m in modes), "eval.greedy", "holds something else than True and False", "(True,)")
+    rate = one.optimizer.learning_rate
+    need(rate > 0, "optimizer.learning_rate", "must be positive", "the paper's is 5e-6")
     need(
         one.train.batch_size % one.train.microbatches == 0,
         "train.microbatches",
@@ -163,7 +218,11 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
         "choose a divisor of the batch size",
     )
     need(0.0 <= one.loss.beta <= 1.0, "loss.beta", "must lie in [0, 1]", "0 is forward KL, 1 is reverse KL")
-    need(one.sampling.temperature >= 0, "sampling.temperature", "must not be negative", "0 is greedy")
+    if one.eval.every:
+        remedy = "set eval.grader and keep 'trained' in eval.roles, or set eval.every=0"
+        need(bool(one.eval.grader) and "trained" in one.eval.roles, "eval.every", "nothing to evaluate", remedy)
+    known = ("base", "teacher", "trained")
+    need(set(one.eval.roles) <= set(known), "eval.roles", "no such role", f"use some of {known}")
     if one.eval.grader:
         remedy = "give held-out rows as eval.path, or set eval.grader to an empty string"
         need(bool(one.eval.path) or bool(one.eval.splits), "eval.path", "nothing to evaluate on", remedy)
@@ -176,13 +235,8 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
     need(bool(one.model.path), "model.path", "no model given", f"pass --config.{prefix}model.path=HF_DIRECTORY")
     need(bool(one.data.path), "data.path", "no data given", f"pass --config.{prefix}data.path=FILE.jsonl")
     if one.rubric.source == "written" and "rubric" in one.teacher.fields:
-        remedy = f"pass --config.{prefix}rubric.writer=EXPORT_DIRECTORY of a Stage I run"
+        remedy = f"pass --config.{prefix}rubric.writer=the adapter or export folder of a Stage I run"
         need(bool(one.rubric.writer), "rubric.writer", "no rubric writer given", remedy)
-
-
-def fingerprint(config: ConfigDict) -> str:
-    """A hash of everything in the config, to tell whether a workdir belongs to it."""
-    return hashlib.sha256(to_json(config).encode()).hexdigest()[:16]
 
 
 def to_json(config: ConfigDict) -> str:
@@ -215,10 +269,3 @@ def _get(config: ConfigDict, key: str) -> Any:
     for part in key.split("."):
         config = config[part]
     return config
-
-
-def _placeholders():
-    from ml_collections import config_dict
-
-    # A placeholder is None until a flag sets it, and then has its type.
-    return {"int": config_dict.placeholder(int), "float": config_dict.placeholder(float)}

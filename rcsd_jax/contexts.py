@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from rcsd_jax.data.examples import Example
@@ -58,8 +59,8 @@ ENGLISH: dict[str, Any] = {
             "where a careless answer would go wrong. Do not solve the problem."
         ),
         "transition": (
-            "Now answer the question as if you had only the question before you, without citing or mentioning any of the "
-            "other material. Reason step by step, and put your final answer within \\boxed{}."
+            "Now do this as if you had only the question before you, without citing or mentioning any of the other "
+            "material."
         ),
     },
 }
@@ -108,10 +109,7 @@ def user_message(
 
 def encode_chat(tokenizer, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> np.ndarray:
     """Token ids [P] int32 of a conversation through the tokenizer's chat template, up to the generation prompt."""
-    text = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-    )
-    return _tokens(tokenizer, text)
+    return _tokens(tokenizer, _rendered(tokenizer, messages, thinking=thinking))
 
 
 def encode_role(tokenizer, example: Example, role: Role, prompts: Mapping[str, Any], task: str) -> np.ndarray:
@@ -127,18 +125,16 @@ def encode_reason_first(
 
     Returns:
       prompt: token ids up to where the analysis is sampled.
-      transition: token ids between the analysis and the completion: the end of that turn, the user turn that asks to
-        answer as if unaided, and the generation prompt.
+      transition: token ids between the analysis and the completion: the end of that turn, the user turn that repeats the
+        task's request, to be met as if unaided, and the generation prompt.
     """
     message = user_message(example, role, prompts, task, request=prompts["reason"]["request"])
     turns = [
         {"role": "user", "content": message},
         {"role": "assistant", "content": _ANALYSIS},
-        {"role": "user", "content": prompts["reason"]["transition"]},
+        {"role": "user", "content": f"{prompts['reason']['transition']}\n{prompts[task]['request']}".strip()},
     ]
-    text = tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=True, enable_thinking=role.thinking
-    )
+    text = _rendered(tokenizer, turns, thinking=role.thinking)
     _, marker, after = text.partition(_ANALYSIS)
     if not marker:
         raise UserError(
@@ -160,6 +156,20 @@ def pad_left(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.n
             tokens[i, -len(row) :] = row
             mask[i, -len(row) :] = True
     return tokens, mask
+
+
+def _rendered(tokenizer, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> str:
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+    except jinja2.TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise UserError(
+            f"the tokenizer's chat template fails on turns of {', '.join(roles)} ({type(error).__name__}: {error})",
+            field="chat_template",
+            remedy="repair chat_template.jinja in the model's directory, or use another model",
+        ) from error
 
 
 def _tokens(tokenizer, text: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import signal
@@ -15,10 +16,10 @@ from ml_collections import ConfigDict, config_flags
 
 from rcsd_jax import config as configs
 from rcsd_jax.errors import Preempted, UserError
+from rcsd_jax.preemption import StopRequest
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<name of the config file>.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize() first, for several hosts.")
 
 
 def run_job(config: ConfigDict, workdir: Path) -> dict[str, dict]:
@@ -35,8 +36,10 @@ def run_job(config: ConfigDict, workdir: Path) -> dict[str, dict]:
     configs.check(config)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
     began, results = time.monotonic(), {}
-    for name, stage in configs.stages_of(config):
-        results[name] = run_stage(_with_workdir(stage, workdir), workdir / name, console, name=name)
+    with StopRequest() as stop:
+        for name, stage in configs.stages_of(config):
+            stop.raise_if_set(f"before {name}")
+            results[name] = run_stage(_with_workdir(stage, workdir), workdir / name, console, stop, name=name)
     fields = {n: tuple(f for f in s.teacher.fields if f != "question") for n, s in configs.stages_of(config)}
     print_summary(console, results, fields)
     console.print(
@@ -55,10 +58,6 @@ def main(argv: list[str]) -> None:
         raise UserError("no config given", field="--config", remedy="pass --config=configs/tiny.py")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
-    if _DISTRIBUTED.value:
-        import jax
-
-        jax.distributed.initialize()
     name = Path(flags.FLAGS["config"].config_filename).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name).absolute()
     run_job(_CONFIG.value, workdir)
@@ -72,6 +71,19 @@ def _with_workdir(stage: ConfigDict, workdir: Path) -> ConfigDict:
     return stage
 
 
+def _resource_spent(error: BaseException | None) -> str | None:
+    """What to say of an error that means that memory or disk space ran out, in whatever it is wrapped; else None."""
+    while error is not None:
+        first_line = (str(error).splitlines() or [""])[0]
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+            return f"the disk is full ({first_line}); free space, then the same command continues"
+        if "RESOURCE_EXHAUSTED" in str(error):
+            remedy = "raise train.microbatches or the mesh, or lower batch sizes (train, eval, rubric) and token limits"
+            return f"out of device memory; {remedy} ({first_line})"
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _peak_memory_gib() -> float:
     import resource
 
@@ -83,7 +95,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
         raise _unknown_key(argv, error) from error
-    except (flags.Error, ValueError, TypeError, FileNotFoundError, OSError) as error:
+    except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
         lines = str(error).strip().splitlines()
         message = lines[-1] if "Traceback" in str(error) else " ".join(lines)  # of a config's own error, what it says
         raise UserError(f"a flag cannot be read: {message}", remedy="see python -m rcsd_jax.main --help") from error
@@ -98,7 +110,9 @@ def _unknown_key(argv: list[str], error: Exception) -> UserError:
         known = configs.all_keys(config)
     except Exception:  # the config file itself is at fault; its own error is the message
         known = []
-    bad = next((key for key in named if known and key not in known), named[0] if named else str(error))
+    bad = next((key for key in named if key not in known), None)
+    if not known or bad is None:
+        return UserError(f"the config cannot be made ({type(error).__name__}: {error})", remedy="see the config file")
     nearest = difflib.get_close_matches(bad, known, n=1, cutoff=0.4)
     hint = f"did you mean '{nearest[0]}'?" if nearest else "see the config file for its keys"
     return UserError("the config has no such key", field=f"config.{bad}", remedy=hint)
@@ -115,6 +129,12 @@ def run() -> None:
     except Preempted as stopped:
         print(f"stopped: {stopped}; the same command continues", file=sys.stderr)
         sys.exit(128 + stopped.signal)
+    except Exception as error:
+        line = _resource_spent(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        os._exit(2)  # threads that write checkpoints would add their own tracebacks
     except KeyboardInterrupt:  # while nothing ran yet, or a second Ctrl-C
         print("stopped at once; the same command continues from what was saved", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

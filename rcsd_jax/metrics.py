@@ -13,6 +13,8 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from rcsd_jax.workdir import write_text
+
 _compilations = [0]
 
 
@@ -59,13 +61,15 @@ class MetricWriter:
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
-    """The rows of `metrics.jsonl`; a line that a kill left unfinished is not one of them."""
+    """The rows of `metrics.jsonl`; a line that a kill left unfinished, or that is no row, is not one of them."""
     rows = []
-    for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (directory / "metrics.jsonl").read_bytes().split(b"\n"):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
     return rows
 
 
@@ -73,9 +77,7 @@ def _keep_steps_before(path: Path, first_step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_metrics(path.parent) if row["step"] < first_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 class Progress:

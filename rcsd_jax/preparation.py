@@ -23,6 +23,7 @@ class Questions(NamedTuple):
 
     examples: list[Example]
     prompts: list[np.ndarray]  # [P] int32 each
+    transition: np.ndarray  # [U] int32, what follows the analysis of a teacher that reasons first; else empty
 
 
 class Encoded(NamedTuple):
@@ -47,7 +48,10 @@ def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], coun
     if data.source == "world":
         from rcsd_jax import world
 
-        return world.examples(path, data.count if count is None else count, seed=config.seed)
+        try:
+            return world.examples(path, data.count if count is None else count, seed=config.seed)
+        except ValueError as error:
+            raise UserError(str(error), field="data.path", value=path, remedy="name a split of the world") from error
     if data.source == "tfds":
         from rcsd_jax.data.tfds import read_tfds
 
@@ -95,7 +99,20 @@ def with_rubric_variant(examples: Sequence[Example], config: ConfigDict) -> list
     }
     if source not in table:
         return list(examples)
-    return [dataclasses.replace(e, rubric=table[source](e)) for e in examples]
+
+    def varied(example: Example) -> Example:
+        try:
+            return dataclasses.replace(example, rubric=table[source](example))
+        except ValueError as error:
+            raise UserError(
+                str(error),
+                file=example.origin,
+                field="rubric.source",
+                value=source,
+                remedy="give more rows with rubrics, or choose another rubric.source",
+            ) from error
+
+    return [varied(example) for example in examples]
 
 
 def roles(config: ConfigDict) -> tuple[Role, Role]:
@@ -118,15 +135,10 @@ def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encode
       UserError: an example lacks a field, or is too long and `data.too_long` is "fail", or none is left.
     """
     student_role, teacher_role = roles(config)
-    prompts = prompts_of(config)
     kept, student, teacher, skipped = [], [], [], 0
-    transition = np.zeros((0,), np.int32)
     for example in examples:
-        s = contexts.encode_role(tokenizer, example, student_role, prompts, config.task)
-        if config.teacher.reason_tokens:
-            t, transition = contexts.encode_reason_first(tokenizer, example, teacher_role, prompts, config.task)
-        else:
-            t = contexts.encode_role(tokenizer, example, teacher_role, prompts, config.task)
+        s, _ = _encode(tokenizer, example, student_role, config, reasons=False)
+        t, transition = _encode(tokenizer, example, teacher_role, config, reasons=config.teacher.reason_tokens > 0)
         if fits(example, s, config, role="student") and fits(example, t, config, role="teacher"):
             kept.append(example)
             student.append(s)
@@ -134,12 +146,7 @@ def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encode
         else:
             skipped += 1
     if not kept:
-        raise UserError(
-            f"no example is left: all {len(examples)} prompts are longer than the limits",
-            field="data.max_teacher_prompt",
-            value=config.data.max_teacher_prompt,
-            remedy="raise data.max_student_prompt and data.max_teacher_prompt",
-        )
+        raise _nothing_fits(len(examples), config)
     return Encoded(kept, student, teacher, transition, skipped)
 
 
@@ -168,18 +175,42 @@ def evaluation_questions(config: ConfigDict, tokenizer, needs: Sequence[str]) ->
                     raise
                 raise error.with_remedy("or leave 'teacher' out of eval.roles") from error
             examples = examples[: config.eval.count]
-            prompts = [contexts.encode_role(tokenizer, e, role, prompts_of(config), config.task) for e in examples]
-            found[name][split] = Questions(examples, prompts)
+            reasons = name == "teacher" and config.teacher.reason_tokens > 0
+            encoded = [_encode(tokenizer, e, role, config, reasons=reasons) for e in examples]
+            fitting = [fits(e, p, config, role=name) for e, (p, _) in zip(examples, encoded, strict=True)]
+            if not any(fitting):
+                raise _nothing_fits(len(examples), config)
+            kept = [i for i, fit in enumerate(fitting) if fit]
+            found[name][split] = Questions([examples[i] for i in kept], [encoded[i][0] for i in kept], encoded[0][1])
     return found
+
+
+def _encode(tokenizer, example: Example, role: Role, config: ConfigDict, *, reasons: bool):
+    """A role's prompt, and what follows its analysis: nothing unless it reasons first."""
+    if reasons:
+        return contexts.encode_reason_first(tokenizer, example, role, prompts_of(config), config.task)
+    prompt = contexts.encode_role(tokenizer, example, role, prompts_of(config), config.task)
+    return prompt, np.zeros((0,), np.int32)
+
+
+def _nothing_fits(count: int, config: ConfigDict) -> UserError:
+    return UserError(
+        f"no example is left: all {count} prompts are longer than the limits",
+        field="data.max_teacher_prompt",
+        value=config.data.max_teacher_prompt,
+        remedy="raise data.max_student_prompt and data.max_teacher_prompt",
+    )
 
 
 def fits(example: Example, tokens: np.ndarray, config: ConfigDict, *, role: str) -> bool:
     """Whether a prompt is within its role's limit (a rubric writer's is the teacher's); it is never cut.
 
+    Roles of evaluation count too: "base" and "trained" are the student.
+
     Raises:
       UserError: it is not, and `data.too_long` is "fail".
     """
-    key = "max_student_prompt" if role == "student" else "max_teacher_prompt"
+    key = "max_student_prompt" if role in ("student", "base", "trained") else "max_teacher_prompt"
     limit = config.data[key]
     if len(tokens) <= limit:
         return True

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.models.decoder import Decoder, head_matrix, init_cache, positions_from_mask
+from rcsd_jax.models.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,8 @@ def generate(
     """
     batch, prompt_length = prompt_tokens.shape
     limit = sampling.max_new_tokens
-    head = head_matrix(decoder.config, variables["params"])
+    # Gathered once: left alone, GSPMD gathers it for every token.
+    head = constrain(head_matrix(decoder.config, variables["params"]), (None, "vocab"))
     cache = init_cache(decoder.config, batch, prompt_length + limit)
     hidden, cache = decoder.apply(
         variables,

@@ -46,6 +46,8 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
     """AdamW behind global-norm clipping, and its learning-rate schedule (step -> rate), for logging.
 
+    Weight decay is for matrices; norms and biases have none.
+
     `schedule` is one of "constant", "linear" (to zero at `steps`) and "cosine" (likewise), after a linear warm-up.
     """
     decay_steps = max(steps - warmup_steps, 1)
@@ -57,8 +59,13 @@ def make_optimizer(
     # The first update already has a rate of learning_rate / (warmup + 1): a rate of zero would waste a whole step.
     warmup = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
     rate = optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
-    adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay)
+    adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_matrix)
     return (optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw), rate
+
+
+def _is_matrix(trained: Params) -> Params:
+    # Layers are stacked: there a matrix has three axes, and two make vectors.
+    return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim - (path[0].key == "layers") >= 2, trained)
 
 
 def student_variables(trained: Params, frozen: Params | None, *, lora: bool) -> method.Variables:
@@ -98,7 +105,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array], method.Completions]:
     """One update. Random keys come from (seed, step, row), so any step can be recomputed alone.
 
-    A non-finite loss or gradient leaves the state as it was and reports `finite` = 0: the caller stops.
+    A non-finite loss, gradient or update leaves the state as it was and reports `finite` = 0: the caller stops.
 
     Returns:
       The new state, scalar metrics (and `row_loss` [B]), and what was sampled.
@@ -125,7 +132,7 @@ def train_step(
     ema = None
     if state.ema is not None:
         ema = jax.tree.map(lambda m, x: ema_decay * m + (1 - ema_decay) * x.astype(jnp.float32), state.ema, trained)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(updates))
     new_state = TrainState(state.step + 1, trained, opt_state, ema)
     new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
     return new_state, _metrics(loss, grad_norm, finite, sums, completions), completions

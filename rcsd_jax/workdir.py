@@ -52,7 +52,10 @@ def _match_config(path: Path, config: ConfigDict) -> None:
         return
     ours, theirs = json.loads(text), read_json(path)
     changed = configs.differences(ours, theirs)
-    if changed:
+    if changed and all(key.startswith(configs.MAY_CHANGE) for key in changed):
+        if jax.process_index() == 0:
+            write_text(path, text)
+    elif changed:
         raise UserError(
             f"the workdir belongs to a run with another config; they differ in {', '.join(changed[:5])}",
             file=path,
@@ -83,7 +86,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(
-            f"not valid JSON ({error.msg})", file=path, row=error.lineno, remedy="delete the file"
+            f"not valid JSON ({error})", file=path, remedy="restore it, or choose another --workdir"
         ) from error

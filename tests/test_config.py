@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import stage1, stage2, tiny
 from rcsd_jax import config as configs
@@ -62,3 +63,20 @@ def test_every_config_of_the_repository_passes_the_checks():
             stage.rubric.writer = stage.rubric.writer or "writer"
         configs.check(config)
     assert len(made) == 1 + 2 + len(stage2.VARIANTS)
+
+
+@pytest.mark.parametrize("key", sorted(KEYS))
+def test_setting_a_key_sets_no_other(key):
+    def leaves(config):
+        return {k: v for k in KEYS if not isinstance(v := configs._get(config, k), ConfigDict)}
+
+    config = configs.stage()
+    before = leaves(config)
+    if key not in before:
+        return
+    section, _, name = key.rpartition(".")
+    place = configs._get(config, section) if section else config
+    number = 0.25 if place.get_type(name) is float else 7
+    other = number if before[key] is None else not before[key] if isinstance(before[key], bool) else before[key] * 2
+    place[name] = other
+    assert {k for k, v in leaves(config).items() if v != before[k]} <= {key}

@@ -83,7 +83,7 @@ def test_reason_first_is_a_conversation_cut_at_the_analysis(tokenizer):
                 "content": contexts.user_message(EXAMPLE, role, ENGLISH, "solve", request=ENGLISH["reason"]["request"]),
             },
             {"role": "assistant", "content": "It asks for a quotient."},
-            {"role": "user", "content": ENGLISH["reason"]["transition"]},
+            {"role": "user", "content": f"{ENGLISH['reason']['transition']}\n{ENGLISH['solve']['request']}"},
         ],
         tokenize=False,
         add_generation_prompt=True,
@@ -115,3 +115,12 @@ def test_pad_left_never_cuts():
     np.testing.assert_array_equal(mask, [[False, True, True], [False, False, True]])
     with pytest.raises(ValueError, match="never cut"):
         contexts.pad_left([np.arange(4)], 3, pad_id=0)
+
+
+def test_a_template_that_fails_is_one_error(tokenizer):
+    import copy
+
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('turns must alternate') }}"
+    with pytest.raises(UserError, match="turns must alternate.*chat_template.jinja"):
+        contexts.encode_chat(strict, [{"role": "user", "content": "?"}], thinking=False)

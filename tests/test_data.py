@@ -58,7 +58,7 @@ def test_a_whole_example(file):
     }
     (example,) = read_jsonl(file(row))
     assert (example.id, example.question, example.reference, example.answer) == ("7", "Q", "Since so, 4.", "4")
-    assert (example.origin, example.extra) == ("set", {"level": [3]})
+    assert example.origin.endswith("set.jsonl:1") and example.extra == {"level": [3]}
 
 
 def test_absent_and_blank_fields_are_none_and_ids_are_rows(file):
@@ -167,7 +167,7 @@ def test_errors_name_the_place_and_the_remedy(file, rows, options, row, parts):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match="absent.jsonl: cannot be read .*data.path"):
+    with pytest.raises(UserError, match="absent.jsonl: cannot be read .*name a .jsonl file"):
         read_jsonl(tmp_path / "absent.jsonl")
     with pytest.raises(UserError, match="cannot be read"):
         read_jsonl(tmp_path)

@@ -33,6 +33,12 @@ def test_boxed_grader_compares_with_the_references_box():
     assert grade_boxed(EXAMPLE, "It is 4 m") == {"accuracy": 0.0, "parsed": 0.0}
 
 
+def test_boxed_grader_without_a_box_in_the_reference():
+    example = Example("1", "Why?", "4 m", None, "four metres", "rows:1")
+    for text, score in (("\\boxed{4 m}", 1.0), ("\\boxed{four metres}", 1.0), ("\\boxed{4}", 0.0)):
+        assert grade_boxed(example, text)["accuracy"] == score
+
+
 def test_rubric_grader():
     half = to_json(
         from_records(["Essential Criteria: States 0.", "Essential Criteria: States 1.", "Optional Criteria: X."])

@@ -224,6 +224,14 @@ def test_parameter_dtype_may_differ_from_the_stored_and_the_activation_dtype(tmp
     np.testing.assert_array_equal(params["layers"]["down"], down.astype(np.float32))
 
 
+def test_saved_in_another_dtype(tmp_path):
+    config, params = huggingface.load(write_checkpoint(tmp_path, "qwen3"), dtype=jnp.float32)
+    saved = huggingface.save(tmp_path / "narrow", config, params, dtype=jnp.bfloat16)
+    again, narrow = huggingface.load(saved, dtype=jnp.bfloat16)
+    assert json.loads((saved / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype(jnp.bfloat16)), narrow, params)
+
+
 def test_tied_head_and_inverse_frequencies_stored_by_older_exporters_are_ignored(tmp_path):
     source = write_checkpoint(tmp_path, "qwen3_tied")
     tensors = load_file(source / "model.safetensors")

@@ -105,6 +105,9 @@ def test_merging_keeps_the_parameter_dtype_and_rounds_once(case):
     exact = np.asarray(params["layers"]["down"], np.float64) + 3.0 * adapter["a"] @ adapter["b"]
     assert merged.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(merged, np.float64), exact, rtol=2**-8, atol=1e-6)
+    wide = lora.merge(params, case.adapters, 3.0, dtype=jnp.float32)["layers"]["down"]
+    assert wide.dtype == jnp.float32
+    np.testing.assert_allclose(wide, exact, rtol=1e-5, atol=1e-7)
 
 
 def test_peft_loads_the_saved_adapter_with_the_same_logits(case, tmp_path):

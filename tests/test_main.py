@@ -40,10 +40,10 @@ def run(*arguments, **environment):
     return process.returncode, out, err
 
 
-def ground_truth(user_dir, workdir, *more, data=None):
+def ground_truth(user_dir, workdir, *more, data=None, variant="ground_truth"):
     data = data or user_dir / "rows.jsonl"
     return [
-        "--config=configs/stage2.py:ground_truth", f"--workdir={workdir}",
+        f"--config=configs/stage2.py:{variant}", f"--workdir={workdir}",
         f"--config.model.path={user_dir / 'model'}", f"--config.data.path={data}", *SHORT, *more,
     ]  # fmt: skip
 
@@ -164,13 +164,19 @@ SETTINGS = {
     "microbatches": (["--config.train.microbatches=3"], ["train.microbatches", "divisor"]),
     "prompt too long": (
         ["--config.data.too_long=fail", "--config.data.max_student_prompt=8"],
-        ["rows", "data.max_student_prompt", "data.too_long=skip"],
+        ["rows.jsonl:1", "data.max_student_prompt", "data.too_long=skip"],
     ),
+    "steps": (["--config.train.log_every=0"], ["train.log_every"]),
+    "top-k": (["--config.loss.top_k=0"], ["loss.top_k"]),
+    "evaluation without a grader": (["--config.eval.every=1"], ["eval.every", "eval.grader"]),
+    "role of evaluation": (["--config.eval.roles=('base','techer')"], ["eval.roles", "techer"]),
+    "lora target": (["--config.lora.targets=('q_prj',)"], ["lora.targets", "q_prj"]),
     "nothing left": (["--config.data.max_student_prompt=8"], ["no example is left"]),
     "no model": (["--config.model.path="], ["model.path"]),
     "missing model": (["--config.model.path=/does/not/exist"], ["/does/not/exist"]),
     "mesh": (["--config.mesh.data=3", "--config.mesh.fsdp=1"], ["mesh"]),
-    "bad variant": (["--config=configs/stage2.py:papre"], ["papre"]),
+    "bad variant": (["--config=configs/stage2.py:papre"], ["papre", "paper"]),
+    "bad variant of stage 1": (["--config=configs/stage1.py:papre"], ["papre", "paper"]),
     "no config": (["--config=configs/nothing.py"], ["nothing.py"]),
 }
 
@@ -179,6 +185,25 @@ SETTINGS = {
 def test_bad_settings(case, user_dir, tmp_path):
     flags, words = SETTINGS[case]
     assert_one_line(run(*ground_truth(user_dir, tmp_path / "run", *flags)), *words)
+
+
+def test_random_rubrics_of_rows_without_any(user_dir, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    user_inputs.write_rows(data, [{k: v for k, v in ROW.items() if k != "rubric"}])
+    result = run(*ground_truth(user_dir, tmp_path / "run", data=data, variant="random"))
+    assert_one_line(result, "rows.jsonl:1", "rubric.source", "random")
+
+
+def test_batches_that_the_mesh_does_not_divide(user_dir, tmp_path):
+    flags = [
+        "--config.eval.grader=boxed",
+        f"--config.eval.path={user_dir / 'rows.jsonl'}",
+        "--config.eval.batch_size=6",
+    ]
+    result = run(
+        *ground_truth(user_dir, tmp_path / "run", *flags), XLA_FLAGS="--xla_force_host_platform_device_count=4"
+    )
+    assert_one_line(result, "mesh", "eval.batch_size", "6")
 
 
 def test_mesh_that_does_not_divide_the_heads(user_dir, tmp_path):
@@ -238,5 +263,5 @@ def test_non_finite_loss_stops_after_saving_and_names_the_rows(user_dir, tmp_pat
     save_file(tensors, model / "model.safetensors")
     workdir = tmp_path / "run"
     result = run(*ground_truth(user_dir, workdir, f"--config.model.path={model}"))
-    assert_one_line(result, "non-finite", "step 0", "rows", "learning_rate")
-    assert (workdir / "checkpoints").is_dir()
+    assert_one_line(result, "non-finite", "step 0", "rows.jsonl:", "learning_rate", "--workdir")
+    assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()] == ["0"]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from configs import stage1, stage2
-from rcsd_jax import preparation, stage, train
+from rcsd_jax import loop, preparation, train
 from rcsd_jax.models import huggingface, sharding
 from rcsd_jax.models.decoder import Decoder, head_matrix
+from rcsd_jax.run import load_weights, open_model
 from tests import user_inputs
 from tests.test_main import run
 
@@ -69,25 +70,26 @@ def test_the_loss_falls_on_a_fixed_batch(module, variant, inputs):
     config.lora.rank = 16
     config.optimizer.learning_rate = 2e-3
     mesh = sharding.make_mesh()
-    model = stage.open_model(config.model.path, config, lora_rank=16, lora_alpha=128.0)
-    model = stage.load_weights(model, config, mesh)
+    model = open_model(config.model.path, config, lora_rank=16, lora_alpha=128.0)
+    params = load_weights(model, config, mesh)
     # A random model hardly minds its context; wider weights make the roles disagree, so that there is something to learn.
-    params = jax.tree.map(lambda x: 6.0 * x if x.ndim > 2 else x, model.params)
-    model = model._replace(params=params | {"embed": 10.0 * params["embed"]})
+    params = jax.tree.map(lambda x: 6.0 * x if x.ndim > 2 else x, params)
+    params |= {"embed": 10.0 * params["embed"]}
     examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"))[:8]
     data = preparation.encode(examples, model.tokenizer, config)
-    state, frozen, optimizer, _, shardings = stage.init(model, config, mesh)
+    setup = loop.setup(model, params, config, mesh)
+    state = loop.first_state(model, params, config, setup)
     step = train.jit_train_step(
-        shardings,
+        jax.tree.map(lambda x: x.sharding, setup.abstract),
         decoder=model.decoder,
-        optimizer=optimizer,
-        options=stage.options_of(config, model),
+        optimizer=setup.optimizer,
+        options=loop.options_of(config, model),
         teacher="fixed",
         lora=True,
     )
-    batch = stage.make_batch(list(range(len(data.examples))), data, config, model.pad_id)
+    batch = loop.make_batch(list(range(len(data.examples))), data, config, model.pad_id)
     losses = []
     for _ in range(30):
-        state, metrics, _ = step(state.replace(step=jax.numpy.int32(0)), frozen, batch, 0)
+        state, metrics, _ = step(state.replace(step=jax.numpy.int32(0)), setup.frozen, batch, 0)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.8 * losses[0], losses

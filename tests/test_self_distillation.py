@@ -10,14 +10,20 @@ import pytest
 from configs import stage1, stage2
 from rcsd_jax import preparation, train
 from rcsd_jax.data.examples import Example
+from rcsd_jax.loop import make_batch, options_of
 from rcsd_jax.methods import self_distillation as method
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
 from rcsd_jax.models.huggingface import load_tokenizer
 from rcsd_jax.rubrics.schema import from_records
+from rcsd_jax.run import Model
 from rcsd_jax.sampling import SamplingConfig
-from rcsd_jax.stage import make_batch
+from tests.test_losses import oracle
 
-VARIANTS = [(stage1, v) for v in stage1.ROLES] + [(stage2, v) for v in stage2.VARIANTS]
+CASES = [(stage1, v, {}) for v in stage1.ROLES] + [(stage2, v, {}) for v in stage2.VARIANTS]
+CASES += [
+    (stage2, "ground_truth", changes)
+    for changes in ({"beta": 0.3}, {"skip_first": 2}, {"importance_clip": 0.5}, {"divergence": "sampled_token"})
+]
 TEMPERATURE = 1.2
 
 
@@ -62,11 +68,10 @@ def data_for(config, tokenizer):
 
 
 def options_for(tokenizer, config, **changes):
-    sampling = SamplingConfig(
-        max_new_tokens=9, temperature=TEMPERATURE, top_k=None, top_p=None, eos_ids=(tokenizer.eos_token_id,)
-    )
-    reason = 5 if config.teacher.reason_tokens else 0
-    options = method.Options(sampling, (("beta", 0.0),), temperature=TEMPERATURE, chunk_size=4, reason_tokens=reason)
+    config.sampling.update(max_new_tokens=9, temperature=TEMPERATURE, top_k=0, top_p=1.0)
+    config.loss.chunk_size = 4
+    config.teacher.reason_tokens = min(config.teacher.reason_tokens, 5)
+    options = options_of(config, Model(None, tokenizer, (tokenizer.eos_token_id,), 0, None))
     return dataclasses.replace(options, **changes)
 
 
@@ -80,10 +85,23 @@ def by_hand(decoder, params, context, completion):
     return np.asarray(jax.nn.log_softmax(logits / TEMPERATURE), np.float64)
 
 
-@pytest.mark.parametrize("module, variant", VARIANTS, ids=[f"{m.__name__}:{v}" for m, v in VARIANTS])
-def test_both_roles_score_the_same_completion_at_the_right_offsets(module, variant, tokenizer, model):
+def losses_by_hand(p, q, completion, settings):
+    """Each token's loss [N] from both roles' log-probabilities [N, V], by the settings of a config's `loss`."""
+    if settings.divergence == "sampled_token":
+        at = range(len(completion)), completion
+        values = -(q[at] - p[at]) * p[at]
+    else:
+        clip = settings.entry_clip or np.inf
+        values = oracle(p, q, beta=settings.beta, top_k=settings.top_k, entry_clip=clip)
+    weight = min(1.0, settings.importance_clip or 1.0)  # sampler and trainer agree: exp(0), cut at the clip
+    return weight * values * (np.arange(len(completion)) >= settings.skip_first)
+
+
+@pytest.mark.parametrize("module, variant, changes", CASES, ids=[f"{m.__name__}:{v} {c or ''}" for m, v, c in CASES])
+def test_both_roles_score_the_same_completion_at_the_right_offsets(module, variant, changes, tokenizer, model):
     decoder, params = model
     config = module.get_config(variant)
+    config.loss.update(changes)
     data = data_for(config, tokenizer)
     batch = make_batch([2, 0], data, config, pad_id=0)
     options = options_for(tokenizer, config)
@@ -107,18 +125,18 @@ def test_both_roles_score_the_same_completion_at_the_right_offsets(module, varia
         np.testing.assert_allclose(
             samples.log_probs[row][samples.mask[row]], p[range(len(completion)), completion], atol=1e-4
         )
-        expected.append((np.exp(q) * (q - p)).sum())
+        expected.append(losses_by_hand(p, q, completion, config.loss).sum())
     np.testing.assert_allclose(np.asarray(sums["row_loss"]), expected, rtol=2e-4)
     np.testing.assert_allclose(float(loss), sum(expected) / 10, rtol=2e-4)
 
 
-def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", **changes):
+def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", learning_rate=1e-3, **changes):
     decoder, params = model
     config = stage2.get_config("ground_truth")
     data = data_for(config, tokenizer)
     config.data.pad_to = 64
     batch = make_batch([0, 1, 2, 3], data, config, pad_id=0)
-    optimizer, _ = train.make_optimizer(learning_rate=1e-3, steps=10)
+    optimizer, _ = train.make_optimizer(learning_rate=learning_rate, steps=10)
     state = train.init_state(jax.tree.map(jnp.copy, params), optimizer, ema=teacher == "ema")
     step = train.jit_train_step(
         decoder=decoder, optimizer=optimizer, options=options_for(tokenizer, config, **changes), teacher=teacher,
@@ -192,3 +210,22 @@ def test_sampler_and_trainer_agree(model, tokenizer):
     step, state, batch, params = make_step(model, tokenizer)
     _, metrics, _ = step(state, params, batch, 0)
     assert float(metrics["sampler_trainer_log_prob_difference"]) < 1e-4
+
+
+def test_weight_decay_is_for_matrices(model):
+    _, params = model
+    optimizer, _ = train.make_optimizer(learning_rate=0.1, steps=10, weight_decay=0.1)
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    moved = {jax.tree_util.keystr(path): bool(x.any()) for path, x in jax.tree_util.tree_leaves_with_path(updates)}
+    assert {name for name, m in moved.items() if not m} == {
+        f"['{name}']" if name == "final_norm" else f"['layers']['{name}']"
+        for name in ("final_norm", "input_norm", "post_norm", "q_norm", "k_norm")
+    }
+
+
+def test_an_update_that_overflows_is_not_taken(model, tokenizer):
+    step, state, batch, params = make_step(model, tokenizer, learning_rate=float("nan"))
+    new, metrics, _ = step(state, params, batch, 0)
+    assert np.isfinite(metrics["loss"]) and not bool(metrics["finite"])
+    np.testing.assert_array_equal(new.trained["embed"], params["embed"])

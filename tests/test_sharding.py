@@ -59,12 +59,12 @@ def test_mesh_that_does_not_fit_is_refused(sizes):
 )
 def test_indivisible_size_names_the_mesh_key(mesh, batch, field, what):
     with pytest.raises(UserError, match=what) as caught:
-        sharding.check_divisible(CONFIG, abstract_mesh(**mesh), batch)
+        sharding.check_divisible(CONFIG, abstract_mesh(**mesh), {"eval.batch_size": batch})
     assert caught.value.field == field
 
 
 def test_divisible_sizes_pass():
-    sharding.check_divisible(CONFIG, abstract_mesh(2, 2, 2), 8)
+    sharding.check_divisible(CONFIG, abstract_mesh(2, 2, 2), {"eval.batch_size": 8, "rubric.batch_size": 4})
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ mask = np.arange(9)[None] >= np.arange(8)[:, None] % 4
 report = {}
 for name, shape in {"1": (1, 1, 1), "1x8x1": (1, 8, 1), "8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2)}.items():
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
-    sharding.check_divisible(config, mesh, 8)
+    sharding.check_divisible(config, mesh, {"batch": 8})
     with jax.set_mesh(mesh):
         placed = jax.tree.map(jax.device_put, params, sharding.param_shardings(config, mesh))
         rows, row_mask = sharding.to_mesh((tokens, mask), mesh)

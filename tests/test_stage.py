@@ -1,5 +1,6 @@
 """What a stage does before and around its steps: input is checked first, weights are read late and trained in float32."""
 
+import gc
 import signal
 
 import jax
@@ -10,10 +11,12 @@ import rich.console
 from safetensors.numpy import load_file
 
 from configs import stage2
-from rcsd_jax import stage
+from rcsd_jax import loop, stage
+from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.errors import Preempted, UserError
-from rcsd_jax.models import sharding
+from rcsd_jax.models import huggingface, sharding
 from rcsd_jax.preemption import StopRequest
+from rcsd_jax.run import load_weights, open_model
 from tests import user_inputs
 
 
@@ -30,13 +33,14 @@ def config_for(user_dir, variant="ground_truth"):
 
 
 def run(config, workdir):
-    return stage.run_stage(config, workdir, rich.console.Console(quiet=True))
+    with StopRequest() as stop:
+        return stage.run_stage(config, workdir, rich.console.Console(quiet=True), stop)
 
 
 @pytest.fixture
 def no_weights(monkeypatch):
     """Fails the test when weights are read."""
-    monkeypatch.setattr(stage.huggingface, "load", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(huggingface, "load", lambda *_, **__: pytest.fail("weights were read"))
 
 
 def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir, tmp_path):
@@ -44,20 +48,39 @@ def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir,
     assert config.model.param_dtype == "bfloat16"
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        model = stage.load_weights(stage.open_model(config.model.path, config), config, mesh)
-        state, frozen, *_ = stage.init(model, config, mesh)
-    assert {x.dtype for x in jax.tree.leaves(state.trained)} == {jnp.dtype("float32")}
-    assert {x.dtype for x in jax.tree.leaves(frozen)} == {jnp.dtype("bfloat16")}
-    jax.tree.map(np.testing.assert_array_equal, state.trained, jax.tree.map(lambda x: x.astype(jnp.float32), frozen))
+        model = open_model(config.model.path, config)
+        setup = loop.setup(model, load_weights(model, config, mesh), config, mesh)
+    assert {x.dtype for x in jax.tree.leaves(setup.abstract.trained)} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(setup.frozen)} == {jnp.dtype("bfloat16")}
 
     assert config.optimizer.learning_rate == 5e-6  # a twelfth of what bfloat16 resolves at 0.02
-    summary = run(config, tmp_path / "run")
-    exported = load_file(tmp_path / "run" / "export" / "model.safetensors")
-    assert {x.dtype for x in exported.values()} == {jnp.dtype("bfloat16")}
-    state, _ = stage.Checkpoints(tmp_path / "run" / "checkpoints", keep=1).restore(1, state)
-    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), state.trained["layers"], frozen["layers"])
+    run(config, tmp_path / "run")
+    state, _ = Checkpoints(tmp_path / "run" / "checkpoints", keep=1).restore(1, setup.abstract)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), state.trained["layers"], setup.frozen["layers"])
     assert all(1e-7 < m < 2e-5 for m in jax.tree.leaves(moved)), moved
-    assert summary["examples"] == 64
+    exported = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    np.testing.assert_array_equal(exported["model.embed_tokens.weight"], state.trained["embed"])
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_resumed_run_holds_its_state_once(user_dir, tmp_path, monkeypatch, lora_rank):
+    config = config_for(user_dir)
+    config.train.steps = 2
+    config.lora.rank = lora_rank
+    held, original = [], loop._scalars  # called after every step
+
+    def measure(*arguments):
+        gc.collect()
+        held.append(sum(x.nbytes for x in jax.live_arrays()))
+        if len(held) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "_scalars", measure)
+    with pytest.raises(Preempted, match="step 1 of 2"):
+        run(config, tmp_path / "run")
+    run(config, tmp_path / "run")
+    assert len(held) == 2 and held[1] <= 1.02 * held[0]
 
 
 def test_a_row_that_cannot_be_evaluated_ends_the_run_before_weights_are_read(user_dir, tmp_path, no_weights):
@@ -79,10 +102,10 @@ def test_the_writer_s_weights_are_not_read_where_every_text_is_cached(user_dir, 
     config = config_for(user_dir, "paper")
     config.rubric.writer = config.model.path
     loads = []
-    load = stage.huggingface.load
-    monkeypatch.setattr(stage.huggingface, "load", lambda *a, **k: loads.append(1) or load(*a, **k))
+    load = huggingface.load
+    monkeypatch.setattr(huggingface, "load", lambda *a, **k: loads.append(1) or load(*a, **k))
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "train_loop", lambda *_: pytest.fail("stop here"))
+        patch.setattr(loop, "train_loop", lambda *_: pytest.fail("stop here"))
         with pytest.raises(pytest.fail.Exception, match="stop here"):
             run(config, tmp_path / "run")
     assert len(loads) == 2
@@ -91,30 +114,35 @@ def test_the_writer_s_weights_are_not_read_where_every_text_is_cached(user_dir, 
 
 
 @pytest.mark.parametrize(
-    "moment, number",
-    [("write_rubrics", signal.SIGINT), ("make_batch", signal.SIGTERM), ("evaluate_role", signal.SIGTERM)],
+    "module, moment, number",
+    [
+        (stage, "write_rubrics", signal.SIGINT),
+        (loop, "make_batch", signal.SIGTERM),
+        (stage, "evaluate_role", signal.SIGTERM),
+    ],
 )
-def test_a_stop_is_heard_between_batches_and_steps(user_dir, tmp_path, monkeypatch, moment, number):
+def test_a_stop_is_heard_between_batches_and_steps(user_dir, tmp_path, monkeypatch, module, moment, number):
     config = config_for(user_dir, "paper")
     config.rubric.writer = config.model.path
     config.train.steps = 2
     config.eval.update(grader="boxed", path=config.data.path, count=8, roles=("trained",), greedy=(True,), every=1)
-    original = getattr(stage, moment)
+    original = getattr(module, moment)
 
     def interrupted(*arguments, **named):
         signal.raise_signal(number)
         return original(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, moment, interrupted)
+        patch.setattr(module, moment, interrupted)
         with pytest.raises(Preempted) as stopped:
             run(config, tmp_path / "run")
     assert stopped.value.signal == number
     written = (tmp_path / "run" / "rubrics.jsonl").read_text().splitlines()
     assert len(written) == (8 if moment == "write_rubrics" else 64)  # one batch, or all
     if moment != "write_rubrics":
-        assert stage.Checkpoints(tmp_path / "run" / "checkpoints", keep=1).latest_step() == 1
+        assert Checkpoints(tmp_path / "run" / "checkpoints", keep=1).latest_step() == 1
     assert run(config, tmp_path / "run")["evaluation"]["trained"]["eval"]["greedy"]["questions"] == 8
+    assert (tmp_path / "run" / "evaluation_step_1.json").exists()  # also where the stop came in it
 
 
 def test_a_second_ctrl_c_ends_at_once():
@@ -123,3 +151,84 @@ def test_a_second_ctrl_c_ends_at_once():
         assert stop.is_set()
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_rubrics_are_written_by_an_adapter_on_its_base(user_dir, tmp_path, monkeypatch):
+    stage1_config = config_for(user_dir)
+    stage1_config.task = "write_rubric"
+    stage1_config.lora.rank = 2
+    adapter = run(stage1_config, tmp_path / "stage1")["paths"]["adapter"]
+    config = config_for(user_dir, "paper")
+    config.rubric.writer = adapter
+    writer, digest, load = stage.open_writer(config, sharding.make_mesh())
+    variables = load()
+    assert writer.directory == user_dir / "model" and writer.decoder.config.lora_scale == 128.0 / 2
+    written = load_file(tmp_path / "stage1" / "adapter" / "adapter_model.safetensors")
+    b = written["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"]
+    np.testing.assert_array_equal(variables["lora"]["q"]["b"][1], b.T)
+    assert b.any()
+    config.rubric.writer = str(user_dir / "model")
+    assert stage.open_writer(config, sharding.make_mesh())[1] != digest
+
+
+def test_a_teacher_that_reasons_first_is_evaluated_after_its_analysis(user_dir, tmp_path):
+    config = config_for(user_dir, "reason_first")
+    config.teacher.reason_tokens = 4
+    config.sampling.update(temperature=1.0, top_k=0, top_p=1.0)
+    config.eval.update(grader="boxed", path=config.data.path, count=3)
+    model = open_model(config.model.path, config)
+    asked = stage.evaluation_questions(model, config)
+    assert not len(asked["base"]["eval"].transition)
+    mesh = sharding.make_mesh()
+    with jax.set_mesh(mesh), StopRequest() as stop:
+        this = stage.Run(config, tmp_path, mesh, rich.console.Console(quiet=True), stop, "")
+        variables = {"params": load_weights(model, config, mesh)}
+        teacher = asked["teacher"]["eval"]
+        prompts = stage._after_analyses(teacher, model, variables, stage.sampling_of(config.sampling, model), this)
+    transition = teacher.transition
+    for before, after in zip(teacher.prompts, prompts, strict=True):
+        assert list(after[: len(before)]) == list(before) and list(after[-len(transition) :]) == list(transition)
+        assert 0 <= len(after) - len(before) - len(transition) <= 4
+    assert any(len(a) > len(b) + len(transition) for a, b in zip(prompts, teacher.prompts, strict=True))
+
+
+def test_a_damaged_checkpoint_is_named(user_dir, tmp_path):
+    config = config_for(user_dir)
+    run(config, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    for file in (tmp_path / "run" / "checkpoints" / "1" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"checkpoints/1: the newest checkpoint cannot be read .*delete this folder"):
+        run(config, tmp_path / "run")
+
+
+def test_data_that_changed_since_the_checkpoint(user_dir, tmp_path):
+    config = config_for(user_dir, "opsd")
+    rows = user_inputs.made_up_rows(8)
+    config.data.path = str(tmp_path / "rows.jsonl")
+    user_inputs.write_rows(tmp_path / "rows.jsonl", rows)
+    run(config, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    user_inputs.write_rows(tmp_path / "rows.jsonl", [*rows[:-1], rows[-1] | {"reference_answer": "another"}])
+    with pytest.raises(UserError, match="the prompts are not those"):
+        run(config, tmp_path / "run")
+
+
+def test_what_does_not_change_the_result_may_change(user_dir, tmp_path):
+    config = config_for(user_dir)
+    summary = run(config, tmp_path / "run")
+    config.train.log_every = 7
+    config.mesh.data = 1
+    config.checkpoint.keep = 1
+    assert run(config, tmp_path / "run") == summary
+    config.loss.beta = 0.5
+    with pytest.raises(UserError, match="loss.beta"):
+        run(config, tmp_path / "run")
+
+
+def test_longer_than_the_model_s_positions(user_dir, tmp_path, no_weights):
+    config = config_for(user_dir)
+    config.sampling.max_new_tokens = 4096
+    with pytest.raises(UserError, match="4096 positions; lower it"):
+        run(config, tmp_path / "run")

@@ -19,7 +19,7 @@ class Example:
       reference: a reference answer or solution, or None.
       rubric: the ground-truth rubric, or None.
       answer: the final answer alone, for exact grading, or None.
-      origin: the source's name.
+      origin: the source and the row in it, as errors name them.
       extra: the source's other fields, untouched.
     """
 

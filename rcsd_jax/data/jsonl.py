@@ -23,12 +23,12 @@ def read_jsonl(
 ) -> list[Example]:
     """Reads a JSONL file; blank lines are skipped. Arguments and errors as in `records.to_examples`.
 
-    The origin, and the beginning of the id of a row without one, is the file's name without its ending.
+    The id of a row without one begins with the file's name without its ending.
 
     Raises:
       UserError: also for a file that is missing, empty or not UTF-8, and a line that is not a JSON object.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     return records.to_examples(
         _lines(path),
         file=path,
@@ -44,7 +44,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        remedy = "set data.path to a .jsonl file that can be read"
+        remedy = "name a .jsonl file that can be read"
         raise UserError(f"cannot be read ({error.strerror})", remedy=remedy, file=path) from error
     if not raw.strip():
         raise UserError("the file is empty", remedy="give a file with one JSON object per line", file=path)

@@ -37,7 +37,7 @@ def to_examples(
     Args:
       records: (row number, record) pairs; the row number, from 1, is what errors name.
       file: the file or data set that errors name.
-      origin: `Example.origin`, and the beginning of the id of a record without one.
+      origin: the beginning of the id of a record without one.
       fields: explicit columns by Example field, e.g. {"rubric": "rubrics.GT"}; a dot steps into an object (or, with a
         number, a list). A field not given, or given as None or "", is looked up by `ALIASES`.
       require: the Example fields that every record must have; the question is always required.
@@ -84,7 +84,7 @@ def to_examples(
                 value=values["id"],
             )
         extra = {key: value for key, value in record.items() if key not in used}
-        examples.append(Example(**values, origin=origin, extra=extra))
+        examples.append(Example(**values, origin=f"{file}:{row}", extra=extra))
     if not examples:
         raise UserError("no examples in it", remedy="give a source with at least one example", file=file)
     for name, column in columns.items():
@@ -139,6 +139,11 @@ def _text(value: Any, place: Mapping[str, Any], name: str) -> str | None:
             value=value,
             **place,
         )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        problem = f"half of a surrogate pair at character {error.start}, which is no text"
+        raise UserError(problem, remedy="repair the escape sequence in the row", value=value, **place) from error
     return value.strip()
 
 

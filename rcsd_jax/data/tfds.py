@@ -31,8 +31,8 @@ def read_tfds(
 ) -> list[Example]:
     """Reads one split; other arguments and errors as in `records.to_examples`. Bytes are decoded as UTF-8.
 
-    A data set that is not under `data_dir` yet is downloaded and prepared there, as ArrayRecord. The origin is the
-    name; a record without an id gets "<name>:<row>", and rows are in the order of the prepared files, which is fixed.
+    A data set that is not under `data_dir` yet is downloaded and prepared there, as ArrayRecord. A record
+    without an id gets "<name>:<row>", and rows are in the order of the prepared files, which is fixed.
 
     Args:
       name: a TFDS name, such as "gsm8k", "piqa" or "my_set/config:1.0.0".

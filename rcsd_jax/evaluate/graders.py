@@ -28,11 +28,14 @@ def grade_rubric(example: Example, text: str) -> dict[str, float]:
 
 
 def grade_boxed(example: Example, text: str) -> dict[str, float]:
-    """Does the last \\boxed{} hold the example's answer (or reference), up to spaces and case?"""
-    found = last_boxed(text)
-    truth = example.answer or example.reference
-    truth = last_boxed(truth) or truth
-    return {"accuracy": float(found is not None and _plain(found) == _plain(truth)), "parsed": float(found is not None)}
+    """Does the last \\boxed{} hold what the reference has in its box, up to spaces and case?
+
+    Without a box there, it must hold the whole of the reference, or the example's answer.
+    """
+    found, boxed = last_boxed(text), last_boxed(example.reference)
+    truths = [boxed] if boxed is not None else [truth for truth in (example.reference, example.answer) if truth]
+    correct = found is not None and _plain(found) in map(_plain, truths)
+    return {"accuracy": float(correct), "parsed": float(found is not None)}
 
 
 def last_boxed(text: str) -> str | None:

@@ -48,7 +48,7 @@ class Completions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Static choices of a run (METHOD: divergences). `divergence` holds keyword arguments of `losses.score_from_hidden`."""
+    """Static choices of a run (METHOD: divergences). `divergence`: options of `losses.score_from_hidden`."""
 
     sampling: SamplingConfig
     divergence: tuple[tuple[str, Any], ...]  # a dict's items, so that the options hash as static arguments

@@ -265,15 +265,14 @@ def _decode(config, params, lora, tokens, segment_ids, positions, cache, cache_i
 
 def _layer(config, weights, adapters, x, cos, sin, mask, keys, values, index, start):
     def dense(name: str, h: jax.Array) -> jax.Array:
-        axes = declarations(config)["layers", name].axes[1:]
         # The weights of one layer are gathered before use; left alone, GSPMD accumulates partial products in a loop.
-        kernel = constrain(weights[name], tuple(None if axis == "embed" else axis for axis in axes))
-        kernel = kernel.astype(config.dtype)
-        y = h @ kernel
+        rows, columns = (None if axis == "embed" else axis for axis in declarations(config)["layers", name].axes[1:])
+        y = h @ constrain(weights[name].astype(config.dtype), (rows, columns))
         if f"{name}_bias" in weights:
             y += weights[f"{name}_bias"].astype(config.dtype)
         if name in adapters:
-            a, b = (adapters[name][part].astype(config.dtype) for part in ("a", "b"))
+            a = constrain(adapters[name]["a"].astype(config.dtype), (rows, None))
+            b = constrain(adapters[name]["b"].astype(config.dtype), (None, columns))
             y += config.lora_scale * ((h @ a) @ b)
         return y
 

@@ -490,15 +490,17 @@ def save(
     params: Mapping[str, Any],
     *,
     source: str | os.PathLike | None = None,
+    dtype: Any = None,
     max_shard_bytes: int = 5 * 1024**3,
 ) -> pathlib.Path:
-    """Writes a directory that `load` and `transformers` read, each parameter in its own dtype, bit for bit.
+    """Writes a directory that `load` and `transformers` read; without a dtype, each parameter in its own, bit for bit.
 
     Args:
       directory: new, empty, or a model to replace; it appears complete or not at all, see `replaced_directory`.
       config: of the parameters.
       params: tree of `decoder.declarations`, on this process's devices.
       source: model directory whose further config.json fields, tokenizer and generation settings are carried over.
+      dtype: to which parameters are cast on the way; None for none.
       max_shard_bytes: one model.safetensors up to here, else shards of at most this size (or one tensor) and an index.
 
     Returns:
@@ -508,7 +510,7 @@ def save(
       UserError: see `replaced_directory`.
       ValueError: the parameters are not those that the config declares.
     """
-    pieces = _pieces(config, params)
+    pieces = _pieces(config, params, dtype)
     shards = _split(pieces, max_shard_bytes)
     with replaced_directory(directory) as partial:
         source_fields: dict[str, Any] = {}
@@ -532,7 +534,7 @@ def save(
     return pathlib.Path(directory)
 
 
-def _pieces(config: decoder.DecoderConfig, params: Mapping[str, Any]) -> list[_Piece]:
+def _pieces(config: decoder.DecoderConfig, params: Mapping[str, Any], dtype: Any) -> list[_Piece]:
     pieces = []
     declared = decoder.declarations(config)
     if len(jax.tree.leaves(params)) != len(declared):
@@ -543,8 +545,8 @@ def _pieces(config: decoder.DecoderConfig, params: Mapping[str, Any]) -> list[_P
             raise ValueError(f"parameter {'/'.join(path)} has shape {array.shape}, the config says {parameter.shape}")
         layers = range(parameter.shape[0]) if _stacked(parameter) else [None]
         for layer, name in zip(layers, _hf_names(parameter), strict=True):
-            shape = _hf_shape(parameter)
-            pieces.append(_Piece(name, path, layer, parameter.transpose, np.dtype(array.dtype), shape))
+            stored = np.dtype(array.dtype if dtype is None else dtype)
+            pieces.append(_Piece(name, path, layer, parameter.transpose, stored, _hf_shape(parameter)))
     return pieces
 
 
@@ -576,16 +578,16 @@ def _write_shard(file: pathlib.Path, params: Mapping[str, Any], pieces: list[_Pi
         stream.write(struct.pack("<Q", len(encoded)) + encoded)
         for piece in pieces:
             array, stacked = _at(params, piece.path), piece.layer is not None
-            tensor = _fetch(array, piece.layer or 0, stacked=stacked, transpose=piece.transpose)
+            tensor = _fetch(array, piece.layer or 0, stacked=stacked, transpose=piece.transpose, dtype=piece.dtype)
             stream.write(np.ascontiguousarray(tensor).view(np.uint8).data)
             tensor.delete()  # an array and its host view hold each other until the garbage collector comes by
 
 
-@functools.partial(jax.jit, static_argnames=("stacked", "transpose"))
-def _fetch(array: jax.Array, layer: int, *, stacked: bool, transpose: bool) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("stacked", "transpose", "dtype"))
+def _fetch(array: jax.Array, layer: int, *, stacked: bool, transpose: bool, dtype: np.dtype) -> jax.Array:
     """A copy of one layer: an array keeps the host view made of it, so the parameter itself is never viewed."""
     piece = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) if stacked else jnp.copy(array)
-    return piece.T if transpose else piece
+    return (piece.T if transpose else piece).astype(dtype)
 
 
 def _write_json(file: pathlib.Path, value: Mapping[str, Any]) -> None:
@@ -681,10 +683,11 @@ def eos_ids(directory: str | os.PathLike, tokenizer: Any) -> tuple[int, ...]:
 
 
 def digest(directory: str | os.PathLike) -> str:
-    """A hash of a model directory's weights and config: what identifies a checkpoint, wherever it lies."""
+    """A hash of the weights and config of a model or adapter: what identifies a checkpoint, wherever it lies."""
     directory = resolve(directory)
     total = hashlib.blake2b(digest_size=16)
-    for file in sorted([directory / "config.json", *directory.glob("*.safetensors")]):
+    configs = [f for f in (directory / "config.json", directory / "adapter_config.json") if f.is_file()]
+    for file in sorted([*configs, *directory.glob("*.safetensors")]):
         total.update(file.name.encode())
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest())

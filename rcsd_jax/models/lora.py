@@ -8,6 +8,7 @@ weights are the base model. The targets are the parameters that `decoder.declara
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import pathlib
@@ -80,29 +81,33 @@ def init_lora(
     return adapters
 
 
-def merge(params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, jax.Array]], scale: float) -> dict[str, Any]:
+def merge(
+    params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, jax.Array]], scale: float, *, dtype: Any = None
+) -> dict[str, Any]:
     """Parameters W + scale * a @ b, which give without adapters what `params` give with them.
 
     Args:
       params: decoder parameters; not changed.
       adapters: see the module; the kernel of target t is params["layers"][t].
       scale: see `lora_scale`.
+      dtype: of the merged kernels; None for their own.
 
     Returns:
-      Parameters of the same dtypes; the sum is taken in float32, one layer at a time.
+      Parameters, those without adapters as they were; the sum is taken in float32, one layer at a time.
     """
     layers = dict(params["layers"])
     for target, adapter in adapters.items():
-        layers[target] = _merged(layers[target], adapter["a"], adapter["b"], jnp.float32(scale))
+        to = layers[target].dtype if dtype is None else dtype
+        layers[target] = _merged(layers[target], adapter["a"], adapter["b"], jnp.float32(scale), dtype=to)
     return {**params, "layers": layers}
 
 
-@jax.jit
-def _merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="dtype")
+def _merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, *, dtype: Any) -> jax.Array:
     def one_layer(layer: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         w, a, b = layer  # [in, out], [in, r], [r, out]
         delta = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-        return (w.astype(jnp.float32) + scale * delta).astype(w.dtype)
+        return (w.astype(jnp.float32) + scale * delta).astype(dtype)
 
     return jax.lax.map(one_layer, (kernel, a, b))
 
@@ -183,18 +188,11 @@ def load_peft(directory: str | os.PathLike, config: decoder.DecoderConfig) -> Pe
         not fit the model.
     """
     directory = pathlib.Path(directory)
-    file = directory / _CONFIG
+    _, rank, alpha = read_peft_config(directory)
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
         tensors = safetensors.numpy.load_file(directory / _WEIGHTS)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"adapter cannot be read ({error})",
-            remedy=f"give a directory with {_CONFIG} and {_WEIGHTS}",
-            file=directory,
-        ) from error
-    _reject_other_than_lora(fields, file)
-    rank, alpha = fields["r"], fields["lora_alpha"]
+        raise _unreadable(directory, error) from error
     adapters: Adapters = {}
     for target, parameter in _declared_targets(config).items():
         layers, fan_in, fan_out = parameter.shape
@@ -223,6 +221,32 @@ def load_peft(directory: str | os.PathLike, config: decoder.DecoderConfig) -> Pe
             field=min(tensors, default=None),
         )
     return PeftAdapter(adapters, rank, alpha, tuple(adapters))
+
+
+def is_peft(directory: str | os.PathLike) -> bool:
+    """Whether this is the directory of an adapter."""
+    return (pathlib.Path(directory) / _CONFIG).is_file()
+
+
+def read_peft_config(directory: str | os.PathLike) -> tuple[str, int, float]:
+    """The base model's directory or hub id, the rank and alpha of an adapter.
+
+    Raises:
+      UserError: the file is missing or unreadable, or the adapter uses a feature other than plain LoRA.
+    """
+    file = pathlib.Path(directory) / _CONFIG
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(file.parent, error) from error
+    _reject_other_than_lora(fields, file)
+    return str(fields.get("base_model_name_or_path") or ""), fields["r"], fields["lora_alpha"]
+
+
+def _unreadable(directory: pathlib.Path, error: Exception) -> UserError:
+    return UserError(
+        f"adapter cannot be read ({error})", remedy=f"give a directory with {_CONFIG} and {_WEIGHTS}", file=directory
+    )
 
 
 def _reject_other_than_lora(fields: Mapping[str, Any], file: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rcsd_jax.errors import UserError
@@ -37,7 +38,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
     named = dict(zip(AXES, sizes, strict=True))
-    if sizes.count(-1) == 1:
+    if sizes.count(-1) == 1 and 0 not in sizes:
         known = int(np.prod([s for s in sizes if s != -1]))
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
     if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
@@ -47,23 +48,24 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
             value=named,
             remedy="choose sizes whose product is the number of devices; one of them may be -1",
         )
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    # Places neighbours on a TPU's torus next to each other on the mesh; elsewhere it is a reshape.
+    return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
 
 
-def check_divisible(config: Any, mesh: Mesh, batch: int) -> None:
-    """Checks that the mesh divides the (micro)batch, the heads and the widths it shards.
+def check_divisible(config: Any, mesh: Mesh, batches: Mapping[str, int]) -> None:
+    """Checks that the mesh divides the batches, the heads and the widths it shards.
 
     Args:
       config: a `DecoderConfig`.
       mesh: of `make_mesh`.
-      batch: rows of one microbatch over all devices.
+      batches: what they are called -> rows over all devices.
 
     Raises:
       UserError: naming the config key of the mesh axis, its size and what it does not divide.
     """
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     needs = (
-        ("mesh.data x mesh.fsdp", rows, "rows of a microbatch", batch),
+        *(("mesh.data x mesh.fsdp", rows, f"rows of {name}", count) for name, count in batches.items()),
         ("mesh.tensor", mesh.shape["tensor"], "attention heads", config.num_heads),
         ("mesh.tensor", mesh.shape["tensor"], "key/value heads", config.num_kv_heads),
         ("mesh.tensor", mesh.shape["tensor"], "intermediate_size", config.intermediate_size),

@@ -9,5 +9,5 @@ PROMPTS: dict[str, Any] = {
     "headings": {"reference": "reference :", "answer": "answer :", "rubric": "rubric :"},
     "solve": {"definition": "", "request": "solve"},
     "write_rubric": {"definition": "", "request": "write rubric"},
-    "reason": {"request": "write reason", "transition": "solve"},
+    "reason": {"request": "write reason", "transition": ""},
 }

@@ -1,0 +1,259 @@
+"""The training of a stage: from the newest checkpoint, or the first state, to the last step."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from rcsd_jax import contexts, train
+from rcsd_jax.checkpoints import Checkpoints
+from rcsd_jax.data.batches import batches
+from rcsd_jax.errors import UserError
+from rcsd_jax.methods.self_distillation import Batch, Options
+from rcsd_jax.metrics import MetricWriter, Progress, compilations
+from rcsd_jax.models import lora, sharding
+from rcsd_jax.preparation import Encoded
+from rcsd_jax.run import Model, Run, sampling_of
+
+_LORA_KEY = 2**32 - 1  # folded into the seed's key, as the steps are: no step has this number
+
+
+class Setup(NamedTuple):
+    """What training needs beside its state."""
+
+    frozen: Any  # the weights that do not change: a LoRA's base, a fixed teacher; None where all change
+    optimizer: optax.GradientTransformation
+    rate: Callable[[Any], Any]  # step -> learning rate
+    abstract: train.TrainState  # shapes, dtypes and shardings of the state
+
+
+def setup(model: Model, params: Any, config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
+    """Everything but the state, which `first_state` makes or a checkpoint holds: a state is never held twice."""
+    decoder_config = model.decoder.config
+    optimizer, rate = train.make_optimizer(steps=config.train.steps, **config.optimizer)
+    make = functools.partial(train.init_state, optimizer=optimizer, ema=config.teacher.weights == "ema")
+    abstract_trained = jax.eval_shape(functools.partial(_first_trained, model, config=config), params)
+    if config.lora.rank:
+        placement = sharding.lora_shardings(decoder_config, mesh, abstract_trained)
+    else:
+        placement = sharding.param_shardings(decoder_config, mesh)
+    abstract = jax.eval_shape(make, abstract_trained)
+    everywhere = sharding.replicated(mesh)
+    opt_placement = optax.tree_map_params(
+        optimizer, lambda _, s: s, abstract.opt_state, placement, transform_non_params=lambda _: everywhere
+    )
+    shardings = train.TrainState(everywhere, placement, opt_placement, None if abstract.ema is None else placement)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    frozen = params if config.lora.rank or config.teacher.weights == "fixed" else None
+    return Setup(frozen, optimizer, rate, abstract)
+
+
+def first_state(model: Model, params: Any, config: ConfigDict, setup: Setup) -> train.TrainState:
+    """The state before the first step, on the mesh."""
+    trained = _first_trained(model, params, config=config)
+    make = functools.partial(train.init_state, optimizer=setup.optimizer, ema=setup.abstract.ema is not None)
+    shardings = jax.tree.map(lambda x: x.sharding, setup.abstract)
+    return jax.jit(make, out_shardings=shardings, donate_argnums=() if config.lora.rank else (0,))(trained)
+
+
+def _first_trained(model: Model, params: Any, *, config: ConfigDict) -> Any:
+    if config.lora.rank:
+        settings = config.lora
+        key = jax.random.fold_in(jax.random.key(config.seed), _LORA_KEY)
+        targets = tuple(settings.targets)
+        return lora.init_lora(model.decoder.config, key, rank=settings.rank, alpha=settings.alpha, targets=targets)
+    # In float32, whatever the storage: an update of 5e-6 is less than bfloat16 resolves. And copied, because the step
+    # donates its state, which must not share buffers with a fixed teacher's weights.
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
+
+
+def begin(
+    model: Model, params: Any, setup: Setup, data: Encoded, checkpoints: Checkpoints, run: Run
+) -> tuple[train.TrainState, int]:
+    """The state to begin with and its step: of the newest whole checkpoint, or the first.
+
+    Raises:
+      UserError: the checkpoint was trained with other prompts.
+    """
+    start = checkpoints.latest_step() or 0
+    if not start:
+        return first_state(model, params, run.config, setup), 0
+    directory = run.workdir / "checkpoints" / str(start)
+    try:
+        state, saved = checkpoints.restore(start, setup.abstract)
+    except Exception as error:  # whatever orbax and its readers raise on a damaged file
+        raise UserError(
+            f"the newest checkpoint cannot be read ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})",
+            file=directory,
+            remedy="delete this folder, and the same command continues from the checkpoint before it or from the start",
+        ) from error
+    if saved["data"] != _position(run.config, data, start)["data"]:
+        raise UserError(
+            "the prompts are not those that the last checkpoint was trained with: data, rubrics or templates changed",
+            file=directory,
+            remedy=f"restore the data and {saved['rubric_cache']}, or start anew with another --workdir",
+        )
+    run.console.print(f"{run.name}: continuing at step {start}")
+    return state, saved["data_position"]
+
+
+def train_loop(
+    state: train.TrainState,
+    start: int,
+    setup: Setup,
+    model: Model,
+    data: Encoded,
+    checkpoints: Checkpoints,
+    run: Run,
+    evaluate_at: Callable[[int, Any], None],
+) -> train.TrainState:
+    """Trains from step `start` to the last and returns its state; `state` is donated.
+
+    `evaluate_at(step, trained)` is called after every `eval.every` steps but the last; a run that ended in it begins with
+    it.
+
+    Raises:
+      UserError: the loss is not finite. Preempted: asked to stop; the state is saved.
+    """
+    config = run.config
+    steps = config.train.steps
+    step_fn = train.jit_train_step(
+        jax.tree.map(lambda x: x.sharding, setup.abstract),
+        decoder=model.decoder,
+        optimizer=setup.optimizer,
+        options=options_of(config, model),
+        teacher=config.teacher.weights,
+        lora=bool(config.lora.rank),
+        ema_decay=config.teacher.ema_decay,
+        microbatches=config.train.microbatches,
+    )
+    order = batches(
+        list(range(len(data.examples))),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    def evaluated_after(step: int) -> bool:
+        return bool(config.eval.every) and step % config.eval.every == 0 and 0 < step < steps
+
+    def save(step: int) -> None:
+        checkpoints.save(step, state, _position(config, data, step))
+
+    if evaluated_after(start):
+        evaluate_at(start, state.trained)
+    progress = Progress(run.console, f"{run.name}: train", steps, done=start)
+    with progress, contextlib.closing(MetricWriter(run.workdir, first_step=start)) as writer:
+        for step in range(start, steps):
+            began = time.monotonic()
+            rows = order[step]
+            batch = sharding.to_mesh(make_batch(rows, data, config, model.pad_id), run.mesh)
+            state, metrics, _ = step_fn(state, setup.frozen, batch, np.uint32(config.seed))
+            scalars = _scalars(metrics, setup.rate(step), time.monotonic() - began)
+            if not metrics["finite"]:
+                save(step)  # the step kept the state that it was given
+                checkpoints.wait()
+                raise _not_finite(step, metrics, [data.examples[i] for i in rows])
+            if step % config.train.log_every == 0 or step == steps - 1:
+                writer.write(step, scalars)
+            progress.advance(1, int(scalars["completion_tokens"]), f"loss {scalars['loss']:.4f}")
+            done, stopping = step + 1, run.stop.is_set()  # read once: what is saved and whether to go on must agree
+            if done % config.checkpoint.every == 0 or done == steps or stopping or evaluated_after(done):
+                save(done)
+            if stopping:
+                checkpoints.wait()
+                run.stop.raise_if_set(f"saved at step {done} of {steps}")
+            if evaluated_after(done):
+                evaluate_at(done, state.trained)
+    return state
+
+
+def _position(config: ConfigDict, data: Encoded, step: int) -> dict[str, Any]:
+    """What a checkpoint holds beside the state: on what the steps to come depend. Their keys follow from seed and step."""
+    prompts = hashlib.sha256()
+    for tokens in (*data.student, *data.teacher, data.transition):
+        prompts.update(len(tokens).to_bytes(4, "little") + np.asarray(tokens, np.int32).tobytes())
+    return {
+        "data_position": step,
+        "seed": config.seed,
+        "data": prompts.hexdigest()[:16],
+        "rubric_cache": "rubrics.jsonl",
+    }
+
+
+def options_of(config: ConfigDict, model: Model) -> Options:
+    """The step's static choices from the config."""
+    apart = ("chunk_size", "importance_clip", "mask_cut", "skip_first")
+    return Options(
+        sampling=sampling_of(config.sampling, model),
+        divergence=tuple(sorted((k, v) for k, v in config.loss.items() if k not in apart)),
+        temperature=config.sampling.temperature or 1.0,
+        chunk_size=config.loss.chunk_size,
+        reason_tokens=config.teacher.reason_tokens,
+        importance_clip=config.loss.importance_clip,
+        mask_cut=config.loss.mask_cut,
+        skip_first=config.loss.skip_first,
+        pad_id=model.pad_id,
+    )
+
+
+def make_batch(rows: list[int], data: Encoded, config: ConfigDict, pad_id: int) -> Batch:
+    """This process's rows of a global batch, padded to lengths of which a run has few."""
+    local = len(rows)
+    first = jax.process_index() * local
+    student, teacher = [data.student[i] for i in rows], [data.teacher[i] for i in rows]
+    return Batch(
+        np.arange(first, first + local, dtype=np.int32),
+        *contexts.pad_left(student, padded_length(student, data.student, config.data.pad_to), pad_id),
+        *contexts.pad_left(teacher, padded_length(teacher, data.teacher, config.data.pad_to), pad_id),
+        np.tile(data.transition, (local, 1)),
+    )
+
+
+def padded_length(rows, everything, pad_to: int) -> int:
+    """The length that a batch's prompts are padded to: `pad_to` times a power of two, or what the longest prompt needs.
+
+    So a run whose longest prompt takes n times `pad_to` compiles for at most log2(n) + 1 lengths of each role. Processes
+    see different rows but must agree on shapes: with several of them the longest prompt decides.
+    """
+    needed = max(map(len, everything))
+    limit = -(-needed // pad_to) * pad_to
+    if jax.process_count() > 1:
+        return limit
+    length = pad_to
+    while length < max(map(len, rows)):
+        length *= 2
+    return min(length, limit)
+
+
+def _scalars(metrics: dict[str, jax.Array], rate: Any, seconds: float) -> dict[str, float]:
+    scalars = {k: float(v) for k, v in metrics.items() if k not in ("row_loss", "finite")}
+    return scalars | {
+        "learning_rate": float(rate),
+        "step_seconds": seconds,
+        "tokens_per_second": scalars["completion_tokens"] / seconds,
+        "compilations": compilations(),
+    }
+
+
+def _not_finite(step: int, metrics, examples) -> UserError:
+    row_loss = np.asarray(jax.device_get(metrics["row_loss"]))
+    bad = [e.origin for e, x in zip(examples, row_loss, strict=False) if not np.isfinite(x)]
+    return UserError(
+        f"non-finite loss, gradient or update at step {step}; the state before it is saved; "
+        f"offending rows: {', '.join(bad) or 'none alone, the gradient or the update overflowed'}",
+        field="loss",
+        value=float(metrics["loss"]),
+        remedy="lower optimizer.learning_rate, or take the rows out, and start anew with another --workdir",
+    )

@@ -1,0 +1,99 @@
+"""What every part of a running stage needs: its settings, its place, its mesh, and a model to run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import rich.console
+from ml_collections import ConfigDict
+
+from rcsd_jax.completions import complete
+from rcsd_jax.errors import UserError
+from rcsd_jax.models import huggingface, lora, sharding
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.preemption import StopRequest
+from rcsd_jax.sampling import SamplingConfig
+
+
+class Run(NamedTuple):
+    """Where and how a stage runs."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    console: rich.console.Console
+    stop: StopRequest
+    name: str
+
+
+class Model(NamedTuple):
+    """A checkpoint with its tokenizer. Its weights are read late: `load_weights`."""
+
+    decoder: Decoder
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    directory: Path
+
+    def decode(self, tokens: Any) -> str:
+        """Token ids as text, without special tokens."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def open_model(path: str, config: ConfigDict, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
+    """A Hugging Face directory's configuration and tokenizer; with a rank, as the base of adapters."""
+    directory = huggingface.resolve(path)
+    decoder_config = huggingface.read_config(directory, **_precision(config))
+    if lora_rank:
+        decoder_config = dataclasses.replace(decoder_config, lora_scale=lora.lora_scale(lora_rank, lora_alpha))
+    tokenizer = huggingface.load_tokenizer(directory)
+    if len(tokenizer) > decoder_config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, more than the model",
+            file=directory / "config.json",
+            field="vocab_size",
+            value=decoder_config.vocab_size,
+            remedy="take tokenizer and weights from the same checkpoint",
+        )
+    eos_ids = huggingface.eos_ids(directory, tokenizer)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+    return Model(Decoder(decoder_config), tokenizer, eos_ids, pad_id, directory)
+
+
+def load_weights(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh) -> Any:
+    """The model's parameters, read onto the mesh."""
+    placement = sharding.param_shardings(model.decoder.config, mesh)
+    return huggingface.load(model.directory, shardings=placement, **_precision(config))[1]
+
+
+def sampling_of(settings: ConfigDict, model: Model, *, temperature: float | None = None, **changes) -> SamplingConfig:
+    """How to sample, from a config's `sampling` or `rubric` section."""
+    return SamplingConfig(
+        max_new_tokens=changes.get("max_new_tokens", settings.max_new_tokens),
+        temperature=settings.temperature if temperature is None else temperature,
+        top_k=settings.top_k or None,
+        top_p=settings.top_p if settings.top_p < 1.0 else None,
+        eos_ids=model.eos_ids,
+    )
+
+
+def completer(model: Model, variables: Any, sampling: SamplingConfig, batch_size: int, run: Run) -> Callable:
+    """(prompts, seeds) -> batches of (indexes, completions), with everything else bound; ends when the run is stopped."""
+
+    def complete_all(prompts, seeds):
+        bound = dict(mesh=run.mesh, batch_size=batch_size, pad_to=run.config.data.pad_to, pad_id=model.pad_id)
+        for batch in complete(model.decoder, variables, prompts, seeds, sampling, **bound):
+            yield batch
+            run.stop.raise_if_set("between two batches of completions; results so far are kept")
+
+    return complete_all
+
+
+def _precision(config: ConfigDict) -> dict[str, Any]:
+    settings = config.model
+    return dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)
