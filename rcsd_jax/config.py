@@ -208,7 +208,8 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
         need(set(names) <= set(known), key, "names an unknown field", f"use some of {known}")
         need("question" in names, key, "lacks the question, which every role sees", "add 'question'")
     modes = one.eval.greedy
-    need(all(isinstance(m, bool) for m in modes), "eval.greedy", "holds something else than True and False", "(True,)")
+    remedy = "set (False,), (True,) or (False, True)"
+    need(all(isinstance(m, bool) for m in modes), "eval.greedy", "holds something else than True and False", remedy)
     rate = one.optimizer.learning_rate
     need(rate > 0, "optimizer.learning_rate", "must be positive", "the paper's is 5e-6")
     need(

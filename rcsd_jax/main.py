@@ -57,7 +57,9 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None:
         raise UserError("no config given", field="--config", remedy="pass --config=configs/tiny.py")
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+        logging.set_verbosity(
+            logging.FATAL
+        )  # orbax tells of every file it writes, and of errors that it raises as well
     name = Path(flags.FLAGS["config"].config_filename).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name).absolute()
     run_job(_CONFIG.value, workdir)

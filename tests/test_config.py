@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import stage1, stage2, tiny
 from rcsd_jax import config as configs
+from rcsd_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = set(configs.all_keys(configs.stage()))
@@ -63,6 +64,30 @@ def test_every_config_of_the_repository_passes_the_checks():
             stage.rubric.writer = stage.rubric.writer or "writer"
         configs.check(config)
     assert len(made) == 1 + 2 + len(stage2.VARIANTS)
+
+
+BAD = {
+    "seed": -1, "train.log_every": 0, "train.microbatches": 3, "checkpoint.keep": 0, "data.pad_to": 0, "eval.count": -1,
+    "eval.greedy": ("maybe",), "eval.roles": ("base", "techer"), "eval.temperature": -1.0, "eval.every": 5,
+    "eval.grader": "world", "loss.top_k": 0, "loss.beta": 1.5, "loss.entry_clip": 0.0, "loss.importance_clip": -1.0,
+    "loss.chunk_size": 0, "loss.skip_first": 4096, "optimizer.learning_rate": float("nan"), "optimizer.clip": -1.0,
+    "optimizer.weight_decay": float("inf"), "optimizer.b1": 1.5, "rubric.noisy_fraction": 2.0,
+    "rubric.reduced_fraction": 0.0, "rubric.min_criteria": 30, "rubric.resample": -1, "rubric.top_p": 0.0,
+    "rubric.writer_fields": ("reference",), "sampling.temperature": float("inf"), "sampling.top_k": -1,
+    "sampling.top_p": 1.5, "teacher.fields": ("question", "rubrik"), "teacher.ema_decay": 5.0, "model.dtype": "float16",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_bad_values_are_named(key):
+    config = stage2.get_config("ground_truth")
+    config.model.path, config.data.path, config.eval.path = "model", "rows.jsonl", "rows.jsonl"
+    section, _, name = key.rpartition(".")
+    place = configs._get(config, section) if section else config
+    place[name] = BAD[key]
+    with pytest.raises(UserError) as error:
+        configs.check(config)
+    assert error.value.field == key and error.value.remedy
 
 
 @pytest.mark.parametrize("key", sorted(KEYS))

@@ -1,5 +1,6 @@
 """The program as a user runs it: bad input gives one line and exit status 2; kills and restarts change nothing."""
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from rcsd_jax import main
 from tests import user_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,6 +237,24 @@ def test_tokenizer_without_chat_template(user_dir, tmp_path):
     settings.pop("chat_template", None)
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
     assert_one_line(run(*ground_truth(user_dir, tmp_path / "run", f"--config.model.path={model}")), "chat_template")
+
+
+def test_what_ran_out_is_told_through_its_wrappers():
+    def wrapped(inner):
+        try:
+            try:
+                raise inner
+            except Exception as error:
+                raise RuntimeError("a thread failed") from error
+        except RuntimeError as error:
+            return error
+
+    full = OSError(errno.ENOSPC, "No space left on device", "/runs/metrics.jsonl")
+    assert "the disk is full" in main._resource_spent(wrapped(full))
+    disk = ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device")
+    assert "the disk is full" in main._resource_spent(disk)
+    assert "train.microbatches" in main._resource_spent(wrapped(RuntimeError("RESOURCE_EXHAUSTED: Out of memory")))
+    assert main._resource_spent(wrapped(ValueError("another"))) is None
 
 
 def test_read_only_workdir_is_one_line(user_dir, tmp_path):
