@@ -97,7 +97,7 @@ def begin(
             file=directory,
             remedy="delete this folder, and the same command continues from the checkpoint before it or from the start",
         ) from error
-    if saved["data"] != _position(run.config, data, start)["data"]:
+    if saved["data"] != _digest(data):
         raise UserError(
             "the prompts are not those that the last checkpoint was trained with: data, rubrics or templates changed",
             file=directory,
@@ -148,8 +148,11 @@ def train_loop(
     def evaluated_after(step: int) -> bool:
         return bool(config.eval.every) and step % config.eval.every == 0 and 0 < step < steps
 
+    # What a checkpoint holds beside the state: on what the steps to come depend. Their keys follow from seed and step.
+    position = {"seed": config.seed, "data": _digest(data), "rubric_cache": "rubrics.jsonl"}
+
     def save(step: int) -> None:
-        checkpoints.save(step, state, _position(config, data, step))
+        checkpoints.save(step, state, position | {"data_position": step})
 
     if evaluated_after(start):
         evaluate_at(start, state.trained)
@@ -179,17 +182,12 @@ def train_loop(
     return state
 
 
-def _position(config: ConfigDict, data: Encoded, step: int) -> dict[str, Any]:
-    """What a checkpoint holds beside the state: on what the steps to come depend. Their keys follow from seed and step."""
-    prompts = hashlib.sha256()
+def _digest(data: Encoded) -> str:
+    """A hash of every prompt of both roles, in order."""
+    total = hashlib.sha256()
     for tokens in (*data.student, *data.teacher, data.transition):
-        prompts.update(len(tokens).to_bytes(4, "little") + np.asarray(tokens, np.int32).tobytes())
-    return {
-        "data_position": step,
-        "seed": config.seed,
-        "data": prompts.hexdigest()[:16],
-        "rubric_cache": "rubrics.jsonl",
-    }
+        total.update(len(tokens).to_bytes(4, "little") + np.asarray(tokens, np.int32).tobytes())
+    return total.hexdigest()[:16]
 
 
 def options_of(config: ConfigDict, model: Model) -> Options:

@@ -86,7 +86,8 @@ class Progress:
     def __init__(self, console: rich.console.Console, title: str, total: int, *, done: int = 0, every_s: float = 15.0):
         self._console, self._title, self._total, self._every_s = console, title, total, every_s
         self._start = self._last = time.monotonic()
-        self._first, self._done, self._tokens = done, done, 0
+        self._first = self._done = self._said = done
+        self._tokens = 0
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -121,9 +122,9 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        if self._console.is_terminal or self._done == self._first:
+        if self._console.is_terminal or self._done == self._said:
             return
-        self._last = time.monotonic()
+        self._last, self._said = time.monotonic(), self._done
         rate = (self._done - self._first) / max(self._last - self._start, 1e-9)
         eta = (self._total - self._done) / rate
         self._console.print(

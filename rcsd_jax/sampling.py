@@ -74,6 +74,8 @@ def generate(
     """
     batch, prompt_length = prompt_tokens.shape
     limit = sampling.max_new_tokens
+    # As every use casts them; once, because decoding is as fast as weights are read.
+    variables = jax.tree.map(lambda x: x.astype(decoder.config.dtype), variables)
     # Gathered once: left alone, GSPMD gathers it for every token.
     head = constrain(head_matrix(decoder.config, variables["params"]), (None, "vocab"))
     cache = init_cache(decoder.config, batch, prompt_length + limit)
