@@ -50,7 +50,7 @@ print(json.dumps(losses))
 """
 
 
-@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_same_losses_on_every_mesh(user_dir, lora_rank):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",

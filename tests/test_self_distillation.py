@@ -147,7 +147,7 @@ def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", learning_rat
 
 def test_microbatches_give_the_same_update(model, tokenizer):
     results = []
-    for microbatches in (1, 2, 4):
+    for microbatches in (1, 4):
         step, state, batch, params = make_step(model, tokenizer, microbatches=microbatches)
         results.append(step(state, params, batch, 0))
     for state, metrics, _ in results[1:]:

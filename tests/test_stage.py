@@ -62,7 +62,7 @@ def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir,
     np.testing.assert_array_equal(exported["model.embed_tokens.weight"], state.trained["embed"])
 
 
-@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_resumed_run_holds_its_state_once(user_dir, tmp_path, monkeypatch, lora_rank):
     config = config_for(user_dir)
     config.train.steps = 2
@@ -113,6 +113,7 @@ def test_the_writer_s_weights_are_not_read_where_every_text_is_cached(user_dir, 
     assert len(loads) == 3 and summary["rubrics"]["cached"] == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module, moment, number",
     [
