@@ -1,6 +1,6 @@
 """Chunked divergence from hidden states against the plain path: compiled temporary memory and time.
 
-    python -m experiments.bench.losses [--batch 2 --seq 1024 --hidden 1024 --vocab 151936 --chunk 64 --repeats 5]
+    python -m experiments.bench.losses [--batch 2 --seq 1024 --hidden 1024 --vocab 151936 --chunk 96 --repeats 5]
 
 value_and_grad of the summed forward KL, float32, with the head's gradient (full training) and without it (LoRA), by
 three paths from hidden states: `divergence_from_hidden` summed, `weighted_divergence_from_hidden` (what the train step
@@ -59,7 +59,7 @@ def compiled_step(function, argnums, arrays):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in dict(batch=2, seq=1024, hidden=1024, vocab=151_936, chunk=64, repeats=5).items():
+    for name, value in dict(batch=2, seq=1024, hidden=1024, vocab=151_936, chunk=96, repeats=5).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     shapes = [(args.batch, args.seq, args.hidden), (args.hidden, args.vocab)] * 2
