@@ -71,10 +71,10 @@ def load_weights(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh) -> A
     return huggingface.load(model.directory, shardings=placement, **_precision(config))[1]
 
 
-def sampling_of(settings: ConfigDict, model: Model, *, temperature: float | None = None, **changes) -> SamplingConfig:
+def sampling_of(settings: ConfigDict, model: Model, *, temperature: float | None = None) -> SamplingConfig:
     """How to sample, from a config's `sampling` or `rubric` section."""
     return SamplingConfig(
-        max_new_tokens=changes.get("max_new_tokens", settings.max_new_tokens),
+        max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature if temperature is None else temperature,
         top_k=settings.top_k or None,
         top_p=settings.top_p if settings.top_p < 1.0 else None,
