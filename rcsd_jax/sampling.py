@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.models.decoder import Decoder, head_matrix, init_cache, positions_from_mask
-from rcsd_jax.models.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +75,7 @@ def generate(
     limit = sampling.max_new_tokens
     # As every use casts them; once, because decoding is as fast as weights are read.
     variables = jax.tree.map(lambda x: x.astype(decoder.config.dtype), variables)
-    # Gathered once: left alone, GSPMD gathers it for every token.
-    head = constrain(head_matrix(decoder.config, variables["params"]), (None, "vocab"))
+    head = head_matrix(decoder.config, variables["params"])
     cache = init_cache(decoder.config, batch, prompt_length + limit)
     hidden, cache = decoder.apply(
         variables,

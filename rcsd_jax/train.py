@@ -118,13 +118,16 @@ def train_step(
 
     loss_tokens = jnp.maximum(completions.loss_mask.sum(), 1)
 
-    def loss_fn(trained, part):
-        variables = student_variables(trained, frozen, lora=lora)
-        return method.loss_and_sums(decoder, variables, teacher_vars, part, options, loss_tokens)
+    def value_and_grad(trained, part):
+        hidden = method.teacher_hidden(decoder, teacher_vars, part)
 
-    (loss, sums), grads = _accumulate(
-        jax.value_and_grad(loss_fn, has_aux=True), state.trained, completions, microbatches
-    )
+        def loss_fn(trained):
+            variables = student_variables(trained, frozen, lora=lora)
+            return method.loss_and_sums(decoder, variables, teacher_vars, hidden, part, options, loss_tokens)
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(trained)
+
+    (loss, sums), grads = _accumulate(value_and_grad, state.trained, completions, microbatches)
 
     grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)

@@ -18,8 +18,11 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from rcsd_jax.models.sharding import constrain
+from rcsd_jax.models.attention import causal_attention, masked_attention, segment_mask
+from rcsd_jax.models.sharding import LAYOUTS, constrain
 
 
 class Llama3Rope(NamedTuple):
@@ -52,8 +55,20 @@ class DecoderConfig:
     max_position: int = 40960
     dtype: Any = jnp.float32  # of activations
     param_dtype: Any = jnp.float32
-    remat: str = "none"  # or "full": recompute every layer in the backward pass
+    remat: str = "none"  # what the backward pass recomputes: a key of `REMAT`
+    kernels: str = "xla"  # of attention: one of `attention.KERNELS`
+    layout: str = "train"  # where weights and activations lie on a mesh: a key of `sharding.LAYOUTS`
     lora_scale: float = 1.0  # alpha / rank
+
+
+REMAT: dict[str, tuple[str, ...] | None] = {
+    "none": None,
+    "full": (),
+    "attention": ("attention",),
+    "projections": ("attention", "qkv", "attention_out", "mlp_in"),
+}
+"""What a layer keeps for the backward pass, beside its input: everything (None), or the named activations; it computes the
+rest again. From left to right of "full", "attention", "projections", "none": more memory, less work."""
 
 
 class Parameter(NamedTuple):
@@ -149,7 +164,9 @@ def init_params(config: DecoderConfig, key: jax.Array) -> dict[str, Any]:
 
 def head_matrix(config: DecoderConfig, params: Mapping[str, Any]) -> jax.Array:
     """The output matrix [D, V] in the activations' dtype: logits = hidden @ head; the embedding's transpose when tied."""
-    return (params["embed"].T if config.tie_embeddings else params["head"]).astype(config.dtype)
+    head = (params["embed"].T if config.tie_embeddings else params["head"]).astype(config.dtype)
+    # Gathered over fsdp once: left alone, GSPMD gathers it for every chunk of the loss and every token of a completion.
+    return constrain(head, (None, "vocab"), LAYOUTS[config.layout])
 
 
 @flax.struct.dataclass
@@ -233,54 +250,45 @@ class Decoder(nn.Module):
 
 def _decode(config, params, lora, tokens, segment_ids, positions, cache, cache_index):
     x = params["embed"][tokens].astype(config.dtype)  # [B, T, D]
-    x = constrain(x, ("batch", None, None))
+    x = constrain(x, ("batch", None, None), LAYOUTS[config.layout])
     cos, sin = _rope(config, positions)  # [B, T, 1, Hd]
     if cache is None:
-        key_segments, start = segment_ids, 0
+        start = 0
+        mask = segment_mask(segment_ids) if config.kernels == "xla" else None
     else:
         start = cache_index
         key_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
-    query_index = start + jnp.arange(tokens.shape[1])
-    mask = key_segments[:, None, :] == segment_ids[:, :, None]  # [B, T, S]
-    mask &= (segment_ids != 0)[:, :, None]
-    mask &= jnp.arange(key_segments.shape[1]) <= query_index[:, None]
+        query_index = start + jnp.arange(tokens.shape[1])
+        mask = key_segments[:, None, :] == segment_ids[:, :, None]  # [B, T, S]
+        mask &= (segment_ids != 0)[:, :, None]
+        mask &= jnp.arange(key_segments.shape[1]) <= query_index[:, None]
 
     def layer(carry, scanned):
         x, keys, values = carry
         index, weights, adapters = scanned
-        x, keys, values = _layer(config, weights, adapters, x, cos, sin, mask, keys, values, index, start)
+        x, keys, values = _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, keys, values, index, start)
         return (x, keys, values), None
 
     keys, values = (None, None) if cache is None else (cache.k, cache.v)
     scanned = (jnp.arange(config.num_layers), params["layers"], lora)
     # Few layers are cheap to unroll, and then the cache of a layer is a static slice.
     unroll = config.num_layers if config.num_layers <= 4 else 1
-    if config.remat == "full":
+    if REMAT[config.remat] is not None:
+        policy = jax.checkpoint_policies.save_only_these_names(*REMAT[config.remat])
         # A loop keeps XLA from merging the recomputation with the forward pass; without one it has to be told.
-        layer = jax.checkpoint(layer, prevent_cse=unroll > 1)
+        layer = jax.checkpoint(layer, prevent_cse=unroll > 1, policy=policy)
     (x, keys, values), _ = jax.lax.scan(layer, (x, keys, values), scanned, unroll=unroll)
     x = _rms_norm(x, params["final_norm"], config.rms_norm_eps)
     return x, None if cache is None else KVCache(keys, values, key_segments)
 
 
-def _layer(config, weights, adapters, x, cos, sin, mask, keys, values, index, start):
-    def dense(name: str, h: jax.Array) -> jax.Array:
-        # The weights of one layer are gathered before use; left alone, GSPMD accumulates partial products in a loop.
-        rows, columns = (None if axis == "embed" else axis for axis in declarations(config)["layers", name].axes[1:])
-        y = h @ constrain(weights[name].astype(config.dtype), (rows, columns))
-        if f"{name}_bias" in weights:
-            y += weights[f"{name}_bias"].astype(config.dtype)
-        if name in adapters:
-            a = constrain(adapters[name]["a"].astype(config.dtype), (rows, None))
-            b = constrain(adapters[name]["b"].astype(config.dtype), (None, columns))
-            y += config.lora_scale * ((h @ a) @ b)
-        return y
+def _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, keys, values, index, start):
+    def project(h: jax.Array, *names: str) -> list[jax.Array]:
+        return _project(config, weights, adapters, h, names)
 
     batch, length, _ = x.shape
     h = _rms_norm(x, weights["input_norm"], config.rms_norm_eps)
-    q = dense("q", h).reshape(batch, length, config.num_heads, config.head_dim)
-    k = dense("k", h).reshape(batch, length, config.num_kv_heads, config.head_dim)
-    v = dense("v", h).reshape(batch, length, config.num_kv_heads, config.head_dim)
+    q, k, v = (y.reshape(batch, length, -1, config.head_dim) for y in project(h, "q", "k", "v"))
     if config.qk_norm:
         q = _rms_norm(q, weights["q_norm"], config.rms_norm_eps)
         k = _rms_norm(k, weights["k_norm"], config.rms_norm_eps)
@@ -290,22 +298,44 @@ def _layer(config, weights, adapters, x, cos, sin, mask, keys, values, index, st
         values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), (index, 0, start, 0, 0))
         k = jax.lax.dynamic_index_in_dim(keys, index, keepdims=False)
         v = jax.lax.dynamic_index_in_dim(values, index, keepdims=False)
-    x = x + dense("o", _attention(q, k, v, mask).reshape(batch, length, -1))
+        attended = masked_attention(q, k, v, mask)
+    else:
+        q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
+        attended = causal_attention(q, k, v, segment_ids, mask, kernels=config.kernels, layout=config.layout)
+    (attended,) = project(attended.reshape(batch, length, -1), "o")
+    x = x + checkpoint_name(attended, "attention_out")
     h = _rms_norm(x, weights["post_norm"], config.rms_norm_eps)
-    x = x + dense("down", nn.silu(dense("gate", h)) * dense("up", h))
-    return constrain(x, ("batch", None, None)), keys, values
+    gate, up = (checkpoint_name(y, "mlp_in") for y in project(h, "gate", "up"))
+    (h,) = project(nn.silu(gate) * up, "down")
+    return constrain(x + h, ("batch", None, None), LAYOUTS[config.layout]), keys, values
 
 
-def _attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Grouped-query attention: q [B, T, H, Hd], k and v [B, S, K, Hd], mask [B, T, S] -> [B, T, H, Hd]."""
-    batch, length, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32) * head_dim**-0.5
-    # A finite floor: a padding query, which may attend to nothing, gets an average instead of NaN.
-    scores = jnp.where(mask[:, None, None], scores, -1e30)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", probs, v).reshape(batch, length, heads, head_dim)
+def _project(config, weights, adapters, h, names):
+    """The named projections of h [B, T, in], with bias and adapter where they have one."""
+    rules = LAYOUTS[config.layout]
+    adapted = [name for name in names if name in adapters]
+    # All of a token's products with `a` are one: a rank alone is narrower than a TPU's matrix unit.
+    low = {}
+    if adapted:
+        a = [adapters[name]["a"].astype(config.dtype) for name in adapted]
+        a = [constrain(x, (_whole(config, name)[0], None), rules) for name, x in zip(adapted, a, strict=True)]
+        edges = np.cumsum([x.shape[1] for x in a[:-1]])
+        low = dict(zip(adapted, jnp.split(h @ jnp.concatenate(a, axis=1), edges, axis=-1), strict=True))
+    outputs = []
+    for name in names:
+        y = h @ constrain(weights[name].astype(config.dtype), _whole(config, name), rules)
+        if f"{name}_bias" in weights:
+            y += weights[f"{name}_bias"].astype(config.dtype)
+        if name in low:
+            b = constrain(adapters[name]["b"].astype(config.dtype), (None, _whole(config, name)[1]), rules)
+            y += config.lora_scale * (low[name] @ b)
+        outputs.append(y)
+    return outputs
+
+
+def _whole(config: DecoderConfig, name: str) -> tuple[str | None, str | None]:
+    """Axes of a layer's kernel with "embed" whole: gathered before use. Left alone, GSPMD adds partial products in a loop."""
+    return tuple(None if axis == "embed" else axis for axis in declarations(config)["layers", name].axes[1:])
 
 
 def _rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:

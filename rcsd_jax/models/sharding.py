@@ -24,6 +24,21 @@ DEFAULT_RULES: dict[str, Any] = {
     "mlp": "tensor",
 }
 
+SAMPLING_RULES: dict[str, Any] = {
+    "batch": "data",
+    "layers": None,
+    "vocab": ("fsdp", "tensor"),
+    "embed": None,
+    "heads": ("fsdp", "tensor"),
+    "kv_heads": ("fsdp", "tensor"),
+    "mlp": ("fsdp", "tensor"),
+}
+
+LAYOUTS = {"train": DEFAULT_RULES, "sampling": SAMPLING_RULES}
+"""Two ways to use one mesh. "train": rows over data and fsdp, the weights of a layer gathered over fsdp when it is run, as a
+layer has work for many tokens. "sampling": a token is too little work to gather weights for, so fsdp splits matrices as
+tensor does, and only data splits rows."""
+
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with axes data, fsdp and tensor.
@@ -142,5 +157,9 @@ def constrain(x: jax.Array, axes: Sequence[str | None], rules: Mapping[str, Any]
       axes: a logical axis, or None, for each of its axes.
       rules: logical axis -> mesh axis.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.lax.with_sharding_constraint(x, spec(axes, rules)) if mesh.axis_names == AXES else x
+    return jax.lax.with_sharding_constraint(x, spec(axes, rules)) if has_mesh() else x
+
+
+def has_mesh() -> bool:
+    """Whether a mesh of `AXES` is set (`jax.set_mesh`)."""
+    return jax.sharding.get_abstract_mesh().axis_names == AXES
