@@ -28,20 +28,20 @@ def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
     """Grouped-query attention with its scores in memory.
 
     Args:
-      q: [B, T, H, Hd]; k, v: [B, S, K, Hd], H a multiple of K.
+      q: [B, H, T, Hd]; k, v: [B, K, S, Hd], H a multiple of K.
       mask: [B, T, S] bool, true where a query may look.
 
     Returns:
-      [B, T, H, Hd] in v's dtype; where a query may look nowhere, an average of v.
+      [B, H, T, Hd] in v's dtype; where a query may look nowhere, an average of v.
     """
-    batch, length, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32) * head_dim**-0.5
+    batch, heads, length, head_dim = q.shape
+    kv_heads = k.shape[1]
+    q = q.reshape(batch, kv_heads, heads // kv_heads, length, head_dim)
+    scores = jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32) * head_dim**-0.5
     # A finite floor: a padding query, which may attend to nothing, gets an average instead of NaN.
     scores = jnp.where(mask[:, None, None], scores, -1e30)
     probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", probs, v).reshape(batch, length, heads, head_dim)
+    return jnp.einsum("bkgts,bksd->bkgtd", probs, v).reshape(batch, heads, length, head_dim)
 
 
 def splash_attention(
@@ -53,17 +53,17 @@ def splash_attention(
     heads. T is padded to a multiple of 128, of 512 beyond 1024.
 
     Args:
-      q: [B, T, H, Hd]; k, v: [B, T, K, Hd].
+      q: [B, H, T, Hd]; k, v: [B, K, T, Hd].
       segment_ids: [B, T] int32; padding (0) attends to padding.
       layout: of `sharding.LAYOUTS`.
       interpret: run the kernel's interpreter, for devices other than TPUs.
 
     Returns:
-      [B, T, H, Hd] in q's dtype.
+      [B, H, T, Hd] in q's dtype.
     """
-    length = q.shape[1]
+    length = q.shape[2]
     pad = -length % (_LANES if length <= _BLOCK else _BLOCK // 2)
-    q, k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))  # [B, heads, T, Hd]
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (q, k, v))
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, pad)))
     kernel = functools.partial(_splash, interpret=interpret)
     if has_mesh():
@@ -72,7 +72,7 @@ def splash_attention(
         kv_spec = spec(("batch", "kv_heads", None, None), rules)
         specs = (q_spec, kv_spec, kv_spec, spec(("batch", None), rules))
         kernel = jax.shard_map(kernel, in_specs=specs, out_specs=q_spec, check_vma=False)
-    return kernel(q, k, v, segment_ids).swapaxes(1, 2)[:, :length]
+    return kernel(q, k, v, segment_ids)[:, :, :length]
 
 
 def _splash(q, k, v, segment_ids, *, interpret):
@@ -81,12 +81,14 @@ def _splash(q, k, v, segment_ids, *, interpret):
 
     heads, length, head_dim = q.shape[1:]
     block = next(b for b in range(min(_BLOCK, length), 0, -_LANES) if length % b == 0)
+    # Keys and values of the backward pass come in larger pieces: every piece gives queries a gradient of its own to add.
+    piece = next(b for b in range(min(4 * _BLOCK, length), 0, -block) if b % block == 0 and length % b == 0)
     blocks = splash.BlockSizes(
         block_q=block,
         block_kv=block,
         block_kv_compute=block,
         block_q_dkv=block,
-        block_kv_dkv=block,
+        block_kv_dkv=piece,
         block_kv_dkv_compute=block,
         use_fused_bwd_kernel=True,
     )

@@ -65,10 +65,11 @@ REMAT: dict[str, tuple[str, ...] | None] = {
     "none": None,
     "full": (),
     "attention": ("attention",),
+    "mlp": ("attention", "qkv", "attention_out"),
     "projections": ("attention", "qkv", "attention_out", "mlp_in"),
 }
 """What a layer keeps for the backward pass, beside its input: everything (None), or the named activations; it computes the
-rest again. From left to right of "full", "attention", "projections", "none": more memory, less work."""
+rest again. From "full" down to "projections", and then "none", more memory and less work: "mlp" recomputes the MLP alone."""
 
 
 class Parameter(NamedTuple):
@@ -251,7 +252,7 @@ class Decoder(nn.Module):
 def _decode(config, params, lora, tokens, segment_ids, positions, cache, cache_index):
     x = params["embed"][tokens].astype(config.dtype)  # [B, T, D]
     x = constrain(x, ("batch", None, None), LAYOUTS[config.layout])
-    cos, sin = _rope(config, positions)  # [B, T, 1, Hd]
+    cos, sin = _rope(config, positions)  # [B, 1, T, Hd]
     if cache is None:
         start = 0
         mask = segment_mask(segment_ids) if config.kernels == "xla" else None
@@ -288,21 +289,23 @@ def _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, keys, valu
 
     batch, length, _ = x.shape
     h = _rms_norm(x, weights["input_norm"], config.rms_norm_eps)
-    q, k, v = (y.reshape(batch, length, -1, config.head_dim) for y in project(h, "q", "k", "v"))
+    heads = (y.reshape(batch, length, -1, config.head_dim) for y in project(h, "q", "k", "v"))
+    q, k, v = (y.swapaxes(1, 2) for y in heads)  # [B, heads, T, Hd]: each head's sequence in one piece
     if config.qk_norm:
         q = _rms_norm(q, weights["q_norm"], config.rms_norm_eps)
         k = _rms_norm(k, weights["k_norm"], config.rms_norm_eps)
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     if keys is not None:
-        keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), (index, 0, start, 0, 0))
-        values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), (index, 0, start, 0, 0))
-        k = jax.lax.dynamic_index_in_dim(keys, index, keepdims=False)
-        v = jax.lax.dynamic_index_in_dim(values, index, keepdims=False)
+        k, v = k.swapaxes(1, 2).astype(keys.dtype), v.swapaxes(1, 2).astype(values.dtype)
+        keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, start, 0, 0))
+        values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, start, 0, 0))
+        k = jax.lax.dynamic_index_in_dim(keys, index, keepdims=False).swapaxes(1, 2)
+        v = jax.lax.dynamic_index_in_dim(values, index, keepdims=False).swapaxes(1, 2)
         attended = masked_attention(q, k, v, mask)
     else:
         q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
         attended = causal_attention(q, k, v, segment_ids, mask, kernels=config.kernels, layout=config.layout)
-    (attended,) = project(attended.reshape(batch, length, -1), "o")
+    (attended,) = project(attended.swapaxes(1, 2).reshape(batch, length, -1), "o")
     x = x + checkpoint_name(attended, "attention_out")
     h = _rms_norm(x, weights["post_norm"], config.rms_norm_eps)
     gate, up = (checkpoint_name(y, "mlp_in") for y in project(h, "gate", "up"))
@@ -323,14 +326,39 @@ def _project(config, weights, adapters, h, names):
         low = dict(zip(adapted, jnp.split(h @ jnp.concatenate(a, axis=1), edges, axis=-1), strict=True))
     outputs = []
     for name in names:
-        y = h @ constrain(weights[name].astype(config.dtype), _whole(config, name), rules)
-        if f"{name}_bias" in weights:
-            y += weights[f"{name}_bias"].astype(config.dtype)
+        w = constrain(weights[name].astype(config.dtype), _whole(config, name), rules)
         if name in low:
             b = constrain(adapters[name]["b"].astype(config.dtype), (None, _whole(config, name)[1]), rules)
-            y += config.lora_scale * (low[name] @ b)
+            y = _matmul_with_adapter(h, w, config.lora_scale * low[name], b)
+        else:
+            y = h @ w
+        if f"{name}_bias" in weights:
+            y += weights[f"{name}_bias"].astype(config.dtype)
         outputs.append(y)
     return outputs
+
+
+def _matmul_with_adapter(h: jax.Array, w: jax.Array, low: jax.Array, b: jax.Array) -> jax.Array:
+    """h @ w + low @ b, for h [B, T, in] and low [B, T, r]."""
+    # Of one token the weights are the larger part, and are better read where they lie.
+    return h @ w + low @ b if h.shape[1] == 1 else _joint_matmul(h, w, low, b)
+
+
+@jax.custom_vjp
+def _joint_matmul(h, w, low, b):
+    """As one product over in + r: the sum of two reads and writes [B, T, out] once more, which on a TPU costs a fourth."""
+    return jnp.concatenate([h, low], axis=-1) @ jnp.concatenate([w, b], axis=0)
+
+
+def _joint_matmul_backward(residuals, gradient):
+    h, w, low, b = residuals
+    joint = jnp.einsum("bto,io->bti", gradient, jnp.concatenate([w, b], axis=0))
+    # Apart, so that a frozen w, whose gradient nobody asks for, has none computed.
+    w_gradient, b_gradient = (jnp.einsum("bti,bto->io", x, gradient) for x in (h, low))
+    return joint[..., : h.shape[-1]], w_gradient, joint[..., h.shape[-1] :], b_gradient
+
+
+_joint_matmul.defvjp(lambda *inputs: (_joint_matmul(*inputs), inputs), _joint_matmul_backward)
 
 
 def _whole(config: DecoderConfig, name: str) -> tuple[str | None, str | None]:
@@ -345,13 +373,13 @@ def _rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 
 def _rope(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine [B, T, 1, Hd] float32."""
+    """Cosine and sine [B, 1, T, Hd] float32."""
     exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponent  # [Hd / 2]
     if config.rope_scaling is not None:
         frequencies = _llama3_frequencies(config.rope_scaling, frequencies)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
+    angles = jnp.concatenate([angles, angles], axis=-1)[:, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -363,6 +391,12 @@ def _llama3_frequencies(rope: Llama3Rope, frequencies: jax.Array) -> jax.Array:
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([-second, first], axis=-1)
+    """RoPE on x [B, heads, T, Hd]."""
+    half = x.shape[-1] // 2
+    # The halves change places, and the first its sign, by a product with a matrix of 0 and +-1, which is exact: halves of
+    # a head are less than a TPU register is wide, and slicing them costs more than the rest of the rotation.
+    turn = np.zeros((2 * half, 2 * half), np.float32)
+    turn[np.arange(half) + half, np.arange(half)] = -1
+    turn[np.arange(half), np.arange(half) + half] = 1
+    turned = jnp.matmul(x, jnp.asarray(turn, x.dtype), precision="highest", preferred_element_type=jnp.float32)
     return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)

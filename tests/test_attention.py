@@ -1,0 +1,78 @@
+"""The Pallas kernels, interpreted, against attention with its scores in memory: values and gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcsd_jax.models import attention
+from rcsd_jax.models.decoder import Decoder, DecoderConfig, init_params, positions_from_mask
+
+
+def inputs(length, dtype=jnp.float32, batch=2, heads=4, kv_heads=2, head_dim=32):
+    keys = jax.random.split(jax.random.key(length), 4)
+    q = jax.random.normal(keys[0], (batch, heads, length, head_dim), dtype)
+    k, v = (jax.random.normal(key, (batch, kv_heads, length, head_dim), dtype) for key in keys[1:3])
+    weight = jax.random.normal(keys[3], q.shape)
+    # Left padding in one row, two segments in the other.
+    segment_ids = np.ones((batch, length), np.int32)
+    segment_ids[0, : length // 3] = 0
+    segment_ids[1, length // 2 :] = 2
+    return q, k, v, weight, jnp.asarray(segment_ids)
+
+
+@pytest.mark.parametrize("length", [40, 300])
+def test_splash_is_masked_attention_with_its_gradients(length):
+    q, k, v, weight, segment_ids = inputs(length)
+    real = (segment_ids != 0)[:, None, :, None]
+    mask = attention.segment_mask(segment_ids)
+
+    def loss(f):
+        return lambda q, k, v: jnp.sum(jnp.where(real, f(q, k, v) * weight, 0.0))
+
+    plain = jax.value_and_grad(loss(lambda q, k, v: attention.masked_attention(q, k, v, mask)), argnums=(0, 1, 2))
+    splash = jax.value_and_grad(
+        loss(lambda q, k, v: attention.splash_attention(q, k, v, segment_ids, interpret=True)), argnums=(0, 1, 2)
+    )
+    expected, expected_gradients = plain(q, k, v)
+    value, gradients = splash(q, k, v)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, reference, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("remat", ["attention", "projections"])
+def test_what_is_recomputed_changes_no_gradient(remat):
+    config = DecoderConfig("qwen3", 50, 32, 48, 2, 4, 2, 8)
+    params = init_params(config, jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, 50)
+    mask = jnp.arange(12) >= jnp.array([[0], [4]])
+
+    def loss(params, remat):
+        decoder = Decoder(dataclasses.replace(config, remat=remat))
+        hidden, _ = decoder.apply(
+            {"params": params}, tokens, segment_ids=mask.astype(jnp.int32), positions=positions_from_mask(mask)
+        )
+        return jnp.sum(jnp.where(mask[..., None], hidden, 0.0) ** 3)
+
+    gradient, expected = (jax.jit(jax.grad(loss), static_argnums=1)(params, r) for r in (remat, "none"))
+    assert jax.tree.structure(gradient) == jax.tree.structure(expected)
+    jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-5), gradient, expected)
+
+
+def test_decoder_with_splash_is_the_decoder():
+    config = DecoderConfig("qwen3", 50, 32, 48, 2, 4, 2, 8)
+    params = init_params(config, jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 20), 0, 50)
+    mask = jnp.arange(20) >= jnp.array([[0], [7]])
+
+    def hidden(kernels):
+        decoder = Decoder(dataclasses.replace(config, kernels=kernels))
+        y, _ = decoder.apply(
+            {"params": params}, tokens, segment_ids=mask.astype(jnp.int32), positions=positions_from_mask(mask)
+        )
+        return y[mask]
+
+    np.testing.assert_allclose(hidden("pallas_interpret"), hidden("xla"), rtol=1e-4, atol=1e-5)
