@@ -23,7 +23,8 @@ CHOICES = {
     "data.too_long": ("skip", "fail"),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "full"),
+    "model.remat": ("none", "full", "attention", "mlp", "projections"),
+    "model.kernels": ("auto", "xla", "pallas"),
     "teacher.weights": ("fixed", "live", "ema"),
     "rubric.source": ("data", "generic", "noisy", "random", "reduced", "written"),
     "rubric.on_reject": ("generic", "drop"),
@@ -51,7 +52,8 @@ def stage() -> ConfigDict:
                 path="",  # a Hugging Face directory or hub name: Qwen3, Qwen2.5 or Llama 3
                 dtype="bfloat16",  # of activations
                 param_dtype="bfloat16",  # as stored; what is trained is kept in float32
-                remat="full",
+                remat="full",  # what the backward pass recomputes: `models.decoder.REMAT`
+                kernels="auto",  # of attention: Pallas on TPU, else XLA
             ),
             lora=dict(  # rank 0: full fine-tuning
                 rank=64, alpha=128.0, targets=("q", "k", "v", "o", "gate", "up", "down")
@@ -115,7 +117,8 @@ def stage() -> ConfigDict:
             ),
             train=dict(steps=100, batch_size=32, microbatches=1, log_every=1),
             checkpoint=dict(every=20, keep=2),
-            mesh=dict(data=1, fsdp=-1, tensor=1),  # -1: all remaining devices
+            # What the axes split: `models.sharding.LAYOUTS`. -1: all remaining devices.
+            mesh=dict(data=1, group=1, fsdp=-1, tensor=1),
             eval=dict(
                 grader="",  # empty: no evaluation; "world", "boxed" (last \\boxed{} against the reference), "rubric"
                 path="",  # rows held out for evaluation; of TFDS, name#split

@@ -49,6 +49,7 @@ def open_model(path: str, config: ConfigDict, *, lora_rank: int = 0, lora_alpha:
     """A Hugging Face directory's configuration and tokenizer; with a rank, as the base of adapters."""
     directory = huggingface.resolve(path)
     decoder_config = huggingface.read_config(directory, **_precision(config))
+    decoder_config = dataclasses.replace(decoder_config, kernels=kernels_of(config))
     if lora_rank:
         decoder_config = dataclasses.replace(decoder_config, lora_scale=lora.lora_scale(lora_rank, lora_alpha))
     tokenizer = huggingface.load_tokenizer(directory)
@@ -92,6 +93,13 @@ def completer(model: Model, variables: Any, sampling: SamplingConfig, batch_size
             run.stop.raise_if_set("between two batches of completions; results so far are kept")
 
     return complete_all
+
+
+def kernels_of(config: ConfigDict) -> str:
+    """The kernels of attention that `model.kernels` names; "auto": Pallas on TPU, else XLA."""
+    if config.model.kernels != "auto":
+        return config.model.kernels
+    return "pallas" if jax.default_backend() == "tpu" else "xla"
 
 
 def _precision(config: ConfigDict) -> dict[str, Any]:

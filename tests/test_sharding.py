@@ -21,14 +21,17 @@ CONFIG = decoder.DecoderConfig(
 )  # fmt: skip
 
 
+STORED = ("group", "fsdp")  # the axes over which matrices are stored
+
+
 def abstract_mesh(data=1, fsdp=1, tensor=1):
-    return jax.sharding.AbstractMesh((data, fsdp, tensor), sharding.AXES)
+    return jax.sharding.AbstractMesh((data, 1, fsdp, tensor), sharding.AXES)
 
 
 # -- meshes ------------------------------------------------------------------------------------------------------------
 
 
-def test_mesh_has_three_axes_and_one_may_take_what_remains():
+def test_mesh_has_its_axes_and_one_may_take_what_remains():
     devices = np.array([jax.devices()[0]] * 8).tolist()
     for sizes, expected in {
         (8, 1, 1): (8, 1, 1),
@@ -38,7 +41,8 @@ def test_mesh_has_three_axes_and_one_may_take_what_remains():
         (8, -1, 1): (8, 1, 1),
     }.items():
         mesh = sharding.make_mesh(*sizes, devices=devices)
-        assert mesh.axis_names == ("data", "fsdp", "tensor") and mesh.devices.shape == expected
+        assert mesh.axis_names == ("data", "group", "fsdp", "tensor")
+        assert (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]) == expected and mesh.shape["group"] == 1
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (16, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 8, 1), (-2, -4, 1), (-1, 16, 1)])
@@ -51,10 +55,10 @@ def test_mesh_that_does_not_fit_is_refused(sizes):
 @pytest.mark.parametrize(
     "mesh, batch, field, what",
     [
-        (dict(data=2, fsdp=2), 6, "mesh.data x mesh.fsdp", "6 rows"),
+        (dict(data=2, fsdp=2), 6, "mesh.data x mesh.group x mesh.fsdp", "6 rows"),
         (dict(tensor=3), 6, "mesh.tensor", "4 attention heads"),
         (dict(tensor=4), 4, "mesh.tensor", "2 key/value heads"),
-        (dict(fsdp=3), 6, "mesh.fsdp", "16 hidden_size"),
+        (dict(fsdp=3), 6, "mesh.group x mesh.fsdp", "16 hidden_size"),
     ],
 )
 def test_indivisible_size_names_the_mesh_key(mesh, batch, field, what):
@@ -74,18 +78,18 @@ def test_specs_follow_the_table():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     specs = jax.tree.map(lambda s: s.spec, sharding.param_shardings(CONFIG, mesh))
     layers = specs["layers"]
-    assert specs["embed"] == P("tensor", "fsdp") and specs["head"] == P("fsdp", "tensor")
+    assert specs["embed"] == P("tensor", STORED) and specs["head"] == P(STORED, "tensor")
     assert specs["final_norm"] == P(None) and layers["q_norm"] == P(None, None)
     for name in ("q", "k", "v", "gate", "up"):
-        assert layers[name] == P(None, "fsdp", "tensor"), name
+        assert layers[name] == P(None, STORED, "tensor"), name
     for name in ("o", "down"):
-        assert layers[name] == P(None, "tensor", "fsdp"), name
+        assert layers[name] == P(None, "tensor", STORED), name
     assert jax.tree.structure(specs) == jax.tree.structure(decoder.abstract_params(CONFIG))
-    assert sharding.batch_sharding(mesh).spec == P(("data", "fsdp")) and sharding.replicated(mesh).spec == P()
+    assert sharding.batch_sharding(mesh).spec == P(("data", "group", "fsdp")) and sharding.replicated(mesh).spec == P()
     adapters = sharding.lora_shardings(CONFIG, mesh, {"q": None, "down": None})
     assert set(adapters) == {"q", "down"}
-    assert (adapters["q"]["a"].spec, adapters["q"]["b"].spec) == (P(None, "fsdp", None), P(None, None, "tensor"))
-    assert (adapters["down"]["a"].spec, adapters["down"]["b"].spec) == (P(None, "tensor", None), P(None, None, "fsdp"))
+    assert (adapters["q"]["a"].spec, adapters["q"]["b"].spec) == (P(None, STORED, None), P(None, None, "tensor"))
+    assert (adapters["down"]["a"].spec, adapters["down"]["b"].spec) == (P(None, "tensor", None), P(None, None, STORED))
 
 
 def test_spec_takes_other_rules_and_refuses_unknown_axes():
@@ -168,3 +172,13 @@ def test_same_output_on_one_device_and_on_eight():
     assert shards["1x8x1"] == ([2, 2, 32], [1, 9], 1)
     assert shards["8x1x1"] == ([2, 16, 32], [1, 9], 1)
     assert shards["2x2x2"] == ([2, 8, 16], [2, 9], 2)
+
+
+@pytest.mark.parametrize(
+    "fsdp, tensor, layout",
+    [(1, 1, "sampling"), (2, 1, "sampling"), (1, 2, "sampling"), (2, 2, "train"), (8, 1, "train")],
+)
+def test_sampling_splits_matrices_where_the_mesh_divides_the_heads(fsdp, tensor, layout):
+    with jax.sharding.use_abstract_mesh(abstract_mesh(fsdp=fsdp, tensor=tensor)):
+        assert sharding.sampling_layout(CONFIG) == layout
+    assert sharding.sampling_layout(CONFIG) == "sampling"  # without a mesh there is nothing to divide

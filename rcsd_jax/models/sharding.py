@@ -12,20 +12,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rcsd_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "group", "fsdp", "tensor")
 
 DEFAULT_RULES: dict[str, Any] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "group", "fsdp"),
     "layers": None,
     "vocab": "tensor",
-    "embed": "fsdp",
+    "embed": ("group", "fsdp"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
 }
 
 SAMPLING_RULES: dict[str, Any] = {
-    "batch": "data",
+    "batch": ("data", "group"),
     "layers": None,
     "vocab": ("fsdp", "tensor"),
     "embed": None,
@@ -35,23 +35,28 @@ SAMPLING_RULES: dict[str, Any] = {
 }
 
 LAYOUTS = {"train": DEFAULT_RULES, "sampling": SAMPLING_RULES}
-"""Two ways to use one mesh. "train": rows over data and fsdp, the weights of a layer gathered over fsdp when it is run, as a
-layer has work for many tokens. "sampling": a token is too little work to gather weights for, so fsdp splits matrices as
-tensor does, and only data splits rows."""
+"""Two ways to use one mesh.
+
+"train": rows over data, group and fsdp; weights are stored over group and fsdp, and a layer's are gathered when it runs, as
+it then has work for many tokens. "sampling": one token is too little work to gather weights for, so fsdp splits matrices
+as tensor does; every group of fsdp x tensor devices holds the whole model and samples rows of its own.
+"""
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes data, fsdp and tensor.
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, group: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh with axes data, group, fsdp and tensor; see `LAYOUTS` for what they split.
 
     Args:
-      data, fsdp, tensor: the sizes of the axes; one of them may be -1, for all remaining devices.
+      data, fsdp, tensor, group: the sizes of the axes; one of them may be -1, for all remaining devices.
       devices: all of `jax.devices()` by default, of every process.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices; names the config key `mesh`.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [data, fsdp, tensor]
+    sizes = [data, group, fsdp, tensor]
     named = dict(zip(AXES, sizes, strict=True))
     if sizes.count(-1) == 1 and 0 not in sizes:
         known = int(np.prod([s for s in sizes if s != -1]))
@@ -78,14 +83,15 @@ def check_divisible(config: Any, mesh: Mesh, batches: Mapping[str, int]) -> None
     Raises:
       UserError: naming the config key of the mesh axis, its size and what it does not divide.
     """
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    stored = mesh.shape["group"] * mesh.shape["fsdp"]
+    rows = mesh.shape["data"] * stored
     needs = (
-        *(("mesh.data x mesh.fsdp", rows, f"rows of {name}", count) for name, count in batches.items()),
+        *(("mesh.data x mesh.group x mesh.fsdp", rows, f"rows of {name}", count) for name, count in batches.items()),
         ("mesh.tensor", mesh.shape["tensor"], "attention heads", config.num_heads),
         ("mesh.tensor", mesh.shape["tensor"], "key/value heads", config.num_kv_heads),
         ("mesh.tensor", mesh.shape["tensor"], "intermediate_size", config.intermediate_size),
         ("mesh.tensor", mesh.shape["tensor"], "vocab_size", config.vocab_size),
-        ("mesh.fsdp", mesh.shape["fsdp"], "hidden_size", config.hidden_size),
+        ("mesh.group x mesh.fsdp", stored, "hidden_size", config.hidden_size),
     )
     for field, size, what, count in needs:
         if count % size:
@@ -126,8 +132,19 @@ def lora_shardings(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis, rows, over data and fsdp; other axes whole."""
+    """The first axis, rows, over data, group and fsdp; other axes whole."""
     return NamedSharding(mesh, PartitionSpec(DEFAULT_RULES["batch"]))
+
+
+def sampling_layout(config: Any) -> str:
+    """The layout that a `DecoderConfig` is sampled in: "sampling" where the mesh that is set divides the model so.
+
+    Otherwise "train", in which every token gathers all weights: fsdp x tensor then does not divide the heads or widths.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = mesh.shape["fsdp"] * mesh.shape["tensor"] if has_mesh() else 1
+    widths = (config.num_kv_heads, config.num_heads, config.intermediate_size, config.vocab_size)
+    return "train" if any(width % parts for width in widths) else "sampling"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
