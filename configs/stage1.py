@@ -3,10 +3,12 @@
     python -m rcsd_jax.main --config=configs/stage1.py --config.model.path=HF_DIR --config.data.path=FILE.jsonl
 
 Variants (`configs/stage1.py:release`): "paper" (default), the student sees the question and the teacher also the
-reference; "release", both see question and reference and the teacher also the row's own rubric.
+reference; "release", both see question and reference and the teacher also the row's own rubric. With a size, as in
+`configs/stage1.py:qwen3_8b`, also model, mesh and memory settings for a slice: see `rcsd_jax/sizes.py`.
 """
 
 from rcsd_jax import config as c
+from rcsd_jax import sizes
 
 ROLES = {
     "paper": (("question",), ("question", "reference")),
@@ -15,11 +17,10 @@ ROLES = {
 
 
 def get_config(variant="paper"):
-    variant = variant or "paper"
-    if variant not in ROLES:
-        raise ValueError(f"unknown variant {variant!r} of configs/stage1.py: use one of {tuple(ROLES)}")
+    variant, parts = sizes.split(variant or "", tuple(ROLES))
     config = c.stage()
+    sizes.apply(config, parts, tuple(ROLES))
     config.task = "write_rubric"
-    config.student.fields, config.teacher.fields = ROLES[variant]
+    config.student.fields, config.teacher.fields = ROLES[variant or "paper"]
     config.sampling.max_new_tokens = 1024  # generated rubrics average 8.4 criteria, some 300 tokens
     return config

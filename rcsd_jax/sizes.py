@@ -1,0 +1,92 @@
+"""Qwen3 sizes and the slices they train on: what a variant such as `configs/stage2.py:qwen3_8b` sets.
+
+A variant is names joined by commas, in any order: a size (`qwen3_8b`), `full` for full fine-tuning instead of LoRA, a
+slice (`v5e_4x4`; without one, the size's first below), and a variant of the config itself. `python -m rcsd_jax.plan` says
+what each needs; experiments/tpu/README.md has the tables.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+MODELS = {
+    "qwen3_0.6b": "Qwen/Qwen3-0.6B",
+    "qwen3_1.7b": "Qwen/Qwen3-1.7B",
+    "qwen3_4b": "Qwen/Qwen3-4B",
+    "qwen3_8b": "Qwen/Qwen3-8B",
+    "qwen3_14b": "Qwen/Qwen3-14B",
+    "qwen3_32b": "Qwen/Qwen3-32B",
+}
+
+
+def _slice(group: int, fsdp: int, tensor: int, microbatches: int, remat: str) -> dict[str, Any]:
+    return dict(mesh=dict(data=1, group=group, fsdp=fsdp, tensor=tensor), microbatches=microbatches, remat=remat)
+
+
+# fsdp x tensor divides the 8 key/value heads, so that sampling can split the model over it.
+LORA = {
+    "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 4, "mlp")},
+    "qwen3_1.7b": {"v5e_2x2": _slice(1, 4, 1, 8, "mlp")},
+    "qwen3_4b": {"v5e_2x4": _slice(1, 8, 1, 4, "mlp"), "v5e_4x4": _slice(2, 8, 1, 2, "mlp")},
+    "qwen3_8b": {"v5e_4x4": _slice(2, 8, 1, 2, "mlp"), "v5p_2x2x1": _slice(1, 4, 1, 8, "projections")},
+    "qwen3_14b": {"v5e_4x8": _slice(4, 8, 1, 1, "attention"), "v5p_2x2x1": _slice(1, 4, 1, 8, "projections")},
+    "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "mlp")},
+}
+FULL = {
+    "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 8, "mlp")},
+    "qwen3_1.7b": {"v5e_2x4": _slice(1, 8, 1, 4, "mlp")},
+    "qwen3_4b": {"v5e_4x4": _slice(2, 8, 1, 2, "attention"), "v5p_2x2x1": _slice(1, 4, 1, 8, "projections")},
+    "qwen3_8b": {"v5p_2x2x2": _slice(1, 8, 1, 4, "projections")},
+    "qwen3_14b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections")},
+    "qwen3_32b": {"v5p_2x4x4": _slice(4, 8, 1, 1, "mlp")},
+}
+
+
+def split(variant: str, own: tuple[str, ...]) -> tuple[str, list[str]]:
+    """A variant's parts: the config's own name ("" without one) and the rest.
+
+    Raises:
+      ValueError: two of the config's own names.
+    """
+    parts = [part for part in variant.split(",") if part]
+    chosen = [part for part in parts if part in own]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} are two variants: choose one")
+    return "".join(chosen), [part for part in parts if part not in own]
+
+
+def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
+    """Sets model, mesh, microbatches and remat of a size on a slice; nothing where no part is given.
+
+    Raises:
+      ValueError: a part that is neither a size, a slice of it, nor `full`.
+    """
+    if not parts:
+        return
+    full, rest = "full" in parts, [part for part in parts if part != "full"]
+    size = next((part for part in rest if part in MODELS), None)
+    if size is None:
+        known = (*own, *MODELS)
+        raise ValueError(
+            f"unknown variant {parts[0]!r}: use of {', '.join(known)}, and with a size also full and a slice"
+        )
+    table = (FULL if full else LORA)[size]
+    named = [part for part in rest if part != size] or [next(iter(table))]
+    if len(named) > 1 or named[0] not in table:
+        raise ValueError(f"{size}{',full' if full else ''} has no {named[-1]!r}: use one of {', '.join(table)}")
+    settings = table[named[0]]
+    config.model.update(path=MODELS[size], remat=settings["remat"])
+    config.mesh.update(settings["mesh"])
+    config.train.microbatches = settings["microbatches"]
+    if full:
+        config.lora.rank = 0
+
+
+def topology(variant: str) -> str | None:
+    """The slice of a variant with a size, as libtpu names it ("v5e:4x4"); None without a size."""
+    parts = variant.split(",")
+    size = next((part for part in parts if part in MODELS), None)
+    if size is None:
+        return None
+    table = (FULL if "full" in parts else LORA)[size]
+    return next((part for part in parts if part in table), next(iter(table))).replace("_", ":", 1)
