@@ -56,7 +56,8 @@ def model(tokenizer):
 
 
 SAMPLE = jax.jit(method.sample, static_argnums=(0, 5))
-LOSS_AND_SUMS = jax.jit(method.loss_and_sums, static_argnums=(0, 4))
+TEACHER_HIDDEN = jax.jit(method.teacher_hidden, static_argnums=0)
+LOSS_AND_SUMS = jax.jit(method.loss_and_sums, static_argnums=(0, 5))
 
 
 def data_for(config, tokenizer):
@@ -109,7 +110,8 @@ def test_both_roles_score_the_same_completion_at_the_right_offsets(module, varia
     student, teacher = {"params": params}, {"params": other}
 
     completions = SAMPLE(decoder, student, teacher, batch, jax.random.key(1), options)
-    loss, sums = LOSS_AND_SUMS(decoder, student, teacher, completions, options, 10)
+    hidden = TEACHER_HIDDEN(decoder, teacher, completions)
+    loss, sums = LOSS_AND_SUMS(decoder, student, teacher, hidden, completions, options, 10)
 
     samples = jax.tree.map(np.asarray, completions.samples)
     expected = []

@@ -87,10 +87,18 @@ def sample(
     )
 
 
+def teacher_hidden(decoder: Decoder, teacher: Variables, completions: Completions) -> jax.Array:
+    """The teacher's final hidden states that predict the completions, [B, N, D], without gradient."""
+    c = completions
+    hidden = completion_hidden(decoder, teacher, c.teacher_tokens, c.teacher_mask, c.samples.tokens, c.samples.mask)
+    return jax.lax.stop_gradient(hidden)
+
+
 def loss_and_sums(
     decoder: Decoder,
     student: Variables,
     teacher: Variables,
+    teacher_hidden: jax.Array,
     completions: Completions,
     options: Options,
     loss_tokens: jax.Array,
@@ -99,7 +107,8 @@ def loss_and_sums(
 
     Args:
       decoder: the model.
-      student, teacher: variables of the roles.
+      student, teacher: variables of the roles; of the teacher's, only the output matrix is read.
+      teacher_hidden: [B, N, D], of `teacher_hidden`.
       completions: what `sample` gave, or some of its rows.
       options: static choices.
       loss_tokens: scalar, the number of tokens in the loss of the whole batch.
@@ -112,15 +121,11 @@ def loss_and_sums(
     student_hidden = completion_hidden(
         decoder, student, c.student_tokens, c.student_mask, samples.tokens, samples.mask
     )  # [B, N, D]
-    teacher = jax.lax.stop_gradient(teacher)
-    teacher_hidden = completion_hidden(
-        decoder, teacher, c.teacher_tokens, c.teacher_mask, samples.tokens, samples.mask
-    )  # [B, N, D]
     loss, scores = losses.weighted_divergence_from_hidden(
         student_hidden,
         head_matrix(decoder.config, student["params"]),
         teacher_hidden,
-        head_matrix(decoder.config, teacher["params"]),
+        jax.lax.stop_gradient(head_matrix(decoder.config, teacher["params"])),
         samples.tokens,
         c.loss_mask / loss_tokens,
         chunk_size=options.chunk_size,
