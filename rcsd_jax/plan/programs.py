@@ -62,7 +62,7 @@ class Plan(NamedTuple):
     mesh: jax.sharding.Mesh
     lengths: Lengths
     lora_rank: int
-    trained_bytes: float  # of all chips together: parameters that are trained, in float32
+    lora_targets: tuple[str, ...]
     weight_bytes: float  # of one chip: what decoding reads of every token, as it lies in the program "decode"
     programs: dict[str, Program]
 
@@ -126,10 +126,8 @@ def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
         Program("student forward+backward", sizes.microbatches, rows, make.gradients),
         Program("update", 1, sizes.batch, make.update),
     )
-    trained = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(setup.abstract.trained))
-    return Plan(
-        shape, mesh, sizes, config.lora.rank, trained, make.weight_bytes(), {program.name: program for program in table}
-    )
+    programs = {program.name: program for program in table}
+    return Plan(shape, mesh, sizes, config.lora.rank, tuple(config.lora.targets), make.weight_bytes(), programs)
 
 
 def _on(placement: Any, tree: Any) -> Any:
