@@ -13,11 +13,10 @@ from pathlib import Path
 # Before JAX is imported: nothing runs on a device, and libtpu must not look for the metadata of a cloud machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several plans at once, or beside a run: no device is opened
+os.environ["TPU_ACCELERATOR_TYPE"], os.environ["TPU_WORKER_HOSTNAMES"] = "v5litepod-16", "localhost"  # else it warns
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rcsd_jax import command_line
@@ -43,13 +42,12 @@ def plan_stage(config: ConfigDict, topology: str, title: dict, report) -> dict:
     from rcsd_jax.plan import chips, largest, measure, programs
     from rcsd_jax.plan import report as reports
 
-    chip, devices = chips.chip_of(topology), chips.open_topology(topology)
     names = [name.strip() for name in _ONLY.value or programs.NAMES]
     for name in names:
         if name not in programs.NAMES:
-            raise UserError(
-                "no such program", field="--only", value=name, remedy=f"use some of {', '.join(programs.NAMES)}"
-            )
+            remedy = f"use some of {', '.join(programs.NAMES)}"
+            raise UserError("no such program", field="--only", value=name, remedy=remedy)
+    chip, devices = chips.chip_of(topology), chips.open_topology(topology)
     planned = programs.plan(config, devices)
     measured = measure.measure(planned, chip, names, decode_steps=_DECODE_STEPS.value, report=report)
     data = reports.as_json(planned, chip, measured, title=title)
@@ -68,10 +66,12 @@ def main(argv: list[str]) -> None:
         raise UserError("no config given", field="--config", remedy="pass --config=configs/stage2.py")
     if _TOPOLOGY.value is None:
         raise UserError("no slice given", field="--topology", remedy="pass --topology=v5e:4x4")
+    logging.set_verbosity(logging.ERROR)
     import rich.console
 
-    from rcsd_jax.plan import report
+    from rcsd_jax.plan import chips, report
 
+    chips.open_topology(_TOPOLOGY.value)  # known before what the config lacks is
     stages = {name: _without_data(stage) for name, stage in configs.stages_of(_CONFIG.value)}
     for stage in stages.values():
         configs.check(stage)

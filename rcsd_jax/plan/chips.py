@@ -38,8 +38,9 @@ class Chip(NamedTuple):
 # Capacity: what the compiler names in its own message when a program does not fit, below the 16, 95, 32 and 32 GB of the
 # data sheets. Clocks: peak / (FLOPs a cycle of the matrix units), 4 units of 128 x 128 on v4 (per core), 8 on v5p, 4 on v5e;
 # v6e has units of 256 x 256, and 4 x 256 x 256 x 2 is what makes its peak and the compiler's cycles of a large product
-# agree. Of a product of two 4,096 x 4,096 matrices the compiler's cycles at these clocks are 3 to 15% above the peak's
-# time on all four (`tests/test_plan.py` holds v5e to 15%). HBM-bound products come out at 70 to 80% of the bandwidth.
+# agree. Of a product of two 4,096 x 4,096 matrices the compiler's cycles at these clocks are 3% (v5e), 4% (v5p), 15% (v6e)
+# and 18% (v4) above the peak's time; `tests/test_plan.py` holds them to that. Of a product that HBM limits they are 1.2 (v6e)
+# to 1.6 (v5p) times the time of its bytes, of a plain pass over an array 2.5 times.
 GIB = 2.0**30
 CHIPS = {
     "v4": Chip("v4", 275e12 / 2, 1228e9 / 2, 15.25 * GIB, 1.05e9, 2400e9 / 8 / 6, 4, 2),

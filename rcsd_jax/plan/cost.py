@@ -167,9 +167,9 @@ class _Pricer:
                 line.passes(part.seconds, part.hbm_bytes)
                 continue
             if i.opcode in ("copy-start", "slice-start"):
-                moved = i.shapes[1].bytes if len(i.shapes) > 1 else i.bytes
-                line.starts_copy(i.name, moved)
-                cost.hbm_bytes += moved * self._sides_in_hbm(computation, i)
+                source, target = computation.operand(i, 0).shapes[0], i.shapes[0 if i.opcode == "copy-start" else 1]
+                line.starts_copy(i.name, target.bytes)
+                cost.hbm_bytes += target.bytes * ((source.space in _HBM) + (target.space in _HBM))
                 continue
             if i.opcode in ("copy-done", "slice-done"):
                 cost.hbm_wait += line.needs_copy(i.operands[0])
@@ -259,12 +259,6 @@ class _Pricer:
         if inner is None:
             return hlo.product_flops(computation, i)
         return sum(self._flops(inner, j) for j in inner.instructions)
-
-    def _sides_in_hbm(self, computation, i) -> int:
-        """How often an asynchronous copy touches HBM: reading, writing, or both."""
-        source = computation.operand(i, 0).shapes[0].space
-        target = i.shapes[1].space if len(i.shapes) > 1 else 0
-        return (source in _HBM) + (target in _HBM)
 
     def _hbm_bytes(self, computation, i) -> float:
         """Bytes that an instruction reads from and writes to HBM; of an operand that is sliced, the slice."""
