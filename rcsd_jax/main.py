@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
-import re
 import signal
 import sys
 import time
@@ -14,6 +12,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rcsd_jax import command_line
 from rcsd_jax import config as configs
 from rcsd_jax.errors import Preempted, UserError
 from rcsd_jax.preemption import StopRequest
@@ -92,39 +91,11 @@ def _peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        raise _unknown_key(argv, error) from error
-    except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
-        lines = str(error).strip().splitlines()
-        message = lines[-1] if "Traceback" in str(error) else " ".join(lines)  # of a config's own error, what it says
-        raise UserError(f"a flag cannot be read: {message}", remedy="see python -m rcsd_jax.main --help") from error
-
-
-def _unknown_key(argv: list[str], error: Exception) -> UserError:
-    named = [m.group(1) for a in argv if (m := re.match(r"--?config\.([\w.\[\]]+)", a))]
-    try:
-        file = next(a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a))
-        flags.FLAGS.unparse_flags()
-        config = config_flags.config_flags.ConfigFileFlagParser("config").parse(file)
-        known = configs.all_keys(config)
-    except Exception:  # the config file itself is at fault; its own error is the message
-        known = []
-    bad = next((key for key in named if key not in known), None)
-    if not known or bad is None:
-        return UserError(f"the config cannot be made ({type(error).__name__}: {error})", remedy="see the config file")
-    nearest = difflib.get_close_matches(bad, known, n=1, cutoff=0.4)
-    hint = f"did you mean '{nearest[0]}'?" if nearest else "see the config file for its keys"
-    return UserError("the config has no such key", field=f"config.{bad}", remedy=hint)
-
-
 def run() -> None:
     """Runs the program; a `UserError` becomes one line on stderr and exit status 2, a signal status 128 + its number."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch would be the first line
     try:
-        app.run(main, flags_parser=_parse_flags)
+        app.run(main, flags_parser=command_line.parser("rcsd_jax.main"))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -48,7 +48,7 @@ class Model(NamedTuple):
 def open_model(path: str, config: ConfigDict, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
     """A Hugging Face directory's configuration and tokenizer; with a rank, as the base of adapters."""
     directory = huggingface.resolve(path)
-    decoder_config = huggingface.read_config(directory, **_precision(config))
+    decoder_config = huggingface.read_config(directory, **precision(config))
     decoder_config = dataclasses.replace(decoder_config, kernels=kernels_of(config))
     if lora_rank:
         decoder_config = dataclasses.replace(decoder_config, lora_scale=lora.lora_scale(lora_rank, lora_alpha))
@@ -69,7 +69,7 @@ def open_model(path: str, config: ConfigDict, *, lora_rank: int = 0, lora_alpha:
 def load_weights(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh) -> Any:
     """The model's parameters, read onto the mesh."""
     placement = sharding.param_shardings(model.decoder.config, mesh)
-    return huggingface.load(model.directory, shardings=placement, **_precision(config))[1]
+    return huggingface.load(model.directory, shardings=placement, **precision(config))[1]
 
 
 def sampling_of(settings: ConfigDict, model: Model, *, temperature: float | None = None) -> SamplingConfig:
@@ -102,6 +102,7 @@ def kernels_of(config: ConfigDict) -> str:
     return "pallas" if jax.default_backend() == "tpu" else "xla"
 
 
-def _precision(config: ConfigDict) -> dict[str, Any]:
+def precision(config: ConfigDict) -> dict[str, Any]:
+    """What a config says of a model beside its shape, as `huggingface.read_config` takes it."""
     settings = config.model
     return dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)

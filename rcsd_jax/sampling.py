@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models.decoder import Decoder, head_matrix, init_cache, positions_from_mask
+from rcsd_jax.models.decoder import Decoder, KVCache, head_matrix, init_cache, positions_from_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +76,8 @@ def generate(
     # As every use casts them; once, because decoding is as fast as weights are read.
     variables = jax.tree.map(lambda x: x.astype(decoder.config.dtype), variables)
     head = head_matrix(decoder.config, variables["params"])
-    cache = init_cache(decoder.config, batch, prompt_length + limit)
-    hidden, cache = decoder.apply(
-        variables,
-        prompt_tokens,
-        segment_ids=prompt_mask.astype(jnp.int32),
-        positions=positions_from_mask(prompt_mask),
-        cache=cache,
-        cache_index=0,
-    )
+    hidden, cache = prefill(decoder, variables, prompt_tokens, prompt_mask, prompt_length + limit)
     prompt_lengths = prompt_mask.sum(axis=1).astype(jnp.int32)
-    eos = jnp.asarray(sampling.eos_ids, jnp.int32)
     empty = Samples(
         jnp.full((batch, limit), pad_id, jnp.int32),
         jnp.zeros((batch, limit), bool),
@@ -96,31 +87,82 @@ def generate(
 
     def body(carry):
         t, hidden, cache, samples = carry
+        keys_t = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        hidden, cache, token, log_prob = decode_step(
+            decoder, variables, head, hidden, cache, samples.cut, prompt_lengths, t, keys_t, sampling, pad_id=pad_id
+        )
         live = samples.cut  # no end token yet
-        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)  # [B, V]
-        token, log_prob = sample_token(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, t), sampling)
-        token = jnp.where(live, token, pad_id)
         samples = Samples(
             samples.tokens.at[:, t].set(token),
             samples.mask.at[:, t].set(live),
-            samples.log_probs.at[:, t].set(jnp.where(live, log_prob, 0.0)),
-            live & ~jnp.isin(token, eos),
+            samples.log_probs.at[:, t].set(log_prob),
+            live & ~jnp.isin(token, jnp.asarray(sampling.eos_ids, jnp.int32)),
         )
-        hidden, cache = decoder.apply(
-            variables,
-            token[:, None],
-            segment_ids=live[:, None].astype(jnp.int32),
-            positions=(prompt_lengths + t)[:, None],
-            cache=cache,
-            cache_index=prompt_length + t,
-        )
-        return t + 1, hidden[:, -1], cache, samples
+        return t + 1, hidden, cache, samples
 
     def unfinished(carry):
         t, _, _, samples = carry
         return (t < limit) & samples.cut.any()
 
-    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), hidden[:, -1], cache, empty))[3]
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), hidden, cache, empty))[3]
+
+
+def prefill(
+    decoder: Decoder, variables: Any, prompt_tokens: jax.Array, prompt_mask: jax.Array, length: int
+) -> tuple[jax.Array, KVCache]:
+    """The hidden states [B, D] that predict the first tokens after prompts [B, P], and a cache of `length` places."""
+    hidden, cache = decoder.apply(
+        variables,
+        prompt_tokens,
+        segment_ids=prompt_mask.astype(jnp.int32),
+        positions=positions_from_mask(prompt_mask),
+        cache=init_cache(decoder.config, prompt_tokens.shape[0], length),
+        cache_index=0,
+    )
+    return hidden[:, -1], cache
+
+
+def decode_step(
+    decoder: Decoder,
+    variables: Any,
+    head: jax.Array,
+    hidden: jax.Array,
+    cache: KVCache,
+    live: jax.Array,
+    prompt_lengths: jax.Array,
+    t: jax.Array,
+    keys: jax.Array,
+    sampling: SamplingConfig,
+    *,
+    pad_id: int,
+) -> tuple[jax.Array, KVCache, jax.Array, jax.Array]:
+    """Draws token t of every row and runs it.
+
+    Args:
+      decoder, variables: the model; head: its output matrix [D, V].
+      hidden: [B, D], which predicts token t.
+      cache: of the prompts and the tokens before t.
+      live: [B] bool; other rows get `pad_id`.
+      prompt_lengths: [B] int32, real tokens of the prompts.
+      t: scalar int32.
+      keys: [B] random keys of this token.
+      sampling: the settings.
+
+    Returns:
+      Hidden states [B, D] that predict token t + 1, the cache, the tokens [B] int32 and their log-probabilities [B].
+    """
+    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)  # [B, V]
+    token, log_prob = sample_token(logits, keys, sampling)
+    token = jnp.where(live, token, pad_id)
+    hidden, cache = decoder.apply(
+        variables,
+        token[:, None],
+        segment_ids=live[:, None].astype(jnp.int32),
+        positions=(prompt_lengths + t)[:, None],
+        cache=cache,
+        cache_index=cache.segment_ids.shape[1] - sampling.max_new_tokens + t,
+    )
+    return hidden[:, -1], cache, token, jnp.where(live, log_prob, 0.0)
 
 
 def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:

@@ -129,6 +129,14 @@ def train_step(
 
     (loss, sums), grads = _accumulate(value_and_grad, state.trained, completions, microbatches)
 
+    new_state, grad_norm, finite = update(state, loss, grads, optimizer=optimizer, ema_decay=ema_decay)
+    return new_state, _metrics(loss, grad_norm, finite, sums, completions), completions
+
+
+def update(
+    state: TrainState, loss: jax.Array, grads: Params, *, optimizer: optax.GradientTransformation, ema_decay: float
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """The state after one update, the gradient's norm and whether all was finite; if not, the state is the old one."""
     grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
     trained = optax.apply_updates(state.trained, updates)
@@ -137,8 +145,7 @@ def train_step(
         ema = jax.tree.map(lambda m, x: ema_decay * m + (1 - ema_decay) * x.astype(jnp.float32), state.ema, trained)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(updates))
     new_state = TrainState(state.step + 1, trained, opt_state, ema)
-    new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
-    return new_state, _metrics(loss, grad_norm, finite, sums, completions), completions
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state), grad_norm, finite
 
 
 def _accumulate(value_and_grad: Callable, trained: Params, completions: method.Completions, microbatches: int):

@@ -141,7 +141,13 @@ def read_config(
       UserError: file missing or unreadable, field missing, architecture or feature that the decoder does not have.
     """
     file = resolve(directory) / "config.json"
-    raw = _read_json(file)
+    return config_of_fields(_read_json(file), file, dtype=dtype, param_dtype=param_dtype, remat=remat)
+
+
+def config_of_fields(
+    raw: Mapping[str, Any], file: Any, *, dtype: Any, param_dtype: Any = None, remat: str = "none"
+) -> decoder.DecoderConfig:
+    """Our config of the fields of a config.json; `file` says in errors where they stood. Otherwise as `read_config`."""
 
     def field(name: str, default: Any = _REQUIRED) -> Any:
         value = raw.get(name)

@@ -1,0 +1,47 @@
+"""Flags of the programs: read by absl; what cannot be read is told in one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+
+from absl import flags
+from ml_collections import config_flags
+
+from rcsd_jax import config as configs
+from rcsd_jax.errors import UserError
+
+
+def parser(program: str) -> Callable[[list[str]], list[str]]:
+    """A `flags_parser` for `app.run` that raises `UserError`, naming the program's help."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except (AttributeError, KeyError) as error:
+            raise _unknown_key(argv, error) from error
+        except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
+            lines = str(error).strip().splitlines()
+            # Of a config's own error, what it says.
+            message = lines[-1] if "Traceback" in str(error) else " ".join(lines)
+            raise UserError(f"a flag cannot be read: {message}", remedy=f"see python -m {program} --help") from error
+
+    return parse
+
+
+def _unknown_key(argv: list[str], error: Exception) -> UserError:
+    named = [m.group(1) for a in argv if (m := re.match(r"--?config\.([\w.\[\]]+)", a))]
+    try:
+        file = next(a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a))
+        flags.FLAGS.unparse_flags()
+        config = config_flags.config_flags.ConfigFileFlagParser("config").parse(file)
+        known = configs.all_keys(config)
+    except Exception:  # the config file itself is at fault; its own error is the message
+        known = []
+    bad = next((key for key in named if key not in known), None)
+    if not known or bad is None:
+        return UserError(f"the config cannot be made ({type(error).__name__}: {error})", remedy="see the config file")
+    nearest = difflib.get_close_matches(bad, known, n=1, cutoff=0.4)
+    hint = f"did you mean '{nearest[0]}'?" if nearest else "see the config file for its keys"
+    return UserError("the config has no such key", field=f"config.{bad}", remedy=hint)

@@ -1,0 +1,38 @@
+"""Shapes of published models, for planning a run before anything is downloaded: fields of their config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# name: hidden, intermediate, layers, heads, whether the output matrix is the embedding. arXiv 2505.09388, table 1, and the
+# models' pages on huggingface.co; the parameter counts of `tests/test_plan.py` are those of their safetensors.
+_QWEN3 = {
+    "0.6B": (1024, 3072, 28, 16, True),
+    "1.7B": (2048, 6144, 28, 16, True),
+    "4B": (2560, 9728, 36, 32, True),
+    "8B": (4096, 12288, 36, 32, False),
+    "14B": (5120, 17408, 40, 40, False),
+    "32B": (5120, 25600, 64, 64, False),
+}
+
+
+def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) -> dict[str, Any]:
+    return {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": tied,
+    }
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {f"Qwen/Qwen3-{size}": _qwen3(*shape) for size, shape in _QWEN3.items()}
+"""Hub id -> fields of config.json that decide shapes."""

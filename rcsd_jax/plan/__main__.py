@@ -1,0 +1,119 @@
+"""`python -m rcsd_jax.plan --config=configs/stage2.py --topology=v5e:4x4 [--json[=FILE]] [--config.key=value ...]`.
+
+Asks the TPU compiler what a run needs on a slice: memory, modelled time, cost. No TPU and no weights are needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+# Before JAX is imported: nothing runs on a device, and libtpu must not look for the metadata of a cloud machine.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several plans at once, or beside a run: no device is opened
+os.environ["TPU_ACCELERATOR_TYPE"], os.environ["TPU_WORKER_HOSTNAMES"] = "v5litepod-16", "localhost"  # else it warns
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from rcsd_jax import command_line
+from rcsd_jax import config as configs
+from rcsd_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: v5e:4x4, v5p:2x2x2, ...")
+_JSON = flags.DEFINE_string("json", None, "Write JSON to this file; --json alone prints it instead of the table.")
+_ONLY = flags.DEFINE_list("only", None, "Compile only these programs.")
+_SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch and completion that fit; takes minutes more.")
+_DECODE_STEPS = flags.DEFINE_integer(
+    "decode_steps", None, "Tokens of a batch's longest completion; by default sampling.max_new_tokens.", lower_bound=1
+)
+
+
+def plan_stage(config: ConfigDict, topology: str, title: dict, report) -> dict:
+    """Plans one stage; returns what `report.as_json` documents, with "largest" after a search.
+
+    Raises:
+      UserError: settings that cannot run, an unknown slice or model, or libtpu is missing.
+    """
+    from rcsd_jax.plan import chips, largest, measure, programs
+    from rcsd_jax.plan import report as reports
+
+    names = [name.strip() for name in _ONLY.value or programs.NAMES]
+    for name in names:
+        if name not in programs.NAMES:
+            remedy = f"use some of {', '.join(programs.NAMES)}"
+            raise UserError("no such program", field="--only", value=name, remedy=remedy)
+    chip, devices = chips.chip_of(topology), chips.open_topology(topology)
+    planned = programs.plan(config, devices)
+    measured = measure.measure(planned, chip, names, decode_steps=_DECODE_STEPS.value, report=report)
+    data = reports.as_json(planned, chip, measured, title=title)
+    if _SEARCH.value:
+        data["largest"] = largest.search(config, devices, report)
+    return data
+
+
+def main(argv: list[str]) -> None:
+    """The entry point after flags were read."""
+    if len(argv) > 1:
+        raise UserError(
+            "unknown argument", field="argv", value=argv[1], remedy="settings are given as --config.key=value"
+        )
+    if _CONFIG.value is None:
+        raise UserError("no config given", field="--config", remedy="pass --config=configs/stage2.py")
+    if _TOPOLOGY.value is None:
+        raise UserError("no slice given", field="--topology", remedy="pass --topology=v5e:4x4")
+    logging.set_verbosity(logging.ERROR)
+    import rich.console
+
+    from rcsd_jax.plan import chips, report
+
+    chips.open_topology(_TOPOLOGY.value)  # known before what the config lacks is
+    stages = {name: _without_data(stage) for name, stage in configs.stages_of(_CONFIG.value)}
+    for stage in stages.values():
+        configs.check(stage)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
+    progress = rich.console.Console(stderr=True)
+    results = {}
+    for name, stage in stages.items():
+        title = {
+            "config": flags.FLAGS["config"].config_filename,
+            "stage": name,
+            "topology": _TOPOLOGY.value,
+            "model": stage.model.path,
+        }
+        results[name] = plan_stage(
+            stage, _TOPOLOGY.value, title, lambda line: progress.print(line, style="dim", highlight=False)
+        )
+        if _JSON.value != "-":
+            report.print_report(console, results[name])
+    text = json.dumps(results[""] if "" in results else results, indent=1)
+    if _JSON.value == "-":
+        print(text)
+    elif _JSON.value:
+        Path(_JSON.value).write_text(text + "\n", encoding="utf-8")
+
+
+def _without_data(stage: ConfigDict) -> ConfigDict:
+    """The stage's config; data and rubric writer, which no program depends on, need not be named."""
+    stage = stage.copy_and_resolve_references()
+    for section, key in (("data", "path"), ("rubric", "writer")):
+        stage[section][key] = stage[section][key] or "(not read by the planner)"
+    return stage
+
+
+def run() -> None:
+    """Runs the program; a `UserError` becomes one line on stderr and exit status 2."""
+    argv = ["--json=-" if a == "--json" else a for a in sys.argv]
+    try:
+        app.run(main, argv=argv, flags_parser=command_line.parser("rcsd_jax.plan"))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,153 @@
+"""Compiles the programs of a plan and measures them: memory, FLOPs, modelled time."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+
+from rcsd_jax.plan import cost, hlo, model_flops
+from rcsd_jax.plan.chips import VMEM_OVER_HBM, Chip, Interconnect
+from rcsd_jax.plan.programs import Plan, Program
+
+KERNEL_EFFICIENCY = 0.5
+"""Share of the peak that Pallas kernels are taken to reach; attention kernels are published at 40 to 60%."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of HBM on one chip. `needed` is what the compiler allocates: arguments, results that reuse none of them, and
+    temporaries; `peak` is what is in use at once, at most."""
+
+    arguments: float
+    temporaries: float
+    results: float
+    peak: float
+    needed: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A compiled program.
+
+    Attributes:
+      program: what was compiled.
+      memory: None if the compiler refused it.
+      refused: the compiler's reason, that it does not fit into HBM; else empty.
+      needed: bytes of HBM; None if the reason names none.
+      cost: of one run on one chip.
+      model_flops: of one run on all chips, for MFU; None where MFU says nothing.
+      bandwidth_bound: seconds that reading weights and cache takes at HBM's bandwidth; of decoding only.
+      compile_seconds: on this machine.
+    """
+
+    program: Program
+    memory: Memory | None
+    refused: str
+    needed: float | None
+    cost: cost.Cost
+    model_flops: float | None
+    bandwidth_bound: float | None
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """The compiler allocated it. (It refuses what does not fit.)"""
+        return not self.refused
+
+
+def rates(chip: Chip, plan: Plan) -> cost.Rates:
+    """What turns a chip's counts into seconds."""
+    network = Interconnect(chip, list(plan.mesh.devices.flat))
+    return cost.Rates(chip.clock, chip.hbm, VMEM_OVER_HBM * chip.hbm, KERNEL_EFFICIENCY * chip.bf16, network.seconds)
+
+
+def measure(
+    plan: Plan,
+    chip: Chip,
+    names: Sequence[str],
+    *,
+    decode_steps: int | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Measured]:
+    """Compiles the named programs, several at once, and measures each.
+
+    Args:
+      plan: of `programs.plan`.
+      chip: of the slice.
+      names: of programs.
+      decode_steps: tokens that the longest completion of a batch has; None: as many as it may have.
+      report: is told of every program that is done.
+    """
+    lowered = {name: plan.programs[name].lower() for name in names}  # one by one: a thread has one mesh
+    done: dict[str, Measured] = {}
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        waiting = {pool.submit(_compile, lowered[name]): name for name in names}
+        for future in concurrent.futures.as_completed(waiting):
+            name = waiting[future]
+            text, memory, refused, seconds = future.result()
+            done[name] = _measured(plan, chip, plan.programs[name], text, memory, refused, seconds, decode_steps)
+            report(f"{name}: {'does not fit' if refused else 'compiled'} after {seconds:.0f} s")
+    return {name: done[name] for name in names}
+
+
+def compile_one(plan: Plan, name: str) -> tuple[Memory | None, str]:
+    """Memory of a program, or the compiler's reason to refuse it."""
+    _, memory, refused, _ = _compile(plan.programs[name].lower())
+    return memory, refused
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[str, Memory | None, str, float]:
+    began = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return "", None, str(error), time.monotonic() - began
+    m = compiled.memory_analysis()
+    results = m.output_size_in_bytes - m.alias_size_in_bytes
+    needed = m.argument_size_in_bytes + m.temp_size_in_bytes + results
+    memory = Memory(m.argument_size_in_bytes, m.temp_size_in_bytes, results, m.peak_memory_in_bytes, needed)
+    return compiled.as_text(), memory, "", time.monotonic() - began
+
+
+def _measured(plan, chip, program, text, memory, refused, seconds, decode_steps) -> Measured:
+    spent = cost.Cost()
+    if text:
+        spent = cost.cost_of(hlo.parse(text), rates(chip, plan), dynamic_trips=decode_steps)
+    if decode_steps is not None and program.name == "decode":
+        program = program._replace(runs=decode_steps)
+    bound = (plan.weight_bytes + cache_bytes(plan)) / chip.hbm if program.name == "decode" else None
+    needed = memory.needed if memory else needed_bytes(refused)
+    return Measured(program, memory, refused, needed, spent, _model_flops(plan, program), bound, seconds)
+
+
+def cache_bytes(plan: Plan) -> float:
+    """Keys and values of whole sequences, of the rows of one chip."""
+    c, s = plan.decoder, plan.lengths
+    width = 2 * c.num_kv_heads * c.head_dim * c.num_layers * c.dtype.itemsize
+    return s.batch * (s.student_prompt + s.completion) * width / plan.mesh.size
+
+
+def _model_flops(plan: Plan, program: Program) -> float | None:
+    s = plan.lengths
+    if program.name == "teacher scoring":
+        return model_flops.scoring(plan.decoder, program.rows, s.teacher_prompt + s.completion)
+    if program.name == "student forward+backward":
+        return model_flops.student(
+            plan.decoder, program.rows, s.student_prompt, s.completion, lora_rank=plan.lora_rank,
+            targets=plan.lora_targets,
+        )  # fmt: skip
+    return None
+
+
+def needed_bytes(reason: str) -> float | None:
+    """What the compiler's refusal says that the program needs: "Used 20.53G of 15.75G hbm", "temporaries (1.00T)"."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of", reason) or re.search(r"\(([\d.]+)([KMGT])\) exceeds", reason)
+    return float(found.group(1)) * 2.0 ** (10 * (1 + "KMGT".index(found.group(2)))) if found else None

@@ -1,0 +1,46 @@
+"""FLOPs that the mathematics needs, whatever the program does: what MFU is measured against."""
+
+from __future__ import annotations
+
+import math
+
+from rcsd_jax.models.decoder import DecoderConfig, declarations
+
+
+def layer_parameters(config: DecoderConfig) -> int:
+    """Elements of the layers' matrices: each is a multiplication and an addition a token."""
+    return sum(math.prod(p.shape) for p in declarations(config).values() if p.lora_target)
+
+
+def parameters(config: DecoderConfig) -> int:
+    """Elements of all parameters."""
+    return sum(math.prod(p.shape) for p in declarations(config).values())
+
+
+def scoring(config: DecoderConfig, rows: int, length: int) -> float:
+    """Hidden states of `rows` sequences: 2 FLOPs a parameter and token, and causal attention, of which half is masked."""
+    return rows * (2.0 * layer_parameters(config) * length + _attention(config, length))
+
+
+def student(config: DecoderConfig, rows: int, prompt: int, completion: int, *, lora_rank: int, targets=()) -> float:
+    """Forward and backward of the student, and the loss of both roles' logits at the completion.
+
+    Backward, attention takes twice its forward pass. The matrices take once theirs for the activations' gradient, and once
+    more for their own where they are trained (full fine-tuning); under LoRA the adapters are added, thrice their forward
+    pass. Nothing is counted for what is computed anew.
+    """
+    length = prompt + completion
+    matrices = 2.0 * layer_parameters(config) * length
+    head = 2.0 * config.hidden_size * config.vocab_size * completion
+    total = 3 * _attention(config, length) + matrices * (2 if lora_rank else 3)
+    total += head * (3 if lora_rank else 4)  # teacher's and student's logits, the hidden state's gradient, the matrix's
+    if lora_rank:
+        sides = sum(
+            sum(p.shape[1:]) for p in declarations(config).values() if p.lora_target and p.lora_target in targets
+        )
+        total += 3 * 2.0 * lora_rank * sides * config.num_layers * length
+    return rows * total
+
+
+def _attention(config: DecoderConfig, length: int) -> float:
+    return 2 * 2.0 * length * length / 2 * config.num_heads * config.head_dim * config.num_layers

@@ -1,0 +1,304 @@
+"""The jitted programs of a run, from its config and a slice's devices: shapes alone, no weights.
+
+They are the trainer's own functions. Everything that this package knows of the trainer is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rcsd_jax import loop, run, sampling, train
+from rcsd_jax.errors import UserError
+from rcsd_jax.methods import self_distillation as method
+from rcsd_jax.models import huggingface, lora, published, sharding
+from rcsd_jax.models.decoder import Decoder, DecoderConfig, abstract_params, head_matrix
+
+TRANSITION = 16
+"""Tokens between the analysis and the completion of a teacher that reasons first: the template's, about."""
+
+
+class Program(NamedTuple):
+    """A program to compile.
+
+    Attributes:
+      name: one of `NAMES`.
+      runs: how often a step runs it; of "train step", 1.
+      rows: of the batch that one run takes.
+      lower: traces it; compiling what it returns takes the time.
+    """
+
+    name: str
+    runs: int
+    rows: int
+    lower: Callable[[], jax.stages.Lowered]
+
+
+NAMES = ("train step", "prefill", "decode", "teacher scoring", "student forward+backward", "update")
+
+
+class Lengths(NamedTuple):
+    """Sizes of a run's arrays."""
+
+    batch: int
+    microbatches: int
+    student_prompt: int
+    teacher_prompt: int  # with analysis and transition
+    completion: int
+
+
+class Plan(NamedTuple):
+    """What is to be compiled."""
+
+    decoder: DecoderConfig
+    mesh: jax.sharding.Mesh
+    lengths: Lengths
+    lora_rank: int
+    lora_targets: tuple[str, ...]
+    weight_bytes: float  # of one chip: what decoding reads of every token, as it lies in the program "decode"
+    programs: dict[str, Program]
+
+
+def decoder_config(config: ConfigDict) -> DecoderConfig:
+    """The shape of `model.path`: of a directory, or of a published model by its name; nothing is downloaded.
+
+    Raises:
+      UserError: neither.
+    """
+    path, settings = config.model.path, config.lora
+    if Path(path).expanduser().is_dir():
+        shape = huggingface.read_config(path, **run.precision(config))
+    elif path in published.PUBLISHED:
+        shape = huggingface.config_of_fields(published.PUBLISHED[path], path, **run.precision(config))
+    else:
+        raise UserError(
+            "neither a model directory nor a model whose shape is known here",
+            field="model.path",
+            value=path,
+            remedy=f"give a directory with config.json, or one of {', '.join(published.PUBLISHED)}",
+        )
+    kernels = config.model.kernels
+    shape = dataclasses.replace(shape, kernels="pallas" if kernels == "auto" else kernels)  # as on a TPU
+    if settings.rank:
+        return dataclasses.replace(shape, lora_scale=lora.lora_scale(settings.rank, settings.alpha))
+    return shape
+
+
+def lengths_of(config: ConfigDict) -> Lengths:
+    """The longest that the config allows: every prompt and completion at its limit."""
+    reason = config.teacher.reason_tokens
+    return Lengths(
+        config.train.batch_size,
+        config.train.microbatches,
+        config.data.max_student_prompt,
+        config.data.max_teacher_prompt + (reason + TRANSITION if reason else 0),
+        config.sampling.max_new_tokens,
+    )
+
+
+def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
+    """All programs of a run on these devices.
+
+    Raises:
+      UserError: the model's shape is not known, or the mesh does not fit the devices, the model or the batch.
+    """
+    shape = decoder_config(config)
+    mesh = sharding.make_mesh(**config.mesh, devices=list(devices))
+    sizes = lengths_of(config)
+    rows = sizes.batch // sizes.microbatches
+    sharding.check_divisible(shape, mesh, {"train.batch_size / train.microbatches": rows})
+    # No program depends on which tokens end a completion, only on how many there are.
+    model = run.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
+    params = _on(sharding.param_shardings(shape, mesh), abstract_params(shape))
+    setup = loop.setup(model, params, config, mesh)
+    make = _Programs(config, mesh, model, setup, sizes)
+    table = (
+        Program("train step", 1, sizes.batch, make.train_step),
+        Program("prefill", 1, sizes.batch, make.prefill),
+        Program("decode", sizes.completion, sizes.batch, make.decode),
+        Program("teacher scoring", sizes.microbatches, rows, make.scoring),
+        Program("student forward+backward", sizes.microbatches, rows, make.gradients),
+        Program("update", 1, sizes.batch, make.update),
+    )
+    programs = {program.name: program for program in table}
+    return Plan(shape, mesh, sizes, config.lora.rank, tuple(config.lora.targets), make.weight_bytes(), programs)
+
+
+def _on(placement: Any, tree: Any) -> Any:
+    """Abstract arrays with their shardings."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placement)
+
+
+class _Programs:
+    """The trainer's functions with abstract arguments. The mesh is set while they are traced, as the trainer sets it."""
+
+    def __init__(self, config, mesh, model, setup, sizes: Lengths):
+        self.config, self.mesh, self.model, self.setup, self.sizes = config, mesh, model, setup, sizes
+        self.decoder, self.lora = model.decoder, bool(config.lora.rank)
+        self.options = loop.options_of(config, model)
+        self.rows = sharding.batch_sharding(mesh)
+
+    def _array(self, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.rows)
+
+    def _scalar(self, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((), dtype, sharding=sharding.replicated(self.mesh))
+
+    def _lower(self, function, *arguments, **settings) -> jax.stages.Lowered:
+        with jax.set_mesh(self.mesh):
+            return jax.jit(function, **settings).lower(*arguments)
+
+    def _student(self) -> Any:
+        return train.student_variables(self.setup.abstract.trained, self.setup.frozen, lora=self.lora)
+
+    def _teacher(self) -> Any:
+        teacher = functools.partial(train.teacher_variables, teacher=self.config.teacher.weights, lora=self.lora)
+        if self.config.teacher.weights == "ema":
+            return _on(
+                self._shardings(self._student()), jax.eval_shape(teacher, self.setup.abstract, self.setup.frozen)
+            )
+        return {"params": self.setup.frozen} if self.config.teacher.weights == "fixed" else self._student()
+
+    def _shardings(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.sharding, tree)
+
+    def train_step(self) -> jax.stages.Lowered:
+        """The whole step, as `loop.train_loop` makes it."""
+        s = self.sizes
+        reason = self.config.teacher.reason_tokens
+        prompt = s.teacher_prompt - (reason + TRANSITION if reason else 0)
+        batch = method.Batch(
+            self._array(s.batch),
+            self._array(s.batch, s.student_prompt),
+            self._array(s.batch, s.student_prompt, dtype=bool),
+            self._array(s.batch, prompt),
+            self._array(s.batch, prompt, dtype=bool),
+            self._array(s.batch, TRANSITION if reason else 0),
+        )
+        step = train.jit_train_step(
+            self._shardings(self.setup.abstract),
+            decoder=self.decoder,
+            optimizer=self.setup.optimizer,
+            options=self.options,
+            teacher=self.config.teacher.weights,
+            lora=self.lora,
+            ema_decay=self.config.teacher.ema_decay,
+            microbatches=s.microbatches,
+        )
+        with jax.set_mesh(self.mesh):
+            return step.lower(self.setup.abstract, self.setup.frozen, batch, self._scalar(jnp.uint32))
+
+    # --- sampling: what `sampling.generate` does around and inside its loop ------------------------------------------
+
+    def _sampling_variables(self) -> Any:
+        """The student's variables as the loop reads them: in the activations' dtype."""
+        dtype = self.decoder.config.dtype
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), self._student())
+
+    def weight_bytes(self) -> float:
+        """Bytes of weights that a chip holds in the program "decode", and reads for every token."""
+        variables = self._sampling_variables()
+        if not self.decoder.config.tie_embeddings:  # only rows of the embedding are read
+            variables = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "embed"}}
+        leaves = jax.tree.leaves(variables)
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+    def prefill(self) -> jax.stages.Lowered:
+        s = self.sizes
+        prompts = self._array(s.batch, s.student_prompt), self._array(s.batch, s.student_prompt, dtype=bool)
+        function = functools.partial(sampling.prefill, self.decoder, length=s.student_prompt + s.completion)
+        return self._lower(function, self._sampling_variables(), *prompts)
+
+    def decode(self) -> jax.stages.Lowered:
+        s, config = self.sizes, self.decoder.config
+        variables = self._sampling_variables()
+        length = s.student_prompt + s.completion
+        cache = jax.eval_shape(lambda: sampling.init_cache(config, s.batch, length))
+        rows = sharding.DEFAULT_RULES["batch"]
+        kv = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(None, rows, None, "tensor"))
+        cache = _on(type(cache)(kv, kv, self.rows), cache)
+        head = jax.eval_shape(functools.partial(head_matrix, config), variables["params"])
+        head = _on(jax.sharding.NamedSharding(self.mesh, sharding.spec((None, "vocab"))), head)
+        keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.zeros((s.batch,), jnp.uint32))
+        hidden = self._array(s.batch, config.hidden_size, dtype=config.dtype)
+
+        def token(variables, head, hidden, cache, live, prompt_lengths, t, keys):
+            return sampling.decode_step(
+                self.decoder, variables, head, hidden, cache, live, prompt_lengths, t, keys, self.options.sampling,
+                pad_id=self.model.pad_id,
+            )  # fmt: skip
+
+        return self._lower(
+            token,
+            variables,
+            head,
+            hidden,
+            cache,
+            self._array(s.batch, dtype=bool),
+            self._array(s.batch),
+            self._scalar(jnp.int32),
+            _on(self.rows, keys),
+            donate_argnums=3,
+            out_shardings=(self.rows, self._shardings(cache), self.rows, self.rows),
+        )
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def _completions(self) -> method.Completions:
+        s = self.sizes
+        rows, n = s.batch // s.microbatches, s.completion
+        samples = sampling.Samples(
+            self._array(rows, n),
+            self._array(rows, n, dtype=bool),
+            self._array(rows, n, dtype=jnp.float32),
+            self._array(rows, dtype=bool),
+        )
+        return method.Completions(
+            self._array(rows, s.student_prompt),
+            self._array(rows, s.student_prompt, dtype=bool),
+            self._array(rows, s.teacher_prompt),
+            self._array(rows, s.teacher_prompt, dtype=bool),
+            samples,
+            self._array(rows, n, dtype=bool),
+        )
+
+    def scoring(self) -> jax.stages.Lowered:
+        score = functools.partial(method.teacher_hidden, self.decoder)
+        return self._lower(score, self._teacher(), self._completions(), out_shardings=self.rows)
+
+    def gradients(self) -> jax.stages.Lowered:
+        completions, config = self._completions(), self.decoder.config
+        hidden = self._array(*completions.samples.tokens.shape, config.hidden_size, dtype=config.dtype)
+
+        def gradients(trained, frozen, teacher, hidden, completions, loss_tokens):
+            def loss(trained):
+                student = train.student_variables(trained, frozen, lora=self.lora)
+                return method.loss_and_sums(
+                    self.decoder, student, teacher, hidden, completions, self.options, loss_tokens
+                )
+
+            return jax.value_and_grad(loss, has_aux=True)(trained)
+
+        trained = self.setup.abstract.trained
+        return self._lower(
+            gradients, trained, self.setup.frozen, self._teacher(), hidden, completions, self._scalar(jnp.int32),
+            out_shardings=(None, self._shardings(trained)),
+        )  # fmt: skip
+
+    def update(self) -> jax.stages.Lowered:
+        state = self.setup.abstract
+        function = functools.partial(
+            train.update, optimizer=self.setup.optimizer, ema_decay=self.config.teacher.ema_decay
+        )
+        return self._lower(
+            function, state, self._scalar(jnp.float32), state.trained, donate_argnums=0,
+            out_shardings=(self._shardings(state), None, None),
+        )  # fmt: skip

@@ -1,0 +1,228 @@
+"""What a user reads: the table of a plan, its verdict, and the same as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+
+from rcsd_jax.plan import measure, model_flops
+from rcsd_jax.plan.chips import GIB, Chip
+from rcsd_jax.plan.measure import Measured
+from rcsd_jax.plan.programs import Plan
+
+HOW_FAR = (
+    "Memory is the compiler's own allocation: a program that it refuses does not run on the slice.",
+    "Modelled time follows the compiler's schedule. Its estimated cycles of every fused instruction, loops counted as often "
+    "as they run, over the chip's clock, come within 15% of a large product's time at peak, and are pessimistic (up to 2x) "
+    "where HBM is the limit. The compiler says nothing of kernels (here: causal attention's FLOPs at "
+    f"{measure.KERNEL_EFFICIENCY:.0%} of peak, or their bytes at HBM's bandwidth), of copies that run ahead (bytes at HBM's "
+    "bandwidth, beside the instructions) and of collectives (bytes over the links of their group, 1 us a hop; what other work "
+    "hides costs nothing).",
+    "Nothing was run on a TPU. Take differences between two programs as sound, the sum as good to about 30%; the host, the "
+    "data and checkpoints are not in it. Every prompt and completion has its longest length.",
+)
+
+
+def as_json(plan: Plan, chip: Chip, measured: dict[str, Measured], *, title: dict[str, Any]) -> dict[str, Any]:
+    """The plan as plain data; seconds, bytes and FLOPs are of one chip unless they are called the model's.
+
+    Args:
+      plan, chip: what was planned, and for what.
+      measured: of `measure.measure`.
+      title: config, topology and model, as the user named them.
+    """
+    s = plan.lengths
+    steps = step(plan, chip, measured)
+    return {
+        **title,
+        "devices": plan.mesh.size,
+        "chips": chips_of(plan, chip),
+        "mesh": dict(plan.mesh.shape),
+        "parameters": model_flops.parameters(plan.decoder),
+        "lora_rank": plan.lora_rank,
+        "lengths": s._asdict(),
+        "chip": {
+            "bf16_flops": chip.bf16,
+            "hbm_bytes_per_second": chip.hbm,
+            "capacity": chip.capacity,
+            "clock": chip.clock,
+        },
+        "programs": {name: _program(plan, chip, m) for name, m in measured.items()},
+        "fits": all(m.fits for m in measured.values()),
+        "step": steps,
+        "how_far_to_trust_it": list(HOW_FAR),
+    }
+
+
+def chips_of(plan: Plan, chip: Chip) -> int:
+    """Chips of the slice."""
+    return plan.mesh.size // chip.devices_per_chip
+
+
+def _program(plan: Plan, chip: Chip, m: Measured) -> dict[str, Any]:
+    c, seconds = m.cost, m.cost.seconds
+    peak = seconds * chip.bf16 * plan.mesh.size
+    return {
+        "runs_per_step": m.program.runs,
+        "rows": m.program.rows,
+        "fits": m.fits,
+        "refused": m.refused.splitlines()[0] if m.refused else "",
+        "hbm": {"needed": m.needed, "capacity": chip.capacity, **(dataclasses.asdict(m.memory) if m.memory else {})},
+        "flops": c.flops,
+        "kernel_flops": c.kernel_flops,
+        "hbm_bytes": c.hbm_bytes,
+        "modelled_seconds": {
+            "compiler_cycles": c.compute,
+            "kernels": c.kernel,
+            "hbm_wait": c.hbm_wait,
+            "collectives": c.collective,
+            "total": seconds,
+        },
+        "model_flops": m.model_flops,
+        "mfu": m.model_flops / peak if m.model_flops and seconds else None,
+        "hardware_utilisation": (c.flops + c.kernel_flops) / (seconds * chip.bf16) if seconds else None,
+        "bandwidth_bound_seconds": m.bandwidth_bound,
+        "share_of_bandwidth_bound": m.bandwidth_bound / seconds if m.bandwidth_bound and seconds else None,
+        "ici": {kind: dataclasses.asdict(t) for kind, t in sorted(c.collectives.items())},
+        "kernels": {name: dataclasses.asdict(k) for name, k in sorted(c.kernels.items())},
+        "loops": [loop._asdict() for loop in c.loops],
+        "windowed_products": c.windowed,
+        "compile_seconds": m.compile_seconds,
+    }
+
+
+def step(plan: Plan, chip: Chip, measured: dict[str, Measured]) -> dict[str, Any]:
+    """Time and cost of a step and of 100; None where a program is missing or does not fit.
+
+    The whole step's own schedule gives the time, else the sum of its parts.
+    """
+    parts = {name: m.cost.seconds * m.program.runs for name, m in measured.items() if name != "train step" and m.fits}
+    whole = measured.get("train step")
+    from_parts = sum(parts.values()) if set(parts) >= PARTS else None
+    seconds = whole.cost.seconds if whole and whole.fits else from_parts
+    chip_hours = seconds * chips_of(plan, chip) / 3600 if seconds else None
+    tokens = plan.lengths.batch * (measured["decode"].program.runs if "decode" in measured else plan.lengths.completion)
+    return {
+        "seconds": seconds,
+        "seconds_from_parts": from_parts,
+        "parts": parts,
+        "completion_tokens": tokens,
+        "hundred_steps_hours": seconds * 100 / 3600 if seconds else None,
+        "chip_hours": chip_hours,
+        "hundred_steps_chip_hours": 100 * chip_hours if chip_hours else None,
+    }
+
+
+PARTS = {"prefill", "decode", "teacher scoring", "student forward+backward", "update"}
+
+
+def print_report(console: rich.console.Console, data: dict[str, Any]) -> None:
+    """Prints what `as_json` gave: table, verdict, step, and how far to trust them."""
+    s, mesh = data["lengths"], ", ".join(f"{k}={v}" for k, v in data["mesh"].items())
+    console.print(
+        f"{data['model']} ({data['parameters'] / 1e9:.2f} B parameters, "
+        f"{'LoRA rank %d' % data['lora_rank'] if data['lora_rank'] else 'full fine-tuning'}) on {data['topology']}: "
+        f"{data['chips']} chips, mesh {mesh}; batch {s['batch']} in {s['microbatches']}, prompts {s['student_prompt']} and "
+        f"{s['teacher_prompt']}, completion {s['completion']}",
+        highlight=False,
+    )
+    console.print(_table(data))
+    for line in _verdict(data):
+        console.print(line, highlight=False)
+    console.print()
+    for line in data["how_far_to_trust_it"]:
+        console.print(line, highlight=False, style="dim")
+
+
+def _table(data: dict[str, Any]) -> rich.table.Table:
+    programs = data["programs"]
+    table = rich.table.Table(title="One run of each program, on one chip", box=rich.box.SIMPLE_HEAD)
+    table.add_column("")
+    for name in programs:
+        table.add_column(name, justify="right")
+
+    def row(label, value):
+        cells = [value(p) for p in programs.values()]
+        if any(cells):
+            table.add_row(label, *(cell or "" for cell in cells))
+
+    def gib(key):
+        return lambda p: f"{p['hbm'][key] / GIB:.2f}" if p["hbm"].get(key) is not None else ""
+
+    def seconds(key):
+        return lambda p: _time(p["modelled_seconds"][key]) if p["modelled_seconds"]["total"] else ""
+
+    row("runs a step", lambda p: str(p["runs_per_step"]))
+    row("HBM, GiB: arguments", gib("arguments"))
+    row("  temporaries", gib("temporaries"))
+    row("  peak in use", gib("peak"))
+    row("  allocated", gib("needed"))
+    row("  capacity", gib("capacity"))
+    row("matrix TFLOP", lambda p: f"{p['flops'] / 1e12:.3g}" if p["flops"] else "")
+    row("  in kernels (modelled)", lambda p: f"{p['kernel_flops'] / 1e12:.3g}" if p["kernel_flops"] else "")
+    row("HBM traffic, GB", lambda p: f"{p['hbm_bytes'] / 1e9:.3g}" if p["hbm_bytes"] else "")
+    row("modelled time", seconds("total"))
+    row("  compiler's cycles", seconds("compiler_cycles"))
+    row("  kernels (modelled)", seconds("kernels"))
+    row("  waiting for HBM (modelled)", seconds("hbm_wait"))
+    row("  collectives (modelled)", seconds("collectives"))
+    row("MFU", lambda p: _percent(p["mfu"]))
+    row("matrix units in use", lambda p: _percent(p["hardware_utilisation"]))
+    row("share of HBM-bandwidth bound", lambda p: _percent(p["share_of_bandwidth_bound"]))
+    for kind in sorted({k for p in programs.values() for k in p["ici"]}):
+        row(f"ICI, GB sent: {kind}", lambda p, k=kind: f"{p['ici'][k]['bytes'] / 1e9:.3g}" if k in p["ici"] else "")
+    return table
+
+
+def _verdict(data: dict[str, Any]) -> list[str]:
+    lines, programs = [], data["programs"]
+    for name, p in programs.items():
+        if not p["fits"]:
+            needed = f"needs {p['hbm']['needed'] / GIB:.2f} GiB" if p["hbm"]["needed"] else p["refused"]
+            lines.append(f"{name}: {needed} of {p['hbm']['capacity'] / GIB:.2f} GiB")
+        for loop in p["windowed_products"]:
+            lines.append(f"{name}: a product is computed in a loop of partial ones (windowed dot general) in {loop}")
+        unknown = [loop["name"] for loop in p["loops"] if not loop["known"]]
+        if unknown:
+            lines.append(f"{name}: counted once, as the text does not say how often they run: {', '.join(unknown)}")
+    whole = "train step" in programs
+    most = max((p["hbm"]["needed"] or 0) for p in programs.values())
+    if data["fits"]:
+        which = "fits" if whole else "these programs fit"
+        lines.append(f"verdict: {which}, {most / GIB:.2f} of {data['chip']['capacity'] / GIB:.2f} GiB a chip")
+    else:
+        lines.append(
+            "verdict: does not fit; raise train.microbatches or the slice, or lower the batch or sampling.max_new_tokens"
+        )
+    if data.get("largest"):
+        found = data["largest"]
+        lines.append(
+            f"largest that fits: batch {found['batch']} at completion {data['lengths']['completion']}; completion "
+            f"{found['completion']} at batch {data['lengths']['batch']} (of those tried)"
+        )
+    s = data["step"]
+    if s["seconds"]:
+        lines.append(
+            f"one RCSD step: {_time(s['seconds'])} modelled, {s['chip_hours']:.3g} chip-hours; 100 steps: "
+            f"{s['hundred_steps_hours']:.3g} h, {s['hundred_steps_chip_hours']:.3g} chip-hours"
+        )
+    if s["seconds_from_parts"]:
+        shares = ", ".join(f"{k} {_time(v)}" for k, v in s["parts"].items())
+        lines.append(f"its parts, compiled alone: {shares}; together {_time(s['seconds_from_parts'])}")
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}%"
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 100:
+        return f"{seconds:.0f} s"
+    if seconds >= 0.1:
+        return f"{seconds:.2f} s"
+    return f"{1e3 * seconds:.2f} ms" if seconds >= 1e-3 or not seconds else f"{1e6 * seconds:.0f} us"
