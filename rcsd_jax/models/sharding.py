@@ -69,7 +69,7 @@ def make_mesh(
             remedy="choose sizes whose product is the number of devices; one of them may be -1",
         )
     # Places neighbours on a TPU's torus next to each other on the mesh; elsewhere it is a reshape.
-    return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
+    return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES)
 
 
 def check_divisible(config: Any, mesh: Mesh, batches: Mapping[str, int]) -> None:
