@@ -108,30 +108,34 @@ import os, sys
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 import jax, jax.numpy as jnp
 from rcsd_jax.plan import chips, cost, hlo
-for topology in sys.argv[1:]:
-    chip, device = chips.chip_of(topology), chips.open_topology(topology)[0]
-    place = jax.sharding.SingleDeviceSharding(device)
-    x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=place)
-    text = jax.jit(lambda a, b: a @ b).lower(x, x).compile().as_text()
-    rates = cost.Rates(chip.clock, chip.hbm, 20 * chip.hbm, chip.bf16, lambda *_: 0.0)
-    found = cost.cost_of(hlo.parse(text), rates)
-    print(topology, found.flops, found.seconds / (found.flops / chip.bf16))
+chip, device = chips.chip_of(sys.argv[1]), chips.open_topology(sys.argv[1])[0]
+place = jax.sharding.SingleDeviceSharding(device)
+x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=place)
+text = jax.jit(lambda a, b: a @ b).lower(x, x).compile().as_text()
+rates = cost.Rates(chip.clock, chip.hbm, 20 * chip.hbm, chip.bf16, lambda *_: 0.0)
+found = cost.cost_of(hlo.parse(text), rates)
+print(found.flops, found.seconds / (found.flops / chip.bf16))
 """
 
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "within", [{"v5e:2x2": 1.15}, pytest.param({"v4:2x2x1": 1.2, "v5p:2x2x1": 1.15, "v6e:2x2": 1.2}, marks=pytest.mark.slow)]
-)  # fmt: skip
-def test_modelled_time_of_a_large_product_is_close_to_its_time_at_peak(within):
-    command = [sys.executable, "-c", PRODUCT, *within]
+    "topology, within",
+    [
+        ("v5e:2x2", 1.15),
+        pytest.param("v5p:2x2x1", 1.15, marks=pytest.mark.slow),
+        pytest.param("v6e:2x2", 1.2, marks=pytest.mark.slow),
+        pytest.param("v4:2x2x1", 1.2, marks=pytest.mark.slow),
+    ],
+)
+def test_modelled_time_of_a_large_product_is_close_to_its_time_at_peak(topology, within):
+    # A process each: after another generation's, v6e's estimates differ.
+    command = [sys.executable, "-c", PRODUCT, topology]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
-    found = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
-    assert list(found) == list(within)
-    for topology, (flops, ratio) in found.items():
-        assert float(flops) == 2 * 4096**3
-        assert 1.0 <= float(ratio) <= within[topology], topology
+    flops, ratio = map(float, result.stdout.split())
+    assert flops == 2 * 4096**3
+    assert 1.0 <= ratio <= within
 
 
 SHORT = ("sampling.max_new_tokens=32", "data.max_student_prompt=64", "data.max_teacher_prompt=96", "train.batch_size=8",

@@ -15,15 +15,15 @@ from rcsd_jax.plan.measure import Measured
 from rcsd_jax.plan.programs import Plan
 
 HOW_FAR = (
-    "Memory is the compiler's own allocation: a program that it refuses does not run on the slice.",
-    "Modelled time follows the compiler's schedule. Its estimated cycles of every fused instruction, loops counted as often "
-    "as they run, over the chip's clock, come within 15% of a large product's time at peak, and are pessimistic (up to 2x) "
-    "where HBM is the limit. The compiler says nothing of kernels (here: causal attention's FLOPs at "
-    f"{measure.KERNEL_EFFICIENCY:.0%} of peak, or their bytes at HBM's bandwidth), of copies that run ahead (bytes at HBM's "
-    "bandwidth, beside the instructions) and of collectives (bytes over the links of their group, 1 us a hop; what other work "
-    "hides costs nothing).",
-    "Nothing was run on a TPU. Take differences between two programs as sound, the sum as good to about 30%; the host, the "
-    "data and checkpoints are not in it. Every prompt and completion has its longest length.",
+    "Memory is the compiler's own allocation; what it refuses does not run on the slice.",
+    "Modelled time follows the compiler's schedule, loops counted as often as they run. 'Compiler's cycles': its estimate of "
+    "every fused instruction, over the chip's clock; large products come out 4 to 15% above their time at peak (v6e: up to "
+    "1.4 times it), what HBM limits 1.4 to 2.5 times above its bytes' time. It estimates nothing else: kernels are taken at "
+    f"{measure.KERNEL_EFFICIENCY:.0%} of peak for their FLOPs (attention's are causal) or at HBM's bandwidth for their bytes, "
+    "copies that run ahead at HBM's bandwidth beside the instructions, collectives at their group's links and 1 us a hop; "
+    "what other work hides costs nothing.",
+    "Nothing was run on a TPU: trust differences between programs more than sums, and sums to about 30%. Host, data, "
+    "checkpoints and evaluation are not in it; every prompt and completion is as long as it may be.",
 )
 
 
