@@ -124,12 +124,12 @@ print(found.flops, found.seconds / (found.flops / chip.bf16))
     [
         ("v5e:2x2", 1.15),
         pytest.param("v5p:2x2x1", 1.15, marks=pytest.mark.slow),
-        pytest.param("v6e:2x2", 1.2, marks=pytest.mark.slow),
+        pytest.param("v6e:2x2", 1.3, marks=pytest.mark.slow),
         pytest.param("v4:2x2x1", 1.2, marks=pytest.mark.slow),
     ],
 )
 def test_modelled_time_of_a_large_product_is_close_to_its_time_at_peak(topology, within):
-    # A process each: after another generation's, v6e's estimates differ.
+    # With the wait for an operand that is copied into vector memory first, which nothing hides here.
     command = [sys.executable, "-c", PRODUCT, topology]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -142,13 +142,20 @@ SHORT = ("sampling.max_new_tokens=32", "data.max_student_prompt=64", "data.max_t
          "model.remat=none", "lora.rank=8")  # fmt: skip
 
 
+SMALL = dict(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, head_dim=16, max_position_embeddings=4096, tie_word_embeddings=True,
+             model_type="qwen3")  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def small_plan(user_dir, tmp_path_factory):
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
+def small_plan(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("plan")
+    (directory / "config.json").write_text(json.dumps(SMALL))  # nothing else of a model is read
+    path = directory / "plan.json"
     code, out, err = plan(
         "--config=configs/stage2.py",
         "--topology=v5e:2x2",
-        f"--config.model.path={user_dir / 'model'}",
+        f"--config.model.path={directory}",
         f"--json={path}",
         *(f"--config.{setting}" for setting in SHORT),
     )
