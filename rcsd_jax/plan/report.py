@@ -157,11 +157,11 @@ def _table(data: dict[str, Any]) -> rich.table.Table:
         return lambda p: _time(p["modelled_seconds"][key]) if p["modelled_seconds"]["total"] else ""
 
     row("runs a step", lambda p: str(p["runs_per_step"]))
-    row("HBM, GiB: arguments", gib("arguments"))
+    row("HBM, GiB: allocated", gib("needed"))
+    row("  of capacity", gib("capacity"))
+    row("  arguments", gib("arguments"))
     row("  temporaries", gib("temporaries"))
     row("  peak in use", gib("peak"))
-    row("  allocated", gib("needed"))
-    row("  capacity", gib("capacity"))
     row("matrix TFLOP", lambda p: f"{p['flops'] / 1e12:.3g}" if p["flops"] else "")
     row("  in kernels (modelled)", lambda p: f"{p['kernel_flops'] / 1e12:.3g}" if p["kernel_flops"] else "")
     row("HBM traffic, GB", lambda p: f"{p['hbm_bytes'] / 1e9:.3g}" if p["hbm_bytes"] else "")
