@@ -108,43 +108,54 @@ import os, sys
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 import jax, jax.numpy as jnp
 from rcsd_jax.plan import chips, cost, hlo
-for topology in sys.argv[1:]:
-    chip, device = chips.chip_of(topology), chips.open_topology(topology)[0]
-    place = jax.sharding.SingleDeviceSharding(device)
-    x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=place)
-    text = jax.jit(lambda a, b: a @ b).lower(x, x).compile().as_text()
-    rates = cost.Rates(chip.clock, chip.hbm, 20 * chip.hbm, chip.bf16, lambda *_: 0.0)
-    found = cost.cost_of(hlo.parse(text), rates)
-    print(topology, found.flops, found.seconds / (found.flops / chip.bf16))
+chip, device = chips.chip_of(sys.argv[1]), chips.open_topology(sys.argv[1])[0]
+place = jax.sharding.SingleDeviceSharding(device)
+x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=place)
+text = jax.jit(lambda a, b: a @ b).lower(x, x).compile().as_text()
+rates = cost.Rates(chip.clock, chip.hbm, 20 * chip.hbm, chip.bf16, lambda *_: 0.0)
+found = cost.cost_of(hlo.parse(text), rates)
+print(found.flops, found.seconds / (found.flops / chip.bf16))
 """
 
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "within", [{"v5e:2x2": 1.15}, pytest.param({"v4:2x2x1": 1.2, "v5p:2x2x1": 1.15, "v6e:2x2": 1.2}, marks=pytest.mark.slow)]
-)  # fmt: skip
-def test_modelled_time_of_a_large_product_is_close_to_its_time_at_peak(within):
-    command = [sys.executable, "-c", PRODUCT, *within]
+    "topology, within",
+    [
+        ("v5e:2x2", 1.15),
+        pytest.param("v5p:2x2x1", 1.15, marks=pytest.mark.slow),
+        pytest.param("v6e:2x2", 1.3, marks=pytest.mark.slow),
+        pytest.param("v4:2x2x1", 1.2, marks=pytest.mark.slow),
+    ],
+)
+def test_modelled_time_of_a_large_product_is_close_to_its_time_at_peak(topology, within):
+    # With the wait for an operand that is copied into vector memory first, which nothing hides here.
+    command = [sys.executable, "-c", PRODUCT, topology]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
-    found = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
-    assert list(found) == list(within)
-    for topology, (flops, ratio) in found.items():
-        assert float(flops) == 2 * 4096**3
-        assert 1.0 <= float(ratio) <= within[topology], topology
+    flops, ratio = map(float, result.stdout.split())
+    assert flops == 2 * 4096**3
+    assert 1.0 <= ratio <= within
 
 
 SHORT = ("sampling.max_new_tokens=32", "data.max_student_prompt=64", "data.max_teacher_prompt=96", "train.batch_size=8",
          "model.remat=none", "lora.rank=8")  # fmt: skip
 
 
+SMALL = dict(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, head_dim=16, max_position_embeddings=4096, tie_word_embeddings=True,
+             model_type="qwen3")  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def small_plan(user_dir, tmp_path_factory):
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
+def small_plan(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("plan")
+    (directory / "config.json").write_text(json.dumps(SMALL))  # nothing else of a model is read
+    path = directory / "plan.json"
     code, out, err = plan(
         "--config=configs/stage2.py",
         "--topology=v5e:2x2",
-        f"--config.model.path={user_dir / 'model'}",
+        f"--config.model.path={directory}",
         f"--json={path}",
         *(f"--config.{setting}" for setting in SHORT),
     )

@@ -34,13 +34,14 @@ class Chip(NamedTuple):
 
 
 # FLOPs, HBM bandwidth and ICI bandwidth: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. A chip's ICI bandwidth there is that
-# of all its links, 4 on v5e and v6e, 6 on v4 and v5p: 1,600, 3,200 (v6e: 3,584), 2,400 and 4,800 Gbit/s.
-# Capacity: what the compiler names in its own message when a program does not fit, below the 16, 95, 32 and 32 GB of the
-# data sheets. Clocks: peak / (FLOPs a cycle of the matrix units), 4 units of 128 x 128 on v4 (per core), 8 on v5p, 4 on v5e;
-# v6e has units of 256 x 256, and 4 x 256 x 256 x 2 is what makes its peak and the compiler's cycles of a large product
-# agree. Of a product of two 4,096 x 4,096 matrices the compiler's cycles at these clocks are 3% (v5e), 4% (v5p), 15% (v6e)
-# and 18% (v4) above the peak's time; `tests/test_plan.py` holds them to that. Of a product that HBM limits they are 1.2 (v6e)
-# to 1.6 (v5p) times the time of its bytes, of a plain pass over an array 2.5 times.
+# of all its links: 2,400 Gbit/s of 6 links on v4, 1,600 of 4 on v5e, 4,800 of 6 on v5p, 3,584 of 4 on v6e.
+# Capacity: what the compiler names in its own message when a program does not fit, below the data sheets' 32 (for two cores),
+# 16, 95 and 32 GB.
+# Clocks: peak / (FLOPs a cycle of the matrix units): 4 units of 128 x 128 on v4 (per core) and v5e, 8 on v5p; on v6e units
+# of 256 x 256, of which four make its peak and the compiler's cycles agree. At these clocks the compiler's cycles for a
+# product of two 4,096 x 4,096 matrices take 1.18 (v4), 1.04 (v5e), 1.04 (v5p), 1.15 (v6e) times the time at peak, for
+# 8,192: 1.14 (v5e), 1.11 (v5p), 1.42 (v6e). `tests/test_plan.py` holds the first. Where HBM is the limit they take 1.2 (v6e)
+# to 1.6 (v5p) times the time of the bytes in a thin product, and 2.5 times in a plain pass over an array.
 GIB = 2.0**30
 CHIPS = {
     "v4": Chip("v4", 275e12 / 2, 1228e9 / 2, 15.25 * GIB, 1.05e9, 2400e9 / 8 / 6, 4, 2),

@@ -15,15 +15,15 @@ from rcsd_jax.plan.measure import Measured
 from rcsd_jax.plan.programs import Plan
 
 HOW_FAR = (
-    "Memory is the compiler's own allocation: a program that it refuses does not run on the slice.",
-    "Modelled time follows the compiler's schedule. Its estimated cycles of every fused instruction, loops counted as often "
-    "as they run, over the chip's clock, come within 15% of a large product's time at peak, and are pessimistic (up to 2x) "
-    "where HBM is the limit. The compiler says nothing of kernels (here: causal attention's FLOPs at "
-    f"{measure.KERNEL_EFFICIENCY:.0%} of peak, or their bytes at HBM's bandwidth), of copies that run ahead (bytes at HBM's "
-    "bandwidth, beside the instructions) and of collectives (bytes over the links of their group, 1 us a hop; what other work "
-    "hides costs nothing).",
-    "Nothing was run on a TPU. Take differences between two programs as sound, the sum as good to about 30%; the host, the "
-    "data and checkpoints are not in it. Every prompt and completion has its longest length.",
+    "Memory is the compiler's own allocation; what it refuses does not run on the slice.",
+    "Modelled time follows the compiler's schedule, loops counted as often as they run. 'Compiler's cycles': its estimate of "
+    "every fused instruction, over the chip's clock; large products come out 4 to 15% above their time at peak (v6e: up to "
+    "1.4 times it), what HBM limits 1.4 to 2.5 times above its bytes' time. It estimates nothing else: kernels are taken at "
+    f"{measure.KERNEL_EFFICIENCY:.0%} of peak for their FLOPs (attention's are causal) or at HBM's bandwidth for their bytes, "
+    "copies that run ahead at HBM's bandwidth beside the instructions, collectives at their group's links and 1 us a hop; "
+    "what other work hides costs nothing.",
+    "Nothing was run on a TPU: trust differences between programs more than sums, and sums to about 30%. Host, data, "
+    "checkpoints and evaluation are not in it; every prompt and completion is as long as it may be.",
 )
 
 
@@ -157,11 +157,11 @@ def _table(data: dict[str, Any]) -> rich.table.Table:
         return lambda p: _time(p["modelled_seconds"][key]) if p["modelled_seconds"]["total"] else ""
 
     row("runs a step", lambda p: str(p["runs_per_step"]))
-    row("HBM, GiB: arguments", gib("arguments"))
+    row("HBM, GiB: allocated", gib("needed"))
+    row("  of capacity", gib("capacity"))
+    row("  arguments", gib("arguments"))
     row("  temporaries", gib("temporaries"))
     row("  peak in use", gib("peak"))
-    row("  allocated", gib("needed"))
-    row("  capacity", gib("capacity"))
     row("matrix TFLOP", lambda p: f"{p['flops'] / 1e12:.3g}" if p["flops"] else "")
     row("  in kernels (modelled)", lambda p: f"{p['kernel_flops'] / 1e12:.3g}" if p["kernel_flops"] else "")
     row("HBM traffic, GB", lambda p: f"{p['hbm_bytes'] / 1e9:.3g}" if p["hbm_bytes"] else "")
