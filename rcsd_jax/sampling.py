@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models.decoder import Decoder, head_matrix, init_cache, positions_from_mask
+from rcsd_jax.models.decode_attention import KVCache, init_cache
+from rcsd_jax.models.decoder import Decoder, head_matrix, unstacked
 from rcsd_jax.models.sharding import constrain
 
 
@@ -48,6 +49,27 @@ class Samples(NamedTuple):
     cut: jax.Array
 
 
+class Weights(NamedTuple):
+    """A decoder's weights as decoding reads them best; see `decoding_weights`."""
+
+    variables: Any
+    head: jax.Array  # [D, V]
+
+
+class Rows(NamedTuple):
+    """Where B rows stand: all that the next token depends on.
+
+    Attributes:
+      hidden: [B, D], final hidden states that predict the next tokens.
+      cache: keys and values of the tokens before.
+      lengths: [B] int32, how many those are: the next token's position and its place in the cache.
+    """
+
+    hidden: jax.Array
+    cache: KVCache
+    lengths: jax.Array
+
+
 def generate(
     decoder: Decoder,
     variables: Any,
@@ -63,7 +85,7 @@ def generate(
     Args:
       decoder: the model.
       variables: its variables ("params", and "lora" for adapters in use).
-      prompt_tokens: [B, P] int32, left-padded: the last token of every row is real and predicts the first.
+      prompt_tokens: [B, P] int32, at least one real token in every row; padding may stand anywhere.
       prompt_mask: [B, P] bool, true for real tokens.
       keys: [B] random keys, one a row: token t uses fold_in(key, t), so a row never depends on the others.
       sampling: the settings.
@@ -74,20 +96,8 @@ def generate(
     """
     batch, prompt_length = prompt_tokens.shape
     limit = sampling.max_new_tokens
-    # As every use casts them; once, because decoding is as fast as weights are read.
-    variables = jax.tree.map(lambda x: x.astype(decoder.config.dtype), variables)
-    # Gathered once: left alone, GSPMD gathers it for every token.
-    head = constrain(head_matrix(decoder.config, variables["params"]), (None, "vocab"))
-    cache = init_cache(decoder.config, batch, prompt_length + limit)
-    hidden, cache = decoder.apply(
-        variables,
-        prompt_tokens,
-        segment_ids=prompt_mask.astype(jnp.int32),
-        positions=positions_from_mask(prompt_mask),
-        cache=cache,
-        cache_index=0,
-    )
-    prompt_lengths = prompt_mask.sum(axis=1).astype(jnp.int32)
+    weights = decoding_weights(decoder, variables)
+    rows = prefill(decoder, weights.variables, prompt_tokens, prompt_mask, prompt_length + limit)
     eos = jnp.asarray(sampling.eos_ids, jnp.int32)
     empty = Samples(
         jnp.full((batch, limit), pad_id, jnp.int32),
@@ -97,10 +107,11 @@ def generate(
     )
 
     def body(carry):
-        t, hidden, cache, samples = carry
+        t, rows, samples = carry
         live = samples.cut  # no end token yet
-        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)  # [B, V]
-        token, log_prob = sample_token(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, t), sampling)
+        token, log_prob, rows = decode_step(
+            decoder, weights, rows, jax.vmap(jax.random.fold_in, (0, None))(keys, t), sampling
+        )
         token = jnp.where(live, token, pad_id)
         samples = Samples(
             samples.tokens.at[:, t].set(token),
@@ -108,21 +119,77 @@ def generate(
             samples.log_probs.at[:, t].set(jnp.where(live, log_prob, 0.0)),
             live & ~jnp.isin(token, eos),
         )
-        hidden, cache = decoder.apply(
-            variables,
-            token[:, None],
-            segment_ids=live[:, None].astype(jnp.int32),
-            positions=(prompt_lengths + t)[:, None],
-            cache=cache,
-            cache_index=prompt_length + t,
-        )
-        return t + 1, hidden[:, -1], cache, samples
+        return t + 1, rows, samples
 
     def unfinished(carry):
-        t, _, _, samples = carry
+        t, _, samples = carry
         return (t < limit) & samples.cut.any()
 
-    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), hidden[:, -1], cache, empty))[3]
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), rows, empty))[2]
+
+
+def decoding_weights(decoder: Decoder, variables: Any) -> Weights:
+    """The weights in the activations' dtype and the layers apart: once before the loop instead of for every token."""
+    config = decoder.config
+    variables = jax.tree.map(lambda x: x.astype(config.dtype), variables)
+    # Left alone, GSPMD gathers the head for every token.
+    head = constrain(head_matrix(config, variables["params"]), (None, "vocab"))
+    return Weights(unstacked(config, variables), head)
+
+
+def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array, cache_length: int) -> Rows:
+    """Runs the decoder over prompts and keeps their keys and values.
+
+    Args:
+      decoder: the model.
+      variables: its variables, as they are or of `decoding_weights`.
+      tokens: [B, P] int32, at least one real token in every row; padding may stand anywhere.
+      mask: [B, P] bool, true for real tokens.
+      cache_length: places of a row for prompt and completion.
+
+    Returns:
+      The rows after their prompts.
+    """
+    # The real tokens of a row first, in their order: then place and position are one.
+    tokens = jnp.take_along_axis(tokens, jnp.argsort(~mask, axis=1, stable=True), axis=1)
+    lengths = mask.sum(axis=1).astype(jnp.int32)
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    hidden, cache = decoder.apply(
+        variables,
+        tokens,
+        segment_ids=(places < lengths[:, None]).astype(jnp.int32),
+        positions=places,
+        cache=init_cache(decoder.config, tokens.shape[0], cache_length),
+    )
+    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+    return Rows(last, cache, lengths)
+
+
+def decode_step(
+    decoder: Decoder, weights: Weights, rows: Rows, keys: jax.Array, sampling: SamplingConfig
+) -> tuple[jax.Array, jax.Array, Rows]:
+    """Draws every row's next token and runs the decoder over it.
+
+    Args:
+      decoder: the model.
+      weights: of `decoding_weights`.
+      rows: where the rows stand; each has a free place in its cache.
+      keys: [B] random keys of this token.
+      sampling: the settings.
+
+    Returns:
+      Tokens [B] int32, their log-probabilities [B] float32 as of `sample_token`, and the rows after them.
+    """
+    logits = jnp.matmul(rows.hidden, weights.head, preferred_element_type=jnp.float32)  # [B, V]
+    token, log_prob = sample_token(logits, keys, sampling)
+    hidden, cache = decoder.apply(
+        weights.variables,
+        token[:, None],
+        positions=rows.lengths[:, None],
+        cache=rows.cache,
+        cache_index=rows.lengths,
+    )
+    return token, log_prob, Rows(hidden[:, 0], cache, rows.lengths + 1)
 
 
 def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
