@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models.decoder import Decoder, KVCache, head_matrix, init_cache, positions_from_mask
+from rcsd_jax.models.decode_attention import KVCache, extended, init_cache
+from rcsd_jax.models.decoder import Decoder, head_matrix, tree_of, unstacked
+from rcsd_jax.models.sharding import LAYOUTS, adapter_axes, constrain, sampling_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,27 @@ class Samples(NamedTuple):
     cut: jax.Array
 
 
+class Weights(NamedTuple):
+    """A decoder's weights as decoding reads them best; see `decoding_weights`."""
+
+    variables: Any
+    head: jax.Array  # [D, V]
+
+
+class Rows(NamedTuple):
+    """Where B rows stand: all that the next token depends on.
+
+    Attributes:
+      hidden: [B, D], final hidden states that predict the next tokens.
+      cache: keys and values of the tokens before.
+      lengths: [B] int32, how many those are: the next token's position and its place in the cache.
+    """
+
+    hidden: jax.Array
+    cache: KVCache
+    lengths: jax.Array
+
+
 def generate(
     decoder: Decoder,
     variables: Any,
@@ -62,7 +85,7 @@ def generate(
     Args:
       decoder: the model.
       variables: its variables ("params", and "lora" for adapters in use).
-      prompt_tokens: [B, P] int32, left-padded: the last token of every row is real and predicts the first.
+      prompt_tokens: [B, P] int32, at least one real token in every row; padding may stand anywhere.
       prompt_mask: [B, P] bool, true for real tokens.
       keys: [B] random keys, one a row: token t uses fold_in(key, t), so a row never depends on the others.
       sampling: the settings.
@@ -73,11 +96,9 @@ def generate(
     """
     batch, prompt_length = prompt_tokens.shape
     limit = sampling.max_new_tokens
-    # As every use casts them; once, because decoding is as fast as weights are read.
-    variables = jax.tree.map(lambda x: x.astype(decoder.config.dtype), variables)
-    head = head_matrix(decoder.config, variables["params"])
-    hidden, cache = prefill(decoder, variables, prompt_tokens, prompt_mask, prompt_length + limit)
-    prompt_lengths = prompt_mask.sum(axis=1).astype(jnp.int32)
+    weights = decoding_weights(decoder, variables)
+    rows = prefill(decoder, variables, prompt_tokens, prompt_mask, prompt_length + limit)
+    eos = jnp.asarray(sampling.eos_ids, jnp.int32)
     empty = Samples(
         jnp.full((batch, limit), pad_id, jnp.int32),
         jnp.zeros((batch, limit), bool),
@@ -86,83 +107,106 @@ def generate(
     )
 
     def body(carry):
-        t, hidden, cache, samples = carry
-        keys_t = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
-        hidden, cache, token, log_prob = decode_step(
-            decoder, variables, head, hidden, cache, samples.cut, prompt_lengths, t, keys_t, sampling, pad_id=pad_id
-        )
+        t, rows, samples = carry
         live = samples.cut  # no end token yet
+        token, log_prob, rows = decode_step(
+            decoder, weights, rows, jax.vmap(jax.random.fold_in, (0, None))(keys, t), sampling
+        )
+        token = jnp.where(live, token, pad_id)
         samples = Samples(
             samples.tokens.at[:, t].set(token),
             samples.mask.at[:, t].set(live),
-            samples.log_probs.at[:, t].set(log_prob),
-            live & ~jnp.isin(token, jnp.asarray(sampling.eos_ids, jnp.int32)),
+            samples.log_probs.at[:, t].set(jnp.where(live, log_prob, 0.0)),
+            live & ~jnp.isin(token, eos),
         )
-        return t + 1, hidden, cache, samples
+        return t + 1, rows, samples
 
     def unfinished(carry):
-        t, _, _, samples = carry
+        t, _, samples = carry
         return (t < limit) & samples.cut.any()
 
-    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), hidden, cache, empty))[3]
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), rows, empty))[2]
 
 
-def prefill(
-    decoder: Decoder, variables: Any, prompt_tokens: jax.Array, prompt_mask: jax.Array, length: int
-) -> tuple[jax.Array, KVCache]:
-    """The hidden states [B, D] that predict the first tokens after prompts [B, P], and a cache of `length` places."""
+def in_sampling_layout(decoder: Decoder) -> Decoder:
+    """The decoder as it runs over single tokens: on a mesh, with its matrices split instead of gathered."""
+    layout = sampling_layout(decoder.config)
+    return decoder if layout == decoder.config.layout else Decoder(dataclasses.replace(decoder.config, layout=layout))
+
+
+def decoding_weights(decoder: Decoder, variables: Any) -> Weights:
+    """The weights as every token reads them: in the activations' dtype, split for sampling, and the layers apart.
+
+    Once before the loop instead of for every token.
+    """
+    config = in_sampling_layout(decoder).config
+    rules = LAYOUTS[config.layout]
+    axes = {"params": tree_of(config, lambda _, parameter: parameter.axes)}
+    if "lora" in variables:
+        axes["lora"] = adapter_axes(config, variables["lora"])
+    variables = {name: variables[name] for name in axes}
+    variables = jax.tree.map(lambda x, a: constrain(x.astype(config.dtype), a, rules), variables, axes)
+    return Weights(unstacked(config, variables), head_matrix(config, variables["params"]))
+
+
+def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array, cache_length: int) -> Rows:
+    """Runs the decoder over prompts and keeps their keys and values.
+
+    Args:
+      decoder: the model.
+      variables: its variables, as they are or of `decoding_weights`.
+      tokens: [B, P] int32, at least one real token in every row; padding may stand anywhere.
+      mask: [B, P] bool, true for real tokens.
+      cache_length: places of a row for prompt and completion.
+
+    Returns:
+      The rows after their prompts.
+    """
+    # The real tokens of a row first, in their order: then place and position are one.
+    tokens = jnp.take_along_axis(tokens, jnp.argsort(~mask, axis=1, stable=True), axis=1)
+    lengths = mask.sum(axis=1).astype(jnp.int32)
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     hidden, cache = decoder.apply(
         variables,
-        prompt_tokens,
-        segment_ids=prompt_mask.astype(jnp.int32),
-        positions=positions_from_mask(prompt_mask),
-        cache=init_cache(decoder.config, prompt_tokens.shape[0], length),
-        cache_index=0,
+        tokens,
+        segment_ids=(places < lengths[:, None]).astype(jnp.int32),
+        positions=places,
+        cache=init_cache(decoder.config, *tokens.shape),
     )
-    return hidden[:, -1], cache
+    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+    # Prompts have work for whole layers, so they ran with rows on every device; tokens are sampled with heads split.
+    rules = LAYOUTS[sampling_layout(decoder.config)]
+    cache = jax.tree.map(lambda x: constrain(x, KVCache.AXES, rules), cache)
+    cache = extended(decoder.config, cache, cache_length)
+    return Rows(constrain(last, ("batch", None), rules), cache, constrain(lengths, ("batch",), rules))
 
 
 def decode_step(
-    decoder: Decoder,
-    variables: Any,
-    head: jax.Array,
-    hidden: jax.Array,
-    cache: KVCache,
-    live: jax.Array,
-    prompt_lengths: jax.Array,
-    t: jax.Array,
-    keys: jax.Array,
-    sampling: SamplingConfig,
-    *,
-    pad_id: int,
-) -> tuple[jax.Array, KVCache, jax.Array, jax.Array]:
-    """Draws token t of every row and runs it.
+    decoder: Decoder, weights: Weights, rows: Rows, keys: jax.Array, sampling: SamplingConfig
+) -> tuple[jax.Array, jax.Array, Rows]:
+    """Draws every row's next token and runs the decoder over it.
 
     Args:
-      decoder, variables: the model; head: its output matrix [D, V].
-      hidden: [B, D], which predicts token t.
-      cache: of the prompts and the tokens before t.
-      live: [B] bool; other rows get `pad_id`.
-      prompt_lengths: [B] int32, real tokens of the prompts.
-      t: scalar int32.
+      decoder: the model.
+      weights: of `decoding_weights`.
+      rows: where the rows stand; each has a free place in its cache.
       keys: [B] random keys of this token.
       sampling: the settings.
 
     Returns:
-      Hidden states [B, D] that predict token t + 1, the cache, the tokens [B] int32 and their log-probabilities [B].
+      Tokens [B] int32, their log-probabilities [B] float32 as of `sample_token`, and the rows after them.
     """
-    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)  # [B, V]
-    token, log_prob = sample_token(logits, keys, sampling)
-    token = jnp.where(live, token, pad_id)
-    hidden, cache = decoder.apply(
-        variables,
+    logits = jnp.matmul(rows.hidden, weights.head, preferred_element_type=jnp.float32)  # [B, V]
+    # Every device draws for some of the rows, of which it then has the whole vocabulary.
+    token, log_prob = sample_token(constrain(logits, ("batch", None), LAYOUTS["train"]), keys, sampling)
+    hidden, cache = in_sampling_layout(decoder).apply(
+        weights.variables,
         token[:, None],
-        segment_ids=live[:, None].astype(jnp.int32),
-        positions=(prompt_lengths + t)[:, None],
-        cache=cache,
-        cache_index=cache.segment_ids.shape[1] - sampling.max_new_tokens + t,
+        positions=rows.lengths[:, None],
+        cache=rows.cache,
+        cache_index=rows.lengths,
     )
-    return hidden[:, -1], cache, token, jnp.where(live, log_prob, 0.0)
+    return token, log_prob, Rows(hidden[:, 0], cache, rows.lengths + 1)
 
 
 def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:

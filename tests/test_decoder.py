@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rcsd_jax.models import decoder
+from rcsd_jax.models.decode_attention import init_cache
 from rcsd_jax.models.decoder import Decoder, DecoderConfig
 
 QWEN3 = DecoderConfig(
@@ -99,26 +100,43 @@ def test_missing_parameters_are_named():
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_cached_decoding_is_the_full_forward(config):
-    variables, rows, length = {"params": params_of(config)}, *SEQUENCE.shape
+    config = dataclasses.replace(config, remat="full")  # which must not matter here
+    n, lengths = SEQUENCE.shape[1], np.array([5, 3])
+    variables = {"params": params_of(config)}
+    run = jax.jit(functools.partial(Decoder(config).apply, variables))
+    cache = init_cache(config, 2, n + 4)  # longer than needed: empty places must not be seen
+    assert len(cache.k) == (config.num_layers if config.num_layers <= 4 else 1) and cache.length == n + 4
+    assert cache.k[0].shape == (config.num_kv_heads, config.num_layers // len(cache.k), 2, n + 4, config.head_dim)
+    cache = jax.tree.map(lambda x: x + 50, cache)
+    # Each row's own length: what stands after it is padding, and is overwritten.
+    places = jnp.broadcast_to(jnp.arange(6), (2, 6))
+    mask = (places < lengths[:, None]).astype(jnp.int32)
+    hidden, cache = run(SEQUENCE[:, :6], segment_ids=mask, positions=places, cache=cache)
+    tolerance = 1e-5 * float(np.abs(plain(config)).max())
+    for row, length in enumerate(lengths):
+        close(hidden[row, :length], plain(config)[row, :length], tolerance)
+    # Three tokens at once, then one by one.
+    for width in (3, 1, 1, 1):
+        places = lengths[:, None] + jnp.arange(width)
+        tokens = jnp.take_along_axis(SEQUENCE, places, axis=1)
+        hidden, cache = run(tokens, positions=places, cache=cache, cache_index=jnp.asarray(lengths))
+        close(hidden, np.take_along_axis(plain(config), np.asarray(places)[..., None], 1), tolerance)
+        lengths = lengths + width
+    assert lengths[0] == n and (cache.k[0][:, :, 0, n:] == 50).all() and (cache.k[0][:, :, 0, :n] != 50).any()
 
-    @jax.jit
-    def step(tokens, cache, start):
-        positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        ones = jnp.ones(tokens.shape, jnp.int32)
-        return Decoder(config).apply(
-            variables, tokens, segment_ids=ones, positions=positions, cache=cache, cache_index=start
-        )
 
-    cache = decoder.init_cache(config, rows, length + 4)  # longer than needed: empty places must not be seen
-    assert cache.k.shape == (config.num_layers, rows, length + 4, config.num_kv_heads, config.head_dim)
-    cache = cache.replace(k=cache.k + 50, v=cache.v + 50)
-    hidden, cache = step(SEQUENCE[:, :5], cache, 0)
-    parts = [hidden]
-    for t in range(5, length):
-        hidden, cache = step(SEQUENCE[:, t : t + 1], cache, t)
-        parts.append(hidden)
-    close(jnp.concatenate(parts, axis=1), plain(config), 1e-5 * float(np.abs(plain(config)).max()))
-    np.testing.assert_array_equal(cache.segment_ids, [[1] * length + [0] * 4] * rows)
+def test_unstacked_variables_are_the_same_decoder():
+    config = dataclasses.replace(QWEN3, lora_scale=1.5)
+    adapters = {"q": {"a": jnp.ones((2, 16, 3)), "b": jax.random.normal(jax.random.key(2), (2, 3, 32))}}
+    variables = {"params": params_of(QWEN3), "lora": adapters}
+    apart = decoder.unstacked(config, variables)
+    assert len(apart["params"]["layers"]["q"]) == len(apart["lora"]["q"]["a"]) == 2
+    ones, places = jnp.ones(SEQUENCE.shape, jnp.int32), jnp.broadcast_to(jnp.arange(11), SEQUENCE.shape)
+    run = lambda v: Decoder(config).apply(
+        v, SEQUENCE, segment_ids=ones, positions=places, cache=init_cache(config, 2, 11)
+    )
+    close(run(apart)[0], run(variables)[0])
+    close(run(variables)[0], forward(config, variables, SEQUENCE, ones, places))
 
 
 @pytest.mark.parametrize("layout", ["left", "right", "hole", "everywhere"])

@@ -181,4 +181,4 @@ def test_same_output_on_one_device_and_on_eight():
 def test_sampling_splits_matrices_where_the_mesh_divides_the_heads(fsdp, tensor, layout):
     with jax.sharding.use_abstract_mesh(abstract_mesh(fsdp=fsdp, tensor=tensor)):
         assert sharding.sampling_layout(CONFIG) == layout
-    assert sharding.sampling_layout(CONFIG) == "sampling"  # without a mesh there is nothing to divide
+    assert sharding.sampling_layout(CONFIG) == "train"  # without a mesh there is nothing to divide

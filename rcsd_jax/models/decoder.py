@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from rcsd_jax.models.attention import causal_attention, masked_attention, segment_mask
+from rcsd_jax.models.attention import causal_attention, segment_mask
+from rcsd_jax.models.decode_attention import KVCache, decode_attention, write
 from rcsd_jax.models.sharding import LAYOUTS, constrain
 
 
@@ -59,6 +59,11 @@ class DecoderConfig:
     kernels: str = "xla"  # of attention: one of `attention.KERNELS`
     layout: str = "train"  # where weights and activations lie on a mesh: a key of `sharding.LAYOUTS`
     lora_scale: float = 1.0  # alpha / rank
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether layers are unrolled instead of scanned: few are cheap to compile, and then a layer is a static slice."""
+        return self.num_layers <= 4
 
 
 REMAT: dict[str, tuple[str, ...] | None] = {
@@ -170,25 +175,16 @@ def head_matrix(config: DecoderConfig, params: Mapping[str, Any]) -> jax.Array:
     return constrain(head, (None, "vocab"), LAYOUTS[config.layout])
 
 
-@flax.struct.dataclass
-class KVCache:
-    """Keys and values of the tokens so far.
+def unstacked(config: DecoderConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables of which an unrolled decoder takes layers without a copy: tuples of L arrays for stacked ones.
 
-    Attributes:
-      k, v: [L, B, S, K, Hd] in the activations' dtype.
-      segment_ids: [B, S] int32, the segment of each place; 0 is empty or padding.
+    Sliced before a decoding loop instead of for every token. A scanned decoder's are returned as they are.
     """
-
-    k: jax.Array
-    v: jax.Array
-    segment_ids: jax.Array
-
-
-def init_cache(config: DecoderConfig, batch: int, length: int) -> KVCache:
-    """An empty cache of `length` places for `batch` rows, in `config.dtype`: see `KVCache` for the shapes."""
-    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-    zeros = jnp.zeros(shape, config.dtype)
-    return KVCache(zeros, zeros, jnp.zeros((batch, length), jnp.int32))
+    if not config.unrolled:
+        return dict(variables)
+    split = lambda tree: jax.tree.map(lambda x: tuple(x[i] for i in range(config.num_layers)), tree)
+    params = variables["params"] | {"layers": split(variables["params"]["layers"])}
+    return {"params": params} | ({"lora": split(variables["lora"])} if "lora" in variables else {})
 
 
 def positions_from_mask(mask: jax.Array) -> jax.Array:
@@ -217,20 +213,23 @@ class Decoder(nn.Module):
         self,
         tokens: jax.Array,
         *,
-        segment_ids: jax.Array,
         positions: jax.Array,
+        segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
-        cache_index: jax.Array | int | None = None,
+        cache_index: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs the decoder.
 
         Args:
           tokens: [B, T] int32 below vocab_size.
-          segment_ids: [B, T] int32; a token attends to earlier tokens of its own segment; 0 is padding.
           positions: [B, T] int32, for RoPE.
-          cache: keys and values so far, which these tokens extend.
-          cache_index: where in the cache the first of the tokens goes; a scalar, the same for all rows, with
-            cache_index + T at most the cache's length (XLA would move the write back silently).
+          segment_ids: [B, T] int32; a token attends to earlier tokens of its own segment; 0 is padding. With a
+            `cache_index`, None: a token attends to the places of the cache up to its own.
+          cache: where these tokens' keys and values are written. Place j of a row is its position j: no padding before
+            or between, what stands after a row's tokens is overwritten by those to come.
+          cache_index: [B] int32, the place of each row's first token, with cache_index + T at most the cache's length
+            (XLA would move the write back silently). None: the cache is empty, and the tokens, which stand first in
+            it, attend only among themselves.
 
         Returns:
           Hidden states [B, T, D] in `config.dtype` after the final norm, and the extended cache (None without one). At
@@ -253,37 +252,36 @@ def _decode(config, params, lora, tokens, segment_ids, positions, cache, cache_i
     x = params["embed"][tokens].astype(config.dtype)  # [B, T, D]
     x = constrain(x, ("batch", None, None), LAYOUTS[config.layout])
     cos, sin = _rope(config, positions)  # [B, 1, T, Hd]
-    if cache is None:
-        start = 0
-        mask = segment_mask(segment_ids) if config.kernels == "xla" else None
-    else:
-        start = cache_index
-        key_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
-        query_index = start + jnp.arange(tokens.shape[1])
-        mask = key_segments[:, None, :] == segment_ids[:, :, None]  # [B, T, S]
-        mask &= (segment_ids != 0)[:, :, None]
-        mask &= jnp.arange(key_segments.shape[1]) <= query_index[:, None]
+    mask = segment_mask(segment_ids) if cache_index is None and config.kernels == "xla" else None
 
     def layer(carry, scanned):
-        x, keys, values = carry
+        x, cache = carry
         index, weights, adapters = scanned
-        x, keys, values = _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, keys, values, index, start)
-        return (x, keys, values), None
+        x, cache = _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, cache, index, cache_index)
+        return (x, cache), None
 
-    keys, values = (None, None) if cache is None else (cache.k, cache.v)
-    scanned = (jnp.arange(config.num_layers), params["layers"], lora)
-    # Few layers are cheap to unroll, and then the cache of a layer is a static slice.
-    unroll = config.num_layers if config.num_layers <= 4 else 1
-    if REMAT[config.remat] is not None:
-        policy = jax.checkpoint_policies.save_only_these_names(*REMAT[config.remat])
-        # A loop keeps XLA from merging the recomputation with the forward pass; without one it has to be told.
-        layer = jax.checkpoint(layer, prevent_cse=unroll > 1, policy=policy)
-    (x, keys, values), _ = jax.lax.scan(layer, (x, keys, values), scanned, unroll=unroll)
-    x = _rms_norm(x, params["final_norm"], config.rms_norm_eps)
-    return x, None if cache is None else KVCache(keys, values, key_segments)
+    if cache is not None and config.unrolled:
+        for i in range(config.num_layers):  # the layer's number is static here, unlike in an unrolled scan
+            weights, adapters = (
+                jax.tree.map(lambda x, i=i: x[i], t, is_leaf=_is_tuple) for t in (params["layers"], lora)
+            )
+            (x, cache), _ = layer((x, cache), (i, weights, adapters))
+    else:
+        if REMAT[config.remat] is not None:
+            policy = jax.checkpoint_policies.save_only_these_names(*REMAT[config.remat])
+            # A loop keeps XLA from merging the recomputation with the forward pass; without one it has to be told.
+            layer = jax.checkpoint(layer, prevent_cse=config.unrolled, policy=policy)
+        scanned = (jnp.arange(config.num_layers), params["layers"], lora)
+        unroll = config.num_layers if config.unrolled else 1
+        (x, cache), _ = jax.lax.scan(layer, (x, cache), scanned, unroll=unroll)
+    return _rms_norm(x, params["final_norm"], config.rms_norm_eps), cache
 
 
-def _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, keys, values, index, start):
+def _is_tuple(x: Any) -> bool:
+    return isinstance(x, tuple)
+
+
+def _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, cache, index, cache_index):
     def project(h: jax.Array, *names: str) -> list[jax.Array]:
         return _project(config, weights, adapters, h, names)
 
@@ -295,22 +293,19 @@ def _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, keys, valu
         q = _rms_norm(q, weights["q_norm"], config.rms_norm_eps)
         k = _rms_norm(k, weights["k_norm"], config.rms_norm_eps)
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-    if keys is not None:
-        k, v = k.swapaxes(1, 2).astype(keys.dtype), v.swapaxes(1, 2).astype(values.dtype)
-        keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, start, 0, 0))
-        values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, start, 0, 0))
-        k = jax.lax.dynamic_index_in_dim(keys, index, keepdims=False).swapaxes(1, 2)
-        v = jax.lax.dynamic_index_in_dim(values, index, keepdims=False).swapaxes(1, 2)
-        attended = masked_attention(q, k, v, mask)
-    else:
+    if cache is not None:
+        cache = write(cache, k.swapaxes(1, 2), v.swapaxes(1, 2), index, cache_index)
+    if cache_index is None:
         q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
         attended = causal_attention(q, k, v, segment_ids, mask, kernels=config.kernels, layout=config.layout)
+    else:
+        attended = decode_attention(config, q.swapaxes(1, 2), cache, index, cache_index).swapaxes(1, 2)
     (attended,) = project(attended.swapaxes(1, 2).reshape(batch, length, -1), "o")
     x = x + checkpoint_name(attended, "attention_out")
     h = _rms_norm(x, weights["post_norm"], config.rms_norm_eps)
     gate, up = (checkpoint_name(y, "mlp_in") for y in project(h, "gate", "up"))
     (h,) = project(nn.silu(gate) * up, "down")
-    return constrain(x + h, ("batch", None, None), LAYOUTS[config.layout]), keys, values
+    return constrain(x + h, ("batch", None, None), LAYOUTS[config.layout]), cache
 
 
 def _project(config, weights, adapters, h, names):

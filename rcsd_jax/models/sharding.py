@@ -119,14 +119,20 @@ def lora_shardings(
     config: Any, mesh: Mesh, adapters: Mapping[str, Any], rules: Mapping[str, Any] = DEFAULT_RULES
 ) -> dict[str, Any]:
     """Shardings of adapters: `a` [L, in, r] as its kernel's rows, `b` [L, r, out] as its columns; the rank is whole."""
+    axes = adapter_axes(config, adapters)
+    return {
+        target: {side: NamedSharding(mesh, spec(a, rules)) for side, a in sides.items()}
+        for target, sides in axes.items()
+    }
+
+
+def adapter_axes(config: Any, adapters: Mapping[str, Any]) -> dict[str, dict[str, tuple[str | None, ...]]]:
+    """Logical axes of adapters, as their tree."""
     from rcsd_jax.models.decoder import declarations
 
     declared = {p.lora_target: p.axes for p in declarations(config).values() if p.lora_target}
     return {
-        target: {
-            "a": NamedSharding(mesh, spec((declared[target][0], declared[target][1], None), rules)),
-            "b": NamedSharding(mesh, spec((declared[target][0], None, declared[target][2]), rules)),
-        }
+        target: {"a": (*declared[target][:2], None), "b": (declared[target][0], None, declared[target][2])}
         for target in adapters
     }
 
@@ -141,8 +147,10 @@ def sampling_layout(config: Any) -> str:
 
     Otherwise "train", in which every token gathers all weights: fsdp x tensor then does not divide the heads or widths.
     """
+    if not has_mesh():
+        return "train"
     mesh = jax.sharding.get_abstract_mesh()
-    parts = mesh.shape["fsdp"] * mesh.shape["tensor"] if has_mesh() else 1
+    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
     widths = (config.num_kv_heads, config.num_heads, config.intermediate_size, config.vocab_size)
     return "train" if any(width % parts for width in widths) else "sampling"
 

@@ -1,0 +1,186 @@
+"""Keys and values of generated sequences, and the attention of new tokens to them, which reads only the places in use.
+
+Place j of a row holds position j, so there is no padding inside: a token at position p sees the places up to p.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from rcsd_jax.models.sharding import LAYOUTS, has_mesh, spec
+
+PAGE = 128  # places, what the Pallas kernel copies at once
+BLOCK = 256  # places, what the plain path reads at once of a longer cache
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of the tokens so far, in one or several pools of layers.
+
+    A scanned decoder keeps one pool of all layers, an unrolled one a pool a layer, since XLA on CPUs copies a layer that it
+    takes out of a pool.
+
+    Attributes:
+      k, v: tuples of arrays [K, L of the pool, B, S, Hd] in the activations' dtype: key/value heads first, so that a pool
+        is sharded over them and is read as pages [K, L * B * S / page, page, Hd] without a copy.
+    """
+
+    AXES: ClassVar = ("kv_heads", "layers", "batch", None, None)
+    """Logical axes of a pool."""
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
+
+    @property
+    def length(self) -> int:
+        """S, the places of a row."""
+        return self.k[0].shape[3]
+
+
+def init_cache(config: Any, batch: int, length: int) -> KVCache:
+    """An empty cache of at least `length` places for `batch` rows, in `config.dtype`; whole pages for the Pallas kernel."""
+    length = _places(config, length)
+    pools = config.num_layers if config.unrolled else 1
+    shape = (config.num_kv_heads, config.num_layers // pools, batch, length, config.head_dim)
+    zeros = tuple(jnp.zeros(shape, config.dtype) for _ in range(pools))
+    return KVCache(zeros, zeros)
+
+
+def extended(config: Any, cache: KVCache, length: int) -> KVCache:
+    """The cache with room for at least `length` places."""
+    more = _places(config, length) - cache.length
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))), cache)
+
+
+def _places(config: Any, length: int) -> int:
+    return -(-length // PAGE) * PAGE if config.kernels == "pallas" else length
+
+
+def write(cache: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array | int, index: jax.Array | None) -> KVCache:
+    """The cache with new keys and values of a layer.
+
+    Args:
+      cache: of `init_cache`.
+      k, v: [B, T, K, Hd].
+      layer: which; a static number where every layer has its pool.
+      index: [B] int32, the place of each row's first; with T places from there in the cache. None: 0 in all rows.
+
+    Returns:
+      The cache, of which a loop's carry is updated in place.
+    """
+    pool, layer = _pool_of(cache, layer)
+
+    def put(array: jax.Array, new: jax.Array) -> jax.Array:
+        new = new.transpose(2, 0, 1, 3)[:, None].astype(array.dtype)  # [K, 1, B, T, Hd]
+        if index is None:
+            return jax.lax.dynamic_update_slice(array, new, (0, layer, 0, 0, 0))
+        row = lambda a, n, i: jax.lax.dynamic_update_slice(a, n, (0, layer, i, 0))
+        return jax.vmap(row, in_axes=(2, 2, 0), out_axes=2)(array, new, index)
+
+    replace = lambda pools, new: (*pools[:pool], put(pools[pool], new), *pools[pool + 1 :])
+    return KVCache(replace(cache.k, k), replace(cache.v, v))
+
+
+def decode_attention(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:
+    """Grouped-query attention of new tokens to a layer of the cache, which holds their own keys and values already.
+
+    Args:
+      config: of the decoder; `kernels` "pallas" takes the paged kernel for single tokens.
+      q: [B, T, H, Hd]; row b's token t attends to the places up to index[b] + t.
+      cache: [.., B, S, ..], see `KVCache`.
+      layer: as in `write`.
+      index: [B] int32.
+
+    Returns:
+      [B, T, H, Hd] in the dtype of q.
+    """
+    if config.kernels == "pallas" and q.shape[1] == 1:
+        return _paged(config, q[:, 0], cache, layer, index)[:, None]
+    return _blocks(q, cache, layer, index)
+
+
+def _pool_of(cache: KVCache, layer: jax.Array | int) -> tuple[int, jax.Array | int]:
+    """The pool of a layer, and its place there."""
+    return (0, layer) if len(cache.k) == 1 else (layer, 0)
+
+
+def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:
+    """Block by block up to the last place in use, with a running maximum and sum (the softmax is exact)."""
+    batch, length, heads, head_dim = q.shape
+    pool, layer = _pool_of(cache, layer)
+    keys, values = cache.k[pool], cache.v[pool]
+    kv_heads, places = keys.shape[0], keys.shape[3]
+    group = heads // kv_heads
+    block = places if places <= BLOCK else BLOCK
+    q = q.reshape(batch, length, kv_heads, group, head_dim).transpose(2, 0, 1, 3, 4)
+    q = q.reshape(kv_heads, batch, length * group, head_dim)
+    last = jnp.repeat(index[:, None] + jnp.arange(length), group, axis=1)  # [B, T * G], the last place that each sees
+    heads_and_rows = ((0, 1), (0, 1))
+
+    def add(i: jax.Array | int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        maximum, total, sums = carry
+        # The last block ends with the cache; what an earlier block has read already is masked.
+        start = jnp.minimum(i * block, places - block)
+        take = lambda x: jax.lax.dynamic_slice(x, (0, layer, 0, start, 0), (kv_heads, 1, batch, block, head_dim))[:, 0]
+        # Keys first: XLA on CPUs transposes the second operand if need be, and the queries are small.
+        scores = jax.lax.dot_general(
+            take(keys), q, (((3,), (3,)), heads_and_rows), preferred_element_type=jnp.float32
+        ).transpose(0, 1, 3, 2)  # [K, B, T * G, block]
+        place = start + jnp.arange(block)
+        seen = (place <= last[..., None]) & (place >= i * block)
+        scores = jnp.where(seen, scores * head_dim**-0.5, -1e30)
+        new_maximum = jnp.maximum(maximum, scores.max(axis=-1, keepdims=True))
+        weights = jnp.exp(scores - new_maximum)
+        scale = jnp.exp(maximum - new_maximum)
+        total = total * scale + weights.sum(axis=-1, keepdims=True)
+        added = jax.lax.dot_general(
+            weights.astype(values.dtype),
+            take(values),
+            (((3,), (2,)), heads_and_rows),
+            preferred_element_type=jnp.float32,
+        )
+        return new_maximum, total, sums * scale + added
+
+    shape = (kv_heads, batch, length * group)
+    carry = (jnp.full((*shape, 1), -1e30), jnp.zeros((*shape, 1)), jnp.zeros((*shape, head_dim)))
+    if block == places:
+        carry = add(0, carry)
+    else:
+        carry = jax.lax.fori_loop(0, (index.max() + length + block - 1) // block, add, carry)
+    out = (carry[2] / carry[1]).astype(q.dtype).reshape(kv_heads, batch, length, group, head_dim)
+    return out.transpose(1, 2, 0, 3, 4).reshape(batch, length, heads, head_dim)
+
+
+def _paged(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:
+    """One token a row, q [B, H, Hd], by jax's paged kernel: each row reads its own pages up to its own length."""
+    from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
+
+    pool, layer = _pool_of(cache, layer)
+
+    def attend(q, keys, values, index, layer):
+        kv_heads, layers, batch, places, head_dim = keys.shape
+        count = places // PAGE
+        pages = lambda x: x.reshape(kv_heads, layers * batch * count, PAGE, head_dim)
+        table = (layer * batch + jnp.arange(batch, dtype=jnp.int32))[:, None] * count + jnp.arange(
+            count, dtype=jnp.int32
+        )
+        at_once = max(n for n in range(1, 9) if count % n == 0)
+        q = q * jnp.asarray(head_dim**-0.5, q.dtype)
+        return paged_attention(q, pages(keys), pages(values), index + 1, table, pages_per_compute_block=at_once)
+
+    if has_mesh():  # the kernel cannot be partitioned: each device runs it on its rows and heads
+        rules = LAYOUTS[config.layout]
+        pool_spec = spec(KVCache.AXES, rules)
+        rows, queries = spec(("batch",), rules), spec(("batch", "heads", None), rules)
+        attend = jax.shard_map(
+            attend,
+            in_specs=(queries, pool_spec, pool_spec, rows, PartitionSpec()),
+            out_specs=queries,
+            check_vma=False,
+        )
+    return attend(q, cache.k[pool], cache.v[pool], index.astype(jnp.int32), jnp.asarray(layer, jnp.int32))
