@@ -88,9 +88,7 @@ class Step:
             chunk_size=chunk_size,
         )
         optimizer, _ = train.make_optimizer(learning_rate=LEARNING_RATE, steps=1000)
-        static = dict(
-            decoder=self.decoder, optimizer=optimizer, options=self.options, teacher="fixed", lora=False
-        )
+        static = dict(decoder=self.decoder, optimizer=optimizer, options=self.options, teacher="fixed", lora=False)
         copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)  # the step donates its state
         self.state = train.init_state(copy, optimizer, ema=False)
         self._whole = train.jit_train_step(**static)
