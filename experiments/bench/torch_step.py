@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import time
 from collections.abc import Callable
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -17,7 +16,7 @@ import transformers
 from trl.experimental.gkd.gkd_trainer import GKDTrainer
 from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
-from experiments.bench.setting import LEARNING_RATE, Sizes, decoder_config, prompts
+from experiments.bench.setting import LEARNING_RATE, Sizes, clock, decoder_config, prompts
 
 
 def write_model(directory: pathlib.Path, seed: int = 0) -> None:
@@ -105,30 +104,32 @@ class HandStep:
 
 
 class _TimedTrainer(SDFTTrainer):
-    sampling_seconds = 0.0
-
     def _generate(self, *args, **kwargs):
-        start = time.perf_counter()
+        start = clock()
         result = super()._generate(*args, **kwargs)
-        self.sampling_seconds = time.perf_counter() - start
+        self.sampling_seconds = clock() - start
         return result
 
 
 class _Clock(transformers.TrainerCallback):
-    def __init__(self, after_step: Callable[[float], None]):
+    def __init__(self, after_step: Callable[[np.ndarray], None]):
         self.after_step = after_step
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.start = time.perf_counter()
+        self.start = clock()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.after_step(time.perf_counter() - self.start)
+        self.after_step(clock() - self.start)
 
 
 def run_trainer(
-    directory: pathlib.Path, output: pathlib.Path, sizes: Sizes, steps: int, after_step: Callable[[float, float], None]
+    directory: pathlib.Path,
+    output: pathlib.Path,
+    sizes: Sizes,
+    steps: int,
+    after_step: Callable[[np.ndarray, np.ndarray], None],
 ) -> None:
-    """Runs `SDFTTrainer` for some steps and calls `after_step(seconds, seconds of sampling)` after each of them.
+    """Runs `SDFTTrainer` for some steps and calls `after_step(its seconds, those of sampling)` after each (see `setting.clock`).
 
     Set as the other peers: whole-vocabulary forward KL, the initial model as teacher, one completion of each prompt, one
     update a batch, float32, no gradient checkpointing, no end token.
@@ -171,7 +172,7 @@ def run_trainer(
         str(directory), args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer
     )
 
-    def measured(seconds: float) -> None:
+    def measured(seconds: np.ndarray) -> None:
         lengths = trainer._buffered_inputs[0]["completion_mask"].sum(dim=1)
         if not (lengths == sizes.completion).all():
             raise ValueError(f"rows ended early: {lengths.tolist()}")
