@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 
 _MIN_LOGIT = -1e9  # stands for -inf (a masked vocabulary entry), so that 0 * log 0 is 0 and not NaN
-_HEAD_BANDS = 8  # in which the head's gradient is added up
+_HEAD_BANDS = 8  # in which the head's gradient is added up, at most
+_HEAD_BAND_ROWS = 128  # at least: thinner products are slow
 _MAX_LOG_MASS = -1e-7  # keeps the tail bucket's log finite when the support holds all the mass (TRL's value)
 
 
@@ -261,41 +262,78 @@ def _chunk_gradients(
 ):
     """A chunk's weighted sum and stats, the sum's gradient in the hidden states, and the head's, added to what is given."""
 
-    def value_of(logits):
-        stats = _logits_stats(spec, logits, _logits(teacher_hidden, teacher_head), tokens)
-        return _weighted_sum(stats, importance_clip, *weighting), stats
-
     logits = _logits(student_hidden, student_head)
-    (value, stats), logits_gradient = jax.value_and_grad(value_of, has_aux=True)(logits)
-    (hidden_gradient,) = jax.vjp(lambda x: _logits(x, student_head), student_hidden)[1](logits_gradient)
-    return (
-        value,
-        stats,
-        hidden_gradient,
-        _add_head_gradient(head_gradient, student_hidden, student_head, logits_gradient),
+    value, stats, logits_gradient = _logits_gradient(
+        spec, importance_clip, logits, _logits(teacher_hidden, teacher_head), tokens, *weighting
     )
+    (hidden_gradient,) = jax.vjp(lambda x: _logits(x, student_head), student_hidden)[1](logits_gradient)
+    return value, stats, hidden_gradient, _add_head_gradient(head_gradient, student_hidden, logits_gradient)
 
 
-def _weighted_sum(stats, importance_clip, weights, sampler_log_probs=None):
-    if importance_clip is not None:
-        weights *= importance_weight(stats.student_log_probs, sampler_log_probs, clip=importance_clip)
+def _logits_gradient(spec, importance_clip, student_logits, teacher_logits, tokens, *weighting):
+    """The weighted sum, the stats, and the sum's gradient in the student's logits [B, C, V] float32."""
+    cut = spec.top_k is not None and spec.top_k < student_logits.shape[-1]
+    if spec.divergence == "sampled_token" or cut or spec.entry_clip is not None or spec.token_clip is not None:
+
+        def value_of(logits):
+            stats = _logits_stats(spec, logits, teacher_logits, tokens)
+            return _weighted_sum(stats, importance_clip, *weighting), stats
+
+        (value, stats), gradient = jax.value_and_grad(value_of, has_aux=True)(student_logits)
+        return value, stats, gradient
+
+    # The same in closed form, in half of the passes over the vocabulary.
+    student, teacher = _log_softmax(student_logits, spec.temperature), _log_softmax(teacher_logits, spec.temperature)
+    stats = _stats(spec, student, teacher, tokens)
+    weights = _token_weights(stats, importance_clip, *weighting)[..., None]
+    gradient = _divergence_gradient(student, teacher, spec.beta, weights / spec.temperature)
+    return _weighted_sum(stats, importance_clip, *weighting), stats, gradient
+
+
+def _divergence_gradient(student: jax.Array, teacher: jax.Array, beta: float, weights: jax.Array) -> jax.Array:
+    """Gradient of the whole vocabulary's divergence in the student's tempered logits, times weights [..., 1].
+
+    From log-probabilities [..., V]. With D's derivative c_v in p_v, it is p_v (c_v - sum_u p_u c_u).
+    """
+
+    def weighted(x):
+        return jnp.where(weights == 0, 0.0, weights * x)
+
+    # Weights come before the last operation: XLA would repeat what follows on one array for every use of the result.
+    probs = jnp.exp(student)
+    if beta == 0:
+        return weighted(probs) - weighted(jnp.exp(teacher))
+    derivative = student - teacher if beta == 1 else (1 - beta) * (student - _log_mixture(student, teacher, beta))
+    mean = jnp.sum(probs * derivative, axis=-1, keepdims=True)
+    return weighted(probs) * jnp.where(weights == 0, 0.0, derivative - mean)
+
+
+def _token_weights(stats, importance_clip, weights, sampler_log_probs=None):
+    if importance_clip is None:
+        return weights
+    return weights * importance_weight(stats.student_log_probs, sampler_log_probs, clip=importance_clip)
+
+
+def _weighted_sum(stats, importance_clip, *weighting):
+    weights = _token_weights(stats, importance_clip, *weighting)
     return jnp.sum(jnp.where(weights == 0, 0.0, weights * stats.divergence))
 
 
-def _add_head_gradient(total, hidden, head, logits_gradient):
+def _add_head_gradient(total, hidden, logits_gradient):
     """total [D, V] float32 + the head's gradient for a chunk, a band of rows at a time: the product is never whole."""
-    rows = head.shape[0] // math.gcd(head.shape[0], _HEAD_BANDS)
+    size = total.shape[0]
+    rows = size // math.gcd(size, min(_HEAD_BANDS, max(size // _HEAD_BAND_ROWS, 1)))
 
     def add_band(i, total):
         def band_of(x, axis):
             return jax.lax.dynamic_slice_in_dim(x, i * rows, rows, axis)
 
-        _, pull = jax.vjp(lambda band: _logits(band_of(hidden, 2), band), band_of(head, 0))
-        band = band_of(total, 0) + pull(logits_gradient)[0].astype(jnp.float32)
-        return jax.lax.dynamic_update_slice_in_dim(total, band, i * rows, 0)
+        # The hidden states first: in the other order the logits' gradient is transposed, and that copied, for every band.
+        band = jnp.einsum("bcd,bcv->dv", band_of(hidden, 2).astype(jnp.float32), logits_gradient)
+        return jax.lax.dynamic_update_slice_in_dim(total, band_of(total, 0) + band, i * rows, 0)
 
     # A loop, because bands written out are scheduled together, and are then all in memory.
-    return jax.lax.fori_loop(0, head.shape[0] // rows, add_band, total)
+    return jax.lax.fori_loop(0, size // rows, add_band, total)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -338,12 +376,9 @@ def _scores_backward(spec, residuals, cotangents):
     def add_chunk(i, total):
         hidden, teacher, tokens, weights = jax.tree.map(lambda x: x[i], chunks)
 
-        def value_of(logits):
-            stats = _logits_stats(spec, logits, _logits(teacher, teacher_head), tokens)
-            return _weighted_sum(stats, None, weights)
-
-        logits_gradient = jax.grad(value_of)(_logits(hidden, student_head))
-        return _add_head_gradient(total, hidden, student_head, logits_gradient)
+        logits = _logits(hidden, student_head)
+        *_, logits_gradient = _logits_gradient(spec, None, logits, _logits(teacher, teacher_head), tokens, weights)
+        return _add_head_gradient(total, hidden, logits_gradient)
 
     # The second pass is a loop of no steps where the first sufficed: unlike a branch, it works in the first one's memory.
     # All of it is removed by the compiler when nobody asks for the head's gradient.
@@ -392,6 +427,11 @@ def _chunk_stats(spec, student_hidden, student_head, teacher_hidden, teacher_hea
 def _logits_stats(spec, student_logits, teacher_logits, tokens) -> DivergenceStats:
     student = _log_softmax(student_logits, spec.temperature)
     teacher = jax.lax.stop_gradient(_log_softmax(teacher_logits, spec.temperature))
+    return _stats(spec, student, teacher, tokens)
+
+
+def _stats(spec, student, teacher, tokens) -> DivergenceStats:
+    """From log-probabilities [B, C, V]."""
     student_token, teacher_token = _take(student, tokens), _take(teacher, tokens)
     if spec.divergence == "sampled_token":
         divergence = _clamp(_sampled_token(student_token, teacher_token), spec.token_clip)
@@ -415,9 +455,13 @@ def _divergence(student: jax.Array, teacher: jax.Array, spec: _Spec) -> jax.Arra
     elif beta == 1:
         terms = _kl_terms(student, teacher)
     else:
-        mixture = jnp.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+        mixture = _log_mixture(student, teacher, beta)
         terms = beta * _kl_terms(teacher, mixture) + (1 - beta) * _kl_terms(student, mixture)
     return _clamp(_clamp(terms, spec.entry_clip).sum(axis=-1), spec.token_clip)
+
+
+def _log_mixture(student: jax.Array, teacher: jax.Array, beta: float) -> jax.Array:
+    return jnp.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
 
 
 def _kl_terms(p: jax.Array, q: jax.Array) -> jax.Array:

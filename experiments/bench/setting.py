@@ -1,0 +1,171 @@
+"""The setting of the step's benchmarks: a small random Qwen3, a batch of full-length rows, and the trainer's own functions."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import time
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rcsd_jax import train
+from rcsd_jax.methods import self_distillation as method
+from rcsd_jax.models import huggingface
+from rcsd_jax.models.decoder import Decoder, DecoderConfig, init_params
+from rcsd_jax.sampling import SamplingConfig
+
+LEARNING_RATE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Lengths in tokens. Every row is full and never ends early, so all peers do the same work."""
+
+    batch: int = 16
+    prompt: int = 64
+    teacher_prompt: int = 192
+    completion: int = 128
+
+
+def decoder_config() -> DecoderConfig:
+    """5.05 M parameters, float32: hidden 256, 4 layers, 8 heads of 32 over 4 key heads, vocabulary 8192, tied."""
+    return DecoderConfig(
+        family="qwen3",
+        vocab_size=8192,
+        hidden_size=256,
+        intermediate_size=704,
+        num_layers=4,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=32,
+        tie_embeddings=True,
+    )
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Flags for every size."""
+    for field in dataclasses.fields(Sizes):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default, metavar="N")
+
+
+def sizes_of(args: argparse.Namespace) -> Sizes:
+    return Sizes(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Sizes)})
+
+
+def prompts(sizes: Sizes, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random prompts of the student [B, P] and of the teacher [B, Q], which begin with the student's; int32.
+
+    The first eight ids are left out: peers' tokenizers keep them for special tokens.
+    """
+    tokens = np.random.default_rng(0).integers(8, vocab_size, (sizes.batch, sizes.teacher_prompt)).astype(np.int32)
+    return tokens[:, : sizes.prompt], tokens
+
+
+class Step:
+    """The trainer's step on its own copy of the weights: `whole()`, `sample()` and `train()` each run and wait."""
+
+    def __init__(self, config: DecoderConfig, params: Any, sizes: Sizes, *, chunk_size: int = 256):
+        self.decoder = Decoder(config)
+        self.params = params
+        student, teacher = prompts(sizes, config.vocab_size)
+        self.batch = method.Batch(
+            np.arange(sizes.batch, dtype=np.int32),
+            student,
+            np.ones(student.shape, bool),
+            teacher,
+            np.ones(teacher.shape, bool),
+            np.zeros((sizes.batch, 0), np.int32),
+        )
+        self.options = method.Options(
+            sampling=SamplingConfig(max_new_tokens=sizes.completion),
+            divergence=(("beta", 0.0),),
+            chunk_size=chunk_size,
+        )
+        optimizer, _ = train.make_optimizer(learning_rate=LEARNING_RATE, steps=1000)
+        static = dict(decoder=self.decoder, optimizer=optimizer, options=self.options, teacher="fixed", lora=False)
+        copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)  # the step donates its state
+        self.state = train.init_state(copy, optimizer, ema=False)
+        self._whole = train.jit_train_step(**static)
+        self._sample = jax.jit(functools.partial(method.sample, self.decoder, options=self.options))
+        self.completions = self.sample()
+        self._train = _without_sampling(static).lower(self.state, params, self.completions, np.uint32(0)).compile()
+
+    def whole(self) -> dict[str, jax.Array]:
+        """One update; returns its metrics."""
+        self.state, metrics, _ = self._whole(self.state, self.params, self.batch, np.uint32(0))
+        return jax.block_until_ready(metrics)
+
+    def sample(self) -> method.Completions:
+        """The completions of one step."""
+        student, teacher = {"params": self.state.trained}, {"params": self.params}
+        return jax.block_until_ready(self._sample(student, teacher, self.batch, jax.random.key(0)))
+
+    def train(self) -> dict[str, jax.Array]:
+        """One update on `completions` that were sampled before; returns its metrics."""
+        self.state, metrics, _ = self._train(self.state, self.params, self.completions, np.uint32(0))
+        return jax.block_until_ready(metrics)
+
+
+def _without_sampling(static: dict[str, Any]):
+    """The jitted train step with sampling left out: in the batch's place it takes the completions."""
+
+    def step(*args):
+        with mock.patch.object(method, "sample", lambda _decoder, _student, _teacher, completions, *_: completions):
+            return train.train_step(*args, **static)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def random_step(sizes: Sizes, **options: Any) -> Step:
+    """A step on random weights."""
+    config = decoder_config()
+    return Step(config, jax.jit(functools.partial(init_params, config))(jax.random.key(0)), sizes, **options)
+
+
+def loaded_step(directory: str, sizes: Sizes, **options: Any) -> Step:
+    """A step on the weights of a Hugging Face directory."""
+    config, params = huggingface.load(directory, dtype=jnp.float32)
+    return Step(config, params, sizes, **options)
+
+
+def train_flops(config: DecoderConfig, sizes: Sizes) -> float:
+    """Model FLOPs of the training part: forward and backward of the student, forward of the teacher.
+
+    A forward pass over B rows of T tokens of which N are scored: 2 * B * T * (kernels' entries) for the layers,
+    2 * B * N * D * V for the output matrix and 2 * 2 * B * (T * (T + 1) / 2) * H * Hd a layer for causal attention
+    (q k^T and probs v over the lower triangle). Backward counts twice its forward. Norms, softmax, divergence,
+    embedding, optimiser and recomputation count nothing.
+    """
+    c = config
+    attention = c.hidden_size * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
+    kernels = c.num_layers * (attention + 3 * c.hidden_size * c.intermediate_size)
+
+    def forward(length: int) -> float:
+        layers = 2 * length * kernels
+        scores = 2 * length * (length + 1) * c.num_heads * c.head_dim * c.num_layers
+        return sizes.batch * (layers + scores + 2 * sizes.completion * c.hidden_size * c.vocab_size)
+
+    return 3.0 * forward(sizes.prompt + sizes.completion) + forward(sizes.teacher_prompt + sizes.completion)
+
+
+def clock() -> np.ndarray:
+    """Seconds of the wall clock, and those that this process has spent on all cores."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def seconds(function, *args) -> np.ndarray:
+    """Wall and CPU seconds of one call that waits for its result."""
+    start = clock()
+    function(*args)
+    return clock() - start
+
+
+def summary(times: list[np.ndarray]) -> str:
+    """Medians and smallest wall time; CPU time tells more where other jobs share the cores."""
+    wall, cpu = np.array(times).T
+    return f"{np.median(wall):7.3f} s (smallest {wall.min():.3f}), CPU {np.median(cpu):7.3f} s"
