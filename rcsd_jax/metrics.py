@@ -13,6 +13,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from rcsd_jax import processes
 from rcsd_jax.workdir import write_text
 
 _compilations = [0]
@@ -32,13 +33,16 @@ def compilations() -> int:
 
 
 class MetricWriter:
-    """Appends scalars per step to `metrics.jsonl` and to TensorBoard event files in `directory`.
+    """Appends scalars per step to `metrics.jsonl` and to TensorBoard event files in `directory`; process 0 alone does.
 
     A resumed run continues at `first_step`: what an interrupted run logged from there on is dropped, so that the file
     reads like that of an uninterrupted run.
     """
 
     def __init__(self, directory: Path, *, first_step: int):
+        self._writes = processes.is_main()
+        if not self._writes:
+            return
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         _keep_steps_before(path, first_step)
@@ -47,6 +51,8 @@ class MetricWriter:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes `scalars` as of `step`; the line is on disk when this returns."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         for name, value in scalars.items():
@@ -54,6 +60,8 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes and closes both."""
+        if not self._writes:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

@@ -23,7 +23,7 @@ import numpy as np
 import rich.console
 from ml_collections import ConfigDict
 
-from rcsd_jax import contexts, loop, preparation, train
+from rcsd_jax import contexts, loop, preparation, processes, train
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.contexts import Role
 from rcsd_jax.errors import UserError
@@ -50,9 +50,9 @@ def run_stage(
     name = name or "run"
     mesh = sharding.make_mesh(**config.mesh)
     with claimed(workdir, config), jax.set_mesh(mesh):
-        if (workdir / "summary.json").exists():
+        if (summary := from_main_if_written(workdir / "summary.json")) is not None:
             console.print(f"{name}: complete, see {workdir}")
-            return read_json(workdir / "summary.json")
+            return summary
         run = Run(config, workdir, mesh, console, stop, name)
 
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
@@ -98,9 +98,14 @@ def run_stage(
             "compilations": compilations(),
             "paths": paths | {"metrics": str(workdir / "metrics.jsonl"), "checkpoints": str(workdir / "checkpoints")},
         }
-        if jax.process_index() == 0:
+        if processes.is_main():
             write_json(workdir / "summary.json", summary)
         return summary
+
+
+def from_main_if_written(path: Path) -> Any:
+    """What process 0 finds in a JSON file, or None where it is not there."""
+    return processes.from_main(lambda: read_json(path) if path.exists() else None)
 
 
 def check_positions(model: Model, data: preparation.Encoded, config: ConfigDict) -> None:
@@ -130,7 +135,9 @@ def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
     load = functools.cache(load)  # and never called where every text is cached
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
     prompts = preparation.prompts_of(config)
-    encoded = [contexts.encode_role(writer.tokenizer, e, role, prompts, "write_rubric") for e in examples]
+    encoded = processes.shared(
+        lambda e: contexts.encode_role(writer.tokenizer, e, role, prompts, "write_rubric"), examples
+    )
     kept = [i for i, e in enumerate(examples) if preparation.fits(e, encoded[i], config, role="rubric writer")]
     too_long = len(examples) - len(kept)
     examples, encoded = [examples[i] for i in kept], [encoded[i] for i in kept]
@@ -151,7 +158,7 @@ def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
             encoded,
             write=write,
             decode=writer.decode,
-            cache=RubricCache(run.workdir / "rubrics.jsonl"),
+            cache=open_cache(run.workdir / "rubrics.jsonl"),
             checkpoint=digest,
             settings=dataclasses.asdict(sampling),
             resample=settings.resample,
@@ -173,6 +180,15 @@ def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
             )
         run.console.print("warning: not one text was a rubric; every question has the generic one")
     return examples, counts
+
+
+def open_cache(path: Path) -> RubricCache:
+    """The rubrics written so far: process 0 keeps the file, the others what it holds."""
+    mine = RubricCache(path if processes.is_main() else None)
+    held = processes.from_main(mine.held)
+    if not processes.is_main():
+        mine.put_many(held)
+    return mine
 
 
 def open_writer(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Model, str, Callable[[], dict[str, Any]]]:
@@ -212,8 +228,8 @@ def evaluate_role(
     """Split -> mode -> scores, kept in `evaluation_<label>.json`; texts go to `completions_<label>.jsonl`."""
     config, workdir = run.config, run.workdir
     path = workdir / f"evaluation_{label}.json"
-    if path.exists():
-        return read_json(path)
+    if (written := from_main_if_written(path)) is not None:
+        return written
     batch_size = config.eval.batch_size
     results: dict[str, Any] = {}
     lines = []
@@ -232,7 +248,7 @@ def evaluate_role(
             results.setdefault(split, {})[mode] = scores
             lines += [json.dumps({"split": split, "mode": mode, **r}, ensure_ascii=False) for r in records]
     run.console.print(f"evaluated {label.replace('_', ' ')}")
-    if jax.process_index() == 0:
+    if processes.is_main():
         write_text(workdir / f"completions_{label}.jsonl", "\n".join(lines) + "\n")
         write_json(path, results)
     return results

@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
+from rcsd_jax import processes
 from rcsd_jax.errors import UserError
 
 
@@ -40,21 +41,19 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
                 file=workdir,
                 remedy="wait for it, or choose another with --workdir",
             ) from error
-        _match_config(workdir / "config.json", config)
+        processes.from_main(lambda: _match_config(workdir / "config.json", config))
         yield
 
 
 def _match_config(path: Path, config: ConfigDict) -> None:
     text = configs.to_json(config)
     if not path.exists():
-        if jax.process_index() == 0:
-            write_text(path, text)
+        write_text(path, text)
         return
     ours, theirs = json.loads(text), read_json(path)
     changed = configs.differences(ours, theirs)
     if changed and all(key.startswith(configs.MAY_CHANGE) for key in changed):
-        if jax.process_index() == 0:
-            write_text(path, text)
+        write_text(path, text)
     elif changed:
         raise UserError(
             f"the workdir belongs to a run with another config; they differ in {', '.join(changed[:5])}",

@@ -498,7 +498,8 @@ def save(
     Args:
       directory: new, empty, or a model to replace; it appears complete or not at all, see `replaced_directory`.
       config: of the parameters.
-      params: tree of `decoder.declarations`, on this process's devices.
+      params: tree of `decoder.declarations`, on any devices. Where other processes hold a part of them, all processes
+        call this; each layer is gathered in all, and process 0 writes.
       source: model directory whose further config.json fields, tokenizer and generation settings are carried over.
       dtype: to which parameters are cast on the way; None for none.
       max_shard_bytes: one model.safetensors up to here, else shards of at most this size (or one tensor) and an index.
@@ -512,6 +513,10 @@ def save(
     """
     pieces = _pieces(config, params, dtype)
     shards = _split(pieces, max_shard_bytes)
+    if jax.process_index():
+        for piece in pieces:
+            _fetch_piece(params, piece).delete()
+        return pathlib.Path(directory)
     with replaced_directory(directory) as partial:
         source_fields: dict[str, Any] = {}
         if source is not None:
@@ -577,17 +582,31 @@ def _write_shard(file: pathlib.Path, params: Mapping[str, Any], pieces: list[_Pi
     with open(file, "wb") as stream:
         stream.write(struct.pack("<Q", len(encoded)) + encoded)
         for piece in pieces:
-            array, stacked = _at(params, piece.path), piece.layer is not None
-            tensor = _fetch(array, piece.layer or 0, stacked=stacked, transpose=piece.transpose, dtype=piece.dtype)
+            tensor = _fetch_piece(params, piece)
             stream.write(np.ascontiguousarray(tensor).view(np.uint8).data)
             tensor.delete()  # an array and its host view hold each other until the garbage collector comes by
 
 
-@functools.partial(jax.jit, static_argnames=("stacked", "transpose", "dtype"))
-def _fetch(array: jax.Array, layer: int, *, stacked: bool, transpose: bool, dtype: np.dtype) -> jax.Array:
+def _fetch_piece(params: Mapping[str, Any], piece: _Piece) -> jax.Array:
+    """The piece as a file holds it, whole on this process's devices; a collective where others hold a part of it."""
+    array, stacked = _at(params, piece.path), piece.layer is not None
+    options = dict(stacked=stacked, transpose=piece.transpose, dtype=piece.dtype, to=gathered(array))
+    return _fetch(array, piece.layer or 0, **options)
+
+
+def gathered(array: jax.Array) -> jax.sharding.Sharding | None:
+    """The sharding under which every process holds the whole array; None if this one holds all of it as it is."""
+    if array.is_fully_addressable:
+        return None
+    return jax.sharding.NamedSharding(array.sharding.mesh, jax.sharding.PartitionSpec())
+
+
+@functools.partial(jax.jit, static_argnames=("stacked", "transpose", "dtype", "to"))
+def _fetch(array: jax.Array, layer: int, *, stacked: bool, transpose: bool, dtype: np.dtype, to: Any) -> jax.Array:
     """A copy of one layer: an array keeps the host view made of it, so the parameter itself is never viewed."""
     piece = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) if stacked else jnp.copy(array)
-    return (piece.T if transpose else piece).astype(dtype)
+    piece = (piece.T if transpose else piece).astype(dtype)
+    return piece if to is None else jax.lax.with_sharding_constraint(piece, to)
 
 
 def _write_json(file: pathlib.Path, value: Mapping[str, Any]) -> None:

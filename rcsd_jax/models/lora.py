@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from rcsd_jax.errors import UserError
 from rcsd_jax.models import decoder
-from rcsd_jax.models.huggingface import replaced_directory
+from rcsd_jax.models.huggingface import gathered, replaced_directory
 
 Adapters = dict[str, dict[str, jax.Array]]
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -127,7 +127,7 @@ def save_peft(
     Args:
       directory: new, empty, or an adapter to replace; it appears complete or not at all.
       config: of the model they are for.
-      adapters: see the module.
+      adapters: see the module; where other processes hold a part of them, all processes call this and process 0 writes.
       rank, alpha, targets: as given to `init_lora`.
       base_path: directory or hub id of the base model, noted in adapter_config.json.
 
@@ -147,7 +147,7 @@ def save_peft(
         modules.append(hf_name.split(".")[-2])
         if adapter["a"].shape[-1] != rank:
             raise ValueError(f"adapter {target} has rank {adapter['a'].shape[-1]}, not {rank}")
-        a, b = np.asarray(adapter["a"]), np.asarray(adapter["b"])
+        a, b = (_on_host(adapter[side]) for side in "ab")
         for layer in range(a.shape[0]):
             name_a, name_b = _peft_names(hf_name, layer)
             tensors[name_a] = np.ascontiguousarray(a[layer].T)  # [r, in]
@@ -167,10 +167,17 @@ def save_peft(
         "use_rslora": False,
         "use_dora": False,
     }
+    if jax.process_index():
+        return pathlib.Path(directory)
     with replaced_directory(directory) as partial:
         (partial / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         safetensors.numpy.save_file(tensors, partial / _WEIGHTS, metadata={"format": "pt"})
     return pathlib.Path(directory)
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    to = gathered(array) if isinstance(array, jax.Array) else None
+    return np.asarray(array if to is None else jax.device_put(array, to))
 
 
 def load_peft(directory: str | os.PathLike, config: decoder.DecoderConfig) -> PeftAdapter:
