@@ -10,9 +10,12 @@ Exit statuses: 2 for bad input in any process, 3 where another process is gone, 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
+import signal
+import socket
 import sys
 import threading
 import time
@@ -25,10 +28,13 @@ from rcsd_jax.errors import UserError
 LOST = 3  # the exit status where another process is gone
 _FAILED, _HEARD, _BEAT = "rcsd_jax/failed", "rcsd_jax/heard/", "rcsd_jax/beat/"
 _GRACE_S = 5.0  # how long the coordinator stays for the others to hear why it failed
-# What errors say when a process on the other side is gone: gloo, gRPC and the coordination service.
-_COMMUNICATION = re.compile(r"gloo|connection|socket|peer|barrier|heartbeat|unavailable|coordination", re.IGNORECASE)
+# What exceptions, of whatever type, say when a process on the other side is gone: of gloo, gRPC, the coordination service.
+_COMMUNICATION = re.compile(
+    r"gloo|coordination|heartbeat|barrier|unavailable|deadline.exceeded|connection (closed|reset)|socket closed", re.I
+)
 
 _watch: _Watch | None = None
+_keep: list[Any] = []  # C functions must outlive their registration
 
 
 def start(
@@ -69,6 +75,7 @@ def start(
     if jax.process_count() > 1:
         _watch = _Watch(heartbeat_timeout)
         _watch.start()
+        _say_why_on_abort()
 
 
 def finish() -> None:
@@ -94,8 +101,7 @@ def end(line: str, status: int) -> NoReturn:
 
 def raise_or_end(error: BaseException) -> NoReturn:
     """Ends the process with one line if `error` means that another process is gone; raises it otherwise."""
-    communication = isinstance(error, jax.errors.JaxRuntimeError) and _COMMUNICATION.search(str(error))
-    if _watch is None or not communication:
+    if _watch is None or not _COMMUNICATION.search(str(error)):
         raise error
     time.sleep(2 * _watch.interval_s)  # should that process have said why it went, the watch ends this one
     _watch.announce("another process of the job is gone", LOST)
@@ -106,6 +112,28 @@ def raise_or_end(error: BaseException) -> NoReturn:
 def told() -> bool:
     """Whether other processes have to be told when this one fails."""
     return _watch is not None
+
+
+def _say_why_on_abort() -> None:
+    """Where the coordinator is gone, JAX aborts the process from a thread of its own: has a line follow its stack trace.
+
+    JAX's callback for this cannot be set (of jaxlib 0.10 it fails on its argument), and a handler of `signal` would run
+    too late, hence one of C's.
+    """
+    from jax._src import distributed  # the address has no public name, where JAX found it by itself
+
+    host, _, port = distributed.global_state.coordinator_address.rpartition(":")
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def on_abort(_: int) -> None:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError:
+            _exit(_gone("process 0, the coordinator,", "its connection closed"), LOST)
+        # It is there, so the abort has another cause: returning lets it go on.
+
+    _keep.append(on_abort)
+    ctypes.CDLL(None).signal(signal.SIGABRT, on_abort)
 
 
 class _Watch(threading.Thread):
