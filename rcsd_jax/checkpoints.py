@@ -5,6 +5,14 @@ A checkpoint may be restored onto another mesh, or by another number of processe
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import json
+import logging
+import re
+import sys
+import zlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +23,11 @@ from etils import epath
 from rcsd_jax import processes
 from rcsd_jax.errors import UserError
 
-_FINGERPRINT = "fingerprint"
+_CHECK_SUM = "check_sum"
+# What errors say that are no fault of the files.
+_NOT_DAMAGE = re.compile(
+    r"permission.denied|unauthenticated|unavailable|deadline.exceeded|resource.exhausted|memory|no space left", re.I
+)
 
 
 class Restored(NamedTuple):
@@ -47,7 +59,7 @@ class Checkpoints:
         """Starts to save `state` and `position` (JSON: data position, seed, rubric cache) as of `step`."""
         if step in self._manager.all_steps():
             return
-        position = position | {_FINGERPRINT: int(_fingerprint(state))}
+        position = position | {_CHECK_SUM: _check_sum(state, position)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
         self._manager.save(step, args=args)
 
@@ -55,7 +67,7 @@ class Checkpoints:
         """State and position of `step`, placed as `like` is (arrays or ShapeDtypeStructs with shardings).
 
         Raises:
-          Exception: whatever orbax and its readers raise on a damaged file. ValueError: the bytes were changed.
+          Exception: whatever orbax and its readers raise on a damaged file.
         """
         # Not by the manager, whose barriers would keep the others waiting for a process that cannot read its part.
         folder = self._directory / str(step)
@@ -71,7 +83,7 @@ class Checkpoints:
         Damaged ones that are newer are renamed to `damaged_<step>`, where no later run takes them for checkpoints.
 
         Raises:
-          UserError: not one is intact (they stay where they are), or they are of another model or optimizer.
+          UserError: not one is intact or of this model and optimizer, or the storage does not answer; all stay in place.
         """
         steps = processes.from_main(lambda: sorted(self._manager.all_steps(), reverse=True))
         problems: list[str] = []
@@ -79,48 +91,52 @@ class Checkpoints:
             state, position, problem = self._try(step, like)
             if problem is None:
                 return Restored(step, state, position, self._move_aside(steps[: len(problems)], problems))
+            if _NOT_DAMAGE.search(problem):
+                raise UserError(
+                    f"the checkpoint cannot be read now ({problem})",
+                    file=self._directory / str(step),
+                    remedy="see to the storage or the memory, and the same command continues from it",
+                )
             problems.append(problem)
         if not steps:
             return None
         raise UserError(
-            f"not one of the {len(steps)} checkpoints can be read (of the newest: {problems[0]})",
+            f"none of the {len(steps)} checkpoints can be used (the newest: {problems[0]})",
             file=self._directory,
             remedy="restore the folder from a copy, or delete it, and the same command starts from the first step",
         )
 
     def _try(self, step: int, like: Any) -> tuple[Any, Any, str | None]:
         """State and position, or what is wrong; the same problem in every process."""
-        state, position, problem, other = None, None, None, None
-        try:
-            other = _other_tree(self._directory / str(step) / "state", like)
-            if other is None:
-                state, position = self.restore(step, like)
-        except Exception as error:  # whatever orbax and its readers raise on a damaged file
-            problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        problem, other = next((p for p in processes.gather((problem, other)) if any(p)), (None, None))
-        if other is not None:
-            raise UserError(
-                f"the checkpoint is of another model, LoRA or optimizer: {other}",
-                file=self._directory / str(step),
-                remedy="go back to the version that wrote it, or start anew with another --workdir",
-            )
-        if problem is None and int(_fingerprint(state)) != position[_FINGERPRINT]:
+        state, position, problem = None, None, None
+        with _without_noise():
+            try:
+                problem = _difference(self._directory / str(step) / "state", like)
+                if problem is None:
+                    state, position = self.restore(step, like)
+            except Exception as error:  # whatever orbax and its readers raise on a damaged file
+                problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        problem = next((p for p in processes.gather(problem) if p), None)
+        if problem is None and position.pop(_CHECK_SUM, None) != _check_sum(state, position):
             problem = "its bytes are not those that were saved"
         return (None, None, problem) if problem else (state, position, None)
 
     def _move_aside(self, steps: list[int], problems: list[str]) -> list[tuple[epath.Path, str]]:
-        moved = [(self._directory / f"damaged_{step}", problem) for step, problem in zip(steps, problems, strict=True)]
+        def move() -> list[str]:
+            names = []
+            for step in steps:
+                name = f"damaged_{step}"
+                while (self._directory / name).exists():
+                    name += "_again"
+                (self._directory / str(step)).rename(self._directory / name)
+                names.append(name)
+            return names
 
-        def move():
-            for step, (target, _) in zip(steps, moved, strict=True):
-                if target.exists():
-                    target.rmtree()
-                (self._directory / str(step)).rename(target)
-
-        if moved:
-            processes.from_main(move)
-            self._manager.reload()
-        return moved
+        if not steps:
+            return []
+        names = processes.from_main(move)
+        self._manager.reload()
+        return [(self._directory / name, problem) for name, problem in zip(names, problems, strict=True)]
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
@@ -131,7 +147,21 @@ class Checkpoints:
         self._manager.close()
 
 
-def _other_tree(folder: epath.Path, like: Any) -> str | None:
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Keeps off the console what the readers leave behind when one of them fails: the failure itself is raised."""
+    hooks, asyncio_log = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
+    sys.excepthook = sys.unraisablehook = lambda *_: None
+    asyncio_log.disabled = True
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+        asyncio_log.disabled = False
+
+
+def _difference(folder: epath.Path, like: Any) -> str | None:
     """In what the names or shapes saved in `folder` differ from those of `like`; None if in nothing."""
     saved = ocp.StandardCheckpointHandler().metadata(folder)
     saved = saved.tree if hasattr(saved, "tree") else saved
@@ -139,12 +169,17 @@ def _other_tree(folder: epath.Path, like: Any) -> str | None:
     ours = {_name(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(like)}
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
-            return f"{name} is {theirs.get(name, 'not there')}, the run has {ours.get(name, 'none')}"
+            found, wanted = theirs.get(name, "not there"), ours.get(name, "none")
+            return f"of another model, LoRA or optimizer, where {name} is {found} and the run has {wanted}"
     return None
 
 
 def _name(path: tuple) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def _check_sum(state: Any, position: dict[str, Any]) -> int:
+    return (int(_fingerprint(state)) + zlib.crc32(json.dumps(position, sort_keys=True).encode())) % 2**32
 
 
 @jax.jit
