@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from tests.test_main import ground_truth, run, start
 
-FLAGS = ("--config.model.remat=none", "--config.optimizer.learning_rate=1e-2", "--config.train.steps=3")
+FLAGS = ("--config.model.remat=none", "--config.train.steps=3")
 LONG = (*FLAGS, "--config.train.steps=150")
 TIMEOUT_S = 10  # of heartbeats
 
