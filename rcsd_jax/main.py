@@ -18,10 +18,13 @@ from ml_collections import ConfigDict, config_flags
 from rcsd_jax import config as configs
 from rcsd_jax import distributed, processes
 from rcsd_jax.errors import Preempted, UserError
+from rcsd_jax.files import AnyPath, as_path
 from rcsd_jax.preemption import StopRequest
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<name of the config file>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where results go, a folder or a URL (gs://...); by default runs/<name of the config file>."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "This process is one of several; on TPU VMs, GKE and SLURM enough."
 )
@@ -33,7 +36,7 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 )
 
 
-def run_job(config: ConfigDict, workdir: Path) -> dict[str, dict]:
+def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
     """Runs or continues all stages of `config` under `workdir`, prints the table, returns stage name -> summary.
 
     Raises:
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> None:
         )  # orbax tells of every file it writes, and of errors that it raises as well
     _join_processes()
     name = Path(flags.FLAGS["config"].config_filename).stem
-    workdir = Path(_WORKDIR.value or Path("runs") / name).absolute()
+    workdir = as_path(_WORKDIR.value or Path("runs") / name)
     run_job(_CONFIG.value, workdir)
 
 
@@ -95,7 +98,7 @@ def _join_processes() -> None:
     distributed.start(coordinator=_COORDINATOR.value, **numbers, heartbeat_timeout=_HEARTBEAT_TIMEOUT.value)
 
 
-def _with_workdir(stage: ConfigDict, workdir: Path) -> ConfigDict:
+def _with_workdir(stage: ConfigDict, workdir: AnyPath) -> ConfigDict:
     """The stage's config with {workdir} in its paths replaced, so that a later stage finds what an earlier one wrote."""
     stage = stage.copy_and_resolve_references()
     for section, key in (("model", "path"), ("data", "path"), ("rubric", "writer")):

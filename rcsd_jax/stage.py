@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +28,7 @@ from rcsd_jax.contexts import Role
 from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.evaluate.table import evaluate
+from rcsd_jax.files import AnyPath, as_path, fetched, is_remote, read_json, write_json, write_text
 from rcsd_jax.metrics import Progress, compilations
 from rcsd_jax.models import huggingface, lora, sharding
 from rcsd_jax.preemption import StopRequest
@@ -36,18 +36,18 @@ from rcsd_jax.rubric_writing import write_rubrics
 from rcsd_jax.rubrics.cache import RubricCache
 from rcsd_jax.run import Model, Run, completer, load_weights, open_model, sampling_of
 from rcsd_jax.sampling import SamplingConfig
-from rcsd_jax.workdir import claimed, read_json, write_json, write_text
+from rcsd_jax.workdir import claimed
 
 
 def run_stage(
-    config: ConfigDict, workdir: Path, console: rich.console.Console, stop: StopRequest, *, name: str = ""
+    config: ConfigDict, workdir: AnyPath, console: rich.console.Console, stop: StopRequest, *, name: str = ""
 ) -> dict[str, Any]:
     """Runs or continues a stage and returns its summary (what `summary.json` holds).
 
     Raises:
       UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; the state is saved.
     """
-    name = name or "run"
+    name, workdir = name or "run", as_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     with claimed(workdir, config), jax.set_mesh(mesh):
         if (summary := from_main_if_written(workdir / "summary.json")) is not None:
@@ -103,7 +103,7 @@ def run_stage(
         return summary
 
 
-def from_main_if_written(path: Path) -> Any:
+def from_main_if_written(path: AnyPath) -> Any:
     """What process 0 finds in a JSON file, or None where it is not there."""
     return processes.from_main(lambda: read_json(path) if path.exists() else None)
 
@@ -182,7 +182,7 @@ def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
     return examples, counts
 
 
-def open_cache(path: Path) -> RubricCache:
+def open_cache(path: AnyPath) -> RubricCache:
     """The rubrics written so far: process 0 keeps the file, the others what it holds."""
     mine = RubricCache(path if processes.is_main() else None)
     held = processes.from_main(mine.held)
@@ -197,7 +197,7 @@ def open_writer(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Model, str
     `rubric.writer` is a model, or a LoRA adapter: then its base is read, and the adapter is in use. (Merged into weights of
     bfloat16, most of what a small learning rate changes is rounded away.)
     """
-    path = config.rubric.writer
+    path = fetched(config.rubric.writer)
     if not lora.is_peft(path):
         writer = open_model(path, config)
         return writer, huggingface.digest(writer.directory), lambda: {"params": load_weights(writer, config, mesh)}
@@ -269,7 +269,7 @@ def _after_analyses(
     return [np.concatenate([p, written[i].tokens, asked.transition]) for i, p in enumerate(asked.prompts)]
 
 
-def export(variables, model: Model, config: ConfigDict, workdir: Path) -> dict[str, str]:
+def export(variables, model: Model, config: ConfigDict, workdir: AnyPath) -> dict[str, str]:
     """Writes the trained model as a Hugging Face directory, and under LoRA also as a PEFT adapter; returns the paths."""
     paths, decoder_config = {}, model.decoder.config
     params, adapters = variables["params"], variables.get("lora")
@@ -282,7 +282,7 @@ def export(variables, model: Model, config: ConfigDict, workdir: Path) -> dict[s
             rank=config.lora.rank,
             alpha=config.lora.alpha,
             targets=tuple(config.lora.targets),
-            base_path=str(model.directory),
+            base_path=config.model.path if is_remote(config.model.path) else str(model.directory),
         )
     if adapters is None or config.export.merged:
         paths["export"] = str(workdir / "export")

@@ -22,6 +22,7 @@ import numpy as np
 import safetensors.numpy
 
 from rcsd_jax.errors import UserError
+from rcsd_jax.files import AnyPath, as_path
 from rcsd_jax.models import decoder
 from rcsd_jax.models.huggingface import gathered, replaced_directory
 
@@ -121,7 +122,7 @@ def save_peft(
     alpha: float,
     targets: Iterable[str],
     base_path: str | os.PathLike,
-) -> pathlib.Path:
+) -> AnyPath:
     """Writes adapter_config.json and adapter_model.safetensors, as `peft.PeftModel.from_pretrained` reads them.
 
     Args:
@@ -168,11 +169,11 @@ def save_peft(
         "use_dora": False,
     }
     if jax.process_index():
-        return pathlib.Path(directory)
+        return as_path(directory)
     with replaced_directory(directory) as partial:
         (partial / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        safetensors.numpy.save_file(tensors, partial / _WEIGHTS, metadata={"format": "pt"})
-    return pathlib.Path(directory)
+        (partial / _WEIGHTS).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    return as_path(directory)
 
 
 def _on_host(array: jax.Array) -> np.ndarray:

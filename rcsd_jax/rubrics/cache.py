@@ -1,7 +1,7 @@
 """What models wrote, kept on disk so that a run that was killed goes on where it stopped.
 
 One JSON line per text, append only. A batch is written, flushed and synced before `put_many` returns, so a kill loses
-at most the batch being written, and leaves at most one torn line, the last: the next opening cuts it off and counts it.
+at most the batch being written, and locally leaves at most one torn line, the last: the next opening cuts it off and counts it.
 One process writes a file; others hold what it holds in memory alone.
 """
 
@@ -13,10 +13,10 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rcsd_jax.errors import UserError
+from rcsd_jax.files import AnyPath, append, as_path
 from rcsd_jax.rubrics import schema
 from rcsd_jax.rubrics.parsing import Parsed
 
@@ -56,13 +56,13 @@ class RubricCache:
       counts: how many of the texts held are "strict", "salvaged" and "rejected".
     """
 
-    def __init__(self, path: str | Path | None):
+    def __init__(self, path: str | AnyPath | None):
         """Opens the cache, making the file and its folder where absent.
 
         Raises:
           UserError: a line other than the last is not one that this class wrote.
         """
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else as_path(path)
         self.torn_lines = 0
         self.counts: Counter[str] = Counter(strict=0, salvaged=0, rejected=0)
         self._held: dict[str, Written] = {}
@@ -95,10 +95,7 @@ class RubricCache:
         if not fresh:
             return
         if self.path is not None:
-            with self.path.open("ab") as file:
-                file.write("".join(_to_line(written) for written in fresh.values()).encode())
-                file.flush()
-                os.fsync(file.fileno())
+            append(self.path, "".join(_to_line(written) for written in fresh.values()).encode())
         for written in fresh.values():
             self._hold(written)
 
