@@ -16,7 +16,7 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from rcsd_jax import contexts, processes, train
+from rcsd_jax import contexts, train
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.data.batches import batches
 from rcsd_jax.errors import UserError
@@ -153,7 +153,7 @@ def train_loop(
         for step in range(start, steps):
             began = time.monotonic()
             rows = order[step]
-            batch = sharding.to_mesh(make_batch(rows, data, config, model.pad_id), run.mesh)
+            batch = sharding.to_mesh(make_batch(rows, data, config, model.pad_id, run.mesh), run.mesh)
             state, metrics, _ = step_fn(state, setup.frozen, batch, np.uint32(config.seed))
             scalars = _scalars(metrics, setup.rate(step), time.monotonic() - began)
             if not metrics["finite"]:
@@ -198,19 +198,21 @@ def options_of(config: ConfigDict, model: Model) -> Options:
     )
 
 
-def make_batch(rows: list[int], data: Encoded, config: ConfigDict, pad_id: int) -> Batch:
-    """This process's share of a global batch of `rows`, padded to lengths of which a run has few."""
-    own = processes.own_rows(len(rows))
+def make_batch(
+    rows: list[int], data: Encoded, config: ConfigDict, pad_id: int, mesh: jax.sharding.Mesh | None = None
+) -> Batch:
+    """A global batch of `rows`, padded to lengths of which a run has few; with a mesh, this process's share of it."""
+    own = np.arange(len(rows)) if mesh is None else sharding.own_rows(len(rows), mesh)
 
     def padded(prompts):
         length = padded_length([prompts[i] for i in rows], prompts, config.data.pad_to)  # the same in every process
-        return contexts.pad_left([prompts[i] for i in rows[own]], length, pad_id)
+        return contexts.pad_left([prompts[rows[i]] for i in own], length, pad_id)
 
     return Batch(
-        np.arange(len(rows), dtype=np.int32)[own],
+        own.astype(np.int32),
         *padded(data.student),
         *padded(data.teacher),
-        np.tile(data.transition, (len(rows[own]), 1)),
+        np.tile(data.transition, (len(own), 1)),
     )
 
 

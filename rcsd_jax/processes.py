@@ -53,9 +53,3 @@ def shared(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     mine = [function(item) for item in items[jax.process_index() :: jax.process_count()]]
     dealt = itertools.chain.from_iterable(itertools.zip_longest(*gather(mine)))
     return list(itertools.islice(dealt, len(items)))
-
-
-def own_rows(count: int) -> slice:
-    """Which of a global batch's `count` rows this process feeds; the count is a multiple of the number of processes."""
-    share = count // jax.process_count()
-    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
