@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `tpu`."""
+"""Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `tpu`, `gcs`."""
 
 import setuptools
 
@@ -14,6 +14,7 @@ setuptools.setup(
     install_requires=[
         "absl-py",
         "array-record>=0.8",
+        "etils[epath]>=1.9",  # paths, also of gs://
         "flax>=0.12",
         "grain>=0.2.12",
         "importlib_resources",  # tensorflow-datasets imports it without declaring it
@@ -31,7 +32,8 @@ setuptools.setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.7"],
+        "gcs": ["gcsfs"],  # workdirs in gs:// buckets
         # torch is pinned because a CPU build of it is the one the parity tests were measured with.
-        "test": ["pytest>=8", "torch==2.13.0", "trl>=1.0", "peft>=0.18", "scipy"],
+        "test": ["pytest>=8", "torch==2.13.0", "trl>=1.0", "peft>=0.18", "scipy", "fsspec", "pyyaml"],
     },
 )

@@ -18,9 +18,9 @@ import rich.table
 from absl import logging
 
 from configs import tiny
+from rcsd_jax.files import read_json
 from rcsd_jax.preemption import StopRequest
 from rcsd_jax.stage import run_stage
-from rcsd_jax.workdir import read_json
 
 ARMS = {"true": "data", "learned": "written", "untrained": "written"}
 

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 
 from rcsd_jax.contexts import pad_left
 from rcsd_jax.models.decoder import Decoder
-from rcsd_jax.models.sharding import to_mesh
+from rcsd_jax.models.sharding import own_rows, to_mesh
 from rcsd_jax.sampling import Samples, SamplingConfig, generate
 
 
@@ -57,15 +57,10 @@ def complete(
         length = -(-max(len(row) for row in rows) // pad_to) * pad_to
         tokens, mask = pad_left(rows, length, pad_id)
         row_seeds = np.asarray([seeds[i] for i in filled], np.uint32)
-        local = _own_rows(batch_size)
+        local = own_rows(batch_size, mesh)
         arrays = to_mesh((tokens[local], mask[local], row_seeds[local]), mesh)
         samples = multihost_utils.process_allgather(sample(variables, *arrays), tiled=True)
         yield chosen, [_completion(samples, row, sampling) for row in range(len(chosen))]
-
-
-def _own_rows(batch_size: int) -> slice:
-    share = batch_size // jax.process_count()
-    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def _completion(samples: Samples, row: int, sampling: SamplingConfig) -> Completion:

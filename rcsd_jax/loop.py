@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from rcsd_jax import contexts, train
@@ -80,31 +81,24 @@ def _first_trained(model: Model, params: Any, *, config: ConfigDict) -> Any:
 def begin(
     model: Model, params: Any, setup: Setup, data: Encoded, checkpoints: Checkpoints, run: Run
 ) -> tuple[train.TrainState, int]:
-    """The state to begin with and its step: of the newest whole checkpoint, or the first.
+    """The state to begin with and its step: of the newest intact checkpoint, or the first.
 
     Raises:
-      UserError: the checkpoint was trained with other prompts.
+      UserError: not one checkpoint is intact, or it was trained with other prompts.
     """
-    start = checkpoints.latest_step() or 0
-    if not start:
+    restored = checkpoints.restore_newest(setup.abstract)
+    if restored is None:
         return first_state(model, params, run.config, setup), 0
-    directory = run.workdir / "checkpoints" / str(start)
-    try:
-        state, saved = checkpoints.restore(start, setup.abstract)
-    except Exception as error:  # whatever orbax and its readers raise on a damaged file
-        raise UserError(
-            f"the newest checkpoint cannot be read ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})",
-            file=directory,
-            remedy="delete this folder, and the same command continues from the checkpoint before it or from the start",
-        ) from error
-    if saved["data"] != _digest(data):
+    for folder, problem in restored.damaged:
+        run.console.print(f"{run.name}: a damaged checkpoint ({problem}) was moved to {folder}", soft_wrap=True)
+    if restored.position["data"] != _digest(data):
         raise UserError(
             "the prompts are not those that the last checkpoint was trained with: data, rubrics or templates changed",
-            file=directory,
-            remedy=f"restore the data and {saved['rubric_cache']}, or start anew with another --workdir",
+            file=run.workdir / "checkpoints" / str(restored.step),
+            remedy=f"restore the data and {restored.position['rubric_cache']}, or start anew with another --workdir",
         )
-    run.console.print(f"{run.name}: continuing at step {start}")
-    return state, saved["data_position"]
+    run.console.print(f"{run.name}: continuing at step {restored.step}")
+    return restored.state, restored.position["data_position"]
 
 
 def train_loop(
@@ -141,8 +135,6 @@ def train_loop(
         list(range(len(data.examples))),
         batch_size=config.train.batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
     )
 
     def evaluated_after(step: int) -> bool:
@@ -161,7 +153,7 @@ def train_loop(
         for step in range(start, steps):
             began = time.monotonic()
             rows = order[step]
-            batch = sharding.to_mesh(make_batch(rows, data, config, model.pad_id), run.mesh)
+            batch = sharding.to_mesh(make_batch(rows, data, config, model.pad_id, run.mesh), run.mesh)
             state, metrics, _ = step_fn(state, setup.frozen, batch, np.uint32(config.seed))
             scalars = _scalars(metrics, setup.rate(step), time.monotonic() - began)
             if not metrics["finite"]:
@@ -206,29 +198,31 @@ def options_of(config: ConfigDict, model: Model) -> Options:
     )
 
 
-def make_batch(rows: list[int], data: Encoded, config: ConfigDict, pad_id: int) -> Batch:
-    """This process's rows of a global batch, padded to lengths of which a run has few."""
-    local = len(rows)
-    first = jax.process_index() * local
-    student, teacher = [data.student[i] for i in rows], [data.teacher[i] for i in rows]
+def make_batch(
+    rows: list[int], data: Encoded, config: ConfigDict, pad_id: int, mesh: jax.sharding.Mesh | None = None
+) -> Batch:
+    """A global batch of `rows`, padded to lengths of which a run has few; with a mesh, this process's share of it."""
+    own = np.arange(len(rows)) if mesh is None else sharding.own_rows(len(rows), mesh)
+
+    def padded(prompts):
+        length = padded_length([prompts[i] for i in rows], prompts, config.data.pad_to)  # the same in every process
+        return contexts.pad_left([prompts[rows[i]] for i in own], length, pad_id)
+
     return Batch(
-        np.arange(first, first + local, dtype=np.int32),
-        *contexts.pad_left(student, padded_length(student, data.student, config.data.pad_to), pad_id),
-        *contexts.pad_left(teacher, padded_length(teacher, data.teacher, config.data.pad_to), pad_id),
-        np.tile(data.transition, (local, 1)),
+        own.astype(np.int32),
+        *padded(data.student),
+        *padded(data.teacher),
+        np.tile(data.transition, (len(own), 1)),
     )
 
 
 def padded_length(rows, everything, pad_to: int) -> int:
     """The length that a batch's prompts are padded to: `pad_to` times a power of two, or what the longest prompt needs.
 
-    So a run whose longest prompt takes n times `pad_to` compiles for at most log2(n) + 1 lengths of each role. Processes
-    see different rows but must agree on shapes: with several of them the longest prompt decides.
+    So a run whose longest prompt takes n times `pad_to` compiles for at most log2(n) + 1 lengths of each role.
     """
     needed = max(map(len, everything))
     limit = -(-needed // pad_to) * pad_to
-    if jax.process_count() > 1:
-        return limit
     length = pad_to
     while length < max(map(len, rows)):
         length *= 2
@@ -246,8 +240,8 @@ def _scalars(metrics: dict[str, jax.Array], rate: Any, seconds: float) -> dict[s
 
 
 def _not_finite(step: int, metrics, examples) -> UserError:
-    row_loss = np.asarray(jax.device_get(metrics["row_loss"]))
-    bad = [e.origin for e, x in zip(examples, row_loss, strict=False) if not np.isfinite(x)]
+    row_loss = multihost_utils.process_allgather(metrics["row_loss"], tiled=True)
+    bad = [e.origin for e, x in zip(examples, row_loss, strict=True) if not np.isfinite(x)]
     return UserError(
         f"non-finite loss, gradient or update at step {step}; the state before it is saved; "
         f"offending rows: {', '.join(bad) or 'none alone, the gradient or the update overflowed'}",

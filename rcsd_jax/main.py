@@ -7,21 +7,34 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rcsd_jax import command_line
+from rcsd_jax import command_line, distributed, processes
 from rcsd_jax import config as configs
 from rcsd_jax.errors import Preempted, UserError
+from rcsd_jax.files import AnyPath, as_path
 from rcsd_jax.preemption import StopRequest
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<name of the config file>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where results go, a folder or a URL (gs://...); by default runs/<name of the config file>."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "This process is one of several; on TPU VMs, GKE and SLURM enough."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; also $JAX_COORDINATOR_ADDRESS.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are; also $JAX_NUM_PROCESSES.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; also $JAX_PROCESS_ID.")
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout", 60, "Seconds without a sign of life after which another process counts as gone.", lower_bound=2
+)
 
 
-def run_job(config: ConfigDict, workdir: Path) -> dict[str, dict]:
+def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
     """Runs or continues all stages of `config` under `workdir`, prints the table, returns stage name -> summary.
 
     Raises:
@@ -33,7 +46,7 @@ def run_job(config: ConfigDict, workdir: Path) -> dict[str, dict]:
     from rcsd_jax.summary import print_summary
 
     configs.check(config)
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 140, quiet=not processes.is_main())
     began, results = time.monotonic(), {}
     with StopRequest() as stop:
         for name, stage in configs.stages_of(config):
@@ -59,12 +72,31 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(
             logging.FATAL
         )  # orbax tells of every file it writes, and of errors that it raises as well
+    _join_processes()
     name = Path(flags.FLAGS["config"].config_filename).stem
-    workdir = Path(_WORKDIR.value or Path("runs") / name).absolute()
+    workdir = as_path(_WORKDIR.value or Path("runs") / name)
     run_job(_CONFIG.value, workdir)
 
 
-def _with_workdir(stage: ConfigDict, workdir: Path) -> ConfigDict:
+def _join_processes() -> None:
+    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    if not _DISTRIBUTED.value:
+        for name in ("coordinator", *names):
+            if flags.FLAGS[name].present:
+                raise UserError("is of use with several processes alone", field=f"--{name}", remedy="add --distributed")
+        return
+    numbers = {}
+    for name, variable in names.items():
+        value = flags.FLAGS[name].value
+        try:
+            numbers[name] = int(os.environ[variable]) if value is None and variable in os.environ else value
+        except ValueError as error:
+            problem = dict(field=variable, value=os.environ[variable], remedy="set a number")
+            raise UserError("not a number", **problem) from error
+    distributed.start(coordinator=_COORDINATOR.value, **numbers, heartbeat_timeout=_HEARTBEAT_TIMEOUT.value)
+
+
+def _with_workdir(stage: ConfigDict, workdir: AnyPath) -> ConfigDict:
     """The stage's config with {workdir} in its paths replaced, so that a later stage finds what an earlier one wrote."""
     stage = stage.copy_and_resolve_references()
     for section, key in (("model", "path"), ("data", "path"), ("rubric", "writer")):
@@ -91,25 +123,50 @@ def _peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def _main_and_finish(argv: list[str]) -> None:
+    """`main`; however it ends in all processes alike, they then leave together."""
+    try:
+        main(argv)
+    except Preempted:
+        distributed.finish()
+        raise
+    distributed.finish()
+
+
+def _end_all(error: Exception) -> None:
+    """One of several processes cannot go on: where another one is gone it says so, else its traceback is printed."""
+    try:
+        distributed.raise_or_end(error)
+    except Exception:
+        traceback.print_exc()
+        first_line = (str(error).splitlines() or [""])[0]
+        distributed.end(f"{type(error).__name__}: {first_line}", 1)
+
+
 def run() -> None:
     """Runs the program; a `UserError` becomes one line on stderr and exit status 2, a signal status 128 + its number."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch would be the first line
     try:
-        app.run(main, flags_parser=command_line.parser("rcsd_jax.main"))
+        app.run(_main_and_finish, flags_parser=command_line.parser("rcsd_jax.main"))
     except UserError as error:
+        if distributed.told():
+            distributed.end(str(error), 2)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Preempted as stopped:
         print(f"stopped: {stopped}; the same command continues", file=sys.stderr)
         sys.exit(128 + stopped.signal)
     except Exception as error:
-        line = _resource_spent(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        os._exit(2)  # threads that write checkpoints would add their own tracebacks
+        if (line := _resource_spent(error)) is not None:
+            distributed.end(line, 2)
+        if distributed.told():
+            _end_all(error)
+        raise
     except KeyboardInterrupt:  # while nothing ran yet, or a second Ctrl-C
-        print("stopped at once; the same command continues from what was saved", file=sys.stderr)
+        line = "stopped at once; the same command continues from what was saved"
+        if distributed.told():
+            distributed.end(line, 128 + signal.SIGINT)
+        print(line, file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

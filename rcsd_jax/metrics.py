@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ import rich.console
 import rich.progress
 import tensorboardX
 
-from rcsd_jax.workdir import write_text
+from rcsd_jax import processes
+from rcsd_jax.files import AnyPath, Log, is_remote, write_text
 
 _compilations = [0]
 
@@ -32,35 +34,47 @@ def compilations() -> int:
 
 
 class MetricWriter:
-    """Appends scalars per step to `metrics.jsonl` and to TensorBoard event files in `directory`.
+    """Appends scalars per step to `metrics.jsonl` and to TensorBoard event files in `directory`; process 0 alone does.
 
     A resumed run continues at `first_step`: what an interrupted run logged from there on is dropped, so that the file
     reads like that of an uninterrupted run.
     """
 
-    def __init__(self, directory: Path, *, first_step: int):
+    def __init__(self, directory: AnyPath, *, first_step: int):
+        self._writes = processes.is_main()
+        if not self._writes:
+            return
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         _keep_steps_before(path, first_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
+        self._log = Log(path)
+        # Behind a URL event files are written locally, and copied when they are complete.
+        self._copy_to = directory / "tensorboard" if is_remote(directory) else None
+        self._folder = Path(tempfile.mkdtemp(prefix="rcsd_jax_")) if self._copy_to else directory / "tensorboard"
+        self._events = tensorboardX.SummaryWriter(str(self._folder), purge_step=first_step or None)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes `scalars` as of `step`; the line is on disk when this returns."""
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
+        """Writes `scalars` as of `step`, see `files.Log`."""
+        if not self._writes:
+            return
+        self._log.write(json.dumps({"step": step, **scalars}))
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes and closes both."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        if not self._writes:
+            return
+        self._log.close()
         self._events.close()
+        if self._copy_to:
+            self._copy_to.mkdir(parents=True, exist_ok=True)
+            for file in self._folder.iterdir():
+                (self._copy_to / file.name).write_bytes(file.read_bytes())
+            shutil.rmtree(self._folder)
 
 
-def read_metrics(directory: Path) -> list[dict[str, float]]:
+def read_metrics(directory: AnyPath) -> list[dict[str, float]]:
     """The rows of `metrics.jsonl`; a line that a kill left unfinished, or that is no row, is not one of them."""
     rows = []
     for line in (directory / "metrics.jsonl").read_bytes().split(b"\n"):
@@ -73,7 +87,7 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _keep_steps_before(path: Path, first_step: int) -> None:
+def _keep_steps_before(path: AnyPath, first_step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_metrics(path.parent) if row["step"] < first_step]

@@ -1,10 +1,14 @@
-"""SIGTERM and Ctrl-C ask a run to end: it does so between two steps or batches, with everything saved."""
+"""SIGTERM and Ctrl-C ask a run to end: it does so between two steps or batches, with everything saved.
+
+Of several processes one signal ends all, at the same step: they agree whenever they ask.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
 
+from rcsd_jax import processes
 from rcsd_jax.errors import Preempted
 
 
@@ -30,15 +34,16 @@ class StopRequest:
             signal.signal(number, handler)
 
     def is_set(self) -> bool:
-        """Whether the run was asked to end."""
+        """Whether any process was asked to end. A collective: every process asks at the same place."""
+        self._received = processes.largest(self._received or 0) or None
         return self._received is not None
 
     def raise_if_set(self, state: str) -> None:
-        """Raises Preempted, with what has been saved as `state`, if the run was asked to end."""
-        if self._received is not None:
+        """Raises Preempted, with what has been saved as `state`, if any process was asked to end. A collective."""
+        if self.is_set():
             raise Preempted(state, signal=self._received)
 
     def _receive(self, number: int, frame) -> None:
-        if number == signal.SIGINT and self.is_set():
+        if number == signal.SIGINT and self._received is not None:
             raise KeyboardInterrupt
         self._received = number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rcsd_jax import contexts
+from rcsd_jax import contexts, processes
 from rcsd_jax.contexts import Role
 from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
@@ -136,9 +137,16 @@ def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encode
     """
     student_role, teacher_role = roles(config)
     kept, student, teacher, skipped = [], [], [], 0
-    for example in examples:
-        s, _ = _encode(tokenizer, example, student_role, config, reasons=False)
-        t, transition = _encode(tokenizer, example, teacher_role, config, reasons=config.teacher.reason_tokens > 0)
+
+    def both(example: Example):
+        return (
+            _encode(tokenizer, example, student_role, config, reasons=False)[0],
+            *_encode(tokenizer, example, teacher_role, config, reasons=config.teacher.reason_tokens > 0),
+        )
+
+    prompts = processes.shared(both, examples)
+    transition = prompts[0][2] if prompts else np.zeros((0,), np.int32)
+    for example, (s, t, _) in zip(examples, prompts, strict=True):
         if fits(example, s, config, role="student") and fits(example, t, config, role="teacher"):
             kept.append(example)
             student.append(s)
@@ -176,7 +184,8 @@ def evaluation_questions(config: ConfigDict, tokenizer, needs: Sequence[str]) ->
                 raise error.with_remedy("or leave 'teacher' out of eval.roles") from error
             examples = examples[: config.eval.count]
             reasons = name == "teacher" and config.teacher.reason_tokens > 0
-            encoded = [_encode(tokenizer, e, role, config, reasons=reasons) for e in examples]
+            encode_one = functools.partial(_encode, tokenizer, role=role, config=config, reasons=reasons)
+            encoded = processes.shared(encode_one, examples)
             fitting = [fits(e, p, config, role=name) for e, (p, _) in zip(examples, encoded, strict=True)]
             if not any(fitting):
                 raise _nothing_fits(len(examples), config)

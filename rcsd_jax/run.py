@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from rcsd_jax.completions import complete
 from rcsd_jax.errors import UserError
+from rcsd_jax.files import AnyPath, fetched
 from rcsd_jax.models import huggingface, lora, sharding
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.preemption import StopRequest
@@ -24,7 +25,7 @@ class Run(NamedTuple):
     """Where and how a stage runs."""
 
     config: ConfigDict
-    workdir: Path
+    workdir: AnyPath
     mesh: jax.sharding.Mesh
     console: rich.console.Console
     stop: StopRequest
@@ -46,8 +47,8 @@ class Model(NamedTuple):
 
 
 def open_model(path: str, config: ConfigDict, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
-    """A Hugging Face directory's configuration and tokenizer; with a rank, as the base of adapters."""
-    directory = huggingface.resolve(path)
+    """A Hugging Face directory's (which may be a URL's) configuration and tokenizer; with a rank, as the base of adapters."""
+    directory = huggingface.resolve(fetched(path))
     decoder_config = huggingface.read_config(directory, **precision(config))
     decoder_config = dataclasses.replace(decoder_config, kernels=kernels_of(config))
     if lora_rank:

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,12 +22,13 @@ import numpy as np
 import rich.console
 from ml_collections import ConfigDict
 
-from rcsd_jax import contexts, loop, preparation, train
+from rcsd_jax import contexts, loop, preparation, processes, train
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.contexts import Role
 from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.evaluate.table import evaluate
+from rcsd_jax.files import AnyPath, as_path, fetched, is_remote, read_json, write_json, write_text
 from rcsd_jax.metrics import Progress, compilations
 from rcsd_jax.models import huggingface, lora, sharding
 from rcsd_jax.preemption import StopRequest
@@ -36,23 +36,23 @@ from rcsd_jax.rubric_writing import write_rubrics
 from rcsd_jax.rubrics.cache import RubricCache
 from rcsd_jax.run import Model, Run, completer, load_weights, open_model, sampling_of
 from rcsd_jax.sampling import SamplingConfig
-from rcsd_jax.workdir import claimed, read_json, write_json, write_text
+from rcsd_jax.workdir import claimed
 
 
 def run_stage(
-    config: ConfigDict, workdir: Path, console: rich.console.Console, stop: StopRequest, *, name: str = ""
+    config: ConfigDict, workdir: AnyPath, console: rich.console.Console, stop: StopRequest, *, name: str = ""
 ) -> dict[str, Any]:
     """Runs or continues a stage and returns its summary (what `summary.json` holds).
 
     Raises:
       UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; the state is saved.
     """
-    name = name or "run"
+    name, workdir = name or "run", as_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     with claimed(workdir, config), jax.set_mesh(mesh):
-        if (workdir / "summary.json").exists():
+        if (summary := from_main_if_written(workdir / "summary.json")) is not None:
             console.print(f"{name}: complete, see {workdir}")
-            return read_json(workdir / "summary.json")
+            return summary
         run = Run(config, workdir, mesh, console, stop, name)
 
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
@@ -98,9 +98,14 @@ def run_stage(
             "compilations": compilations(),
             "paths": paths | {"metrics": str(workdir / "metrics.jsonl"), "checkpoints": str(workdir / "checkpoints")},
         }
-        if jax.process_index() == 0:
+        if processes.is_main():
             write_json(workdir / "summary.json", summary)
         return summary
+
+
+def from_main_if_written(path: AnyPath) -> Any:
+    """What process 0 finds in a JSON file, or None where it is not there."""
+    return processes.from_main(lambda: read_json(path) if path.exists() else None)
 
 
 def check_positions(model: Model, data: preparation.Encoded, config: ConfigDict) -> None:
@@ -130,7 +135,9 @@ def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
     load = functools.cache(load)  # and never called where every text is cached
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
     prompts = preparation.prompts_of(config)
-    encoded = [contexts.encode_role(writer.tokenizer, e, role, prompts, "write_rubric") for e in examples]
+    encoded = processes.shared(
+        lambda e: contexts.encode_role(writer.tokenizer, e, role, prompts, "write_rubric"), examples
+    )
     kept = [i for i, e in enumerate(examples) if preparation.fits(e, encoded[i], config, role="rubric writer")]
     too_long = len(examples) - len(kept)
     examples, encoded = [examples[i] for i in kept], [encoded[i] for i in kept]
@@ -151,7 +158,7 @@ def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
             encoded,
             write=write,
             decode=writer.decode,
-            cache=RubricCache(run.workdir / "rubrics.jsonl"),
+            cache=open_cache(run.workdir / "rubrics.jsonl"),
             checkpoint=digest,
             settings=dataclasses.asdict(sampling),
             resample=settings.resample,
@@ -175,13 +182,22 @@ def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
     return examples, counts
 
 
+def open_cache(path: AnyPath) -> RubricCache:
+    """The rubrics written so far: process 0 keeps the file, the others what it holds."""
+    mine = RubricCache(path if processes.is_main() else None)
+    held = processes.from_main(mine.held)
+    if not processes.is_main():
+        mine.put_many(held)
+    return mine
+
+
 def open_writer(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Model, str, Callable[[], dict[str, Any]]]:
     """The model that writes rubrics, what identifies its weights, and a function that reads its variables.
 
     `rubric.writer` is a model, or a LoRA adapter: then its base is read, and the adapter is in use. (Merged into weights of
     bfloat16, most of what a small learning rate changes is rounded away.)
     """
-    path = config.rubric.writer
+    path = fetched(config.rubric.writer)
     if not lora.is_peft(path):
         writer = open_model(path, config)
         return writer, huggingface.digest(writer.directory), lambda: {"params": load_weights(writer, config, mesh)}
@@ -212,8 +228,8 @@ def evaluate_role(
     """Split -> mode -> scores, kept in `evaluation_<label>.json`; texts go to `completions_<label>.jsonl`."""
     config, workdir = run.config, run.workdir
     path = workdir / f"evaluation_{label}.json"
-    if path.exists():
-        return read_json(path)
+    if (written := from_main_if_written(path)) is not None:
+        return written
     batch_size = config.eval.batch_size
     results: dict[str, Any] = {}
     lines = []
@@ -232,7 +248,7 @@ def evaluate_role(
             results.setdefault(split, {})[mode] = scores
             lines += [json.dumps({"split": split, "mode": mode, **r}, ensure_ascii=False) for r in records]
     run.console.print(f"evaluated {label.replace('_', ' ')}")
-    if jax.process_index() == 0:
+    if processes.is_main():
         write_text(workdir / f"completions_{label}.jsonl", "\n".join(lines) + "\n")
         write_json(path, results)
     return results
@@ -253,7 +269,7 @@ def _after_analyses(
     return [np.concatenate([p, written[i].tokens, asked.transition]) for i, p in enumerate(asked.prompts)]
 
 
-def export(variables, model: Model, config: ConfigDict, workdir: Path) -> dict[str, str]:
+def export(variables, model: Model, config: ConfigDict, workdir: AnyPath) -> dict[str, str]:
     """Writes the trained model as a Hugging Face directory, and under LoRA also as a PEFT adapter; returns the paths."""
     paths, decoder_config = {}, model.decoder.config
     params, adapters = variables["params"], variables.get("lora")
@@ -266,7 +282,7 @@ def export(variables, model: Model, config: ConfigDict, workdir: Path) -> dict[s
             rank=config.lora.rank,
             alpha=config.lora.alpha,
             targets=tuple(config.lora.targets),
-            base_path=str(model.directory),
+            base_path=config.model.path if is_remote(config.model.path) else str(model.directory),
         )
     if adapters is None or config.export.merged:
         paths["export"] = str(workdir / "export")

@@ -1,29 +1,34 @@
-"""A stage's folder: whose config it belongs to, that one process group writes it, and whole files or none."""
+"""A stage's folder: whose config it belongs to, and that one job writes it."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
+from rcsd_jax import processes
 from rcsd_jax.errors import UserError
+from rcsd_jax.files import AnyPath, is_remote, read_json, write_text
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
+def claimed(workdir: AnyPath, config: ConfigDict) -> Iterator[None]:
     """Holds `workdir` for this run while the context lasts.
+
+    A workdir behind a URL cannot be locked: that no other job uses it is then for the user to see to.
 
     Raises:
       UserError: it cannot be written, belongs to a run with another config, or is in use by another process.
     """
+    if is_remote(workdir):
+        processes.from_main(lambda: _match_config(workdir / "config.json", config))
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / f".lock-{jax.process_index()}").open("w")
@@ -40,53 +45,22 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
                 file=workdir,
                 remedy="wait for it, or choose another with --workdir",
             ) from error
-        _match_config(workdir / "config.json", config)
+        processes.from_main(lambda: _match_config(workdir / "config.json", config))
         yield
 
 
-def _match_config(path: Path, config: ConfigDict) -> None:
+def _match_config(path: AnyPath, config: ConfigDict) -> None:
     text = configs.to_json(config)
     if not path.exists():
-        if jax.process_index() == 0:
-            write_text(path, text)
+        write_text(path, text)
         return
     ours, theirs = json.loads(text), read_json(path)
     changed = configs.differences(ours, theirs)
     if changed and all(key.startswith(configs.MAY_CHANGE) for key in changed):
-        if jax.process_index() == 0:
-            write_text(path, text)
+        write_text(path, text)
     elif changed:
         raise UserError(
             f"the workdir belongs to a run with another config; they differ in {', '.join(changed[:5])}",
             file=path,
             remedy="choose another --workdir, or delete this one to start anew",
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or none: a kill never leaves half of it."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as readable JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-      UserError: it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"not valid JSON ({error})", file=path, remedy="restore it, or choose another --workdir"
-        ) from error

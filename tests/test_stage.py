@@ -193,17 +193,6 @@ def test_a_teacher_that_reasons_first_is_evaluated_after_its_analysis(user_dir, 
     assert any(len(a) > len(b) + len(transition) for a, b in zip(prompts, teacher.prompts, strict=True))
 
 
-def test_a_damaged_checkpoint_is_named(user_dir, tmp_path):
-    config = config_for(user_dir)
-    run(config, tmp_path / "run")
-    (tmp_path / "run" / "summary.json").unlink()
-    for file in (tmp_path / "run" / "checkpoints" / "1" / "state").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"checkpoints/1: the newest checkpoint cannot be read .*delete this folder"):
-        run(config, tmp_path / "run")
-
-
 def test_data_that_changed_since_the_checkpoint(user_dir, tmp_path):
     config = config_for(user_dir, "opsd")
     rows = user_inputs.made_up_rows(8)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcsd_jax.errors import UserError
+from rcsd_jax.files import AnyPath, as_path, is_remote
 from rcsd_jax.models import decoder
 
 FAMILIES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
@@ -85,20 +86,26 @@ def resolve(path_or_repo_id: str | os.PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def replaced_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+def replaced_directory(directory: str | os.PathLike) -> Iterator[AnyPath]:
     """Yields an empty directory to fill, which takes the name `directory` when the block ends without an exception.
 
     A kill leaves the old directory or the new one, never a mixture; what it may leave is a hidden sibling, removed by
-    the next call. Between the two renames of a replacement the old one is the sibling `.NAME.old`.
+    the next call. Between the two renames of a replacement the old one is the sibling `.NAME.old`. Behind a URL, where
+    folders cannot be renamed, the files are written in their place, and a kill leaves some of them.
 
     Raises:
       UserError: `directory` exists and is not a model or adapter that a save may replace.
     """
-    directory = pathlib.Path(directory).absolute()
+    directory = as_path(directory)
     if directory.exists() and not _replaceable(directory):
         raise UserError(
             "exists and holds something other than a model", remedy="give a new or empty directory", file=directory
         )
+    if is_remote(directory):
+        directory.rmtree(missing_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        yield directory
+        return
     partial = directory.with_name(f".{directory.name}.partial")
     old = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(partial, ignore_errors=True)
@@ -115,7 +122,7 @@ def replaced_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _replaceable(directory: pathlib.Path) -> bool:
+def _replaceable(directory: AnyPath) -> bool:
     if not directory.is_dir():
         return False
     names = {entry.name for entry in directory.iterdir()}
@@ -498,13 +505,14 @@ def save(
     source: str | os.PathLike | None = None,
     dtype: Any = None,
     max_shard_bytes: int = 5 * 1024**3,
-) -> pathlib.Path:
+) -> AnyPath:
     """Writes a directory that `load` and `transformers` read; without a dtype, each parameter in its own, bit for bit.
 
     Args:
-      directory: new, empty, or a model to replace; it appears complete or not at all, see `replaced_directory`.
+      directory: new, empty, or a model to replace, or such a URL; it appears complete or not at all, see `replaced_directory`.
       config: of the parameters.
-      params: tree of `decoder.declarations`, on this process's devices.
+      params: tree of `decoder.declarations`, on any devices. Where other processes hold a part of them, all processes
+        call this; each layer is gathered in all, and process 0 writes.
       source: model directory whose further config.json fields, tokenizer and generation settings are carried over.
       dtype: to which parameters are cast on the way; None for none.
       max_shard_bytes: one model.safetensors up to here, else shards of at most this size (or one tensor) and an index.
@@ -518,6 +526,10 @@ def save(
     """
     pieces = _pieces(config, params, dtype)
     shards = _split(pieces, max_shard_bytes)
+    if jax.process_index():
+        for piece in pieces:
+            _fetch_piece(params, piece).delete()
+        return as_path(directory)
     with replaced_directory(directory) as partial:
         source_fields: dict[str, Any] = {}
         if source is not None:
@@ -526,7 +538,7 @@ def save(
                 source_fields = _read_json(source / "config.json")
             for name in COMPANIONS:
                 if (source / name).is_file():
-                    shutil.copyfile(source / name, partial / name)
+                    (partial / name).write_bytes((source / name).read_bytes())
         _write_json(partial / "config.json", _config_json(config, pieces[0].dtype, source_fields))
         if len(shards) == 1:
             _write_shard(partial / "model.safetensors", params, shards[0])
@@ -537,7 +549,7 @@ def save(
             weight_map = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
             total = sum(piece.size for piece in pieces)
             _write_json(partial / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    return pathlib.Path(directory)
+    return as_path(directory)
 
 
 def _pieces(config: decoder.DecoderConfig, params: Mapping[str, Any], dtype: Any) -> list[_Piece]:
@@ -568,7 +580,7 @@ def _split(pieces: list[_Piece], max_shard_bytes: int) -> list[list[_Piece]]:
     return shards
 
 
-def _write_shard(file: pathlib.Path, params: Mapping[str, Any], pieces: list[_Piece]) -> None:
+def _write_shard(file: AnyPath, params: Mapping[str, Any], pieces: list[_Piece]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for piece in pieces:
@@ -580,23 +592,37 @@ def _write_shard(file: pathlib.Path, params: Mapping[str, Any], pieces: list[_Pi
         offset += piece.size
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with open(file, "wb") as stream:
+    with file.open("wb") as stream:
         stream.write(struct.pack("<Q", len(encoded)) + encoded)
         for piece in pieces:
-            array, stacked = _at(params, piece.path), piece.layer is not None
-            tensor = _fetch(array, piece.layer or 0, stacked=stacked, transpose=piece.transpose, dtype=piece.dtype)
+            tensor = _fetch_piece(params, piece)
             stream.write(np.ascontiguousarray(tensor).view(np.uint8).data)
             tensor.delete()  # an array and its host view hold each other until the garbage collector comes by
 
 
-@functools.partial(jax.jit, static_argnames=("stacked", "transpose", "dtype"))
-def _fetch(array: jax.Array, layer: int, *, stacked: bool, transpose: bool, dtype: np.dtype) -> jax.Array:
+def _fetch_piece(params: Mapping[str, Any], piece: _Piece) -> jax.Array:
+    """The piece as a file holds it, whole on this process's devices; a collective where others hold a part of it."""
+    array, stacked = _at(params, piece.path), piece.layer is not None
+    options = dict(stacked=stacked, transpose=piece.transpose, dtype=piece.dtype, to=gathered(array))
+    return _fetch(array, piece.layer or 0, **options)
+
+
+def gathered(array: jax.Array) -> jax.sharding.Sharding | None:
+    """The sharding under which every process holds the whole array; None if this one holds all of it as it is."""
+    if array.is_fully_addressable:
+        return None
+    return jax.sharding.NamedSharding(array.sharding.mesh, jax.sharding.PartitionSpec())
+
+
+@functools.partial(jax.jit, static_argnames=("stacked", "transpose", "dtype", "to"))
+def _fetch(array: jax.Array, layer: int, *, stacked: bool, transpose: bool, dtype: np.dtype, to: Any) -> jax.Array:
     """A copy of one layer: an array keeps the host view made of it, so the parameter itself is never viewed."""
     piece = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False) if stacked else jnp.copy(array)
-    return (piece.T if transpose else piece).astype(dtype)
+    piece = (piece.T if transpose else piece).astype(dtype)
+    return piece if to is None else jax.lax.with_sharding_constraint(piece, to)
 
 
-def _write_json(file: pathlib.Path, value: Mapping[str, Any]) -> None:
+def _write_json(file: AnyPath, value: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -22,8 +22,9 @@ import numpy as np
 import safetensors.numpy
 
 from rcsd_jax.errors import UserError
+from rcsd_jax.files import AnyPath, as_path
 from rcsd_jax.models import decoder
-from rcsd_jax.models.huggingface import replaced_directory
+from rcsd_jax.models.huggingface import gathered, replaced_directory
 
 Adapters = dict[str, dict[str, jax.Array]]
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -121,13 +122,13 @@ def save_peft(
     alpha: float,
     targets: Iterable[str],
     base_path: str | os.PathLike,
-) -> pathlib.Path:
+) -> AnyPath:
     """Writes adapter_config.json and adapter_model.safetensors, as `peft.PeftModel.from_pretrained` reads them.
 
     Args:
       directory: new, empty, or an adapter to replace; it appears complete or not at all.
       config: of the model they are for.
-      adapters: see the module.
+      adapters: see the module; where other processes hold a part of them, all processes call this and process 0 writes.
       rank, alpha, targets: as given to `init_lora`.
       base_path: directory or hub id of the base model, noted in adapter_config.json.
 
@@ -147,7 +148,7 @@ def save_peft(
         modules.append(hf_name.split(".")[-2])
         if adapter["a"].shape[-1] != rank:
             raise ValueError(f"adapter {target} has rank {adapter['a'].shape[-1]}, not {rank}")
-        a, b = np.asarray(adapter["a"]), np.asarray(adapter["b"])
+        a, b = (_on_host(adapter[side]) for side in "ab")
         for layer in range(a.shape[0]):
             name_a, name_b = _peft_names(hf_name, layer)
             tensors[name_a] = np.ascontiguousarray(a[layer].T)  # [r, in]
@@ -167,10 +168,17 @@ def save_peft(
         "use_rslora": False,
         "use_dora": False,
     }
+    if jax.process_index():
+        return as_path(directory)
     with replaced_directory(directory) as partial:
         (partial / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        safetensors.numpy.save_file(tensors, partial / _WEIGHTS, metadata={"format": "pt"})
-    return pathlib.Path(directory)
+        (partial / _WEIGHTS).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    return as_path(directory)
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    to = gathered(array) if isinstance(array, jax.Array) else None
+    return np.asarray(array if to is None else jax.device_put(array, to))
 
 
 def load_peft(directory: str | os.PathLike, config: decoder.DecoderConfig) -> PeftAdapter:

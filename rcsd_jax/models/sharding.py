@@ -160,11 +160,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def own_rows(count: int, mesh: Mesh) -> np.ndarray:
+    """Which of a batch's `count` rows this process's devices hold, in order: [n] int.
+
+    Where the tensor axis spans processes, several of them hold, and feed, the same rows.
+    """
+    held = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count)[index] for index in held]))
+
+
 def to_mesh(batch: Any, mesh: Mesh) -> Any:
     """Puts this process's rows of every array of a batch onto the mesh; together the processes' rows are the batch.
 
     Args:
-      batch: a pytree of arrays [rows of this process, ...].
+      batch: a pytree of arrays [rows of this process, ...], see `own_rows`.
       mesh: of `make_mesh`.
 
     Returns:

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from rcsd_jax import loop, run, sampling, train
 from rcsd_jax.errors import UserError
 from rcsd_jax.methods import self_distillation as method
-from rcsd_jax.models import huggingface, lora, published, sharding
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, abstract_params, head_matrix
+from rcsd_jax.models import decode_attention, huggingface, lora, published, sharding
+from rcsd_jax.models.decoder import Decoder, DecoderConfig, abstract_params
 
 TRANSITION = 16
 """Tokens between the analysis and the completion of a teacher that reasons first: the template's, about."""
@@ -196,58 +196,66 @@ class _Programs:
         with jax.set_mesh(self.mesh):
             return step.lower(self.setup.abstract, self.setup.frozen, batch, self._scalar(jnp.uint32))
 
-    # --- sampling: what `sampling.generate` does around and inside its loop ------------------------------------------
+    # --- sampling: what `sampling.generate` does before and inside its loop ------------------------------------------
 
-    def _sampling_variables(self) -> Any:
-        """The student's variables as the loop reads them: in the activations' dtype."""
-        dtype = self.decoder.config.dtype
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), self._student())
+    def _rules(self) -> Any:
+        with jax.set_mesh(self.mesh):
+            return sharding.LAYOUTS[sharding.sampling_layout(self.decoder.config)]
+
+    def _sampling_array(self, shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        place = jax.sharding.NamedSharding(self.mesh, sharding.spec(axes, self._rules()))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    def _weights(self) -> sampling.Weights:
+        """What `sampling.decoding_weights` gives."""
+        config, student, rules = self.decoder.config, self._student(), self._rules()
+        placement = {"params": sharding.param_shardings(config, self.mesh, rules)}
+        if self.lora:
+            placement["lora"] = sharding.lora_shardings(config, self.mesh, student["lora"], rules)
+        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, config.dtype, sharding=s), student, placement)
+        head = self._sampling_array((config.hidden_size, config.vocab_size), (None, "vocab"), config.dtype)
+
+        def layers(x):
+            """A stacked array as the tuple that an unrolled decoder reads."""
+            rest = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(*x.sharding.spec[1:]))
+            return (jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=rest),) * config.num_layers
+
+        if config.unrolled:
+            placed["params"] = placed["params"] | {"layers": jax.tree.map(layers, placed["params"]["layers"])}
+            placed |= {"lora": jax.tree.map(layers, placed["lora"])} if self.lora else {}
+        return sampling.Weights(placed, head)
 
     def weight_bytes(self) -> float:
         """Bytes of weights that a chip holds in the program "decode", and reads for every token."""
-        variables = self._sampling_variables()
-        if not self.decoder.config.tie_embeddings:  # only rows of the embedding are read
-            variables = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "embed"}}
-        leaves = jax.tree.leaves(variables)
+        weights = self._weights()
+        read = {name: x for name, x in weights.variables["params"].items() if name != "embed"}  # of it, single rows
+        leaves = jax.tree.leaves((read, weights.variables.get("lora"), weights.head))
         return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
     def prefill(self) -> jax.stages.Lowered:
         s = self.sizes
         prompts = self._array(s.batch, s.student_prompt), self._array(s.batch, s.student_prompt, dtype=bool)
-        function = functools.partial(sampling.prefill, self.decoder, length=s.student_prompt + s.completion)
-        return self._lower(function, self._sampling_variables(), *prompts)
+        function = functools.partial(sampling.prefill, self.decoder, cache_length=s.student_prompt + s.completion)
+        return self._lower(function, self._student(), *prompts)
 
     def decode(self) -> jax.stages.Lowered:
         s, config = self.sizes, self.decoder.config
-        variables = self._sampling_variables()
         length = s.student_prompt + s.completion
-        cache = jax.eval_shape(lambda: sampling.init_cache(config, s.batch, length))
-        rows = sharding.DEFAULT_RULES["batch"]
-        kv = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(None, rows, None, "tensor"))
-        cache = _on(type(cache)(kv, kv, self.rows), cache)
-        head = jax.eval_shape(functools.partial(head_matrix, config), variables["params"])
-        head = _on(jax.sharding.NamedSharding(self.mesh, sharding.spec((None, "vocab"))), head)
+        cache = jax.eval_shape(functools.partial(decode_attention.init_cache, config, s.batch, length))
+        rows = sampling.Rows(
+            self._sampling_array((s.batch, config.hidden_size), ("batch", None), config.dtype),
+            jax.tree.map(lambda x: self._sampling_array(x.shape, decode_attention.KVCache.AXES, x.dtype), cache),
+            self._sampling_array((s.batch,), ("batch",), jnp.int32),
+        )
         keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.zeros((s.batch,), jnp.uint32))
-        hidden = self._array(s.batch, config.hidden_size, dtype=config.dtype)
-
-        def token(variables, head, hidden, cache, live, prompt_lengths, t, keys):
-            return sampling.decode_step(
-                self.decoder, variables, head, hidden, cache, live, prompt_lengths, t, keys, self.options.sampling,
-                pad_id=self.model.pad_id,
-            )  # fmt: skip
-
+        token = functools.partial(sampling.decode_step, self.decoder, sampling=self.options.sampling)
         return self._lower(
             token,
-            variables,
-            head,
-            hidden,
-            cache,
-            self._array(s.batch, dtype=bool),
-            self._array(s.batch),
-            self._scalar(jnp.int32),
+            self._weights(),
+            rows,
             _on(self.rows, keys),
-            donate_argnums=3,
-            out_shardings=(self.rows, self._shardings(cache), self.rows, self.rows),
+            donate_argnums=1,
+            out_shardings=(None, None, self._shardings(rows)),
         )
 
     # --- training ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What models wrote, kept on disk so that a run that was killed goes on where it stopped.
 
 One JSON line per text, append only. A batch is written, flushed and synced before `put_many` returns, so a kill loses
-at most the batch being written, and leaves at most one torn line, the last: the next opening cuts it off and counts it.
-One process writes a file; give each process its own.
+at most the batch being written, and locally leaves at most one torn line, the last: the next opening cuts it off and counts it.
+One process writes a file; others hold what it holds in memory alone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rcsd_jax.errors import UserError
+from rcsd_jax.files import AnyPath, append, as_path
 from rcsd_jax.rubrics import schema
 from rcsd_jax.rubrics.parsing import Parsed
 
@@ -48,24 +48,26 @@ def key_of(
 
 
 class RubricCache:
-    """Written rubrics by key: all in memory, and on disk.
+    """Written rubrics by key: all in memory, and on disk unless there is no path.
 
     Attributes:
-      path: the file.
+      path: the file, or None.
       torn_lines: unfinished lines cut off when the file was opened: 0 or 1.
       counts: how many of the texts held are "strict", "salvaged" and "rejected".
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | AnyPath | None):
         """Opens the cache, making the file and its folder where absent.
 
         Raises:
           UserError: a line other than the last is not one that this class wrote.
         """
-        self.path = Path(path)
+        self.path = None if path is None else as_path(path)
         self.torn_lines = 0
         self.counts: Counter[str] = Counter(strict=0, salvaged=0, rejected=0)
         self._held: dict[str, Written] = {}
+        if self.path is None:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             self._load()
@@ -80,6 +82,10 @@ class RubricCache:
         """What was written under the key, or None."""
         return self._held.get(key)
 
+    def held(self) -> list[Written]:
+        """Everything, in the order in which it was written."""
+        return list(self._held.values())
+
     def put_many(self, batch: Iterable[Written]) -> None:
         """Adds a batch and syncs it to disk. A key held already stays as it is: it stands for the same text."""
         fresh: dict[str, Written] = {}
@@ -88,10 +94,8 @@ class RubricCache:
                 fresh.setdefault(written.key, written)
         if not fresh:
             return
-        with self.path.open("ab") as file:
-            file.write("".join(_to_line(written) for written in fresh.values()).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        if self.path is not None:
+            append(self.path, "".join(_to_line(written) for written in fresh.values()).encode())
         for written in fresh.values():
             self._hold(written)
 

@@ -1,0 +1,55 @@
+"""What the processes of one job do together: agree on a value, share work out, and know which of them writes reports.
+
+Every process must call these functions in the same order: they are collectives. With one process they cost nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def is_main() -> bool:
+    """Whether this is process 0, which alone writes reports, exports and console lines."""
+    return jax.process_index() == 0
+
+
+def from_main(make: Callable[[], Any]) -> Any:
+    """What `make()` returns in process 0, where alone it is called; in every process. The value must pickle."""
+    if jax.process_count() == 1:
+        return make()
+    packed = np.frombuffer(pickle.dumps(make()), np.uint8) if is_main() else np.zeros(0, np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(packed))))
+    buffer = np.zeros(length, np.uint8)
+    buffer[: len(packed)] = packed
+    return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).astype(np.uint8).tobytes())
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's `value`, in the order of their indexes; in every process. Values must pickle."""
+    if jax.process_count() == 1:
+        return [value]
+    packed = np.frombuffer(pickle.dumps(value), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(packed)))
+    padded = np.zeros(max(lengths), np.uint8)
+    padded[: len(packed)] = packed
+    rows = multihost_utils.process_allgather(padded)
+    return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers (int32)."""
+    return number if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def shared(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """`[function(item) for item in items]`, each process doing its share; every process gets the whole list."""
+    mine = [function(item) for item in items[jax.process_index() :: jax.process_count()]]
+    dealt = itertools.chain.from_iterable(itertools.zip_longest(*gather(mine)))
+    return list(itertools.islice(dealt, len(items)))

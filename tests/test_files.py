@@ -1,0 +1,150 @@
+"""A workdir behind a URL: everything but checkpoints against a stand-in for gs://, which cannot append or rename folders."""
+
+import json
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+import rich.console
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+from safetensors.numpy import load
+
+from configs import stage2
+from rcsd_jax import files, stage
+from rcsd_jax.checkpoints import Checkpoints
+from rcsd_jax.errors import UserError
+from rcsd_jax.metrics import MetricWriter, read_metrics
+from rcsd_jax.models import decoder, huggingface
+from rcsd_jax.preemption import StopRequest
+from rcsd_jax.rubrics.cache import RubricCache, Written
+from rcsd_jax.rubrics.parsing import Parsed
+
+
+class Bucket(MemoryFileSystem):
+    """Objects in memory under gs://."""
+
+    protocol = ("gs", "gcs")
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(path.replace("gcs://", "").replace("gs://", ""))
+
+    def _open(self, path, mode="rb", **options):
+        if "a" in mode:
+            raise NotImplementedError("objects cannot be appended to")
+        return super()._open(path, mode, **options)
+
+    def mv(self, *_, **__):
+        raise NotImplementedError("folders cannot be renamed")
+
+    rename = mv
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    for name in Bucket.protocol:
+        fsspec.register_implementation(name, Bucket, clobber=True)
+    monkeypatch.setenv("EPATH_USE_TF", "false")
+    Bucket.store.clear()
+    return epath.Path("gs://bucket")
+
+
+def test_whole_files_and_growing_ones(bucket):
+    file = files.as_path("gs://bucket/run/summary.json")
+    files.write_json(file, {"a": "ü"})
+    assert files.read_json(file) == {"a": "ü"}
+    with pytest.raises(UserError, match="gs://bucket/run/broken.json: not valid JSON"):
+        files.write_text(bucket / "run" / "broken.json", "{")
+        files.read_json(bucket / "run" / "broken.json")
+    files.append(bucket / "log", b"one\n")
+    files.append(bucket / "log", b"two\n")
+    assert (bucket / "log").read_bytes() == b"one\ntwo\n"
+
+
+def test_a_log_is_written_now_and_then_and_at_its_end(bucket, monkeypatch):
+    log = files.Log(bucket / "log")
+    log.write("one")
+    assert not (bucket / "log").exists()
+    monkeypatch.setattr(files, "_EVERY_S", 0.0)
+    log.write("two")
+    assert (bucket / "log").read_text() == "one\ntwo\n"
+    monkeypatch.undo()
+    log.write("three")
+    log.close()
+    log = files.Log(bucket / "log")
+    log.write("four")
+    log.close()
+    assert (bucket / "log").read_text() == "one\ntwo\nthree\nfour\n"
+
+
+def test_metrics_and_rubrics(bucket):
+    writer = MetricWriter(bucket / "run", first_step=0)
+    for step in range(3):
+        writer.write(step, {"loss": 0.5})
+    writer.close()
+    writer = MetricWriter(bucket / "run", first_step=1)
+    writer.write(1, {"loss": 0.25})
+    writer.close()
+    assert read_metrics(bucket / "run") == [{"step": 0, "loss": 0.5}, {"step": 1, "loss": 0.25}]
+    assert all(file.stat().length for file in (bucket / "run" / "tensorboard").iterdir())
+
+    cache = RubricCache("gs://bucket/run/rubrics.jsonl")
+    for key in ("a", "b"):
+        cache.put_many([Written(key, "text", Parsed(None, "rejected", "reason"))])
+    assert [written.key for written in RubricCache("gs://bucket/run/rubrics.jsonl").held()] == ["a", "b"]
+
+
+def test_a_model_out_and_in(bucket, user_dir):
+    config, params = huggingface.load(user_dir / "model", dtype="float32")
+    where = huggingface.save("gs://bucket/run/export", config, params, source=user_dir / "model")
+    huggingface.save(where, config, params, source=user_dir / "model")  # replaces it
+    local = files.fetched(str(where))
+    assert local == files.fetched(str(where)) and not files.is_remote(local)
+    again, read = huggingface.load(local, dtype="float32")
+    assert again == config and set(decoder.declarations(config))
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+    assert huggingface.load_tokenizer(local).chat_template
+    (bucket / "run" / "other" / "file").write_text("x")
+    with pytest.raises(UserError, match="something other than a model"):
+        huggingface.save("gs://bucket/run/other", config, params)
+
+
+@pytest.mark.slow
+def test_a_stage_whose_workdir_is_a_url(bucket, user_dir, tmp_path, monkeypatch):
+    # Orbax reaches gs:// by a driver of its own, for which there is no stand-in here.
+    monkeypatch.setattr(stage, "Checkpoints", lambda _, keep: Checkpoints(tmp_path / "checkpoints", keep=keep))
+    config = stage2.get_config("paper")
+    config.model.path = config.rubric.writer = str(user_dir / "model")
+    config.data.path = str(user_dir / "rows.jsonl")
+    config.lora.rank = 2
+    config.sampling.max_new_tokens = config.rubric.max_new_tokens = 8
+    config.rubric.update(batch_size=8, resample=0)
+    config.train.update(steps=2, batch_size=4)
+    config.eval.update(grader="boxed", path=config.data.path, count=4, batch_size=4, roles=("trained",), greedy=(True,))
+
+    def run(config, workdir):
+        with StopRequest() as stop:
+            return stage.run_stage(config, workdir, rich.console.Console(quiet=True), stop)
+
+    summary = run(config, "gs://bucket/run")
+    assert summary["paths"]["export"] == "gs://bucket/run/export"
+    assert {p.name for p in (bucket / "run").iterdir()} >= {
+        "config.json", "summary.json", "metrics.jsonl", "tensorboard", "rubrics.jsonl", "export", "adapter",
+        "evaluation_trained.json", "completions_trained.jsonl",
+    }  # fmt: skip
+    assert [row["step"] for row in read_metrics(bucket / "run")] == [0, 1]
+    assert load((bucket / "run" / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert run(config, "gs://bucket/run") == json.loads(json.dumps(summary))
+    config.loss.beta = 0.5
+    with pytest.raises(UserError, match="gs://bucket/run/config.json: .*loss.beta"):
+        run(config, "gs://bucket/run")
+    writer, _, load_writer = stage.open_writer(_with(config, "gs://bucket/run/adapter"), stage.sharding.make_mesh())
+    assert load_writer()["lora"]["q"]["b"].any() and writer.decoder.config.lora_scale == 128.0 / 2
+
+
+def _with(config, writer):
+    config.rubric.writer = writer
+    return config
