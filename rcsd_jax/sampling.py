@@ -197,9 +197,11 @@ def decode_step(
       Tokens [B] int32, their log-probabilities [B] float32 as of `sample_token`, and the rows after them.
     """
     logits = jnp.matmul(rows.hidden, weights.head, preferred_element_type=jnp.float32)  # [B, V]
-    # Every device draws for some of the rows, of which it then has the whole vocabulary.
+    # Made with the vocabulary split, as the head is; then every device draws for some of the rows, of which it has all.
+    decoder = in_sampling_layout(decoder)
+    logits = constrain(logits, ("batch", "vocab"), LAYOUTS[decoder.config.layout])
     token, log_prob = sample_token(constrain(logits, ("batch", None), LAYOUTS["train"]), keys, sampling)
-    hidden, cache = in_sampling_layout(decoder).apply(
+    hidden, cache = decoder.apply(
         weights.variables,
         token[:, None],
         positions=rows.lengths[:, None],

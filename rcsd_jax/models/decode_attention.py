@@ -61,10 +61,13 @@ def _places(config: Any, length: int) -> int:
     return -(-length // PAGE) * PAGE if config.kernels == "pallas" else length
 
 
-def write(cache: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array | int, index: jax.Array | None) -> KVCache:
+def write(
+    config: Any, cache: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array | int, index: jax.Array | None
+) -> KVCache:
     """The cache with new keys and values of a layer.
 
     Args:
+      config: of the decoder.
       cache: of `init_cache`.
       k, v: [B, T, K, Hd].
       layer: which; a static number where every layer has its pool.
@@ -75,12 +78,23 @@ def write(cache: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array | int, in
     """
     pool, layer = _pool_of(cache, layer)
 
+    def put_here(array: jax.Array, new: jax.Array, index: jax.Array, layer: jax.Array) -> jax.Array:
+        rows = jnp.arange(new.shape[1])[:, None]
+        places = index[:, None] + jnp.arange(new.shape[2])
+        # The pool's axes stay as they are: moved, as by vmap, the whole pool would be copied on TPUs.
+        return array.at[:, layer, rows, places].set(new, unique_indices=True)
+
     def put(array: jax.Array, new: jax.Array) -> jax.Array:
-        new = new.transpose(2, 0, 1, 3)[:, None].astype(array.dtype)  # [K, 1, B, T, Hd]
+        new = new.transpose(2, 0, 1, 3).astype(array.dtype)  # [K, B, T, Hd]
         if index is None:
-            return jax.lax.dynamic_update_slice(array, new, (0, layer, 0, 0, 0))
-        row = lambda a, n, i: jax.lax.dynamic_update_slice(a, n, (0, layer, i, 0))
-        return jax.vmap(row, in_axes=(2, 2, 0), out_axes=2)(array, new, index)
+            return jax.lax.dynamic_update_slice(array, new[:, None], (0, layer, 0, 0, 0))
+        here = put_here
+        if has_mesh():  # every device writes its rows and heads
+            rules = LAYOUTS[config.layout]
+            pool_spec, new_spec = spec(KVCache.AXES, rules), spec(("kv_heads", "batch", None, None), rules)
+            specs = (pool_spec, new_spec, spec(("batch",), rules), PartitionSpec())
+            here = jax.shard_map(put_here, in_specs=specs, out_specs=pool_spec, check_vma=False)
+        return here(array, new, index, jnp.asarray(layer, jnp.int32))
 
     replace = lambda pools, new: (*pools[:pool], put(pools[pool], new), *pools[pool + 1 :])
     return KVCache(replace(cache.k, k), replace(cache.v, v))

@@ -294,7 +294,7 @@ def _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, cache, ind
         k = _rms_norm(k, weights["k_norm"], config.rms_norm_eps)
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     if cache is not None:
-        cache = write(cache, k.swapaxes(1, 2), v.swapaxes(1, 2), index, cache_index)
+        cache = write(config, cache, k.swapaxes(1, 2), v.swapaxes(1, 2), index, cache_index)
     if cache_index is None:
         q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
         attended = causal_attention(q, k, v, segment_ids, mask, kernels=config.kernels, layout=config.layout)

@@ -231,6 +231,7 @@ class _Pricer:
             cost.compute += seconds
         else:
             in_place = i.opcode in ("fusion", "dynamic-update-slice", "dynamic-slice", "slice", "gather")
+            in_place = in_place or _pages_bytes(computation, i) is not None
             touched = moved if in_place else i.bytes + sum(computation.by_name[o].bytes for o in i.operands)
             kernel_flops = _kernel_flops(computation, i) if i.opcode == "custom-call" else flops
             # Without an estimate: as fast as its FLOPs at the stated rate, or its bytes, allow.
@@ -262,6 +263,9 @@ class _Pricer:
 
     def _hbm_bytes(self, computation, i) -> float:
         """Bytes that an instruction reads from and writes to HBM; of an operand that is sliced, the slice."""
+        pages = _pages_bytes(computation, i)
+        if pages is not None:
+            return pages
         inner = self._fused_computation(i) if i.opcode == "fusion" else None
         if i.opcode == "dynamic-slice" or i.opcode == "gather" or i.opcode == "slice":
             source = computation.operand(i, 0).shapes[0].space in _HBM
@@ -427,6 +431,16 @@ def _target(i: hlo.Instruction) -> str:
 
 def _show(i: hlo.Instruction) -> str:
     return ", ".join(f"{s.dtype}[{','.join(map(str, s.dims))}]" for s in i.shapes)
+
+
+def _pages_bytes(computation: hlo.Computation, i: hlo.Instruction) -> float | None:
+    """Bytes of keys and values that a paged attention kernel reads: the pages in its table, not the pool; else None."""
+    if i.opcode != "custom-call" or not i.name.startswith("paged_attention"):
+        return None
+    arrays = [computation.by_name[o].shapes[0] for o in i.operands]
+    pools = [s for s in arrays if len(s.dims) == 4 and s.dtype in ("bf16", "f16", "f32")][-2:]
+    table = max(s.dims[0] for s in arrays if s.dtype == "s32" and len(s.dims) == 1)  # [B * pages of a row]
+    return float(sum(s.bytes / s.dims[1] * table for s in pools))
 
 
 # Products of [T, Hd] and [Hd, S] that an attention kernel makes: two forward; backward, the kernels of dq and of dk and dv
