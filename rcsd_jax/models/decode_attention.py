@@ -64,11 +64,20 @@ def write(cache: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array | int, in
     pool, layer = _pool_of(cache, layer)
 
     def put(array: jax.Array, new: jax.Array) -> jax.Array:
-        new = new.transpose(2, 0, 1, 3)[:, None].astype(array.dtype)  # [K, 1, B, T, Hd]
+        new = new.transpose(2, 0, 1, 3).astype(array.dtype)  # [K, B, T, Hd]
         if index is None:
-            return jax.lax.dynamic_update_slice(array, new, (0, layer, 0, 0, 0))
-        row = lambda a, n, i: jax.lax.dynamic_update_slice(a, n, (0, layer, i, 0))
-        return jax.vmap(row, in_axes=(2, 2, 0), out_axes=2)(array, new, index)
+            return jax.lax.dynamic_update_slice(array, new[:, None], (0, layer, 0, 0, 0))
+        # What vmap of dynamic_update_slice over rows is, without its transposes of the cache.
+        rows = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=(0, 2, 3),
+            inserted_window_dims=(1,),
+            scatter_dims_to_operand_dims=(1, 3),
+            operand_batching_dims=(2,),
+            scatter_indices_batching_dims=(0,),
+        )
+        start = jnp.stack([jnp.full_like(index, layer), index], axis=1)  # [B, 2]
+        in_bounds = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
+        return jax.lax.scatter(array, start, new, rows, unique_indices=True, mode=in_bounds)
 
     replace = lambda pools, new: (*pools[:pool], put(pools[pool], new), *pools[pool + 1 :])
     return KVCache(replace(cache.k, k), replace(cache.v, v))
