@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from rcsd_jax.models.sharding import AXES, spec
+from rcsd_jax.models.sharding import AXES, constrain, spec
 
 PAGE = 128  # places, what the Pallas kernel copies at once
+POOL_AXES = ("kv_heads", None, "batch", None, None)
 BLOCK = 256  # places, what the plain path reads at once of a longer cache
 
 
@@ -45,7 +46,7 @@ def init_cache(config: Any, batch: int, length: int) -> KVCache:
         length = -(-length // PAGE) * PAGE
     pools = config.num_layers if config.unrolled else 1
     shape = (config.num_kv_heads, config.num_layers // pools, batch, length, config.head_dim)
-    zeros = tuple(jnp.zeros(shape, config.dtype) for _ in range(pools))
+    zeros = tuple(constrain(jnp.zeros(shape, config.dtype), POOL_AXES) for _ in range(pools))
     return KVCache(zeros, zeros)
 
 
@@ -81,6 +82,43 @@ def write(cache: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array | int, in
 
     replace = lambda pools, new: (*pools[:pool], put(pools[pool], new), *pools[pool + 1 :])
     return KVCache(replace(cache.k, k), replace(cache.v, v))
+
+
+def copy_rows(cache: KVCache, source: KVCache, taken: jax.Array, put: jax.Array) -> KVCache:
+    """The cache with one row of `source` copied into it for each of G equal groups of rows.
+
+    Args:
+      cache: B rows of S places.
+      source: C rows of at most S places, which become the first of a row.
+      taken: [G] int32, row taken[g] of group g's C / G rows of the source.
+      put: [G] int32, where in group g's B / G rows it goes; B / G or more: nowhere.
+    """
+    groups = taken.shape[0]
+
+    def copy(array: jax.Array, other: jax.Array) -> jax.Array:
+        grouped = lambda x: x.reshape(*x.shape[:2], groups, x.shape[2] // groups, *x.shape[3:])  # [K, L, G, ., S, Hd]
+        other = grouped(other)
+        row = jax.lax.GatherDimensionNumbers(
+            offset_dims=(0, 1, 3, 4, 5),
+            collapsed_slice_dims=(),
+            start_index_map=(3,),
+            operand_batching_dims=(2,),
+            start_indices_batching_dims=(0,),
+        )
+        new = jax.lax.gather(other, taken[:, None], row, (*other.shape[:2], 1, 1, *other.shape[4:]))
+        row = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=(0, 1, 3, 4, 5),
+            inserted_window_dims=(),
+            scatter_dims_to_operand_dims=(3,),
+            operand_batching_dims=(2,),
+            scatter_indices_batching_dims=(0,),
+        )
+        drop = jax.lax.GatherScatterMode.FILL_OR_DROP
+        return jax.lax.scatter(grouped(array), put[:, None], new, row, unique_indices=True, mode=drop).reshape(
+            array.shape
+        )
+
+    return jax.tree.map(copy, cache, source)
 
 
 def decode_attention(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:
@@ -172,7 +210,7 @@ def _paged(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arra
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.axis_names == AXES:  # the kernel cannot be partitioned: each device runs it on its rows and heads
-        pool_spec = spec(("kv_heads", None, "batch", None, None))
+        pool_spec = spec(POOL_AXES)
         rows, queries = spec(("batch",)), spec(("batch", "heads", None))
         attend = jax.shard_map(
             attend,
