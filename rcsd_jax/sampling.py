@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from rcsd_jax.models.decode_attention import KVCache, init_cache
 from rcsd_jax.models.decoder import Decoder, head_matrix, unstacked
+from rcsd_jax.models.scoring import pack
 from rcsd_jax.models.sharding import constrain
 
 
@@ -150,9 +151,7 @@ def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array
     Returns:
       The rows after their prompts.
     """
-    # The real tokens of a row first, in their order: then place and position are one.
-    tokens = jnp.take_along_axis(tokens, jnp.argsort(~mask, axis=1, stable=True), axis=1)
-    lengths = mask.sum(axis=1).astype(jnp.int32)
+    tokens, lengths = pack(tokens, mask)
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     hidden, cache = decoder.apply(
         variables,
