@@ -1,4 +1,4 @@
-"""Many prompts through the sampler in batches of few shapes: for evaluation and for writing rubrics."""
+"""Many prompts through the sampler in queues of few shapes: for evaluation and for writing rubrics."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rcsd_jax.contexts import pad_left
+from rcsd_jax.continuous_batching import generate_queue
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.sharding import own_rows, to_mesh
-from rcsd_jax.sampling import Samples, SamplingConfig, generate
+from rcsd_jax.sampling import Samples, SamplingConfig
 
 
 class Completion(NamedTuple):
@@ -23,11 +24,15 @@ class Completion(NamedTuple):
     cut: bool
 
 
+GROUP = 4  # batches of a group: more keep slots busier, fewer lose less when a run is killed
+
+
 @functools.cache
-def _sampler(decoder: Decoder, sampling: SamplingConfig, pad_id: int) -> Callable[..., Samples]:
-    def sample(variables, tokens, mask, seeds):
+def _sampler(decoder: Decoder, sampling: SamplingConfig, slots: int, pad_id: int) -> Callable[..., Samples]:
+    def sample(variables, tokens, mask, seeds, limits):
         keys = jax.vmap(jax.random.key)(seeds)
-        return generate(decoder, variables, tokens, mask, keys, sampling, pad_id=pad_id)
+        bound = dict(slots=slots, limits=limits, pad_id=pad_id)
+        return generate_queue(decoder, variables, tokens, mask, keys, sampling, **bound)[0]
 
     return jax.jit(sample)
 
@@ -44,23 +49,33 @@ def complete(
     pad_to: int,
     pad_id: int,
 ) -> Iterator[tuple[list[int], list[Completion]]]:
-    """Yields (indexes into `prompts`, their completions) batch by batch, prompts of similar length together.
+    """Yields (indexes into `prompts`, their completions) group by group, prompts of similar length together.
 
-    A completion depends on its prompt and its seed alone, not on the batch it was sampled in.
+    `batch_size` rows are sampled at a time; of a group of several batches a finished row makes room for the next prompt. A
+    completion depends on its prompt and its seed alone, not on the group it was sampled in.
     """
-    sample = _sampler(decoder, sampling, pad_id)
+    sample = _sampler(decoder, sampling, batch_size, pad_id)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        filled = chosen + [chosen[-1]] * (batch_size - len(chosen))  # one shape: the last batch repeats a row
+    size = _group_size(len(prompts), batch_size)
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        filled = chosen + [chosen[-1]] * (size - len(chosen))  # one shape: the last group repeats a row
         rows = [prompts[i] for i in filled]
         length = -(-max(len(row) for row in rows) // pad_to) * pad_to
         tokens, mask = pad_left(rows, length, pad_id)
         row_seeds = np.asarray([seeds[i] for i in filled], np.uint32)
-        local = own_rows(batch_size, mesh)
-        arrays = to_mesh((tokens[local], mask[local], row_seeds[local]), mesh)
+        limits = np.where(np.arange(size) < len(chosen), sampling.max_new_tokens, 1).astype(np.int32)
+        local = own_rows(size, mesh)
+        arrays = to_mesh((tokens[local], mask[local], row_seeds[local], limits[local]), mesh)
         samples = multihost_utils.process_allgather(sample(variables, *arrays), tiled=True)
         yield chosen, [_completion(samples, row, sampling) for row in range(len(chosen))]
+
+
+def _group_size(count: int, batch_size: int) -> int:
+    """Rows of a group: the same for all groups, whole batches, at most GROUP of them."""
+    batches = max(-(-count // batch_size), 1)
+    groups = -(-batches // GROUP)
+    return -(-batches // groups) * batch_size
 
 
 def _completion(samples: Samples, row: int, sampling: SamplingConfig) -> Completion:

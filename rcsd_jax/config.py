@@ -97,7 +97,13 @@ def stage() -> ConfigDict:
                 top_p=0.95,
                 batch_size=32,
             ),
-            sampling=dict(max_new_tokens=4096, temperature=1.2, top_k=20, top_p=0.95),
+            sampling=dict(
+                max_new_tokens=4096,
+                temperature=1.2,
+                top_k=20,
+                top_p=0.95,
+                slots=0,  # > 0: so many rows at a time, finished ones making room for the next; 0: the whole batch
+            ),
             loss=dict(
                 divergence="vocabulary",
                 beta=0.0,  # 0: forward KL, 1: reverse KL, between: generalized JSD
@@ -220,6 +226,13 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
         "train.microbatches",
         f"does not divide train.batch_size = {one.train.batch_size}",
         "choose a divisor of the batch size",
+    )
+    slots = one.sampling.slots
+    need(
+        slots >= 0 and (slots == 0 or one.train.batch_size % slots == 0),
+        "sampling.slots",
+        f"does not divide train.batch_size = {one.train.batch_size}",
+        "choose a divisor of the batch size, or 0 for the whole batch at once",
     )
     need(0.0 <= one.loss.beta <= 1.0, "loss.beta", "must lie in [0, 1]", "0 is forward KL, 1 is reverse KL")
     if one.eval.every:

@@ -194,6 +194,7 @@ def options_of(config: ConfigDict, model: Model) -> Options:
         importance_clip=config.loss.importance_clip,
         mask_cut=config.loss.mask_cut,
         skip_first=config.loss.skip_first,
+        slots=config.sampling.slots,
         pad_id=model.pad_id,
     )
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models.decode_attention import KVCache, extended, init_cache
+from rcsd_jax.models.decode_attention import POOL_AXES, KVCache, extended, init_cache
 from rcsd_jax.models.decoder import Decoder, head_matrix, tree_of, unstacked
+from rcsd_jax.models.scoring import pack
 from rcsd_jax.models.sharding import LAYOUTS, adapter_axes, constrain, sampling_layout
 
 
@@ -162,9 +163,7 @@ def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array
     Returns:
       The rows after their prompts.
     """
-    # The real tokens of a row first, in their order: then place and position are one.
-    tokens = jnp.take_along_axis(tokens, jnp.argsort(~mask, axis=1, stable=True), axis=1)
-    lengths = mask.sum(axis=1).astype(jnp.int32)
+    tokens, lengths = pack(tokens, mask)
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     hidden, cache = decoder.apply(
         variables,
@@ -176,7 +175,7 @@ def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     # Prompts have work for whole layers, so they ran with rows on every device; tokens are sampled with heads split.
     rules = LAYOUTS[sampling_layout(decoder.config)]
-    cache = jax.tree.map(lambda x: constrain(x, KVCache.AXES, rules), cache)
+    cache = jax.tree.map(lambda x: constrain(x, POOL_AXES, rules), cache)
     cache = extended(decoder.config, cache, cache_length)
     return Rows(constrain(last, ("batch", None), rules), cache, constrain(lengths, ("batch",), rules))
 
@@ -224,8 +223,11 @@ def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -
       when greedy).
     """
     if sampling.temperature == 0:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return token, _pick(jax.nn.log_softmax(logits), token)
+        # Not argmax, which XLA on CPUs runs one by one.
+        vocabulary = logits.shape[-1]
+        largest = logits == logits.max(axis=-1, keepdims=True)
+        token = jnp.where(largest, jnp.arange(vocabulary), vocabulary - 1).min(axis=-1).astype(jnp.int32)
+        return token, _pick(logits, token) - jax.nn.logsumexp(logits, axis=-1)
     logits = logits / sampling.temperature
     kept, ids = logits, None
     if sampling.top_k is not None or sampling.top_p is not None:
@@ -235,9 +237,35 @@ def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -
         probs = jax.nn.softmax(kept, axis=-1)
         before = jnp.cumsum(probs, axis=-1) - probs
         kept = jnp.where((before < sampling.top_p) | (jnp.arange(kept.shape[-1]) == 0), kept, -jnp.inf)
-    place = jax.vmap(jax.random.categorical)(keys, kept)
-    token = (place if ids is None else _pick(ids, place)).astype(jnp.int32)
-    return token, _pick(jax.nn.log_softmax(logits), token)
+    place = _draw(kept, keys)
+    token = place if ids is None else _pick(ids, place).astype(jnp.int32)
+    return token, _pick(logits, token) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
+    """A place a row, [B] int32, with probability softmax(logits) over V.
+
+    By inversion, first among blocks of the row and then within the block: two random numbers a row instead of the V that
+    Gumbel noise takes, and each is compared with few sums, so that float32 resolves rare tokens too.
+    """
+    vocabulary = logits.shape[-1]
+    block = min(128, vocabulary)
+    blocks = -(-vocabulary // block)
+    masses = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    masses = jnp.pad(masses, ((0, 0), (0, blocks * block - vocabulary))).reshape(-1, blocks, block)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)  # [B, 2], below 1
+    chosen = _invert(masses.sum(axis=-1), uniform[:, 0])
+    within = _invert(jnp.take_along_axis(masses, chosen[:, None, None], axis=1)[:, 0], uniform[:, 1])
+    return chosen * block + within
+
+
+def _invert(masses: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The place [B] int32 where the running sum of masses [B, n] first exceeds the share `uniform` [B] of their sum."""
+    sums = jnp.cumsum(masses, axis=-1)
+    place = (sums <= uniform[:, None] * sums[:, -1:]).sum(axis=-1)
+    # Rounding may take it past the end; and then, never to a token without mass.
+    last = (jnp.where(masses > 0, jnp.arange(masses.shape[-1]), 0)).max(axis=-1)
+    return jnp.minimum(place, last).astype(jnp.int32)
 
 
 def _pick(values: jax.Array, index: jax.Array) -> jax.Array:

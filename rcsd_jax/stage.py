@@ -296,6 +296,8 @@ def export(variables, model: Model, config: ConfigDict, workdir: AnyPath) -> dic
 def _batch_sizes(config: ConfigDict) -> dict[str, int]:
     """Config key -> rows that the mesh has to share out."""
     sizes = {"train.batch_size / train.microbatches": config.train.batch_size // config.train.microbatches}
+    if config.sampling.slots:
+        sizes["sampling.slots"] = config.sampling.slots
     if config.eval.grader:
         sizes["eval.batch_size"] = config.eval.batch_size
     if config.rubric.source == "written" and "rubric" in config.teacher.fields:

@@ -43,7 +43,7 @@ def test_messages_name_keys_that_exist():
 def test_the_readme_names_keys_that_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = {key.removeprefix("config.") for key in re.findall(r"config\.[a-z]\w*(?:\.\w+)*", text)}
-    files = {"py"}
+    files = {"py", "json"}
     assert len(named) > 5 and named - KEYS <= files
 
 
@@ -74,7 +74,7 @@ BAD = {
     "optimizer.weight_decay": float("inf"), "optimizer.b1": 1.5, "rubric.noisy_fraction": 2.0,
     "rubric.reduced_fraction": 0.0, "rubric.min_criteria": 30, "rubric.resample": -1, "rubric.top_p": 0.0,
     "rubric.writer_fields": ("reference",), "sampling.temperature": float("inf"), "sampling.top_k": -1,
-    "sampling.top_p": 1.5, "teacher.fields": ("question", "rubrik"), "teacher.ema_decay": 5.0, "model.dtype": "float16",
+    "sampling.top_p": 1.5, "sampling.slots": 5, "teacher.fields": ("question", "rubrik"), "teacher.ema_decay": 5.0, "model.dtype": "float16",
 }  # fmt: skip
 
 

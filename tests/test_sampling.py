@@ -97,6 +97,19 @@ def test_frequencies_are_the_exact_probabilities(name):
     np.testing.assert_allclose(log_probs, unfiltered[np.asarray(tokens)], atol=1e-5)
 
 
+def test_a_vocabulary_of_several_blocks_is_drawn_from_exactly():
+    n, logits = 100_000, np.random.default_rng(5).normal(size=300).astype(np.float32) * 2
+    logits[[0, 130, 299]] = -np.inf  # the first, the first of those that are left, and the last
+    logits[128:256] -= 200  # a block without any mass
+    draw = jax.jit(sample_token, static_argnums=2)
+    tokens, _ = draw(jnp.tile(logits, (n, 1)), jax.random.split(jax.random.key(2), n), SamplingConfig(1))
+    counts, p = np.bincount(tokens, minlength=300), exact(logits)
+    assert counts[p < 1e-30].sum() == 0
+    often = n * p > 5
+    observed, wanted = (np.append(x[often], x[~often].sum()) for x in (counts, n * p))
+    assert scipy.stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
+
+
 def test_greedy_takes_the_likeliest_and_scores_it_at_temperature_one():
     logits = jnp.asarray(np.random.default_rng(4).normal(size=(5, 10)), jnp.float32)
     tokens, log_probs = sample_token(logits, keys(range(5)), SamplingConfig(1, temperature=0, top_k=3))
@@ -109,7 +122,7 @@ def test_greedy_takes_the_likeliest_and_scores_it_at_temperature_one():
 
 @pytest.mark.parametrize("changes", [dict(temperature=0), dict(top_k=8, top_p=0.9, temperature=1.2)])
 def test_log_probs_are_those_of_the_scoring_pass(variables, changes):
-    sampling = dataclasses.replace(SAMPLED, **changes)
+    sampling = dataclasses.replace(SAMPLED, eos_ids=EOS[:1], **changes)
     rows = list(range(len(PROMPTS)))
     samples = run(variables, rows, sampling)
 
@@ -126,7 +139,7 @@ def test_log_probs_are_those_of_the_scoring_pass(variables, changes):
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
 def test_a_row_depends_neither_on_its_batch_nor_on_padding(variables, temperature):
-    sampling = dataclasses.replace(SAMPLED, temperature=temperature)
+    sampling = dataclasses.replace(SAMPLED, eos_ids=EOS[1:2], temperature=temperature)
     whole = run(variables, [0, 1, 2, 3, 4, 5], sampling)
     others = [([5, 3, 1, 1], 10), ([2], 17)]
     for rows, width in others:

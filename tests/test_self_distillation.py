@@ -132,6 +132,22 @@ def test_both_roles_score_the_same_completion_at_the_right_offsets(module, varia
     np.testing.assert_allclose(float(loss), sum(expected) / 10, rtol=2e-4)
 
 
+def test_slots_change_nothing_that_is_written(model, tokenizer):
+    decoder, params = model
+    config = stage2.get_config("reason_first")
+    batch = make_batch([0, 1, 2, 3], data_for(config, tokenizer), config, pad_id=0)
+    options = options_for(tokenizer, config)
+    written = {}
+    for slots in (0, 2):
+        some = dataclasses.replace(options, slots=slots)
+        variables = {"params": params}
+        written[slots] = SAMPLE(decoder, variables, variables, batch, jax.random.key(1), some)
+    for name in ("teacher_tokens", "teacher_mask", "loss_mask"):
+        np.testing.assert_array_equal(getattr(written[0], name), getattr(written[2], name))
+    np.testing.assert_array_equal(written[0].samples.tokens, written[2].samples.tokens)
+    assert len(set(map(tuple, np.asarray(written[0].samples.tokens)))) > 1
+
+
 def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", learning_rate=1e-3, **changes):
     decoder, params = model
     config = stage2.get_config("ground_truth")

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax import losses
+from rcsd_jax.continuous_batching import generate_queue
 from rcsd_jax.models.decoder import Decoder, head_matrix
 from rcsd_jax.models.scoring import completion_hidden
 from rcsd_jax.sampling import Samples, SamplingConfig, generate
@@ -58,6 +59,7 @@ class Options:
     importance_clip: float | None = None  # truncated importance weight of trainer against sampler
     mask_cut: bool = False  # leave completions that hit the length limit out of the loss
     skip_first: int = 0  # leave the first n completion tokens out of the loss (SDFT)
+    slots: int = 0  # rows that are sampled at a time, finished ones making room for the next; 0: all at once
     pad_id: int = 0
 
 
@@ -66,14 +68,12 @@ def sample(
 ) -> Completions:
     """The student writes completions; with reason-first the teacher writes its analysis. No gradient flows."""
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch.row)  # [B]
-    samples = generate(
-        decoder, student, batch.student_tokens, batch.student_mask, keys, options.sampling, pad_id=options.pad_id
-    )
+    samples = _write(decoder, student, batch.student_tokens, batch.student_mask, keys, options, options.sampling)
     teacher_tokens, teacher_mask = batch.teacher_tokens, batch.teacher_mask
     if options.reason_tokens:
         reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens)
         keys = jax.vmap(lambda k: jax.random.fold_in(k, 2**32 - 1))(keys)  # apart from every token's own fold
-        analysis = generate(decoder, teacher, teacher_tokens, teacher_mask, keys, reason, pad_id=options.pad_id)
+        analysis = _write(decoder, teacher, teacher_tokens, teacher_mask, keys, options, reason)
         # The transition opens with the template's own end of turn, so the analysis' own end is masked out.
         ended = jnp.isin(analysis.tokens, jnp.asarray(reason.eos_ids, jnp.int32))
         teacher_tokens = jnp.concatenate([teacher_tokens, analysis.tokens, batch.transition], axis=1)
@@ -85,6 +85,14 @@ def sample(
     return jax.lax.stop_gradient(
         Completions(batch.student_tokens, batch.student_mask, teacher_tokens, teacher_mask, samples, loss_mask)
     )
+
+
+def _write(decoder, variables, tokens, mask, keys, options: Options, sampling: SamplingConfig) -> Samples:
+    """A completion of every prompt; the same ones however many slots there are."""
+    arguments = (decoder, variables, tokens, mask, keys, sampling)
+    if options.slots:
+        return generate_queue(*arguments, slots=options.slots, pad_id=options.pad_id)[0]
+    return generate(*arguments, pad_id=options.pad_id)
 
 
 def teacher_hidden(decoder: Decoder, teacher: Variables, completions: Completions) -> jax.Array:

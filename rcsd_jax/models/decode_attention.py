@@ -5,16 +5,17 @@ Place j of a row holds position j, so there is no padding inside: a token at pos
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from rcsd_jax.models.sharding import LAYOUTS, has_mesh, spec
+from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh, spec
 
 PAGE = 128  # places, what the Pallas kernel copies at once
+POOL_AXES = ("kv_heads", "layers", "batch", None, None)  # logical axes of a pool
 BLOCK = 256  # places, what the plain path reads at once of a longer cache
 
 
@@ -30,9 +31,6 @@ class KVCache:
         is sharded over them and is read as pages [K, L * B * S / page, page, Hd] without a copy.
     """
 
-    AXES: ClassVar = ("kv_heads", "layers", "batch", None, None)
-    """Logical axes of a pool."""
-
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
 
@@ -47,7 +45,7 @@ def init_cache(config: Any, batch: int, length: int) -> KVCache:
     length = _places(config, length)
     pools = config.num_layers if config.unrolled else 1
     shape = (config.num_kv_heads, config.num_layers // pools, batch, length, config.head_dim)
-    zeros = tuple(jnp.zeros(shape, config.dtype) for _ in range(pools))
+    zeros = tuple(constrain(jnp.zeros(shape, config.dtype), POOL_AXES, LAYOUTS[config.layout]) for _ in range(pools))
     return KVCache(zeros, zeros)
 
 
@@ -79,10 +77,17 @@ def write(
     pool, layer = _pool_of(cache, layer)
 
     def put_here(array: jax.Array, new: jax.Array, index: jax.Array, layer: jax.Array) -> jax.Array:
-        rows = jnp.arange(new.shape[1])[:, None]
-        places = index[:, None] + jnp.arange(new.shape[2])
-        # The pool's axes stay as they are: moved, as by vmap, the whole pool would be copied on TPUs.
-        return array.at[:, layer, rows, places].set(new, unique_indices=True)
+        # What vmap of dynamic_update_slice over rows is, without its transposes of the cache.
+        rows = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=(0, 2, 3),
+            inserted_window_dims=(1,),
+            scatter_dims_to_operand_dims=(1, 3),
+            operand_batching_dims=(2,),
+            scatter_indices_batching_dims=(0,),
+        )
+        start = jnp.stack([jnp.full_like(index, layer), index], axis=1)  # [B, 2]
+        in_bounds = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
+        return jax.lax.scatter(array, start, new, rows, unique_indices=True, mode=in_bounds)
 
     def put(array: jax.Array, new: jax.Array) -> jax.Array:
         new = new.transpose(2, 0, 1, 3).astype(array.dtype)  # [K, B, T, Hd]
@@ -91,13 +96,50 @@ def write(
         here = put_here
         if has_mesh():  # every device writes its rows and heads
             rules = LAYOUTS[config.layout]
-            pool_spec, new_spec = spec(KVCache.AXES, rules), spec(("kv_heads", "batch", None, None), rules)
+            pool_spec, new_spec = spec(POOL_AXES, rules), spec(("kv_heads", "batch", None, None), rules)
             specs = (pool_spec, new_spec, spec(("batch",), rules), PartitionSpec())
             here = jax.shard_map(put_here, in_specs=specs, out_specs=pool_spec, check_vma=False)
         return here(array, new, index, jnp.asarray(layer, jnp.int32))
 
     replace = lambda pools, new: (*pools[:pool], put(pools[pool], new), *pools[pool + 1 :])
     return KVCache(replace(cache.k, k), replace(cache.v, v))
+
+
+def copy_rows(cache: KVCache, source: KVCache, taken: jax.Array, put: jax.Array) -> KVCache:
+    """The cache with one row of `source` copied into it for each of G equal groups of rows.
+
+    Args:
+      cache: B rows of S places.
+      source: C rows of at most S places, which become the first of a row.
+      taken: [G] int32, row taken[g] of group g's C / G rows of the source.
+      put: [G] int32, where in group g's B / G rows it goes; B / G or more: nowhere.
+    """
+    groups = taken.shape[0]
+
+    def copy(array: jax.Array, other: jax.Array) -> jax.Array:
+        grouped = lambda x: x.reshape(*x.shape[:2], groups, x.shape[2] // groups, *x.shape[3:])  # [K, L, G, ., S, Hd]
+        other = grouped(other)
+        row = jax.lax.GatherDimensionNumbers(
+            offset_dims=(0, 1, 3, 4, 5),
+            collapsed_slice_dims=(),
+            start_index_map=(3,),
+            operand_batching_dims=(2,),
+            start_indices_batching_dims=(0,),
+        )
+        new = jax.lax.gather(other, taken[:, None], row, (*other.shape[:2], 1, 1, *other.shape[4:]))
+        row = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=(0, 1, 3, 4, 5),
+            inserted_window_dims=(),
+            scatter_dims_to_operand_dims=(3,),
+            operand_batching_dims=(2,),
+            scatter_indices_batching_dims=(0,),
+        )
+        drop = jax.lax.GatherScatterMode.FILL_OR_DROP
+        return jax.lax.scatter(grouped(array), put[:, None], new, row, unique_indices=True, mode=drop).reshape(
+            array.shape
+        )
+
+    return jax.tree.map(copy, cache, source)
 
 
 def decode_attention(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:
@@ -189,7 +231,7 @@ def _paged(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array | int, in
 
     if has_mesh():  # the kernel cannot be partitioned: each device runs it on its rows and heads
         rules = LAYOUTS[config.layout]
-        pool_spec = spec(KVCache.AXES, rules)
+        pool_spec = spec(POOL_AXES, rules)
         rows, queries = spec(("batch",), rules), spec(("batch", "heads", None), rules)
         attend = jax.shard_map(
             attend,

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rcsd_jax.models.decode_attention import init_cache
 from rcsd_jax.models.decoder import Decoder, positions_from_mask
 
 
@@ -38,3 +39,71 @@ def completion_hidden(
     )
     first = prompt_tokens.shape[1] - 1
     return hidden[:, first : first + completion_tokens.shape[1]]
+
+
+def completion_hidden_shared(
+    decoder: Decoder,
+    variables: Any,
+    prefix_tokens: jax.Array,
+    prefix_mask: jax.Array,
+    suffix_tokens: jax.Array,
+    suffix_mask: jax.Array,
+    completion_tokens: jax.Array,
+    completion_mask: jax.Array,
+) -> jax.Array:
+    """As `completion_hidden` for several contexts that begin alike: the common prefix is run once for all of them.
+
+    Args:
+      decoder: the model.
+      variables: its variables.
+      prefix_tokens, prefix_mask: [B, P] int32 and bool, what the M contexts of a question have in common; padding may stand
+        anywhere, at least one token is real.
+      suffix_tokens, suffix_mask: [B, M, Q] int32 and bool, what each has after it, ending in a real token; Q = 0 if the
+        completions follow the prefix itself.
+      completion_tokens, completion_mask: [B, M, N] int32 and bool; real tokens first.
+
+    Returns:
+      [B, M, N, D] in the decoder's dtype, as `completion_hidden` of prefix and suffix gives for each of the M.
+    """
+    batch, contexts, suffix = suffix_tokens.shape
+    count, prefix = completion_tokens.shape[2], prefix_tokens.shape[1]
+    rows = lambda x: x.reshape(batch * contexts, *x.shape[2:])
+    prefix_tokens, lengths = pack(prefix_tokens, prefix_mask)
+    places = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), prefix_tokens.shape)
+    hidden, cache = decoder.apply(
+        variables,
+        prefix_tokens,
+        segment_ids=(places < lengths[:, None]).astype(jnp.int32),
+        positions=places,
+        cache=init_cache(decoder.config, batch, prefix + suffix + count),
+    )
+    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)  # [B, 1, D] predicts what follows the prefix
+    last, lengths = jnp.repeat(last, contexts, axis=0), jnp.repeat(lengths, contexts)
+    cache = jax.tree.map(lambda x: jnp.repeat(x, contexts, axis=2), cache)
+    mask = jnp.concatenate([rows(suffix_mask), rows(completion_mask)], axis=1)
+    tokens, _ = pack(jnp.concatenate([rows(suffix_tokens), rows(completion_tokens)], axis=1), mask)
+    hidden, _ = decoder.apply(
+        variables,
+        tokens,
+        positions=lengths[:, None] + jnp.arange(suffix + count, dtype=jnp.int32),
+        cache=cache,
+        cache_index=lengths,
+    )
+    # Completion token t of a context with q suffix tokens is predicted in place q + t of these.
+    hidden = jnp.concatenate([last, hidden], axis=1)
+    predicted = rows(suffix_mask).sum(axis=1)[:, None] + jnp.arange(count)
+    hidden = jnp.take_along_axis(hidden, predicted[..., None], axis=1)
+    return hidden.reshape(batch, contexts, count, -1)
+
+
+def pack(tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The real tokens of every row first, in their order, so that place and position are one.
+
+    Args:
+      tokens, mask: [B, T] int32 and bool.
+
+    Returns:
+      The tokens [B, T], and how many are real, [B] int32.
+    """
+    order = jnp.argsort(~mask, axis=1, stable=True)
+    return jnp.take_along_axis(tokens, order, axis=1), mask.sum(axis=1).astype(jnp.int32)

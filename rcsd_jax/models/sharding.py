@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -153,6 +154,16 @@ def sampling_layout(config: Any) -> str:
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
     widths = (config.num_kv_heads, config.num_heads, config.intermediate_size, config.vocab_size)
     return "train" if any(width % parts for width in widths) else "sampling"
+
+
+def row_shards(layout: str) -> int:
+    """Into how many parts the mesh that is set splits rows in a layout; 1 without a mesh."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[axis] for axis in _axes(LAYOUTS[layout]["batch"])) if has_mesh() else 1
+
+
+def _axes(entry: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else entry
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

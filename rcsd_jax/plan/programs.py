@@ -244,7 +244,7 @@ class _Programs:
         cache = jax.eval_shape(functools.partial(decode_attention.init_cache, config, s.batch, length))
         rows = sampling.Rows(
             self._sampling_array((s.batch, config.hidden_size), ("batch", None), config.dtype),
-            jax.tree.map(lambda x: self._sampling_array(x.shape, decode_attention.KVCache.AXES, x.dtype), cache),
+            jax.tree.map(lambda x: self._sampling_array(x.shape, decode_attention.POOL_AXES, x.dtype), cache),
             self._sampling_array((s.batch,), ("batch",), jnp.int32),
         )
         keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.zeros((s.batch,), jnp.uint32))
