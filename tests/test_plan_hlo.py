@@ -246,6 +246,25 @@ def test_attention_kernels_have_their_products_flops(name, outputs, products):
     assert kernel.seconds == pytest.approx(kernel.flops / RATES.kernel_flops) and found.kernel == kernel.seconds
 
 
+PAGED = """HloModule jit_f
+
+ENTRY %main (n: s32[16], t: s32[768], q: f32[16,4,1,128], k: bf16[1,27648,128,128]) -> f32[16,4,1,128] {
+  %n = s32[16]{0} parameter(0)
+  %t = s32[768]{0} parameter(1)
+  %q = f32[16,4,1,128]{3,2,1,0} parameter(2)
+  %k = bf16[1,27648,128,128]{3,2,1,0} parameter(3)
+  %v = bf16[1,27648,128,128]{3,2,1,0} parameter(4)
+  ROOT %paged_attention.1 = f32[16,4,1,128]{3,2,1,0} custom-call(%n, %t, %q, %k, %v), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_paged_attention_reads_the_pages_of_its_table_and_not_the_pool():
+    spent = cost.cost_of(hlo.parse(PAGED), RATES)
+    assert spent.hbm_bytes == 2 * 768 * 128 * 128 * 2
+    assert spent.kernel == pytest.approx(spent.hbm_bytes / RATES.hbm)
+
+
 def test_a_kernels_own_estimate_comes_first():
     extra = '"custom_call_config":{"cost_estimate":{"flops":"4096","bytes_accessed":"7"}}'
     text = KERNEL.replace("NAME", "fwd").replace("OUT", "bf16[2,8,1024,128]{3,2,1,0}").replace("EXTRA", extra)

@@ -77,6 +77,12 @@ def write(
     pool, layer = _pool_of(cache, layer)
 
     def put_here(array: jax.Array, new: jax.Array, index: jax.Array, layer: jax.Array) -> jax.Array:
+        if config.kernels == "pallas":
+            # Row by row: TPUs run a scatter as a loop of many small instructions a row.
+            for row in range(new.shape[1]):
+                one = new[:, None, row : row + 1]  # [K, 1, 1, T, Hd]
+                array = jax.lax.dynamic_update_slice(array, one, (0, layer, row, index[row], 0))
+            return array
         # What vmap of dynamic_update_slice over rows is, without its transposes of the cache.
         rows = jax.lax.ScatterDimensionNumbers(
             update_window_dims=(0, 2, 3),
