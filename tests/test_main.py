@@ -81,7 +81,8 @@ def test_a_run_writes_what_it_says(finished):
         "sampler_trainer_log_prob_difference", "tokens_per_second", "compilations",
     }  # fmt: skip
     assert wanted <= set(rows[0])
-    assert rows[1]["compilations"] == rows[3]["compilations"], "a step after the second compiled something"
+    # The first checkpoint, after the second step, compiles the checksum of its state.
+    assert rows[2]["compilations"] == rows[3]["compilations"] <= rows[1]["compilations"] + 1, "a later step compiled"
     assert list((workdir / "tensorboard").iterdir())
     assert str(workdir / "export") in out and str(workdir / "adapter") in out
 
