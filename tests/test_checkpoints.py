@@ -166,7 +166,7 @@ print(json.dumps(losses))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(user_dir, tmp_path):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 

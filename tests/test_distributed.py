@@ -104,7 +104,7 @@ def test_four_processes_train_as_one(alone, user_dir, tmp_path, mesh):
     assert_same_run(tmp_path / "run", alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_rubrics_and_evaluation_of_two_processes_are_those_of_one(user_dir, tmp_path):
     flags = [
         *FLAGS, f"--config.rubric.writer={user_dir / 'model'}", "--config.eval.grader=boxed", "--config.eval.every=2",
@@ -135,7 +135,7 @@ def undisturbed(user_dir, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("victim", [0, 1])
 def test_kill_one_process(undisturbed, user_dir, tmp_path, victim):
     arguments = ground_truth(user_dir, tmp_path / "run", *LONG)
@@ -152,7 +152,7 @@ def test_kill_one_process(undisturbed, user_dir, tmp_path, victim):
     assert_same_run(tmp_path / "run", undisturbed, rtol=0, atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_process_that_stands_still_is_gone_after_the_timeout(user_dir, tmp_path):
     jobs = start_all(2, *ground_truth(user_dir, tmp_path / "run", *LONG))
     wait_for_rows(tmp_path / "run", 5, jobs)
@@ -166,7 +166,7 @@ def test_a_process_that_stands_still_is_gone_after_the_timeout(user_dir, tmp_pat
     assert err.strip().splitlines()[-1].startswith("error: process 1 is gone (no sign of life for 10 s)"), err
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("receiver", [0, 1])
 def test_sigterm_of_one_process_stops_all_at_the_same_step(undisturbed, user_dir, tmp_path, receiver):
     arguments = ground_truth(user_dir, tmp_path / "run", *LONG)
@@ -181,7 +181,7 @@ def test_sigterm_of_one_process_stops_all_at_the_same_step(undisturbed, user_dir
     assert_same_run(tmp_path / "run", undisturbed, rtol=0, atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("where", [0, 1])
 def test_bad_input_of_one_process_ends_all_with_one_line(user_dir, tmp_path, where):
     missing = f"--config.data.path={tmp_path / 'missing.jsonl'}"
