@@ -1,10 +1,6 @@
 """Checkpoints come back bit for bit, on any mesh; a damaged one is found, named and passed over."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +9,7 @@ import pytest
 
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.errors import UserError
+from tests import eight_devices
 
 
 def state_of(step):
@@ -168,19 +165,8 @@ print(json.dumps(losses))
 
 @pytest.mark.cluster
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(user_dir, tmp_path):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-
     def losses(name, moves):
-        result = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(user_dir), str(tmp_path / name), json.dumps(moves)],
-            env=environment,
-            cwd=Path(__file__).resolve().parents[1],
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-        return json.loads(result.stdout.splitlines()[-1])
+        return eight_devices.run(SCRIPT, user_dir, tmp_path / name, json.dumps(moves))
 
     unmoved = losses("unmoved", [(1, 1, 1)] * 3)
     assert len(unmoved) == 6 and len(set(unmoved)) == 6

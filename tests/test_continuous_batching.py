@@ -1,11 +1,5 @@
 """continuous_batching.py: the tokens of `generate`, in slots that are hardly ever idle."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +11,7 @@ from rcsd_jax.continuous_batching import generate_queue
 from rcsd_jax.models import huggingface
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, init_params
 from rcsd_jax.sampling import SamplingConfig, generate
+from tests import eight_devices
 
 PAD = 2
 CONFIG = DecoderConfig(
@@ -146,17 +141,7 @@ print(json.dumps(report))
 
 
 def test_same_tokens_on_one_device_and_on_eight():
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env=environment,
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    report = json.loads(result.stdout.splitlines()[-1])
+    report = eight_devices.run(SCRIPT, timeout=400)
     for name in ("1x8x1", "2x2x2"):
         assert report[name]["tokens"] == report["1"]["tokens"] and report[name]["mask"] == report["1"]["mask"], name
         assert report[name]["occupancy"][0] == report["1"]["occupancy"][0] == np.sum(report["1"]["mask"])

@@ -170,6 +170,7 @@ def test_packed_segments_are_separate_sequences():
     positions = np.concatenate([np.arange(n), np.arange(n), [0] * 3])[None]
     hidden = forward(QWEN3, {"params": params_of(QWEN3)}, tokens, segment_ids, positions)
     close(hidden[0, : 2 * n].reshape(2, n, -1), plain(QWEN3))
+    assert np.isfinite(hidden).all()
 
 
 def test_a_token_sees_the_past_only():

@@ -1,13 +1,9 @@
 """The same losses on one device and on eight, whatever the mesh; in a process of its own, which has eight CPU devices."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+
+from tests import eight_devices
 
 SCRIPT = """
 import json, sys
@@ -52,20 +48,7 @@ print(json.dumps(losses))
 
 @pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_same_losses_on_every_mesh(user_dir, lora_rank):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(user_dir), str(lora_rank)],
-        env=environment,
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    losses = json.loads(result.stdout.splitlines()[-1])
+    losses = eight_devices.run(SCRIPT, user_dir, lora_rank)
     assert set(losses) == {"1", "1x8", "8x1", "2x2x2"} and min(v[0][0] for v in losses.values()) > 0
     for name in ("1x8", "8x1", "2x2x2"):
         np.testing.assert_allclose(losses[name], losses["1"], rtol=1e-4, atol=1e-4, err_msg=name)

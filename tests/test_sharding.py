@@ -1,11 +1,5 @@
 """models/sharding.py: meshes and the table on one device, and the same forward pass on eight."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from rcsd_jax.errors import UserError
 from rcsd_jax.models import decoder, sharding
+from tests import eight_devices
 
 CONFIG = decoder.DecoderConfig(
     family="qwen3", vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
@@ -154,16 +149,7 @@ print(json.dumps(report))
 
 
 def test_same_output_on_one_device_and_on_eight():
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    report = json.loads(result.stdout.splitlines()[-1])
+    report = eight_devices.run(SCRIPT, timeout=300)
     assert np.std(report["1"]["hidden"]) > 0.1
     for name in ("1x8x1", "8x1x1", "2x2x2"):
         np.testing.assert_allclose(report[name]["hidden"], report["1"]["hidden"], rtol=0, atol=1e-4, err_msg=name)

@@ -67,7 +67,7 @@ def write(
     Args:
       config: of the decoder.
       cache: of `init_cache`.
-      k, v: [B, T, K, Hd].
+      k, v: [B, K, T, Hd].
       layer: which; a static number where every layer has its pool.
       index: [B] int32, the place of each row's first; with T places from there in the cache. None: 0 in all rows.
 
@@ -96,7 +96,7 @@ def write(
         return jax.lax.scatter(array, start, new, rows, unique_indices=True, mode=in_bounds)
 
     def put(array: jax.Array, new: jax.Array) -> jax.Array:
-        new = new.transpose(2, 0, 1, 3).astype(array.dtype)  # [K, B, T, Hd]
+        new = new.swapaxes(0, 1).astype(array.dtype)  # [K, B, T, Hd]
         if index is None:
             return jax.lax.dynamic_update_slice(array, new[:, None], (0, layer, 0, 0, 0))
         here = put_here
@@ -153,16 +153,16 @@ def decode_attention(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array
 
     Args:
       config: of the decoder; `kernels` "pallas" takes the paged kernel for single tokens.
-      q: [B, T, H, Hd]; row b's token t attends to the places up to index[b] + t.
+      q: [B, H, T, Hd]; row b's token t attends to the places up to index[b] + t.
       cache: [.., B, S, ..], see `KVCache`.
       layer: as in `write`.
       index: [B] int32.
 
     Returns:
-      [B, T, H, Hd] in the dtype of q.
+      [B, H, T, Hd] in the dtype of q.
     """
-    if config.kernels == "pallas" and q.shape[1] == 1:
-        return _paged(config, q[:, 0], cache, layer, index)[:, None]
+    if config.kernels == "pallas" and q.shape[2] == 1:
+        return _paged(config, q[:, :, 0], cache, layer, index)[:, :, None]
     return _blocks(q, cache, layer, index)
 
 
@@ -173,15 +173,14 @@ def _pool_of(cache: KVCache, layer: jax.Array | int) -> tuple[int, jax.Array | i
 
 def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:
     """Block by block up to the last place in use, with a running maximum and sum (the softmax is exact)."""
-    batch, length, heads, head_dim = q.shape
+    batch, heads, length, head_dim = q.shape
     pool, layer = _pool_of(cache, layer)
     keys, values = cache.k[pool], cache.v[pool]
     kv_heads, places = keys.shape[0], keys.shape[3]
     group = heads // kv_heads
     block = places if places <= BLOCK else BLOCK
-    q = q.reshape(batch, length, kv_heads, group, head_dim).transpose(2, 0, 1, 3, 4)
-    q = q.reshape(kv_heads, batch, length * group, head_dim)
-    last = jnp.repeat(index[:, None] + jnp.arange(length), group, axis=1)  # [B, T * G], the last place that each sees
+    q = q.reshape(batch, kv_heads, group * length, head_dim).swapaxes(0, 1)
+    last = jnp.tile(index[:, None] + jnp.arange(length), (1, group))  # [B, G * T], the last place that each sees
     heads_and_rows = ((0, 1), (0, 1))
 
     def add(i: jax.Array | int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -192,7 +191,7 @@ def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arr
         # Keys first: XLA on CPUs transposes the second operand if need be, and the queries are small.
         scores = jax.lax.dot_general(
             take(keys), q, (((3,), (3,)), heads_and_rows), preferred_element_type=jnp.float32
-        ).transpose(0, 1, 3, 2)  # [K, B, T * G, block]
+        ).transpose(0, 1, 3, 2)  # [K, B, G * T, block]
         place = start + jnp.arange(block)
         seen = (place <= last[..., None]) & (place >= i * block)
         scores = jnp.where(seen, scores * head_dim**-0.5, -1e30)
@@ -208,14 +207,13 @@ def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arr
         )
         return new_maximum, total, sums * scale + added
 
-    shape = (kv_heads, batch, length * group)
+    shape = (kv_heads, batch, group * length)
     carry = (jnp.full((*shape, 1), -1e30), jnp.zeros((*shape, 1)), jnp.zeros((*shape, head_dim)))
     if block == places:
         carry = add(0, carry)
     else:
         carry = jax.lax.fori_loop(0, (index.max() + length + block - 1) // block, add, carry)
-    out = (carry[2] / carry[1]).astype(q.dtype).reshape(kv_heads, batch, length, group, head_dim)
-    return out.transpose(1, 2, 0, 3, 4).reshape(batch, length, heads, head_dim)
+    return (carry[2] / carry[1]).astype(q.dtype).swapaxes(0, 1).reshape(batch, heads, length, head_dim)
 
 
 def _paged(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:

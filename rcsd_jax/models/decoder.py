@@ -294,12 +294,12 @@ def _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, cache, ind
         k = _rms_norm(k, weights["k_norm"], config.rms_norm_eps)
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     if cache is not None:
-        cache = write(config, cache, k.swapaxes(1, 2), v.swapaxes(1, 2), index, cache_index)
+        cache = write(config, cache, k, v, index, cache_index)
     if cache_index is None:
         q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
         attended = causal_attention(q, k, v, segment_ids, mask, kernels=config.kernels, layout=config.layout)
     else:
-        attended = decode_attention(config, q.swapaxes(1, 2), cache, index, cache_index).swapaxes(1, 2)
+        attended = decode_attention(config, q, cache, index, cache_index)
     (attended,) = project(attended.swapaxes(1, 2).reshape(batch, length, -1), "o")
     x = x + checkpoint_name(attended, "attention_out")
     h = _rms_norm(x, weights["post_norm"], config.rms_norm_eps)
