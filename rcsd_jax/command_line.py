@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from rcsd_jax import config as configs
 from rcsd_jax.errors import UserError
@@ -28,6 +28,17 @@ def parser(program: str) -> Callable[[list[str]], list[str]]:
             raise UserError(f"a flag cannot be read: {message}", remedy=f"see python -m {program} --help") from error
 
     return parse
+
+
+def one_config(argv: list[str], config: ConfigDict | None, *, example: str) -> ConfigDict:
+    """The config that was given; raises `UserError` without one, naming an example, or for arguments that are no flags."""
+    if len(argv) > 1:
+        raise UserError(
+            "unknown argument", field="argv", value=argv[1], remedy="settings are given as --config.key=value"
+        )
+    if config is None:
+        raise UserError("no config given", field="--config", remedy=f"pass --config={example}")
+    return config
 
 
 def _unknown_key(argv: list[str], error: Exception) -> UserError:

@@ -62,12 +62,7 @@ def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
 
 def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
-    if len(argv) > 1:
-        raise UserError(
-            "unknown argument", field="argv", value=argv[1], remedy="settings are given as --config.key=value"
-        )
-    if _CONFIG.value is None:
-        raise UserError("no config given", field="--config", remedy="pass --config=configs/tiny.py")
+    config = command_line.one_config(argv, _CONFIG.value, example="configs/tiny.py")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(
             logging.FATAL
@@ -75,7 +70,7 @@ def main(argv: list[str]) -> None:
     _join_processes()
     name = Path(flags.FLAGS["config"].config_filename).stem
     workdir = as_path(_WORKDIR.value or Path("runs") / name)
-    run_job(_CONFIG.value, workdir)
+    run_job(config, workdir)
 
 
 def _join_processes() -> None:

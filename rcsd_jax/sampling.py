@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models.decode_attention import POOL_AXES, KVCache, extended, init_cache
+from rcsd_jax.models.decode_attention import POOL_AXES, KVCache, extended
 from rcsd_jax.models.decoder import Decoder, head_matrix, tree_of, unstacked
-from rcsd_jax.models.scoring import pack
+from rcsd_jax.models.scoring import run_prefix
 from rcsd_jax.models.sharding import LAYOUTS, adapter_axes, constrain, sampling_layout
 
 
@@ -163,16 +163,7 @@ def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array
     Returns:
       The rows after their prompts.
     """
-    tokens, lengths = pack(tokens, mask)
-    places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    hidden, cache = decoder.apply(
-        variables,
-        tokens,
-        segment_ids=(places < lengths[:, None]).astype(jnp.int32),
-        positions=places,
-        cache=init_cache(decoder.config, *tokens.shape),
-    )
-    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+    last, cache, lengths = run_prefix(decoder, variables, tokens, mask, tokens.shape[1])
     # Prompts have work for whole layers, so they ran with rows on every device; tokens are sampled with heads split.
     rules = LAYOUTS[sampling_layout(decoder.config)]
     cache = jax.tree.map(lambda x: constrain(x, POOL_AXES, rules), cache)

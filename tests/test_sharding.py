@@ -168,3 +168,11 @@ def test_sampling_splits_matrices_where_the_mesh_divides_the_heads(fsdp, tensor,
     with jax.sharding.use_abstract_mesh(abstract_mesh(fsdp=fsdp, tensor=tensor)):
         assert sharding.sampling_layout(CONFIG) == layout
     assert sharding.sampling_layout(CONFIG) == "train"  # without a mesh there is nothing to divide
+
+
+def test_rows_are_split_over_every_axis_that_the_layout_names():
+    mesh = jax.sharding.AbstractMesh((2, 3, 5, 7), sharding.AXES)
+    assert (sharding.row_shards("train", mesh), sharding.row_shards("sampling", mesh)) == (30, 6)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert sharding.row_shards("train") == 30
+    assert sharding.row_shards("train") == 1

@@ -24,7 +24,8 @@ import safetensors.numpy
 from rcsd_jax.errors import UserError
 from rcsd_jax.files import AnyPath, as_path
 from rcsd_jax.models import decoder
-from rcsd_jax.models.huggingface import gathered, replaced_directory
+from rcsd_jax.models.huggingface import gathered
+from rcsd_jax.models.replaced_directory import replaced_directory
 
 Adapters = dict[str, dict[str, jax.Array]]
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -136,7 +137,7 @@ def save_peft(
       The directory.
 
     Raises:
-      UserError: see `init_lora` and `huggingface.replaced_directory`.
+      UserError: see `init_lora` and `replaced_directory`.
       ValueError: adapters of other targets or another rank than said.
     """
     declared = _check(config, rank, alpha, targets := tuple(targets))

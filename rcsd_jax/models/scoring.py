@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models.decode_attention import init_cache
+from rcsd_jax.models.decode_attention import KVCache, init_cache
 from rcsd_jax.models.decoder import Decoder, positions_from_mask
 
 
@@ -68,17 +68,8 @@ def completion_hidden_shared(
     batch, contexts, suffix = suffix_tokens.shape
     count, prefix = completion_tokens.shape[2], prefix_tokens.shape[1]
     rows = lambda x: x.reshape(batch * contexts, *x.shape[2:])
-    prefix_tokens, lengths = pack(prefix_tokens, prefix_mask)
-    places = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), prefix_tokens.shape)
-    hidden, cache = decoder.apply(
-        variables,
-        prefix_tokens,
-        segment_ids=(places < lengths[:, None]).astype(jnp.int32),
-        positions=places,
-        cache=init_cache(decoder.config, batch, prefix + suffix + count),
-    )
-    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)  # [B, 1, D] predicts what follows the prefix
-    last, lengths = jnp.repeat(last, contexts, axis=0), jnp.repeat(lengths, contexts)
+    last, cache, lengths = run_prefix(decoder, variables, prefix_tokens, prefix_mask, prefix + suffix + count)
+    last, lengths = jnp.repeat(last[:, None], contexts, axis=0), jnp.repeat(lengths, contexts)
     cache = jax.tree.map(lambda x: jnp.repeat(x, contexts, axis=2), cache)
     mask = jnp.concatenate([rows(suffix_mask), rows(completion_mask)], axis=1)
     tokens, _ = pack(jnp.concatenate([rows(suffix_tokens), rows(completion_tokens)], axis=1), mask)
@@ -94,6 +85,33 @@ def completion_hidden_shared(
     predicted = rows(suffix_mask).sum(axis=1)[:, None] + jnp.arange(count)
     hidden = jnp.take_along_axis(hidden, predicted[..., None], axis=1)
     return hidden.reshape(batch, contexts, count, -1)
+
+
+def run_prefix(
+    decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array, cache_length: int
+) -> tuple[jax.Array, KVCache, jax.Array]:
+    """Runs the decoder over the beginnings of sequences and keeps their keys and values.
+
+    Args:
+      decoder: the model.
+      variables: its variables.
+      tokens: [B, P] int32, at least one real token in every row; padding may stand anywhere.
+      mask: [B, P] bool, true for real tokens.
+      cache_length: places of a row, at least P.
+
+    Returns:
+      The hidden states [B, D] that predict what follows, the cache, and how many tokens are real, [B] int32.
+    """
+    tokens, lengths = pack(tokens, mask)
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    hidden, cache = decoder.apply(
+        variables,
+        tokens,
+        segment_ids=(places < lengths[:, None]).astype(jnp.int32),
+        positions=places,
+        cache=init_cache(decoder.config, tokens.shape[0], cache_length),
+    )
+    return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0], cache, lengths
 
 
 def pack(tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

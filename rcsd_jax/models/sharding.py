@@ -84,8 +84,7 @@ def check_divisible(config: Any, mesh: Mesh, batches: Mapping[str, int]) -> None
     Raises:
       UserError: naming the config key of the mesh axis, its size and what it does not divide.
     """
-    stored = mesh.shape["group"] * mesh.shape["fsdp"]
-    rows = mesh.shape["data"] * stored
+    stored, rows = mesh.shape["group"] * mesh.shape["fsdp"], row_shards("train", mesh)
     needs = (
         *(("mesh.data x mesh.group x mesh.fsdp", rows, f"rows of {name}", count) for name, count in batches.items()),
         ("mesh.tensor", mesh.shape["tensor"], "attention heads", config.num_heads),
@@ -156,14 +155,12 @@ def sampling_layout(config: Any) -> str:
     return "train" if any(width % parts for width in widths) else "sampling"
 
 
-def row_shards(layout: str) -> int:
-    """Into how many parts the mesh that is set splits rows in a layout; 1 without a mesh."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes[axis] for axis in _axes(LAYOUTS[layout]["batch"])) if has_mesh() else 1
-
-
-def _axes(entry: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else entry
+def row_shards(layout: str, mesh: Mesh | None = None) -> int:
+    """Into how many parts a mesh, by default the one that is set, splits rows in a layout; 1 without a mesh."""
+    if mesh is None and not has_mesh():
+        return 1
+    sizes = (mesh or jax.sharding.get_abstract_mesh()).shape
+    return math.prod(sizes[axis] for axis in LAYOUTS[layout]["batch"])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

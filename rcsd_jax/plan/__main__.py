@@ -58,12 +58,7 @@ def plan_stage(config: ConfigDict, topology: str, title: dict, report) -> dict:
 
 def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
-    if len(argv) > 1:
-        raise UserError(
-            "unknown argument", field="argv", value=argv[1], remedy="settings are given as --config.key=value"
-        )
-    if _CONFIG.value is None:
-        raise UserError("no config given", field="--config", remedy="pass --config=configs/stage2.py")
+    config = command_line.one_config(argv, _CONFIG.value, example="configs/stage2.py")
     if _TOPOLOGY.value is None:
         raise UserError("no slice given", field="--topology", remedy="pass --topology=v5e:4x4")
     logging.set_verbosity(logging.ERROR)
@@ -72,7 +67,7 @@ def main(argv: list[str]) -> None:
     from rcsd_jax.plan import chips, report
 
     chips.open_topology(_TOPOLOGY.value)  # known before what the config lacks is
-    stages = {name: _without_data(stage) for name, stage in configs.stages_of(_CONFIG.value)}
+    stages = {name: _without_data(stage) for name, stage in configs.stages_of(config)}
     for stage in stages.values():
         configs.check(stage)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 140)

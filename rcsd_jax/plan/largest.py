@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rcsd_jax.models import sharding
 from rcsd_jax.plan import measure, programs
 
 DOUBLINGS = 4
@@ -30,7 +31,7 @@ def search(config: ConfigDict, devices: Sequence[Any], report: Callable[[str], N
         report(f"{key} = {value}: {'does not fit' if refused else 'fits'}")
         return memory is not None
 
-    rows = config.train.microbatches * _rows(config, devices)
+    rows = config.train.microbatches * sharding.row_shards("train", programs.plan(config, devices).mesh)
     limit = programs.decoder_config(config).max_position
     reason = config.teacher.reason_tokens
     longest = limit - max(config.data.max_student_prompt, config.data.max_teacher_prompt + reason)
@@ -40,11 +41,6 @@ def search(config: ConfigDict, devices: Sequence[Any], report: Callable[[str], N
             lambda n: fits("sampling.max_new_tokens", n), config.sampling.max_new_tokens, unit=128, limit=longest
         ),
     }
-
-
-def _rows(config: ConfigDict, devices: Sequence[Any]) -> int:
-    shape = programs.plan(config, devices).mesh.shape
-    return shape["data"] * shape["fsdp"]
 
 
 def largest(fits: Callable[[int], bool], start: int, *, unit: int, limit: int | None = None) -> int | None:
