@@ -24,6 +24,7 @@ setuptools.setup(
         "numpy>=2",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
+        "qwix>=0.1.8",
         "rich>=14",
         "safetensors>=0.6",
         "tensorboardX>=2.6",

@@ -54,6 +54,7 @@ def stage() -> ConfigDict:
                 param_dtype="bfloat16",  # as stored; what is trained is kept in float32
                 remat="full",  # what the backward pass recomputes: `models.decoder.REMAT`
                 kernels="auto",  # of attention: Pallas on TPU, else XLA
+                int8_weights=False,  # hold weights that do not change (LoRA's base, a fixed teacher) as int8
             ),
             lora=dict(  # rank 0: full fine-tuning
                 rank=64, alpha=128.0, targets=("q", "k", "v", "o", "gate", "up", "down")
@@ -103,6 +104,7 @@ def stage() -> ConfigDict:
                 top_k=20,
                 top_p=0.95,
                 slots=0,  # > 0: so many rows at a time, finished ones making room for the next; 0: the whole batch
+                int8_cache=False,  # keep keys and values as int8; evaluation never does
             ),
             loss=dict(
                 divergence="vocabulary",
@@ -233,6 +235,12 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
         "sampling.slots",
         f"does not divide train.batch_size = {one.train.batch_size}",
         "choose a divisor of the batch size, or 0 for the whole batch at once",
+    )
+    need(
+        not one.model.int8_weights or one.lora.rank > 0 or one.teacher.weights == "fixed",
+        "model.int8_weights",
+        "all weights change: none can be held as int8",
+        "train a LoRA (lora.rank), or take teacher.weights=fixed",
     )
     need(0.0 <= one.loss.beta <= 1.0, "loss.beta", "must lie in [0, 1]", "0 is forward KL, 1 is reverse KL")
     if one.eval.every:

@@ -35,8 +35,10 @@ class StopRequest:
 
     def is_set(self) -> bool:
         """Whether any process was asked to end. A collective: every process asks at the same place."""
-        self._received = processes.largest(self._received or 0) or None
-        return self._received is not None
+        agreed = processes.largest(self._received or 0)
+        if agreed:
+            self._received = agreed
+        return bool(agreed)  # a signal that came while they agreed on 0 stays for the next time
 
     def raise_if_set(self, state: str) -> None:
         """Raises Preempted, with what has been saved as `state`, if any process was asked to end. A collective."""

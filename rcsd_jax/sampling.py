@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models.decode_attention import POOL_AXES, KVCache, extended
-from rcsd_jax.models.decoder import Decoder, head_matrix, tree_of, unstacked
+from rcsd_jax.models import quantization
+from rcsd_jax.models.decode_attention import POOL_AXES, KVCache, extended, int8_cache
+from rcsd_jax.models.decoder import Decoder, head_matrix, unstacked
 from rcsd_jax.models.scoring import run_prefix
 from rcsd_jax.models.sharding import LAYOUTS, adapter_axes, constrain, sampling_layout
 
@@ -24,6 +25,7 @@ class SamplingConfig:
       top_k: keep only the k most likely tokens; None keeps all.
       top_p: of those, keep the smallest set of most likely tokens whose probability reaches p; None keeps all.
       eos_ids: tokens that end a completion.
+      int8_cache: keep keys and values as int8, half of bfloat16; off by default.
     """
 
     max_new_tokens: int
@@ -31,6 +33,7 @@ class SamplingConfig:
     top_k: int | None = None
     top_p: float | None = None
     eos_ids: tuple[int, ...] = ()
+    int8_cache: bool = False
 
 
 class Samples(NamedTuple):
@@ -98,7 +101,8 @@ def generate(
     batch, prompt_length = prompt_tokens.shape
     limit = sampling.max_new_tokens
     weights = decoding_weights(decoder, variables)
-    rows = prefill(decoder, variables, prompt_tokens, prompt_mask, prompt_length + limit)
+    cache_length = prompt_length + limit
+    rows = prefill(decoder, variables, prompt_tokens, prompt_mask, cache_length, int8=sampling.int8_cache)
     eos = jnp.asarray(sampling.eos_ids, jnp.int32)
     empty = Samples(
         jnp.full((batch, limit), pad_id, jnp.int32),
@@ -136,21 +140,23 @@ def in_sampling_layout(decoder: Decoder) -> Decoder:
 
 
 def decoding_weights(decoder: Decoder, variables: Any) -> Weights:
-    """The weights as every token reads them: in the activations' dtype, split for sampling, and the layers apart.
+    """The weights as every token reads them: in the activations' dtype or int8, split for sampling, and the layers apart.
 
     Once before the loop instead of for every token.
     """
     config = in_sampling_layout(decoder).config
     rules = LAYOUTS[config.layout]
-    axes = {"params": tree_of(config, lambda _, parameter: parameter.axes)}
+    axes = {"params": quantization.parameter_axes(config, variables["params"])}
     if "lora" in variables:
         axes["lora"] = adapter_axes(config, variables["lora"])
-    variables = {name: variables[name] for name in axes}
-    variables = jax.tree.map(lambda x, a: constrain(x.astype(config.dtype), a, rules), variables, axes)
+    variables = quantization.cast({name: variables[name] for name in axes}, config.dtype)
+    variables = jax.tree.map(lambda x, a: constrain(x, a, rules), variables, axes)
     return Weights(unstacked(config, variables), head_matrix(config, variables["params"]))
 
 
-def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array, cache_length: int) -> Rows:
+def prefill(
+    decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array, cache_length: int, *, int8: bool = False
+) -> Rows:
     """Runs the decoder over prompts and keeps their keys and values.
 
     Args:
@@ -159,6 +165,7 @@ def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array
       tokens: [B, P] int32, at least one real token in every row; padding may stand anywhere.
       mask: [B, P] bool, true for real tokens.
       cache_length: places of a row for prompt and completion.
+      int8: see `SamplingConfig.int8_cache`.
 
     Returns:
       The rows after their prompts.
@@ -166,6 +173,7 @@ def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array
     last, cache, lengths = run_prefix(decoder, variables, tokens, mask, tokens.shape[1])
     # Prompts have work for whole layers, so they ran with rows on every device; tokens are sampled with heads split.
     rules = LAYOUTS[sampling_layout(decoder.config)]
+    cache = int8_cache(cache, lengths) if int8 else cache
     cache = jax.tree.map(lambda x: constrain(x, POOL_AXES, rules), cache)
     cache = extended(decoder.config, cache, cache_length)
     return Rows(constrain(last, ("batch", None), rules), cache, constrain(lengths, ("batch",), rules))

@@ -29,8 +29,9 @@ from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.evaluate.table import evaluate
 from rcsd_jax.files import AnyPath, as_path, fetched, is_remote, read_json, write_json, write_text
+from rcsd_jax.int8_divergence import int8_divergence
 from rcsd_jax.metrics import Progress, compilations
-from rcsd_jax.models import huggingface, lora, sharding
+from rcsd_jax.models import huggingface, lora, quantization, sharding
 from rcsd_jax.preemption import StopRequest
 from rcsd_jax.rubric_writing import write_rubrics
 from rcsd_jax.rubrics.cache import RubricCache
@@ -81,11 +82,20 @@ def run_stage(
         def evaluate_at(step, trained):
             evaluate_role(f"step_{step}", questions["trained"], model, student(trained), run)
 
+        int8 = {}
+        if config.model.int8_weights:
+            frozen = quantization.on_mesh(model.decoder.config, params, mesh)
+            int8 = int8_divergence(model, {"params": params}, {"params": frozen}, data, config, mesh)
+            console.print(f"{name}: int8 weights, {_described(int8)}", soft_wrap=True)
+            training = training._replace(frozen=frozen)
+
         with contextlib.closing(checkpoints):
             state, start = loop.begin(model, params, training, data, checkpoints, run)
             params = None  # what does not change lives on in `training.frozen`
             state = loop.train_loop(state, start, training, model, data, checkpoints, run, evaluate_at)
 
+        if config.model.int8_weights and config.lora.rank:  # what is trained serves with the plain weights
+            training = training._replace(frozen=load_weights(model, config, mesh))
         paths = export(student(state.trained), model, config, workdir)
         if "trained" in questions:
             evaluation["trained"] = evaluate_role("trained", questions["trained"], model, student(state.trained), run)
@@ -95,12 +105,18 @@ def run_stage(
             "rubrics": rubric_counts,
             "examples": len(data.examples),
             "skipped": data.skipped,
+            "int8_weights": int8,
             "compilations": compilations(),
             "paths": paths | {"metrics": str(workdir / "metrics.jsonl"), "checkpoints": str(workdir / "checkpoints")},
         }
         if processes.is_main():
             write_json(workdir / "summary.json", summary)
         return summary
+
+
+def _described(int8: dict[str, dict[str, float]]) -> str:
+    roles = (f"{role} {x['kl']:.2g} at an entropy of {x['entropy']:.2g}" for role, x in int8.items())
+    return f"KL(plain || int8) in nats a token of the prompts: {', '.join(roles)}"
 
 
 def from_main_if_written(path: AnyPath) -> Any:
@@ -237,6 +253,7 @@ def evaluate_role(
         for greedy in config.eval.greedy:
             temperature = 0.0 if greedy else config.eval.temperature
             sampling = sampling_of(config.sampling, model, temperature=temperature)
+            sampling = dataclasses.replace(sampling, int8_cache=False)
             scores, records = evaluate(
                 asked.examples,
                 _after_analyses(asked, model, variables, sampling, run),

@@ -1,5 +1,7 @@
 """models/decode_attention.py: block by block, or by the paged kernel, it is plain attention to the places in use."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,3 +133,46 @@ print(list(out.addressable_shards[0].data.shape))
 
 def test_on_a_mesh_every_device_attends_with_its_own_rows_and_heads():
     assert eight_devices.run(SCRIPT, timeout=300) == [2, HEADS // 2, 1, HEAD_DIM]
+
+
+def int8_and_plain(config, lengths, places, seed=0):
+    """A plain cache of prompts, larger in some channels of keys than in others, and its int8 twin."""
+    cache = filled(config, len(lengths), places)
+    loud = jnp.exp(jax.random.normal(jax.random.key(seed), (HEAD_DIM,)))
+    cache = da.KVCache(tuple(x * loud for x in cache.k), cache.v)
+    return cache, da.int8_cache(cache, jnp.asarray(lengths))
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_an_int8_cache_is_near_the_plain_one_and_of_every_row_alone(unrolled):
+    c, lengths = config(unrolled=unrolled), [40, 7, 23]
+    plain, int8 = int8_and_plain(c, lengths, 40)
+    assert {x.dtype for x in int8.k + int8.v} == {jnp.dtype("int8")}
+    assert int8.k_scale[0].shape == (KV_HEADS, plain.k[0].shape[1], 3, 1, HEAD_DIM)
+    for pools, ints, scales in ((plain.k, int8.k, int8.k_scale), (plain.v, int8.v, int8.v_scale)):
+        for x, y, scale in zip(pools, ints, scales, strict=True):
+            error = np.abs(np.asarray(y, np.float64) * scale - x)
+            for row, length in enumerate(lengths):
+                assert (error <= 0.501 * np.asarray(scale))[:, :, row, :length].all()
+                assert np.abs(np.asarray(y))[:, :, row, :length].max() in range(80, 128)  # headroom, but not more
+    one = da.int8_cache(jax.tree.map(lambda x: x[:, :, 1:2], plain), jnp.asarray(lengths[1:2]))
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:, :, 1:2], y), int8, one)
+
+
+@pytest.mark.parametrize("tokens, kernels", [(1, "xla"), (3, "xla"), (1, "pallas")])
+def test_attention_to_an_int8_cache_with_new_tokens(tokens, kernels):
+    c, lengths = config(kernels), jnp.asarray([100, 60, 1])
+    plain, int8 = int8_and_plain(c, lengths, da.PAGE)
+    k, v = (jax.random.normal(jax.random.key(s), (3, KV_HEADS, tokens, HEAD_DIM)) for s in (5, 6))
+    q = jax.random.normal(jax.random.key(7), (3, HEADS, tokens, HEAD_DIM)) / 4
+    written = da.write(c, int8, k, v, 2, lengths)
+    dequantized = da.KVCache(*(
+        tuple(np.asarray(x, np.float32) * s for x, s in zip(pools, scales, strict=True))
+        for pools, scales in ((written.k, written.k_scale), (written.v, written.v_scale))
+    ))  # fmt: skip
+    wanted = expected(q, dequantized, 2, lengths)
+    with pltpu.force_tpu_interpret_mode() if kernels == "pallas" else contextlib.nullcontext():
+        got = da.decode_attention(c, q, written, 2, lengths)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-5 if kernels == "xla" else 3e-2)
+    near = expected(q, da.write(c, plain, k, v, 2, lengths), 2, lengths)
+    assert np.abs(got - near)[:2].max() < 0.2  # the third row's prompt is one token: new ones go beyond its scale

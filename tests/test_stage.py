@@ -222,3 +222,37 @@ def test_longer_than_the_model_s_positions(user_dir, tmp_path, no_weights):
     config.sampling.max_new_tokens = 4096
     with pytest.raises(UserError, match="4096 positions; lower it"):
         run(config, tmp_path / "run")
+
+
+def test_int8_weights_are_told_trained_over_and_not_exported(user_dir, tmp_path):
+    config = config_for(user_dir)
+    config.model.update(int8_weights=True, dtype="float32", param_dtype="float32")
+    config.sampling.int8_cache = True
+    config.lora.update(rank=2)
+    config.train.steps = 2
+    config.optimizer.learning_rate = 1e-2
+    config.eval.update(grader="boxed", path=config.data.path, count=4, greedy=(True,))
+    summary = run(config, tmp_path / "run")
+    for role in ("student", "teacher"):
+        told = summary["int8_weights"][role]
+        assert 0 < told["kl"] < 0.01 < told["entropy"] and told["tokens"] > 50, told
+    plain = load_file(user_dir / "model" / "model.safetensors")
+    merged = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    untouched = "model.layers.0.mlp.down_proj.weight"
+    if config.lora.targets == "all" or "down" in config.lora.targets:
+        adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+        a, b = (adapter[f"base_model.model.{untouched[:-7]}.lora_{x}.weight"] for x in "AB")
+        assert np.abs(b).max() > 0
+        plain[untouched] = plain[untouched] + config.lora.alpha / 2 * b @ a
+    np.testing.assert_allclose(merged[untouched], plain[untouched], rtol=0, atol=1e-6)
+
+
+def test_int8_weights_need_weights_that_do_not_change(user_dir):
+    from rcsd_jax.config import check
+
+    config = config_for(user_dir)
+    config.model.int8_weights = True
+    check(config)
+    config.teacher.weights = "ema"
+    with pytest.raises(UserError, match="model.int8_weights"):
+        check(config)

@@ -81,8 +81,9 @@ def _splash(q, k, v, segment_ids, *, interpret):
 
     heads, length, head_dim = q.shape[1:]
     block = next(b for b in range(min(_BLOCK, length), 0, -_LANES) if length % b == 0)
-    # Keys and values of the backward pass come in larger pieces: every piece gives queries a gradient of its own to add.
-    piece = next(b for b in range(min(4 * _BLOCK, length), 0, -block) if b % block == 0 and length % b == 0)
+    # Keys and values of the backward pass come in larger pieces: every piece gives queries a gradient of its own to add. Of
+    # three blocks, a v5p has too little scoped VMEM.
+    piece = next(b for b in range(min(2 * _BLOCK, length), 0, -block) if b % block == 0 and length % b == 0)
     blocks = splash.BlockSizes(
         block_q=block,
         block_kv=block,

@@ -17,6 +17,8 @@ from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh, spec
 PAGE = 128  # places, what the Pallas kernel copies at once
 POOL_AXES = ("kv_heads", "layers", "batch", None, None)  # logical axes of a pool
 BLOCK = 256  # places, what the plain path reads at once of a longer cache
+HEADROOM = 1.5
+"""How much larger than its prompt's a completion's keys and values may be until int8 cuts them off."""
 
 
 @flax.struct.dataclass
@@ -28,11 +30,14 @@ class KVCache:
 
     Attributes:
       k, v: tuples of arrays [K, L of the pool, B, S, Hd] in the activations' dtype: key/value heads first, so that a pool
-        is sharded over them and is read as pages [K, L * B * S / page, page, Hd] without a copy.
+        is sharded over them and is read as pages [K, L * B * S / page, page, Hd] without a copy. Or int8, and then
+      k_scale, v_scale: tuples of arrays [K, L of the pool, B, 1, Hd] float32, by which they are multiplied; else empty.
     """
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
+    k_scale: tuple[jax.Array, ...] = ()
+    v_scale: tuple[jax.Array, ...] = ()
 
     @property
     def length(self) -> int:
@@ -40,19 +45,54 @@ class KVCache:
         return self.k[0].shape[3]
 
 
-def init_cache(config: Any, batch: int, length: int) -> KVCache:
-    """An empty cache of at least `length` places for `batch` rows, in `config.dtype`; whole pages for the Pallas kernel."""
+def init_cache(config: Any, batch: int, length: int, *, int8: bool = False) -> KVCache:
+    """An empty cache of at least `length` places for `batch` rows, in `config.dtype` or int8; whole pages for Pallas."""
     length = _places(config, length)
     pools = config.num_layers if config.unrolled else 1
     shape = (config.num_kv_heads, config.num_layers // pools, batch, length, config.head_dim)
-    zeros = tuple(constrain(jnp.zeros(shape, config.dtype), POOL_AXES, LAYOUTS[config.layout]) for _ in range(pools))
-    return KVCache(zeros, zeros)
+
+    def zeros(shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, ...]:
+        return tuple(constrain(jnp.zeros(shape, dtype), POOL_AXES, LAYOUTS[config.layout]) for _ in range(pools))
+
+    if not int8:
+        return KVCache(zeros(shape, config.dtype), zeros(shape, config.dtype))
+    scales = (*shape[:3], 1, shape[4])
+    return KVCache(*(zeros(shape, jnp.int8) for _ in "kv"), *(zeros(scales, jnp.float32) for _ in "kv"))
+
+
+def int8_cache(cache: KVCache, lengths: jax.Array) -> KVCache:
+    """The cache of prompts in int8, with scales under which their completions' keys and values are written as well.
+
+    Every row, head and channel has its scale, which multiplies queries and results instead of what is read: keys have
+    channels that are large in all places (KIVI, arXiv 2402.02750). As RoPE turns the two channels of a pair into each other,
+    a key's pairs share a scale, of the largest length that they have in the prompt.
+
+    Args:
+      cache: of the rows' prompts.
+      lengths: [B] int32, places in use.
+    """
+    used = (jnp.arange(cache.length) < lengths[:, None])[:, :, None]  # [B, S, 1]
+
+    def scale(pool: jax.Array, paired: bool) -> jax.Array:
+        magnitude = jnp.abs(jnp.where(used, pool, 0).astype(jnp.float32))
+        if paired:
+            first, second = jnp.split(magnitude, 2, axis=-1)
+            magnitude = jnp.tile(jnp.hypot(first, second), 2)
+        return jnp.maximum(magnitude.max(axis=3, keepdims=True) * (HEADROOM / 127), 1e-12)
+
+    k_scale, v_scale = tuple(scale(x, True) for x in cache.k), tuple(scale(x, False) for x in cache.v)
+    return KVCache(tuple(map(_to_int8, cache.k, k_scale)), tuple(map(_to_int8, cache.v, v_scale)), k_scale, v_scale)
+
+
+def _to_int8(x: jax.Array, scale: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -127, 127).astype(jnp.int8)
 
 
 def extended(config: Any, cache: KVCache, length: int) -> KVCache:
     """The cache with room for at least `length` places."""
     more = _places(config, length) - cache.length
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))), cache)
+    pad = lambda pools: tuple(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))) for x in pools)
+    return cache.replace(k=pad(cache.k), v=pad(cache.v))
 
 
 def _places(config: Any, length: int) -> int:
@@ -95,8 +135,9 @@ def write(
         in_bounds = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
         return jax.lax.scatter(array, start, new, rows, unique_indices=True, mode=in_bounds)
 
-    def put(array: jax.Array, new: jax.Array) -> jax.Array:
-        new = new.swapaxes(0, 1).astype(array.dtype)  # [K, B, T, Hd]
+    def put(array: jax.Array, new: jax.Array, scales: tuple[jax.Array, ...]) -> jax.Array:
+        new = new.swapaxes(0, 1)  # [K, B, T, Hd]
+        new = _to_int8(new, _layer_of(scales[pool], layer)) if scales else new.astype(array.dtype)
         if index is None:
             return jax.lax.dynamic_update_slice(array, new[:, None], (0, layer, 0, 0, 0))
         here = put_here
@@ -107,8 +148,8 @@ def write(
             here = jax.shard_map(put_here, in_specs=specs, out_specs=pool_spec, check_vma=False)
         return here(array, new, index, jnp.asarray(layer, jnp.int32))
 
-    replace = lambda pools, new: (*pools[:pool], put(pools[pool], new), *pools[pool + 1 :])
-    return KVCache(replace(cache.k, k), replace(cache.v, v))
+    replace = lambda pools, *new: (*pools[:pool], put(pools[pool], *new), *pools[pool + 1 :])
+    return cache.replace(k=replace(cache.k, k, cache.k_scale), v=replace(cache.v, v, cache.v_scale))
 
 
 def copy_rows(cache: KVCache, source: KVCache, taken: jax.Array, put: jax.Array) -> KVCache:
@@ -161,9 +202,26 @@ def decode_attention(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array
     Returns:
       [B, H, T, Hd] in the dtype of q.
     """
+    q = _scaled(q, cache.k_scale, cache, layer)
     if config.kernels == "pallas" and q.shape[2] == 1:
-        return _paged(config, q[:, :, 0], cache, layer, index)[:, :, None]
-    return _blocks(q, cache, layer, index)
+        attended = _paged(config, q[:, :, 0], cache, layer, index)[:, :, None]
+    else:
+        attended = _blocks(q, cache, layer, index)
+    return _scaled(attended, cache.v_scale, cache, layer)
+
+
+def _scaled(x: jax.Array, scales: tuple[jax.Array, ...], cache: KVCache, layer: jax.Array | int) -> jax.Array:
+    """x [B, H, T, Hd] times the scales of a layer of an int8 cache."""
+    if not scales:
+        return x
+    pool, layer = _pool_of(cache, layer)
+    scale = _layer_of(scales[pool], layer).swapaxes(0, 1)  # [B, K, 1, Hd]
+    grouped = x.reshape(x.shape[0], scale.shape[1], -1, *x.shape[2:])  # [B, K, G, T, Hd]
+    return (grouped.astype(jnp.float32) * scale[:, :, None]).reshape(x.shape).astype(x.dtype)
+
+
+def _layer_of(pool: jax.Array, layer: jax.Array | int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(pool, layer, axis=1, keepdims=False)
 
 
 def _pool_of(cache: KVCache, layer: jax.Array | int) -> tuple[int, jax.Array | int]:
@@ -187,7 +245,9 @@ def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arr
         maximum, total, sums = carry
         # The last block ends with the cache; what an earlier block has read already is masked.
         start = jnp.minimum(i * block, places - block)
-        take = lambda x: jax.lax.dynamic_slice(x, (0, layer, 0, start, 0), (kv_heads, 1, batch, block, head_dim))[:, 0]
+        take = lambda x: jax.lax.dynamic_slice(x, (0, layer, 0, start, 0), (kv_heads, 1, batch, block, head_dim))[
+            :, 0
+        ].astype(q.dtype)
         # Keys first: XLA on CPUs transposes the second operand if need be, and the queries are small.
         scores = jax.lax.dot_general(
             take(keys), q, (((3,), (3,)), heads_and_rows), preferred_element_type=jnp.float32
@@ -200,7 +260,7 @@ def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arr
         scale = jnp.exp(maximum - new_maximum)
         total = total * scale + weights.sum(axis=-1, keepdims=True)
         added = jax.lax.dot_general(
-            weights.astype(values.dtype),
+            weights.astype(q.dtype),
             take(values),
             (((3,), (2,)), heads_and_rows),
             preferred_element_type=jnp.float32,

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from rcsd_jax.models import quantization
 from rcsd_jax.models.attention import causal_attention, segment_mask
 from rcsd_jax.models.decode_attention import KVCache, decode_attention, write
 from rcsd_jax.models.sharding import LAYOUTS, constrain
@@ -202,7 +203,7 @@ def positions_from_mask(mask: jax.Array) -> jax.Array:
 class Decoder(nn.Module):
     """The decoder up to its final norm; `hidden @ head_matrix(config, params)` gives logits.
 
-    `apply({"params": params}, ...)`, or `apply({"params": params, "lora": adapters}, ...)` with adapters
+    `apply({"params": params}, ...)`, of which kernels may be in int8 (`quantization.int8_kernels`), or `apply({"params": params, "lora": adapters}, ...)` with adapters
     {target: {"a": [L, in, r], "b": [L, r, out]}} in use.
     """
 
@@ -321,22 +322,24 @@ def _project(config, weights, adapters, h, names):
         low = dict(zip(adapted, jnp.split(h @ jnp.concatenate(a, axis=1), edges, axis=-1), strict=True))
     outputs = []
     for name in names:
-        w = constrain(weights[name].astype(config.dtype), _whole(config, name), rules)
+        w = quantization.whole(weights[name], _whole(config, name), rules, config.dtype)
         if name in low:
             b = constrain(adapters[name]["b"].astype(config.dtype), (None, _whole(config, name)[1]), rules)
             y = _matmul_with_adapter(h, w, config.lora_scale * low[name], b)
         else:
-            y = h @ w
+            y = quantization.matmul(h, w)
         if f"{name}_bias" in weights:
             y += weights[f"{name}_bias"].astype(config.dtype)
         outputs.append(y)
     return outputs
 
 
-def _matmul_with_adapter(h: jax.Array, w: jax.Array, low: jax.Array, b: jax.Array) -> jax.Array:
+def _matmul_with_adapter(h: jax.Array, w: quantization.Kernel, low: jax.Array, b: jax.Array) -> jax.Array:
     """h @ w + low @ b, for h [B, T, in] and low [B, T, r]."""
     # Of one token the weights are the larger part, and are better read where they lie.
-    return h @ w + low @ b if h.shape[1] == 1 else _joint_matmul(h, w, low, b)
+    if h.shape[1] == 1:
+        return quantization.matmul(h, w) + low @ b
+    return _joint_matmul(h, quantization.dequantized(w, h.dtype), low, b)
 
 
 @jax.custom_vjp

@@ -19,12 +19,14 @@ os.environ["TPU_ACCELERATOR_TYPE"], os.environ["TPU_WORKER_HOSTNAMES"] = "v5lite
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rcsd_jax import command_line
+from rcsd_jax import command_line, sizes
 from rcsd_jax import config as configs
 from rcsd_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
-_TOPOLOGY = flags.DEFINE_string("topology", None, "The slice: v5e:4x4, v5p:2x2x2, ...")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "The slice: v5e:4x4, v5p:2x2x2, ...; by default that of the config's size."
+)
 _JSON = flags.DEFINE_string("json", None, "Write JSON to this file; --json alone prints it instead of the table.")
 _ONLY = flags.DEFINE_list("only", None, "Compile only these programs.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch and completion that fit; takes minutes more.")
@@ -59,14 +61,16 @@ def plan_stage(config: ConfigDict, topology: str, title: dict, report) -> dict:
 def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
     config = command_line.one_config(argv, _CONFIG.value, example="configs/stage2.py")
-    if _TOPOLOGY.value is None:
+    filename = flags.FLAGS["config"].config_filename
+    topology = _TOPOLOGY.value or sizes.topology(filename.partition(":")[2])
+    if topology is None:
         raise UserError("no slice given", field="--topology", remedy="pass --topology=v5e:4x4")
     logging.set_verbosity(logging.ERROR)
     import rich.console
 
     from rcsd_jax.plan import chips, report
 
-    chips.open_topology(_TOPOLOGY.value)  # known before what the config lacks is
+    chips.open_topology(topology)  # known before what the config lacks is
     stages = {name: _without_data(stage) for name, stage in configs.stages_of(config)}
     for stage in stages.values():
         configs.check(stage)
@@ -74,14 +78,9 @@ def main(argv: list[str]) -> None:
     progress = rich.console.Console(stderr=True)
     results = {}
     for name, stage in stages.items():
-        title = {
-            "config": flags.FLAGS["config"].config_filename,
-            "stage": name,
-            "topology": _TOPOLOGY.value,
-            "model": stage.model.path,
-        }
+        title = {"config": filename, "stage": name, "topology": topology, "model": stage.model.path}
         results[name] = plan_stage(
-            stage, _TOPOLOGY.value, title, lambda line: progress.print(line, style="dim", highlight=False)
+            stage, topology, title, lambda line: progress.print(line, style="dim", highlight=False)
         )
         if _JSON.value != "-":
             report.print_report(console, results[name])

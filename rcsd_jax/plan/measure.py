@@ -123,16 +123,9 @@ def _measured(plan, chip, program, text, memory, refused, seconds, decode_steps)
         spent = cost.cost_of(hlo.parse(text), rates(chip, plan), dynamic_trips=decode_steps)
     if decode_steps is not None and program.name == "decode":
         program = program._replace(runs=decode_steps)
-    bound = (plan.weight_bytes + cache_bytes(plan)) / chip.hbm if program.name == "decode" else None
+    bound = (plan.weight_bytes + plan.cache_bytes) / chip.hbm if program.name == "decode" else None
     needed = memory.needed if memory else needed_bytes(refused)
     return Measured(program, memory, refused, needed, spent, _model_flops(plan, program), bound, seconds)
-
-
-def cache_bytes(plan: Plan) -> float:
-    """Keys and values of whole sequences, of the rows of one chip."""
-    c, s = plan.decoder, plan.lengths
-    width = 2 * c.num_kv_heads * c.head_dim * c.num_layers * c.dtype.itemsize
-    return s.batch * (s.student_prompt + s.completion) * width / plan.mesh.size
 
 
 def _model_flops(plan: Plan, program: Program) -> float | None:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rcsd_jax import loop, run, sampling, train
 from rcsd_jax.errors import UserError
 from rcsd_jax.methods import self_distillation as method
-from rcsd_jax.models import decode_attention, huggingface, lora, published, sharding
+from rcsd_jax.models import decode_attention, huggingface, lora, published, quantization, sharding
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, abstract_params
 
 TRANSITION = 16
@@ -63,7 +63,8 @@ class Plan(NamedTuple):
     lengths: Lengths
     lora_rank: int
     lora_targets: tuple[str, ...]
-    weight_bytes: float  # of one chip: what decoding reads of every token, as it lies in the program "decode"
+    weight_bytes: float  # of one chip: what decoding reads for every token, as it lies in the program "decode"
+    cache_bytes: float  # of one chip: keys and values of whole sequences there
     programs: dict[str, Program]
 
 
@@ -119,6 +120,8 @@ def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
     model = run.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
     params = _on(sharding.param_shardings(shape, mesh), abstract_params(shape))
     setup = loop.setup(model, params, config, mesh)
+    if config.model.int8_weights:
+        setup = setup._replace(frozen=quantization.on_mesh(shape, params, mesh))
     make = _Programs(config, mesh, model, setup, sizes)
     table = (
         Program("train step", 1, sizes.batch, make.train_step),
@@ -129,12 +132,17 @@ def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
         Program("update", 1, sizes.batch, make.update),
     )
     programs = {program.name: program for program in table}
-    return Plan(shape, mesh, sizes, config.lora.rank, tuple(config.lora.targets), make.weight_bytes(), programs)
+    held = make.weight_bytes(), make.cache_bytes()
+    return Plan(shape, mesh, sizes, config.lora.rank, tuple(config.lora.targets), *held, programs)
 
 
 def _on(placement: Any, tree: Any) -> Any:
     """Abstract arrays with their shardings."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placement)
+
+
+def _bytes_of_a_chip(arrays: Sequence[jax.ShapeDtypeStruct]) -> float:
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 
 
 class _Programs:
@@ -209,10 +217,10 @@ class _Programs:
     def _weights(self) -> sampling.Weights:
         """What `sampling.decoding_weights` gives."""
         config, student, rules = self.decoder.config, self._student(), self._rules()
-        placement = {"params": sharding.param_shardings(config, self.mesh, rules)}
+        placement = {"params": quantization.shardings(config, student["params"], self.mesh, rules)}
         if self.lora:
             placement["lora"] = sharding.lora_shardings(config, self.mesh, student["lora"], rules)
-        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, config.dtype, sharding=s), student, placement)
+        placed = _on(placement, jax.eval_shape(functools.partial(quantization.cast, dtype=config.dtype), student))
         head = self._sampling_array((config.hidden_size, config.vocab_size), (None, "vocab"), config.dtype)
 
         def layers(x):
@@ -230,24 +238,37 @@ class _Programs:
         weights = self._weights()
         read = {name: x for name, x in weights.variables["params"].items() if name != "embed"}  # of it, single rows
         leaves = jax.tree.leaves((read, weights.variables.get("lora"), weights.head))
-        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+        return _bytes_of_a_chip(leaves)
+
+    def cache_bytes(self) -> float:
+        """Bytes of keys and values that a chip holds in the program "decode", and reads for a token when all are there."""
+        return _bytes_of_a_chip(jax.tree.leaves(self._decoding_rows().cache))
 
     def prefill(self) -> jax.stages.Lowered:
         s = self.sizes
         prompts = self._array(s.batch, s.student_prompt), self._array(s.batch, s.student_prompt, dtype=bool)
-        function = functools.partial(sampling.prefill, self.decoder, cache_length=s.student_prompt + s.completion)
+        function = functools.partial(
+            sampling.prefill,
+            self.decoder,
+            cache_length=s.student_prompt + s.completion,
+            int8=self.options.sampling.int8_cache,
+        )
         return self._lower(function, self._student(), *prompts)
 
-    def decode(self) -> jax.stages.Lowered:
+    def _decoding_rows(self) -> sampling.Rows:
         s, config = self.sizes, self.decoder.config
         length = s.student_prompt + s.completion
-        cache = jax.eval_shape(functools.partial(decode_attention.init_cache, config, s.batch, length))
-        rows = sampling.Rows(
+        int8 = self.options.sampling.int8_cache
+        cache = jax.eval_shape(functools.partial(decode_attention.init_cache, config, s.batch, length, int8=int8))
+        return sampling.Rows(
             self._sampling_array((s.batch, config.hidden_size), ("batch", None), config.dtype),
             jax.tree.map(lambda x: self._sampling_array(x.shape, decode_attention.POOL_AXES, x.dtype), cache),
             self._sampling_array((s.batch,), ("batch",), jnp.int32),
         )
-        keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.zeros((s.batch,), jnp.uint32))
+
+    def decode(self) -> jax.stages.Lowered:
+        rows = self._decoding_rows()
+        keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.zeros((self.sizes.batch,), jnp.uint32))
         token = functools.partial(sampling.decode_step, self.decoder, sampling=self.options.sampling)
         return self._lower(
             token,

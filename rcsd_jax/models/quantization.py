@@ -1,0 +1,105 @@
+"""Int8 weights, by qwix: what training does not change takes half of bfloat16's memory, and so does reading it.
+
+A layer's kernels become `qwix.QArray`s, which the decoder takes in their place: int8 values, and a float32 scale for each
+output channel. Norms, biases, the embedding and the output matrix stay as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import qwix
+from jax.sharding import NamedSharding
+
+from rcsd_jax.models import sharding
+
+Kernel = jax.Array | qwix.QArray
+
+
+def int8_kernels(config: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with the layers' kernels in int8; pure, see `on_mesh` for its shardings.
+
+    Args:
+      config: `DecoderConfig`.
+      params: decoder parameters; not changed.
+
+    Returns:
+      Their tree, with `qwix.QArray`s for kernels [L, in, out]: values [L, in, out] int8, scales [L, 1, out] float32, the
+      largest magnitude of a column over 127 (qwix divides by 127.5).
+    """
+    from rcsd_jax.models.decoder import declarations
+
+    kernels = {path[1] for path, parameter in declarations(config).items() if parameter.lora_target}
+    layers = {name: _int8(x) if name in kernels else x for name, x in params["layers"].items()}
+    return {**params, "layers": layers}
+
+
+def _int8(kernel: jax.Array) -> qwix.QArray:
+    quantize = functools.partial(qwix.quantize, qtype=jnp.int8, channelwise_axes=(1,), scale_dtype=jnp.float32)
+    # A layer at a time: in float32 a whole stack of kernels would take twice its own memory.
+    return jax.lax.map(lambda x: quantize(x.astype(jnp.float32)), kernel)
+
+
+def on_mesh(config: Any, params: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """`int8_kernels` of parameters on a mesh, each where its kernel lies. Of abstract ones, what that would give."""
+    shapes = jax.eval_shape(functools.partial(int8_kernels, config), params)
+    place = shardings(config, shapes, mesh)
+    if isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, place)
+    return jax.jit(functools.partial(int8_kernels, config), out_shardings=place)(params)
+
+
+def shardings(
+    config: Any, params: Any, mesh: jax.sharding.Mesh, rules: Mapping[str, Any] = sharding.DEFAULT_RULES
+) -> Any:
+    """Shardings of parameters, of which some may be in int8, as their tree."""
+    axes = parameter_axes(config, params)
+    return jax.tree.map(lambda _, a: NamedSharding(mesh, sharding.spec(a, rules)), params, axes)
+
+
+def parameter_axes(config: Any, params: Any) -> Any:
+    """Logical axes of parameters, of which some may be in int8, as their tree."""
+    from rcsd_jax.models.decoder import tree_of
+
+    def of(path: tuple[str, ...], parameter: Any) -> Any:
+        value = functools.reduce(lambda tree, name: tree[name], path, params)
+        if isinstance(value, qwix.QArray):
+            layers, _, columns = parameter.axes
+            return dataclasses.replace(value, qvalue=parameter.axes, scale=(layers, None, columns))
+        return parameter.axes
+
+    return tree_of(config, of)
+
+
+def cast(params: Any, dtype: Any) -> Any:
+    """Parameters in a dtype; those in int8 as they are."""
+    is_int8 = lambda x: isinstance(x, qwix.QArray)
+    return jax.tree.map(lambda x: x if is_int8(x) else x.astype(dtype), params, is_leaf=is_int8)
+
+
+def whole(kernel: Kernel, axes: tuple[str | None, str | None], rules: Mapping[str, Any], dtype: Any) -> Kernel:
+    """A layer's kernel [in, out], in `dtype` or int8, with these logical axes (inside jit)."""
+    if isinstance(kernel, qwix.QArray):  # gathered as int8
+        values = sharding.constrain(kernel.qvalue, axes, rules)
+        return dataclasses.replace(
+            kernel, qvalue=values, scale=sharding.constrain(kernel.scale, (None, axes[1]), rules)
+        )
+    return sharding.constrain(kernel.astype(dtype), axes, rules)
+
+
+def matmul(h: jax.Array, kernel: Kernel) -> jax.Array:
+    """h [B, T, in] times a kernel [in, out], [B, T, out] in the dtype of h."""
+    if not isinstance(kernel, qwix.QArray):
+        return h @ kernel
+    y = jnp.matmul(h, kernel.qvalue.astype(h.dtype), preferred_element_type=jnp.float32)
+    return (y * kernel.scale).astype(h.dtype)
+
+
+def dequantized(kernel: Kernel, dtype: Any) -> jax.Array:
+    """The kernel [in, out] in a floating-point dtype."""
+    return qwix.dequantize(kernel).astype(dtype) if isinstance(kernel, qwix.QArray) else kernel
