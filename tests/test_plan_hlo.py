@@ -259,9 +259,10 @@ ENTRY %main (n: s32[16], t: s32[768], q: f32[16,4,1,128], k: bf16[1,27648,128,12
 """
 
 
-def test_paged_attention_reads_the_pages_of_its_table_and_not_the_pool():
-    spent = cost.cost_of(hlo.parse(PAGED), RATES)
-    assert spent.hbm_bytes == 2 * 768 * 128 * 128 * 2
+@pytest.mark.parametrize("dtype, itemsize", [("bf16", 2), ("s8", 1)])
+def test_paged_attention_reads_the_pages_of_its_table_and_not_the_pool(dtype, itemsize):
+    spent = cost.cost_of(hlo.parse(PAGED.replace("bf16[1,27648", f"{dtype}[1,27648")), RATES)
+    assert spent.hbm_bytes == 2 * 768 * 128 * 128 * itemsize
     assert spent.kernel == pytest.approx(spent.hbm_bytes / RATES.hbm)
 
 

@@ -438,7 +438,7 @@ def _pages_bytes(computation: hlo.Computation, i: hlo.Instruction) -> float | No
     if i.opcode != "custom-call" or not i.name.startswith("paged_attention"):
         return None
     arrays = [computation.by_name[o].shapes[0] for o in i.operands]
-    pools = [s for s in arrays if len(s.dims) == 4 and s.dtype in ("bf16", "f16", "f32")][-2:]
+    pools = [s for s in arrays if len(s.dims) == 4 and s.dtype in ("bf16", "f16", "f32", "s8")][-2:]
     table = max(s.dims[0] for s in arrays if s.dtype == "s32" and len(s.dims) == 1)  # [B * pages of a row]
     return float(sum(s.bytes / s.dims[1] * table for s in pools))
 
