@@ -126,8 +126,6 @@ def _say_why_on_abort() -> None:
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def on_abort(_: int) -> None:
-        if _watch is not None and _watch.is_ending():
-            threading.Event().wait()  # its thread is about to end this process
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError:
@@ -154,10 +152,6 @@ class _Watch(threading.Thread):
         """Stops watching; returns when the thread has ended."""
         self._ended.set()
         self.join()
-
-    def is_ending(self) -> bool:
-        """Whether a thread has begun to end this process."""
-        return self._ending.locked()
 
     def announce(self, line: str, status: int) -> None:
         """Tells the others why this process ends; they end with the same line. The first to announce is heard."""
@@ -188,15 +182,11 @@ class _Watch(threading.Thread):
                 if not self._ended.is_set() and self._ending.acquire(blocking=False):
                     _exit(_gone("process 0, the coordinator,", "its connection closed"), LOST)
                 return
-            who, line, status = json.loads(failed)
-            ends = who != self._me and self._ending.acquire(blocking=False)
-            if ends:
-                _say(f"process {who}: {line}")
-            # After the line: once all have heard, the coordinator goes, and JAX aborts whom it finds.
             with contextlib.suppress(Exception):
                 self.client.key_value_set(f"{_HEARD}{self._me}", "1", allow_overwrite=True)
-            if ends:
-                os._exit(status)
+            who, line, status = json.loads(failed)
+            if who != self._me and self._ending.acquire(blocking=False):
+                _exit(f"process {who}: {line}", status)
             return
 
     def _check(self, beats: dict[str, tuple[str, float]]) -> None:
@@ -216,11 +206,7 @@ def _gone(who: str, how: str) -> str:
     return f"{who} is gone ({how}): killed, preempted, or cut off; the same command continues from the last checkpoint"
 
 
-def _say(line: str) -> None:
+def _exit(line: str, status: int) -> NoReturn:
     sys.stdout.flush()
     print(f"error: {line}", file=sys.stderr, flush=True)
-
-
-def _exit(line: str, status: int) -> NoReturn:
-    _say(line)
     os._exit(status)  # an orderly exit would wait for the other processes
