@@ -163,6 +163,7 @@ class _Watch(threading.Thread):
         while self._me == 0 and time.monotonic() < deadline:  # process 0 is the coordinator: it goes last
             with contextlib.suppress(Exception):
                 if len(self.client.key_value_dir_get(_HEARD)) >= self._count - 1:
+                    time.sleep(1)  # for them to end: JAX aborts whom it finds without a coordinator
                     return
             time.sleep(0.05)
 
