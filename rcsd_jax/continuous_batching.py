@@ -120,7 +120,7 @@ def generate_queue(
     def fill(state: _State) -> _State:
         wants = lambda s: _wants(s, queue)
         lacks = lambda s: wants(s) & (_ready(s, queue, samples_per_prompt) == 0)
-        put = lambda s: _put_on_shelf(decoder, weights, s, queue, sampling, refill // shards, samples_per_prompt)
+        put = lambda s: _put_on_shelf(decoder, weights, s, queue, refill // shards, samples_per_prompt)
 
         def one(s: _State) -> _State:
             # A loop of at most one round, and not a conditional, because a loop's carry is updated in place.
@@ -180,13 +180,7 @@ def _ready(state: _State, queue: _Queue, samples_per_prompt: int) -> jax.Array:
 
 
 def _put_on_shelf(
-    decoder: Decoder,
-    weights: Weights,
-    state: _State,
-    queue: _Queue,
-    sampling: SamplingConfig,
-    refill: int,
-    samples_per_prompt: int,
+    decoder: Decoder, weights: Weights, state: _State, queue: _Queue, refill: int, samples_per_prompt: int
 ) -> _State:
     """Prefills the next `refill` prompts of every shard; they go onto the shelves that have the space."""
     shards, count, prompt_length = queue.tokens.shape
@@ -194,7 +188,8 @@ def _put_on_shelf(
     chosen = jnp.minimum(state.prefilled[:, None] + jnp.arange(refill), count - 1)  # [G, refill]
     take = jax.vmap(lambda x, i: x[i])
     tokens, mask = (take(x, chosen).reshape(shards * refill, prompt_length) for x in (queue.tokens, queue.mask))
-    new = prefill(decoder, weights.variables, tokens, mask, prompt_length, int8=sampling.int8_cache)
+    int8 = bool(state.shelf.cache.k_scale)
+    new = prefill(decoder, weights.variables, tokens, mask, prompt_length, int8=int8)
     in_use = state.prefilled - state.given // samples_per_prompt  # prompts of which samples wait
     fits = in_use <= shelf - refill
     part = fits[:, None] & (jnp.arange(shelf // refill) == (state.prefilled % shelf // refill)[:, None])  # [G, parts]

@@ -162,9 +162,8 @@ def test_a_process_that_stands_still_is_gone_after_the_timeout(user_dir, tmp_pat
         _, err = jobs[0].communicate(timeout=TIMEOUT_S + 20)
     finally:
         end_all(jobs[1:], timeout=1) if jobs[1].kill() else None
-    assert (
-        jobs[0].returncode == 3 and time.monotonic() - began > TIMEOUT_S / 2
-    )  # from its last beat, not from the signal
+    # Counted from its last beat, which was up to two beats before the signal.
+    assert jobs[0].returncode == 3 and time.monotonic() - began >= TIMEOUT_S - 2
     assert err.strip().splitlines()[-1].startswith("error: process 1 is gone (no sign of life for 10 s)"), err
 
 

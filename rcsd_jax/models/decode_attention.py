@@ -245,9 +245,11 @@ def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arr
         maximum, total, sums = carry
         # The last block ends with the cache; what an earlier block has read already is masked.
         start = jnp.minimum(i * block, places - block)
-        take = lambda x: jax.lax.dynamic_slice(x, (0, layer, 0, start, 0), (kv_heads, 1, batch, block, head_dim))[
-            :, 0
-        ].astype(q.dtype)
+
+        def take(pool: jax.Array) -> jax.Array:
+            read = jax.lax.dynamic_slice(pool, (0, layer, 0, start, 0), (kv_heads, 1, batch, block, head_dim))
+            return read[:, 0].astype(q.dtype)
+
         # Keys first: XLA on CPUs transposes the second operand if need be, and the queries are small.
         scores = jax.lax.dot_general(
             take(keys), q, (((3,), (3,)), heads_and_rows), preferred_element_type=jnp.float32

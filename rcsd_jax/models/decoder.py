@@ -203,8 +203,9 @@ def positions_from_mask(mask: jax.Array) -> jax.Array:
 class Decoder(nn.Module):
     """The decoder up to its final norm; `hidden @ head_matrix(config, params)` gives logits.
 
-    `apply({"params": params}, ...)`, of which kernels may be in int8 (`quantization.int8_kernels`), or `apply({"params": params, "lora": adapters}, ...)` with adapters
-    {target: {"a": [L, in, r], "b": [L, r, out]}} in use.
+    `apply({"params": params}, ...)`, or `apply({"params": params, "lora": adapters}, ...)` with adapters
+    {target: {"a": [L, in, r], "b": [L, r, out]}} in use. Kernels among the parameters may be in int8, see
+    `quantization.int8_kernels`.
     """
 
     config: DecoderConfig

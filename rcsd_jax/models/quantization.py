@@ -30,7 +30,7 @@ def int8_kernels(config: Any, params: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
       Their tree, with `qwix.QArray`s for kernels [L, in, out]: values [L, in, out] int8, scales [L, 1, out] float32, the
-      largest magnitude of a column over 127 (qwix divides by 127.5).
+      largest magnitude of a column over 127.5, as qwix has it.
     """
     from rcsd_jax.models.decoder import declarations
 
