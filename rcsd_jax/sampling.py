@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models import quantization
+from rcsd_jax.models import matrices, quantization
 from rcsd_jax.models.decode_attention import POOL_AXES, KVCache, extended, int8_cache
 from rcsd_jax.models.decoder import Decoder, head_matrix, unstacked
 from rcsd_jax.models.scoring import run_prefix
@@ -57,7 +57,7 @@ class Weights(NamedTuple):
     """A decoder's weights as decoding reads them best; see `decoding_weights`."""
 
     variables: Any
-    head: jax.Array  # [D, V]
+    head: matrices.Matrix  # [D, V]
 
 
 class Rows(NamedTuple):
@@ -149,9 +149,10 @@ def decoding_weights(decoder: Decoder, variables: Any) -> Weights:
     axes = {"params": quantization.parameter_axes(config, variables["params"])}
     if "lora" in variables:
         axes["lora"] = adapter_axes(config, variables["lora"])
-    variables = quantization.cast({name: variables[name] for name in axes}, config.dtype)
+    variables = matrices.cast({name: variables[name] for name in axes}, config.dtype)
     variables = jax.tree.map(lambda x, a: constrain(x, a, rules), variables, axes)
-    return Weights(unstacked(config, variables), head_matrix(config, variables["params"]))
+    head = head_matrix(config, variables["params"])
+    return Weights(unstacked(config, variables), matrices.Transposed(head.T) if config.unrolled else head)
 
 
 def prefill(
@@ -194,7 +195,7 @@ def decode_step(
     Returns:
       Tokens [B] int32, their log-probabilities [B] float32 as of `sample_token`, and the rows after them.
     """
-    logits = jnp.matmul(rows.hidden, weights.head, preferred_element_type=jnp.float32)  # [B, V]
+    logits = matrices.matmul(rows.hidden[:, None], weights.head, jnp.float32)[:, 0]  # [B, V]
     # Made with the vocabulary split, as the head is; then every device draws for some of the rows, of which it has all.
     decoder = in_sampling_layout(decoder)
     logits = constrain(logits, ("batch", "vocab"), LAYOUTS[decoder.config.layout])
@@ -228,29 +229,31 @@ def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -
         token = jnp.where(largest, jnp.arange(vocabulary), vocabulary - 1).min(axis=-1).astype(jnp.int32)
         return token, _pick(logits, token) - jax.nn.logsumexp(logits, axis=-1)
     logits = logits / sampling.temperature
-    kept, ids = logits, None
+    largest = logits.max(axis=-1, keepdims=True)
+    masses = jnp.exp(logits - largest)
+    log_total = largest[:, 0] + jnp.log(masses.sum(axis=-1))
+    ids = None
     if sampling.top_k is not None or sampling.top_p is not None:
         # Sorted, so that top-p is a cumulative sum; with top-k the draw is among k entries instead of the vocabulary.
-        kept, ids = jax.lax.top_k(logits, min(sampling.top_k or logits.shape[-1], logits.shape[-1]))
+        masses, ids = jax.lax.top_k(masses, min(sampling.top_k or masses.shape[-1], masses.shape[-1]))
     if sampling.top_p is not None:
-        probs = jax.nn.softmax(kept, axis=-1)
+        probs = masses / masses.sum(axis=-1, keepdims=True)
         before = jnp.cumsum(probs, axis=-1) - probs
-        kept = jnp.where((before < sampling.top_p) | (jnp.arange(kept.shape[-1]) == 0), kept, -jnp.inf)
-    place = _draw(kept, keys)
+        masses = jnp.where((before < sampling.top_p) | (jnp.arange(masses.shape[-1]) == 0), masses, 0.0)
+    place = _draw(masses, keys)
     token = place if ids is None else _pick(ids, place).astype(jnp.int32)
-    return token, _pick(logits, token) - jax.nn.logsumexp(logits, axis=-1)
+    return token, _pick(logits, token) - log_total
 
 
-def _draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
-    """A place a row, [B] int32, with probability softmax(logits) over V.
+def _draw(masses: jax.Array, keys: jax.Array) -> jax.Array:
+    """A place a row, [B] int32, with probabilities in proportion to masses [B, V].
 
     By inversion, first among blocks of the row and then within the block: two random numbers a row instead of the V that
     Gumbel noise takes, and each is compared with few sums, so that float32 resolves rare tokens too.
     """
-    vocabulary = logits.shape[-1]
+    vocabulary = masses.shape[-1]
     block = min(128, vocabulary)
     blocks = -(-vocabulary // block)
-    masses = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     masses = jnp.pad(masses, ((0, 0), (0, blocks * block - vocabulary))).reshape(-1, blocks, block)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)  # [B, 2], below 1
     chosen = _invert(masses.sum(axis=-1), uniform[:, 0])

@@ -130,13 +130,23 @@ def test_unstacked_variables_are_the_same_decoder():
     adapters = {"q": {"a": jnp.ones((2, 16, 3)), "b": jax.random.normal(jax.random.key(2), (2, 3, 32))}}
     variables = {"params": params_of(QWEN3), "lora": adapters}
     apart = decoder.unstacked(config, variables)
-    assert len(apart["params"]["layers"]["q"]) == len(apart["lora"]["q"]["a"]) == 2
+    assert len(apart["params"]["layers"]["q"].values) == len(apart["lora"]["q"]["a"]) == 2
     ones, places = jnp.ones(SEQUENCE.shape, jnp.int32), jnp.broadcast_to(jnp.arange(11), SEQUENCE.shape)
     run = lambda v: Decoder(config).apply(
         v, SEQUENCE, segment_ids=ones, positions=places, cache=init_cache(config, 2, 11)
     )
     close(run(apart)[0], run(variables)[0])
     close(run(variables)[0], forward(config, variables, SEQUENCE, ones, places))
+
+    # and token by token, where kernels lie transposed
+    cache, hidden = init_cache(config, 2, 11), []
+    for t in range(11):
+        index = jnp.full((2,), t)
+        one, cache = Decoder(config).apply(
+            apart, SEQUENCE[:, t : t + 1], positions=index[:, None], cache=cache, cache_index=index
+        )
+        hidden.append(one)
+    close(jnp.concatenate(hidden, axis=1), run(variables)[0])
 
 
 @pytest.mark.parametrize("layout", ["left", "right", "hole", "everywhere"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import qwix
 
-from rcsd_jax.models import lora, quantization
+from rcsd_jax.models import lora, matrices, quantization
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params, positions_from_mask
 from rcsd_jax.sampling import SamplingConfig, generate
 from tests import eight_devices
@@ -129,6 +129,6 @@ def test_abstract_parameters_stay_abstract():
 
 def test_only_float_parameters_are_cast():
     _, int8, _ = model(config())
-    got = quantization.cast(int8, jnp.bfloat16)
+    got = matrices.cast(int8, jnp.bfloat16)
     assert got["layers"]["q"].qvalue.dtype == jnp.int8 and got["layers"]["q"].scale.dtype == jnp.float32
     assert got["embed"].dtype == got["layers"]["q_norm"].dtype == jnp.bfloat16

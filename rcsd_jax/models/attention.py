@@ -14,6 +14,8 @@ KERNELS = ("xla", "pallas", "pallas_interpret")
 """How attention is computed: by XLA (scores in memory), by Pallas TPU kernels, or by these interpreted on any device."""
 
 _LANES = 128  # splash's blocks are multiples of this
+_QUERIES = 64  # of a block, at least, where scores are in memory
+_QUERY_BLOCKS = 8  # at most: each is compiled for itself
 _BLOCK = 1024  # the largest; long sequences are padded to halves of it, so that blocks are never small
 
 
@@ -25,15 +27,27 @@ def segment_mask(segment_ids: jax.Array) -> jax.Array:
 
 
 def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Grouped-query attention with its scores in memory.
+    """Causal grouped-query attention with its scores in memory, those of a block of queries with the keys up to its end.
 
     Args:
-      q: [B, H, T, Hd]; k, v: [B, K, S, Hd], H a multiple of K.
-      mask: [B, T, S] bool, true where a query may look.
+      q: [B, H, T, Hd]; k, v: [B, K, T, Hd], H a multiple of K.
+      mask: [B, T, T] bool, true where a query may look; never after itself.
 
     Returns:
       [B, H, T, Hd] in v's dtype; where a query may look nowhere, an average of v.
     """
+    length = q.shape[2]
+    block = max(_QUERIES, -(-length // _QUERY_BLOCKS))
+    ends = [min(start + block, length) for start in range(0, length, block)]
+    blocks = [
+        _masked_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], mask[:, start:end, :end])
+        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+    return jnp.concatenate(blocks, axis=2)
+
+
+def _masked_attention(q, k, v, mask):
+    """q [B, H, C, Hd], k and v [B, K, S, Hd], mask [B, C, S]."""
     batch, heads, length, head_dim = q.shape
     kv_heads = k.shape[1]
     q = q.reshape(batch, kv_heads, heads // kv_heads, length, head_dim)

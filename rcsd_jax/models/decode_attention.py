@@ -16,6 +16,7 @@ from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh, spec
 
 PAGE = 128  # places, what the Pallas kernel copies at once
 POOL_AXES = ("kv_heads", "layers", "batch", None, None)  # logical axes of a pool
+_FEW_QUERIES = 8
 BLOCK = 256  # places, what the plain path reads at once of a longer cache
 HEADROOM = 1.5
 """How much larger than its prompt's a completion's keys and values may be until int8 cuts them off."""
@@ -250,10 +251,7 @@ def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arr
             read = jax.lax.dynamic_slice(pool, (0, layer, 0, start, 0), (kv_heads, 1, batch, block, head_dim))
             return read[:, 0].astype(q.dtype)
 
-        # Keys first: XLA on CPUs transposes the second operand if need be, and the queries are small.
-        scores = jax.lax.dot_general(
-            take(keys), q, (((3,), (3,)), heads_and_rows), preferred_element_type=jnp.float32
-        ).transpose(0, 1, 3, 2)  # [K, B, G * T, block]
+        scores = _scores(q, take(keys))  # [K, B, G * T, block]
         place = start + jnp.arange(block)
         seen = (place <= last[..., None]) & (place >= i * block)
         scores = jnp.where(seen, scores * head_dim**-0.5, -1e30)
@@ -276,6 +274,16 @@ def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arr
     else:
         carry = jax.lax.fori_loop(0, (index.max() + length + block - 1) // block, add, carry)
     return (carry[2] / carry[1]).astype(q.dtype).swapaxes(0, 1).reshape(batch, heads, length, head_dim)
+
+
+def _scores(q: jax.Array, keys: jax.Array) -> jax.Array:
+    """q [K, B, G * T, Hd] times keys [K, B, S, Hd]: [K, B, G * T, S] float32."""
+    heads_and_rows = ((0, 1), (0, 1))
+    if q.shape[2] > _FEW_QUERIES:
+        return jax.lax.dot_general(q, keys, (((3,), (3,)), heads_and_rows), preferred_element_type=jnp.float32)
+    # One query at a time, for which XLA on CPUs reads keys as they lie; for several it transposes them first.
+    one = lambda q: jax.lax.dot_general(keys, q, (((3,), (2,)), heads_and_rows), preferred_element_type=jnp.float32)
+    return jnp.stack([one(q[:, :, i]) for i in range(q.shape[2])], axis=2)
 
 
 def _paged(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:

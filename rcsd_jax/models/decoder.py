@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from rcsd_jax.models import quantization
+from rcsd_jax.models import matrices
 from rcsd_jax.models.attention import causal_attention, segment_mask
 from rcsd_jax.models.decode_attention import KVCache, decode_attention, write
 from rcsd_jax.models.sharding import LAYOUTS, constrain
@@ -179,12 +179,18 @@ def head_matrix(config: DecoderConfig, params: Mapping[str, Any]) -> jax.Array:
 def unstacked(config: DecoderConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Variables of which an unrolled decoder takes layers without a copy: tuples of L arrays for stacked ones.
 
-    Sliced before a decoding loop instead of for every token. A scanned decoder's are returned as they are.
+    Sliced, and kernels transposed, before a decoding loop instead of for every token. A scanned decoder's are returned as
+    they are.
     """
     if not config.unrolled:
         return dict(variables)
     split = lambda tree: jax.tree.map(lambda x: tuple(x[i] for i in range(config.num_layers)), tree)
-    params = variables["params"] | {"layers": split(variables["params"]["layers"])}
+    is_kernel = {path[1] for path, parameter in declarations(config).items() if parameter.lora_target}.__contains__
+    layers = {
+        name: split(matrices.Transposed(x.swapaxes(1, 2)) if is_kernel(name) and isinstance(x, jax.Array) else x)
+        for name, x in variables["params"]["layers"].items()
+    }
+    params = variables["params"] | {"layers": layers}
     return {"params": params} | ({"lora": split(variables["lora"])} if "lora" in variables else {})
 
 
@@ -323,24 +329,24 @@ def _project(config, weights, adapters, h, names):
         low = dict(zip(adapted, jnp.split(h @ jnp.concatenate(a, axis=1), edges, axis=-1), strict=True))
     outputs = []
     for name in names:
-        w = quantization.whole(weights[name], _whole(config, name), rules, config.dtype)
+        w = matrices.whole(weights[name], _whole(config, name), rules, config.dtype)
         if name in low:
             b = constrain(adapters[name]["b"].astype(config.dtype), (None, _whole(config, name)[1]), rules)
             y = _matmul_with_adapter(h, w, config.lora_scale * low[name], b)
         else:
-            y = quantization.matmul(h, w)
+            y = matrices.matmul(h, w)
         if f"{name}_bias" in weights:
             y += weights[f"{name}_bias"].astype(config.dtype)
         outputs.append(y)
     return outputs
 
 
-def _matmul_with_adapter(h: jax.Array, w: quantization.Kernel, low: jax.Array, b: jax.Array) -> jax.Array:
+def _matmul_with_adapter(h: jax.Array, w: matrices.Matrix, low: jax.Array, b: jax.Array) -> jax.Array:
     """h @ w + low @ b, for h [B, T, in] and low [B, T, r]."""
     # Of one token the weights are the larger part, and are better read where they lie.
     if h.shape[1] == 1:
-        return quantization.matmul(h, w) + low @ b
-    return _joint_matmul(h, quantization.dequantized(w, h.dtype), low, b)
+        return matrices.matmul(h, w) + low @ b
+    return _joint_matmul(h, matrices.plain(w, h.dtype), low, b)
 
 
 @jax.custom_vjp

@@ -18,8 +18,6 @@ from jax.sharding import NamedSharding
 
 from rcsd_jax.models import sharding
 
-Kernel = jax.Array | qwix.QArray
-
 
 def int8_kernels(config: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters with the layers' kernels in int8; pure, see `on_mesh` for its shardings.
@@ -74,32 +72,3 @@ def parameter_axes(config: Any, params: Any) -> Any:
         return parameter.axes
 
     return tree_of(config, of)
-
-
-def cast(params: Any, dtype: Any) -> Any:
-    """Parameters in a dtype; those in int8 as they are."""
-    is_int8 = lambda x: isinstance(x, qwix.QArray)
-    return jax.tree.map(lambda x: x if is_int8(x) else x.astype(dtype), params, is_leaf=is_int8)
-
-
-def whole(kernel: Kernel, axes: tuple[str | None, str | None], rules: Mapping[str, Any], dtype: Any) -> Kernel:
-    """A layer's kernel [in, out], in `dtype` or int8, with these logical axes (inside jit)."""
-    if isinstance(kernel, qwix.QArray):  # gathered as int8
-        values = sharding.constrain(kernel.qvalue, axes, rules)
-        return dataclasses.replace(
-            kernel, qvalue=values, scale=sharding.constrain(kernel.scale, (None, axes[1]), rules)
-        )
-    return sharding.constrain(kernel.astype(dtype), axes, rules)
-
-
-def matmul(h: jax.Array, kernel: Kernel) -> jax.Array:
-    """h [B, T, in] times a kernel [in, out], [B, T, out] in the dtype of h."""
-    if not isinstance(kernel, qwix.QArray):
-        return h @ kernel
-    y = jnp.matmul(h, kernel.qvalue.astype(h.dtype), preferred_element_type=jnp.float32)
-    return (y * kernel.scale).astype(h.dtype)
-
-
-def dequantized(kernel: Kernel, dtype: Any) -> jax.Array:
-    """The kernel [in, out] in a floating-point dtype."""
-    return qwix.dequantize(kernel).astype(dtype) if isinstance(kernel, qwix.QArray) else kernel

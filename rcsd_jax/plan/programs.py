@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rcsd_jax import loop, run, sampling, train
 from rcsd_jax.errors import UserError
 from rcsd_jax.methods import self_distillation as method
-from rcsd_jax.models import decode_attention, huggingface, lora, published, quantization, sharding
+from rcsd_jax.models import decode_attention, huggingface, lora, matrices, published, quantization, sharding
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, abstract_params
 
 TRANSITION = 16
@@ -220,7 +220,7 @@ class _Programs:
         placement = {"params": quantization.shardings(config, student["params"], self.mesh, rules)}
         if self.lora:
             placement["lora"] = sharding.lora_shardings(config, self.mesh, student["lora"], rules)
-        placed = _on(placement, jax.eval_shape(functools.partial(quantization.cast, dtype=config.dtype), student))
+        placed = _on(placement, jax.eval_shape(functools.partial(matrices.cast, dtype=config.dtype), student))
         head = self._sampling_array((config.hidden_size, config.vocab_size), (None, "vocab"), config.dtype)
 
         def layers(x):
