@@ -30,16 +30,15 @@ def int8_divergence(
       mesh: the run's.
 
     Returns:
-      Role ("student", "teacher": its prompts) -> means over "tokens" tokens, in nats: "kl", KL(plain || int8), and
-      "entropy", of the plain one, for comparison.
+      Role ("teacher", and under LoRA "student", whose base is in int8 too) -> means over "tokens" tokens of its prompts,
+      in nats: "kl", KL(plain || int8), and "entropy", of the plain one, for comparison.
     """
     rows = [i % len(data.examples) for i in range(config.train.batch_size // config.train.microbatches)]
     batch = to_mesh(make_batch(rows, data, config, model.pad_id, mesh), mesh)
     compare = jax.jit(functools.partial(_compare, model.decoder, chunk_size=config.loss.chunk_size))
-    prompts = {
-        "student": (batch.student_tokens, batch.student_mask),
-        "teacher": (batch.teacher_tokens, batch.teacher_mask),
-    }
+    prompts = {"teacher": (batch.teacher_tokens, batch.teacher_mask)}
+    if config.lora.rank:
+        prompts["student"] = (batch.student_tokens, batch.student_mask)
     results = {role: compare(plain, int8, *arrays) for role, arrays in prompts.items()}
     return {role: {name: float(value) for name, value in result.items()} for role, result in results.items()}
 

@@ -1,8 +1,8 @@
 """Sampling against its peers on the same weights in the same run: static and continuous batches, transformers, Tunix.
 
-    python -m experiments.bench.sampling [--batch 16 --prompt 64 --new 128 --queue 128 --repeats 5]
+    taskset -c 0,1 python -m experiments.bench.sampling [--batch 16 --prompt 64 --new 128 --queue 256 --repeats 5]
 
-Two workloads of a random 5M-parameter Qwen3 in float32, without end token:
+Two workloads of the model of `setting.py`, without end token:
   batch: one batch, every completion of full length;
   queue: prompts whose completions have heavy-tailed lengths, `batch` rows at a time.
 Every repeat runs all paths one after another; printed are medians and ratios to ours. Greedy tokens are compared first.
@@ -14,37 +14,26 @@ Tunix is measured if it is installed. With --no-deps it leaves JAX as it is:
 
 import argparse
 import functools
+import os
+import pathlib
 import statistics
 import tempfile
 import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench import torch_step
+from experiments.bench.setting import Sizes, decoder_config, prompts
 from rcsd_jax.continuous_batching import generate_queue
 from rcsd_jax.models import huggingface
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.sampling import SamplingConfig, generate
 
 FILTERS = dict(temperature=1.2, top_k=20, top_p=0.95)
-
-
-def make_model(directory):
-    """Writes a random Qwen3 of 5M parameters as a Hugging Face directory; returns it as transformers' model."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    config = transformers.Qwen3Config(
-        vocab_size=8192, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, tie_word_embeddings=True, max_position_embeddings=1024,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, initializer_range=0.05,
-        bos_token_id=None, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    model = transformers.Qwen3ForCausalLM(config).eval()
-    model.save_pretrained(directory)
-    return model
 
 
 def heavy_tailed(count, longest):
@@ -77,10 +66,13 @@ def ours(directory, batch):
     return functools.partial(one_batch, variables), functools.partial(queue, variables)
 
 
-def with_transformers(model):
+def with_transformers(directory):
     """The same two as `ours`, by transformers' generate; rows of a batch end at their own limits."""
     import torch
     import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
 
     class Limits(transformers.StoppingCriteria):
         def __init__(self, limits, prompt):
@@ -102,7 +94,7 @@ def with_transformers(model):
     return run
 
 
-def with_tunix(directory, vocabulary, length):
+def with_tunix(directory, length):
     """(tokens, new, greedy) -> tokens by Tunix's sampler; None if it is not installed."""
     try:
         from tunix.generate.sampler import CacheConfig, Sampler
@@ -111,19 +103,29 @@ def with_tunix(directory, vocabulary, length):
         print(f"Tunix is left out ({error}); how to install it stands at the head of experiments/bench/sampling.py")
         return None
 
+    c = decoder_config()
+
     class Numbers:
         """A tokenizer whose text is the token ids."""
 
         encode = staticmethod(lambda text: [int(x) for x in text.split()])
         decode = staticmethod(lambda ids: " ".join(map(str, ids)))
         bos_id = staticmethod(lambda: None)
-        eos_id = staticmethod(lambda: vocabulary)  # which is never drawn
+        eos_id = staticmethod(lambda: c.vocab_size)  # which is never drawn
         pad_id = staticmethod(lambda: 0)
 
     config = model.ModelConfig(
-        num_layers=4, vocab_size=8192, embed_dim=256, hidden_dim=768, num_heads=4, head_dim=64, num_kv_heads=2,
-        rope_theta=1_000_000, norm_eps=1e-6, use_tied_embedding=True,
-    )  # fmt: skip
+        num_layers=c.num_layers,
+        vocab_size=c.vocab_size,
+        embed_dim=c.hidden_size,
+        hidden_dim=c.intermediate_size,
+        num_heads=c.num_heads,
+        head_dim=c.head_dim,
+        num_kv_heads=c.num_kv_heads,
+        rope_theta=c.rope_theta,
+        norm_eps=c.rms_norm_eps,
+        use_tied_embedding=c.tie_embeddings,
+    )
     loaded = params.create_model_from_safe_tensors(str(directory), config, dtype=jnp.float32)
     sampler = Sampler(loaded, Numbers(), CacheConfig(length, config.num_layers, config.num_kv_heads, config.head_dim))
 
@@ -157,16 +159,17 @@ def report(title, seconds, tokens, reference):
 
 def main():
     parser = argparse.ArgumentParser()
-    for name, default in dict(batch=16, prompt=64, new=128, queue=128, repeats=5).items():
+    for name, default in dict(batch=16, prompt=64, new=128, queue=256, repeats=5).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     a = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        torch_model = make_model(directory)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = pathlib.Path(scratch)
+        torch_step.write_model(directory)
         one_batch, queue = ours(directory, a.batch)
-        theirs = with_transformers(torch_model)
-        tunix = with_tunix(directory, 8192, a.prompt + a.new)
-    prompts = np.random.default_rng(0).integers(1, 8192, (a.queue, a.prompt)).astype(np.int32)
-    first = prompts[: a.batch]
+        theirs = with_transformers(directory)
+        tunix = with_tunix(directory, a.prompt + a.new)
+    rows, _ = prompts(Sizes(batch=a.queue, prompt=a.prompt), decoder_config().vocab_size)
+    first = rows[: a.batch]
     greedy = np.asarray(one_batch(first, a.new, True))
     print(f"greedy tokens as transformers': {(greedy == theirs(first, a.new, greedy=True)).mean():.1%}")
     paths = {
@@ -181,14 +184,14 @@ def main():
     limits = heavy_tailed(a.queue, a.new)
     groups = [slice(i, i + a.batch) for i in range(0, a.queue, a.batch)]
     paths = {
-        "ours, continuous": lambda: queue(prompts, limits, a.new),
-        "ours, static batches": lambda: [queue(prompts[g], limits[g], a.new) for g in groups],
-        "transformers, static": lambda: [theirs(prompts[g], a.new, limits=limits[g]) for g in groups],
+        "ours, continuous": lambda: queue(rows, limits, a.new),
+        "ours, static batches": lambda: [queue(rows[g], limits[g], a.new) for g in groups],
+        "transformers, static": lambda: [theirs(rows[g], a.new, limits=limits[g]) for g in groups],
     }
     title = f"queue: {a.queue} completions of {limits.min()} to {limits.max()} tokens, mean {limits.mean():.0f}"
     report(title, measure(paths, a.repeats), limits.sum(), "ours, continuous")
-    _, occupancy = queue(prompts, limits, a.new)
-    static = [queue(prompts[g], limits[g], a.new)[1] for g in groups]
+    _, occupancy = queue(rows, limits, a.new)
+    static = [queue(rows[g], limits[g], a.new)[1] for g in groups]
     share = lambda runs: sum(int(r.live) for r in runs) / (a.batch * sum(int(r.steps) for r in runs))
     print(f"occupancy: continuous {share([occupancy]):.1%}, static {share(static):.1%}")
 

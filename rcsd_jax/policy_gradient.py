@@ -1,0 +1,97 @@
+"""GRPO: advantages of a prompt's samples among each other, and the clipped loss of their tokens. Pure functions on arrays.
+
+float32 out; one value per token, the reduction over tokens apart. Gradient flows to `log_probs` only. Sources: GRPO
+(arXiv 2402.03300), Dr. GRPO (arXiv 2503.20783), and TRL's `GRPOTrainer`, whose values these are.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+_SMALL = 1e-4  # added to a group's deviation, TRL's value
+
+
+def group_advantages(rewards: jax.Array, *, group_size: int, scale: bool = True) -> jax.Array:
+    """How much better each sample is than its group's mean, in the group's standard deviations.
+
+    Args:
+      rewards: [B], the samples of a prompt one after another; NaN where a sample could not be graded.
+      group_size: G, samples a prompt; divides B.
+      scale: divide by the group's deviation (over G - 1) + 1e-4; False: Dr. GRPO, and the mean is only taken off.
+
+    Returns:
+      [B] float32, without gradient: 0 for a NaN reward, which the rest of its group does not see.
+
+    Raises:
+      ValueError: B is no multiple of group_size.
+    """
+    if group_size < 1 or rewards.shape[0] % group_size:
+        raise ValueError(f"group_size must divide the {rewards.shape[0]} rewards, got {group_size!r}")
+    grouped = jax.lax.stop_gradient(rewards.astype(jnp.float32)).reshape(-1, group_size)
+    graded = ~jnp.isnan(grouped)
+    count = graded.sum(axis=1, keepdims=True)
+    mean = jnp.where(graded, grouped, 0.0).sum(axis=1, keepdims=True) / jnp.maximum(count, 1)
+    centred = jnp.where(graded, grouped - mean, 0.0)
+    if scale:
+        variance = jnp.square(centred).sum(axis=1, keepdims=True) / jnp.maximum(count - 1, 1)
+        centred = centred / (jnp.sqrt(variance) + _SMALL)
+    return centred.reshape(-1)
+
+
+def clipped_policy_loss(
+    log_probs: jax.Array,
+    sampler_log_probs: jax.Array,
+    advantages: jax.Array,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> jax.Array:
+    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) per token, with r = exp(log_probs - sampler_log_probs).
+
+    Args:
+      log_probs: [B, T], of the sampled tokens under the trained model.
+      sampler_log_probs: [B, T], under the model that sampled them; no gradient.
+      advantages: [B], no gradient.
+      clip_low, clip_high: how far a token's ratio may fall below and rise above 1 and still be rewarded for it.
+
+    Returns:
+      [B, T] float32.
+
+    Raises:
+      ValueError: a clip is out of its range.
+    """
+    if not 0 <= clip_low <= 1 or not clip_high >= 0:
+        raise ValueError(f"clip_low must be in [0, 1] and clip_high >= 0, got {clip_low!r} and {clip_high!r}")
+    old = jax.lax.stop_gradient(sampler_log_probs.astype(jnp.float32))
+    advantages = jax.lax.stop_gradient(advantages.astype(jnp.float32))[:, None]
+    ratio = jnp.exp(log_probs.astype(jnp.float32) - old)
+    return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages)
+
+
+def reference_kl(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
+    """Schulman's k3 estimate of KL(model || reference) from sampled tokens, exp(d) - d - 1 with d = reference - model.
+
+    Args: log_probs and reference_log_probs [B, T], the latter without gradient. Returns [B, T] float32, at least 0.
+    """
+    difference = jax.lax.stop_gradient(reference_log_probs.astype(jnp.float32)) - log_probs.astype(jnp.float32)
+    return jnp.expm1(difference) - difference
+
+
+def mean_of_completions(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over each completion's tokens, then over all B completions: GRPO's reduction, a float32 scalar.
+
+    Args: values and mask [B, T]; values outside the mask never matter. An empty completion counts as 0.
+    """
+    mask = mask.astype(bool)
+    sums = jnp.where(mask, values.astype(jnp.float32), 0.0).sum(axis=1)
+    return (sums / jnp.maximum(mask.sum(axis=1), 1)).mean()
+
+
+def mean_of_longest(values: jax.Array, mask: jax.Array, *, max_new_tokens: int) -> jax.Array:
+    """Sum over all tokens / (B * max_new_tokens): Dr. GRPO's reduction, in which long completions weigh no less.
+
+    Args: values and mask [B, T]; max_new_tokens the longest that a completion could be. Returns a float32 scalar.
+    """
+    mask = mask.astype(bool)
+    return jnp.where(mask, values.astype(jnp.float32), 0.0).sum() / (values.shape[0] * max_new_tokens)
