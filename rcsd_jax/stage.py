@@ -94,7 +94,8 @@ def run_stage(
             params = None  # what does not change lives on in `training.frozen`
             state = loop.train_loop(state, start, training, model, data, checkpoints, run, evaluate_at)
 
-        if config.model.int8_weights and config.lora.rank:  # what is trained serves with the plain weights
+        plainly = config.export.merged or "trained" in questions  # what is trained serves with the plain weights
+        if config.model.int8_weights and config.lora.rank and plainly:
             training = training._replace(frozen=load_weights(model, config, mesh))
         paths = export(student(state.trained), model, config, workdir)
         if "trained" in questions:

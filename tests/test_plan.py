@@ -206,6 +206,15 @@ def test_counted_flops_are_those_of_the_mathematics(small_plan):
     assert program["model_flops"] == rows * layers * (2 * matrices * length + 2 * length * length * width)
 
 
+def test_more_than_a_chip_has_is_said_even_if_the_compiler_accepts_it():
+    from rcsd_jax.plan import report
+
+    program = {"fits": True, "hbm": {"needed": 17e9, "capacity": 16e9}, "windowed_products": [], "loops": []}
+    step = {"seconds": None, "seconds_from_parts": None}
+    lines = report._verdict({"programs": {"decode": program}, "fits": True, "chip": {"capacity": 16e9}, "step": step})
+    assert "decode: the compiler accepts it" in lines[0] and "do not count on it" in lines[0]
+
+
 @needs_compiler
 @pytest.mark.slow
 def test_what_does_not_fit_is_said():

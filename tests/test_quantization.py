@@ -116,17 +116,6 @@ def test_on_a_mesh_int8_kernels_lie_where_their_kernels_lay():
     assert eight_devices.run(SCRIPT) < 1e-4
 
 
-def test_abstract_parameters_stay_abstract():
-    from rcsd_jax.models import sharding
-    from rcsd_jax.models.decoder import abstract_params
-
-    mesh = sharding.make_mesh()
-    got = quantization.on_mesh(config(), abstract_params(config()), mesh)
-    like = model(config())[1]
-    jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype) or pytest.fail(str((x, y))), got, like)
-    assert all(isinstance(x, jax.ShapeDtypeStruct) and x.sharding.mesh == mesh for x in jax.tree.leaves(got))
-
-
 def test_only_float_parameters_are_cast():
     _, int8, _ = model(config())
     got = matrices.cast(int8, jnp.bfloat16)

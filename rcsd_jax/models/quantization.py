@@ -44,12 +44,9 @@ def _int8(kernel: jax.Array) -> qwix.QArray:
 
 
 def on_mesh(config: Any, params: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """`int8_kernels` of parameters on a mesh, each where its kernel lies. Of abstract ones, what that would give."""
-    shapes = jax.eval_shape(functools.partial(int8_kernels, config), params)
-    place = shardings(config, shapes, mesh)
-    if isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, place)
-    return jax.jit(functools.partial(int8_kernels, config), out_shardings=place)(params)
+    """`int8_kernels` of parameters on a mesh, each where its kernel lies."""
+    make = functools.partial(int8_kernels, config)
+    return jax.jit(make, out_shardings=shardings(config, jax.eval_shape(make, params), mesh))(params)
 
 
 def shardings(

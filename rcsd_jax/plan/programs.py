@@ -121,7 +121,8 @@ def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
     params = _on(sharding.param_shardings(shape, mesh), abstract_params(shape))
     setup = loop.setup(model, params, config, mesh)
     if config.model.int8_weights:
-        setup = setup._replace(frozen=quantization.on_mesh(shape, params, mesh))
+        int8 = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
+        setup = setup._replace(frozen=_on(quantization.shardings(shape, int8, mesh), int8))
     make = _Programs(config, mesh, model, setup, sizes)
     table = (
         Program("train step", 1, sizes.batch, make.train_step),

@@ -184,6 +184,11 @@ def _verdict(data: dict[str, Any]) -> list[str]:
         if not p["fits"]:
             needed = f"needs {p['hbm']['needed'] / GIB:.2f} GiB" if p["hbm"]["needed"] else p["refused"]
             lines.append(f"{name}: {needed} of {p['hbm']['capacity'] / GIB:.2f} GiB")
+        elif (p["hbm"]["needed"] or 0) > p["hbm"]["capacity"]:
+            lines.append(
+                f"{name}: the compiler accepts it, but its arguments, results and temporaries come to "
+                f"{p['hbm']['needed'] / GIB:.2f} of {p['hbm']['capacity'] / GIB:.2f} GiB: do not count on it"
+            )
         for loop in p["windowed_products"]:
             lines.append(f"{name}: a product is computed in a loop of partial ones (windowed dot general) in {loop}")
         unknown = [loop["name"] for loop in p["loops"] if not loop["known"]]
