@@ -140,6 +140,7 @@ print(json.dumps(report))
 """
 
 
+@pytest.mark.slow
 def test_same_tokens_on_one_device_and_on_eight():
     report = eight_devices.run(SCRIPT, timeout=400)
     for name in ("1x8x1", "2x2x2"):

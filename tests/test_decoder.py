@@ -253,6 +253,7 @@ def test_adapters_add_the_scaled_product_where_they_are_and_only_when_given():
     close(run({"params": params}), plain(QWEN3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, 6])  # unrolled, and a loop
 def test_rematerialisation_gives_the_same_gradients(layers):
     base = dataclasses.replace(QWEN3, num_layers=layers, tie_embeddings=True)

@@ -87,6 +87,7 @@ def alone(user_dir, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(alone, user_dir, tmp_path):
     workdir = tmp_path / "run"
     outputs = run_all(2, *ground_truth(user_dir, workdir, *FLAGS))

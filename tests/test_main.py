@@ -273,6 +273,7 @@ def test_two_runs_on_one_workdir(user_dir, tmp_path):
         assert_one_line(run(*ground_truth(user_dir, tmp_path / "run")), "another run")
 
 
+@pytest.mark.slow
 def test_non_finite_loss_stops_after_saving_and_names_the_rows(user_dir, tmp_path):
     model = tmp_path / "model"
     model.mkdir()

@@ -46,7 +46,8 @@ print(json.dumps(losses))
 """
 
 
-@pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("lora_rank", [0, 4])
 def test_same_losses_on_every_mesh(user_dir, lora_rank):
     losses = eight_devices.run(SCRIPT, user_dir, lora_rank)
     assert set(losses) == {"1", "1x8", "8x1", "2x2x2"} and min(v[0][0] for v in losses.values()) > 0

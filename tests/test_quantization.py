@@ -77,6 +77,7 @@ def test_the_decoder_takes_int8_kernels(num_layers, with_lora):
     np.testing.assert_allclose(mine.log_probs, theirs.log_probs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_over_int8_kernels_have_the_gradient_of_those_over_their_values():
     c = config(6, remat="mlp")
     _, int8, adapters = model(c)
@@ -112,6 +113,7 @@ print(float(np.abs(np.asarray(ours)[::4] - np.asarray(alone)).max()))
 """
 
 
+@pytest.mark.slow
 def test_on_a_mesh_int8_kernels_lie_where_their_kernels_lay():
     assert eight_devices.run(SCRIPT) < 1e-4
 

@@ -132,6 +132,7 @@ def test_both_roles_score_the_same_completion_at_the_right_offsets(module, varia
     np.testing.assert_allclose(float(loss), sum(expected) / 10, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_slots_change_nothing_that_is_written(model, tokenizer):
     decoder, params = model
     config = stage2.get_config("reason_first")
@@ -163,6 +164,7 @@ def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", learning_rat
     return step, state, batch, params
 
 
+@pytest.mark.slow
 def test_microbatches_give_the_same_update(model, tokenizer):
     results = []
     for microbatches in (1, 4):
@@ -242,6 +244,7 @@ def test_weight_decay_is_for_matrices(model):
     }
 
 
+@pytest.mark.slow
 def test_an_update_that_overflows_is_not_taken(model, tokenizer):
     step, state, batch, params = make_step(model, tokenizer, learning_rate=float("nan"))
     new, metrics, _ = step(state, params, batch, 0)

@@ -148,6 +148,7 @@ print(json.dumps(report))
 """
 
 
+@pytest.mark.slow
 def test_same_output_on_one_device_and_on_eight():
     report = eight_devices.run(SCRIPT, timeout=300)
     assert np.std(report["1"]["hidden"]) > 0.1

@@ -62,7 +62,8 @@ def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir,
     np.testing.assert_array_equal(exported["model.embed_tokens.weight"], state.trained["embed"])
 
 
-@pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("lora_rank", [0, 2])
 def test_a_resumed_run_holds_its_state_once(user_dir, tmp_path, monkeypatch, lora_rank):
     config = config_for(user_dir)
     config.train.steps = 2
@@ -98,6 +99,7 @@ def test_a_row_that_cannot_be_evaluated_ends_the_run_before_weights_are_read(use
     assert "eval.roles" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_writer_s_weights_are_not_read_where_every_text_is_cached(user_dir, tmp_path, monkeypatch):
     config = config_for(user_dir, "paper")
     config.rubric.writer = config.model.path
@@ -154,6 +156,7 @@ def test_a_second_ctrl_c_ends_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_rubrics_are_written_by_an_adapter_on_its_base(user_dir, tmp_path, monkeypatch):
     stage1_config = config_for(user_dir)
     stage1_config.task = "write_rubric"
@@ -193,6 +196,7 @@ def test_a_teacher_that_reasons_first_is_evaluated_after_its_analysis(user_dir, 
     assert any(len(a) > len(b) + len(transition) for a, b in zip(prompts, teacher.prompts, strict=True))
 
 
+@pytest.mark.slow
 def test_data_that_changed_since_the_checkpoint(user_dir, tmp_path):
     config = config_for(user_dir, "opsd")
     rows = user_inputs.made_up_rows(8)
@@ -205,6 +209,7 @@ def test_data_that_changed_since_the_checkpoint(user_dir, tmp_path):
         run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_what_does_not_change_the_result_may_change(user_dir, tmp_path):
     config = config_for(user_dir)
     summary = run(config, tmp_path / "run")
@@ -224,6 +229,7 @@ def test_longer_than_the_model_s_positions(user_dir, tmp_path, no_weights):
         run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_int8_weights_are_told_trained_over_and_not_exported(user_dir, tmp_path):
     config = config_for(user_dir)
     config.model.update(int8_weights=True, dtype="float32", param_dtype="float32")
