@@ -9,6 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from rcsd_jax.losses import masked_mean
+
 _SMALL = 1e-4  # added to a group's deviation, TRL's value
 
 
@@ -83,9 +85,7 @@ def mean_of_completions(values: jax.Array, mask: jax.Array) -> jax.Array:
 
     Args: values and mask [B, T]; values outside the mask never matter. An empty completion counts as 0.
     """
-    mask = mask.astype(bool)
-    sums = jnp.where(mask, values.astype(jnp.float32), 0.0).sum(axis=1)
-    return (sums / jnp.maximum(mask.sum(axis=1), 1)).mean()
+    return jax.vmap(masked_mean)(values, mask).mean()
 
 
 def mean_of_longest(values: jax.Array, mask: jax.Array, *, max_new_tokens: int) -> jax.Array:

@@ -19,9 +19,9 @@ MODELS = {
 }
 
 
-def _slice(group: int, fsdp: int, tensor: int, microbatches: int, remat: str, chunk_size: int = 256) -> dict[str, Any]:
+def _slice(group: int, fsdp: int, tensor: int, microbatches: int, remat: str, **loss: int) -> dict[str, Any]:
     mesh = dict(data=1, group=group, fsdp=fsdp, tensor=tensor)
-    return dict(mesh=mesh, microbatches=microbatches, remat=remat, chunk_size=chunk_size)
+    return dict(mesh=mesh, microbatches=microbatches, remat=remat, loss=loss)
 
 
 # Where memory allows, the loss takes more positions at once: the output matrix is read, and under full fine-tuning its
@@ -31,17 +31,23 @@ LORA = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 4, "mlp")},
     "qwen3_1.7b": {"v5e_2x2": _slice(1, 4, 1, 8, "projections")},
     "qwen3_4b": {"v5e_2x4": _slice(1, 8, 1, 4, "mlp"), "v5e_4x4": _slice(2, 8, 1, 2, "mlp")},
-    "qwen3_8b": {"v5e_4x4": _slice(2, 8, 1, 2, "mlp"), "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", 1024)},
-    "qwen3_14b": {"v5e_4x8": _slice(4, 8, 1, 1, "attention"), "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", 1024)},
-    "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "mlp", 1024)},
+    "qwen3_8b": {"v5e_4x4": _slice(2, 8, 1, 2, "mlp"), "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=1024)},
+    "qwen3_14b": {
+        "v5e_4x8": _slice(4, 8, 1, 1, "attention"),
+        "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=1024),
+    },
+    "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "mlp", chunk_size=1024)},
 }
 FULL = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 8, "mlp")},
     "qwen3_1.7b": {"v5e_2x4": _slice(1, 8, 1, 4, "mlp")},
-    "qwen3_4b": {"v5e_4x4": _slice(2, 8, 1, 2, "attention"), "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", 2048)},
-    "qwen3_8b": {"v5p_2x2x2": _slice(1, 8, 1, 4, "projections", 2048)},
-    "qwen3_14b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", 2048)},
-    "qwen3_32b": {"v5p_2x4x4": _slice(4, 8, 1, 1, "mlp", 2048)},
+    "qwen3_4b": {
+        "v5e_4x4": _slice(2, 8, 1, 2, "attention"),
+        "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=2048),
+    },
+    "qwen3_8b": {"v5p_2x2x2": _slice(1, 8, 1, 4, "projections", chunk_size=2048)},
+    "qwen3_14b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=2048)},
+    "qwen3_32b": {"v5p_2x4x4": _slice(4, 8, 1, 1, "mlp", chunk_size=2048)},
 }
 
 
@@ -81,7 +87,7 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
     config.model.update(path=MODELS[size], remat=settings["remat"])
     config.mesh.update(settings["mesh"])
     config.train.microbatches = settings["microbatches"]
-    config.loss.chunk_size = settings["chunk_size"]
+    config.loss.update(settings["loss"])
     if full:
         config.lora.rank = 0
 

@@ -130,7 +130,7 @@ def test_unstacked_variables_are_the_same_decoder():
     adapters = {"q": {"a": jnp.ones((2, 16, 3)), "b": jax.random.normal(jax.random.key(2), (2, 3, 32))}}
     variables = {"params": params_of(QWEN3), "lora": adapters}
     apart = decoder.unstacked(config, variables)
-    assert len(apart["params"]["layers"]["q+k+v"].values) == len(apart["lora"]["q"]["a"]) == 2
+    assert len(apart["params"]["layers"]["q"].values) == len(apart["lora"]["q"]["a"]) == 2
     ones, places = jnp.ones(SEQUENCE.shape, jnp.int32), jnp.broadcast_to(jnp.arange(11), SEQUENCE.shape)
     run = lambda v: Decoder(config).apply(
         v, SEQUENCE, segment_ids=ones, positions=places, cache=init_cache(config, 2, 11)

@@ -206,6 +206,21 @@ def test_counted_flops_are_those_of_the_mathematics(small_plan):
     assert program["model_flops"] == rows * layers * (2 * matrices * length + 2 * length * length * width)
 
 
+def test_int8_weights_are_planned_as_int8():
+    import jax
+
+    from configs import stage2
+    from rcsd_jax.plan import programs
+
+    held = {}
+    for int8 in (False, True):
+        config = stage2.get_config("qwen3_0.6b")
+        config.mesh.fsdp = -1
+        config.model.int8_weights = int8
+        held[int8] = programs.plan(config, jax.devices()).weight_bytes
+    assert 0.5 * held[False] < held[True] < 0.8 * held[False]
+
+
 def test_more_than_a_chip_has_is_said_even_if_the_compiler_accepts_it():
     from rcsd_jax.plan import report
 

@@ -168,7 +168,7 @@ def main():
         one_batch, queue = ours(directory, a.batch)
         theirs = with_transformers(directory)
         tunix = with_tunix(directory, a.prompt + a.new)
-    rows, _ = prompts(Sizes(batch=a.queue, prompt=a.prompt), decoder_config().vocab_size)
+    rows, _ = prompts(Sizes(batch=a.queue, prompt=a.prompt, teacher_prompt=a.prompt), decoder_config().vocab_size)
     first = rows[: a.batch]
     greedy = np.asarray(one_batch(first, a.new, True))
     print(f"greedy tokens as transformers': {(greedy == theirs(first, a.new, greedy=True)).mean():.1%}")

@@ -38,10 +38,11 @@ def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
     """
     length = q.shape[2]
     block = max(_QUERIES, -(-length // _QUERY_BLOCKS))
-    ends = [min(start + block, length) for start in range(0, length, block)]
-    blocks = [
-        _masked_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], mask[:, start:end, :end])
-        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    blocks = [  # the last may be shorter
+        _masked_attention(
+            q[:, :, i : i + block], k[:, :, : i + block], v[:, :, : i + block], mask[:, i : i + block, : i + block]
+        )
+        for i in range(0, length, block)
     ]
     return jnp.concatenate(blocks, axis=2)
 

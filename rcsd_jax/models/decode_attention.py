@@ -16,8 +16,9 @@ from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh, spec
 
 PAGE = 128  # places, what the Pallas kernel copies at once
 POOL_AXES = ("kv_heads", "layers", "batch", None, None)  # logical axes of a pool
-_FEW_QUERIES = 8
 BLOCK = 256  # places, what the plain path reads at once of a longer cache
+_FEW_QUERIES = 8  # of a key/value head, up to which the plain path takes one at a time
+_HEADS_AND_ROWS = ((0, 1), (0, 1))  # batch axes of products with keys and values
 HEADROOM = 1.5
 """How much larger than its prompt's a completion's keys and values may be until int8 cuts them off."""
 
@@ -240,7 +241,6 @@ def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arr
     block = places if places <= BLOCK else BLOCK
     q = q.reshape(batch, kv_heads, group * length, head_dim).swapaxes(0, 1)
     last = jnp.tile(index[:, None] + jnp.arange(length), (1, group))  # [B, G * T], the last place that each sees
-    heads_and_rows = ((0, 1), (0, 1))
 
     def add(i: jax.Array | int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         maximum, total, sums = carry
@@ -262,7 +262,7 @@ def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arr
         added = jax.lax.dot_general(
             weights.astype(q.dtype),
             take(values),
-            (((3,), (2,)), heads_and_rows),
+            (((3,), (2,)), _HEADS_AND_ROWS),
             preferred_element_type=jnp.float32,
         )
         return new_maximum, total, sums * scale + added
@@ -278,11 +278,10 @@ def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arr
 
 def _scores(q: jax.Array, keys: jax.Array) -> jax.Array:
     """q [K, B, G * T, Hd] times keys [K, B, S, Hd]: [K, B, G * T, S] float32."""
-    heads_and_rows = ((0, 1), (0, 1))
     if q.shape[2] > _FEW_QUERIES:
-        return jax.lax.dot_general(q, keys, (((3,), (3,)), heads_and_rows), preferred_element_type=jnp.float32)
+        return jax.lax.dot_general(q, keys, (((3,), (3,)), _HEADS_AND_ROWS), preferred_element_type=jnp.float32)
     # One query at a time, for which XLA on CPUs reads keys as they lie; for several it transposes them first.
-    one = lambda q: jax.lax.dot_general(keys, q, (((3,), (2,)), heads_and_rows), preferred_element_type=jnp.float32)
+    one = lambda q: jax.lax.dot_general(keys, q, (((3,), (2,)), _HEADS_AND_ROWS), preferred_element_type=jnp.float32)
     return jnp.stack([one(q[:, :, i]) for i in range(q.shape[2])], axis=2)
 
 

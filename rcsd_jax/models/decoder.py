@@ -23,7 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from rcsd_jax.models import matrices
 from rcsd_jax.models.attention import causal_attention, segment_mask
 from rcsd_jax.models.decode_attention import KVCache, decode_attention, write
-from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh
+from rcsd_jax.models.sharding import LAYOUTS, constrain
 
 
 class Llama3Rope(NamedTuple):
@@ -176,9 +176,6 @@ def head_matrix(config: DecoderConfig, params: Mapping[str, Any]) -> jax.Array:
     return constrain(head, (None, "vocab"), LAYOUTS[config.layout])
 
 
-_PROJECTIONS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))  # kernels by their input
-
-
 def unstacked(config: DecoderConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Variables of which an unrolled decoder takes layers without a copy: tuples of L arrays for stacked ones.
 
@@ -188,15 +185,11 @@ def unstacked(config: DecoderConfig, variables: Mapping[str, Any]) -> dict[str, 
     if not config.unrolled:
         return dict(variables)
     split = lambda tree: jax.tree.map(lambda x: tuple(x[i] for i in range(config.num_layers)), tree)
-    layers = dict(variables["params"]["layers"])
-    for names in _PROJECTIONS:
-        kernels = [layers[name] for name in names]
-        if all(isinstance(x, jax.Array) for x in kernels):
-            # Of one input in one product, but over a mesh, where each is split by itself.
-            groups = [(name,) for name in names] if has_mesh() else [names]
-            for group in groups:
-                joint = jnp.concatenate([layers.pop(name) for name in group], axis=2)
-                layers["+".join(group)] = matrices.Transposed(joint.swapaxes(1, 2))
+    kernels = {path[1] for path, parameter in declarations(config).items() if parameter.lora_target}
+    layers = {
+        name: matrices.Transposed(x.swapaxes(1, 2)) if name in kernels and isinstance(x, jax.Array) else x
+        for name, x in variables["params"]["layers"].items()
+    }
     params = variables["params"] | {"layers": split(layers)}
     return {"params": params} | ({"lora": split(variables["lora"])} if "lora" in variables else {})
 
@@ -334,21 +327,14 @@ def _project(config, weights, adapters, h, names):
         a = [constrain(x, (_whole(config, name)[0], None), rules) for name, x in zip(adapted, a, strict=True)]
         edges = np.cumsum([x.shape[1] for x in a[:-1]])
         low = dict(zip(adapted, jnp.split(h @ jnp.concatenate(a, axis=1), edges, axis=-1), strict=True))
-    joint = {}
-    if len(names) > 1 and "+".join(names) in weights:  # see `unstacked`
-        w = matrices.whole(weights["+".join(names)], (None, None), rules, config.dtype)
-        edges = np.cumsum([declarations(config)["layers", name].shape[2] for name in names[:-1]])
-        joint = dict(zip(names, jnp.split(matrices.matmul(h, w), edges, axis=-1), strict=True))
     outputs = []
     for name in names:
-        b = None
+        w = matrices.whole(weights[name], _whole(config, name), rules, config.dtype)
         if name in low:
             b = constrain(adapters[name]["b"].astype(config.dtype), (None, _whole(config, name)[1]), rules)
-        if joint:
-            y = joint[name] if b is None else joint[name] + config.lora_scale * low[name] @ b
+            y = _matmul_with_adapter(h, w, config.lora_scale * low[name], b)
         else:
-            w = matrices.whole(weights[name], _whole(config, name), rules, config.dtype)
-            y = matrices.matmul(h, w) if b is None else _matmul_with_adapter(h, w, config.lora_scale * low[name], b)
+            y = matrices.matmul(h, w)
         if f"{name}_bias" in weights:
             y += weights[f"{name}_bias"].astype(config.dtype)
         outputs.append(y)
