@@ -1,38 +1,65 @@
-"""Stage II on your data: train the reasoner under rubrics.
+"""Stage II on your data: train the reasoner under rubrics, or by one of the methods it is compared with.
 
     python -m rcsd_jax.main --config=configs/stage2.py --config.model.path=HF_DIR --config.data.path=FILE.jsonl \\
         --config.rubric.writer=WORKDIR_OF_STAGE1/adapter
 
-Variants (`configs/stage2.py:<variant>`), each a choice of what the teacher sees: "paper" (default), the rubrics that the
-Stage I model writes; "release", reference and written rubric, with the release's top-k and clip; "ground_truth", the
-rows' own rubrics; "generic", "noisy", "random", "reduced"; "opsd", the reference alone; "reason_first", the teacher
-analyses the rubric before the completion follows. With a size, as in `configs/stage2.py:qwen3_8b,release`, also model,
-mesh and memory settings for a slice: see `rcsd_jax/sizes.py`.
+Variants (`configs/stage2.py:<variant>`).
+
+What the teacher sees: "paper" (default), the rubrics that the Stage I model writes; "release", reference and written rubric,
+with the release's top-k and clip; "ground_truth", the rows' own rubrics; "generic", "noisy", "random", "reduced";
+"reason_first", the teacher analyses the rubric before the completion follows.
+
+Other methods, none of which reads rubrics: "opsd", the teacher sees the reference; "sdft", likewise, an average of the
+student's weights, the completion's first tokens left out; "sdpo", the teacher sees another of the student's own four
+completions that succeeded; "sampled_token", on-policy distillation under ground-truth rubrics by policy gradient; "sft", cross
+entropy of the references; "grpo" and "dr_grpo", a reward for the right answer in `\\boxed{}` (`reward.grader`); and
+"mixed", the paper's with that reward beside it.
+
+With a size, as in `configs/stage2.py:qwen3_8b,release`, also model, mesh and memory settings for a slice: see
+`rcsd_jax/sizes.py`.
 """
 
 from rcsd_jax import config as c
 from rcsd_jax import sizes
 
-TEACHER_FIELDS = {"release": ("question", "reference", "rubric"), "opsd": ("question", "reference")}
-RUBRIC_SOURCE = {
-    "ground_truth": "data",
-    "opsd": "data",
-    "generic": "generic",
-    "noisy": "noisy",
-    "random": "random",
-    "reduced": "reduced",
+QUESTION, REFERENCE, RUBRIC = ("question",), ("question", "reference"), ("question", "rubric")
+REWARDED = dict(reward=dict(grader="boxed"), sampling=dict(group=4))
+STEPS = dict(train=dict(steps=500))  # the paper's for SFT and GRPO
+
+VARIANTS = {
+    "paper": dict(rubric=dict(source="written")),
+    "release": dict(
+        rubric=dict(source="written"),
+        teacher=dict(fields=("question", "reference", "rubric")),
+        loss=dict(top_k=20, entry_clip=0.05),
+    ),
+    "reason_first": dict(rubric=dict(source="written"), teacher=dict(reason_tokens=512)),
+    "ground_truth": dict(),
+    **{name: dict(rubric=dict(source=name)) for name in ("generic", "noisy", "random", "reduced")},
+    "opsd": dict(teacher=dict(fields=REFERENCE)),
+    "sdft": dict(teacher=dict(fields=REFERENCE, weights="ema"), loss=dict(skip_first=3)),
+    "sdpo": dict(teacher=dict(fields=("question", "success"), weights="live"), eval=dict(roles=("base", "trained")))
+    | REWARDED,
+    "sampled_token": dict(loss=dict(divergence="sampled_token")),
+    "sft": dict(method="sft", teacher=dict(fields=QUESTION), eval=dict(roles=("base", "trained")))
+    | dict(sampling=dict(source="reference"))
+    | STEPS,
+    "grpo": dict(
+        method="grpo",
+        teacher=dict(fields=QUESTION),
+        eval=dict(roles=("base", "trained")),
+        loss=dict(reduction="completions"),
+    )
+    | REWARDED
+    | STEPS,
+    "mixed": dict(method="self_distillation_and_grpo", rubric=dict(source="written")) | REWARDED,
 }
-VARIANTS = ("paper", "release", "reason_first", *RUBRIC_SOURCE)
+VARIANTS["dr_grpo"] = VARIANTS["grpo"] | dict(policy=dict(scale_advantages=False), loss=dict(reduction="longest"))
 
 
 def get_config(variant="paper"):
-    variant, parts = sizes.split(variant or "", VARIANTS)
+    variant, parts = sizes.split(variant or "", tuple(VARIANTS))
     config = c.stage()
-    sizes.apply(config, parts, VARIANTS)
-    config.teacher.fields = TEACHER_FIELDS.get(variant, ("question", "rubric"))
-    config.rubric.source = RUBRIC_SOURCE.get(variant, "written")
-    if variant == "release":
-        config.loss.update(top_k=20, entry_clip=0.05)
-    if variant == "reason_first":
-        config.teacher.reason_tokens = 512
+    sizes.apply(config, parts, tuple(VARIANTS))
+    config.update(VARIANTS[variant or "paper"])
     return config

@@ -6,7 +6,7 @@ from rcsd_jax.world.prompts import PROMPTS
 
 
 def get_config():
-    return c.job(stage1=_stage1(), stage2=_stage2())
+    return c.job(stage1=_stage1(), stage2=solving())
 
 
 def _common():
@@ -38,7 +38,7 @@ def _stage1():
     return config
 
 
-def _stage2():
+def solving():
     """Paper's Stage II: the teacher sees the rubric that Stage I's model wrote."""
     config = _common()
     config.seed = 1

@@ -68,7 +68,7 @@ def complete(
         local = own_rows(size, mesh)
         arrays = to_mesh((tokens[local], mask[local], row_seeds[local], limits[local]), mesh)
         samples = multihost_utils.process_allgather(sample(variables, *arrays), tiled=True)
-        yield chosen, [_completion(samples, row, sampling) for row in range(len(chosen))]
+        yield chosen, [completion_of_row(samples, row, sampling) for row in range(len(chosen))]
 
 
 def _group_size(count: int, batch_size: int) -> int:
@@ -78,6 +78,7 @@ def _group_size(count: int, batch_size: int) -> int:
     return -(-batches // groups) * batch_size
 
 
-def _completion(samples: Samples, row: int, sampling: SamplingConfig) -> Completion:
+def completion_of_row(samples: Samples, row: int, sampling: SamplingConfig) -> Completion:
+    """One row of samples that lie on this machine."""
     tokens = np.asarray(samples.tokens[row])[np.asarray(samples.mask[row])]
     return Completion(tokens[~np.isin(tokens, sampling.eos_ids)], bool(samples.cut[row]))

@@ -19,6 +19,7 @@ from rcsd_jax.errors import UserError
 
 CHOICES = {
     "task": ("solve", "write_rubric"),
+    "method": ("self_distillation", "grpo", "sft", "self_distillation_and_grpo"),
     "data.source": ("jsonl", "tfds", "world"),
     "data.too_long": ("skip", "fail"),
     "model.dtype": ("float32", "bfloat16"),
@@ -28,10 +29,13 @@ CHOICES = {
     "teacher.weights": ("fixed", "live", "ema"),
     "rubric.source": ("data", "generic", "noisy", "random", "reduced", "written"),
     "rubric.on_reject": ("generic", "drop"),
+    "sampling.source": ("student", "teacher", "reference"),
+    "loss.reduction": ("tokens", "completions", "longest"),
     "loss.divergence": ("vocabulary", "sampled_token"),
     "loss.top_k_support": ("teacher", "student"),
     "loss.tail": ("renormalize", "bucket"),
     "optimizer.schedule": ("constant", "linear", "cosine"),
+    "reward.grader": ("", "world", "boxed", "rubric"),
     "eval.grader": ("", "world", "boxed", "rubric"),
     "export.dtype": ("float32", "bfloat16"),
 }
@@ -47,6 +51,7 @@ def stage() -> ConfigDict:
         dict(
             seed=0,
             task="solve",  # what is written: a solution, or a rubric ("write_rubric")
+            method="self_distillation",  # the loss: `rcsd_jax.methods.METHODS`
             prompts=contexts.ENGLISH,
             model=dict(
                 path="",  # a Hugging Face directory or hub name: Qwen3, Qwen2.5 or Llama 3
@@ -79,6 +84,7 @@ def stage() -> ConfigDict:
                 weights="fixed",
                 ema_decay=0.999,
                 reason_tokens=0,  # > 0: the teacher first writes an analysis of at most this many tokens
+                guidance=0.0,  # > 0: its logits are pushed on along what its fields change, by this factor
             ),
             rubric=dict(
                 source="data",  # the rows' own rubrics, a variant of them, or "written" by a model
@@ -103,8 +109,19 @@ def stage() -> ConfigDict:
                 temperature=1.2,
                 top_k=20,
                 top_p=0.95,
+                source="student",  # who writes the completions: a role, or "reference", the data
+                group=1,  # completions of each question; a batch has batch_size / group questions
                 slots=0,  # > 0: so many rows at a time, finished ones making room for the next; 0: the whole batch
                 int8_cache=False,  # keep keys and values as int8; evaluation never does
+            ),
+            # Completions are graded where a method needs rewards, or the teacher the student's own success or feedback.
+            reward=dict(grader="", score="accuracy", success=1.0),  # a success has at least this score
+            policy=dict(  # of GRPO
+                clip_low=0.2,
+                clip_high=0.2,
+                kl=0.0,  # weight of the KL from the reference model: what teacher.weights and teacher.fields say
+                scale_advantages=True,  # by the group's deviation; False: Dr. GRPO
+                weight=1.0,  # beside self-distillation
             ),
             loss=dict(
                 divergence="vocabulary",
@@ -118,6 +135,7 @@ def stage() -> ConfigDict:
                 importance_clip=config_dict.placeholder(float),
                 mask_cut=False,
                 skip_first=0,
+                reduction="tokens",  # all tokens weigh alike, or all "completions" (GRPO); "longest": Dr. GRPO
                 chunk_size=256,
             ),
             optimizer=dict(
@@ -152,17 +170,19 @@ def job(**stages: ConfigDict) -> ConfigDict:
 AT_LEAST_ONE = (
     "train.steps", "train.batch_size", "train.microbatches", "train.log_every", "checkpoint.every", "checkpoint.keep",
     "sampling.max_new_tokens", "rubric.max_new_tokens", "rubric.batch_size", "rubric.min_criteria", "eval.count",
-    "eval.batch_size", "data.pad_to", "data.max_student_prompt", "data.max_teacher_prompt", "loss.top_k",
+    "eval.batch_size", "sampling.group", "data.pad_to", "data.max_student_prompt", "data.max_teacher_prompt", "loss.top_k",
     "loss.chunk_size",
 )  # fmt: skip
 FINITE = (
     "sampling.temperature", "rubric.temperature", "eval.temperature", "loss.entry_clip", "loss.token_clip",
-    "loss.importance_clip", "optimizer.learning_rate", "optimizer.clip", "optimizer.weight_decay", "lora.alpha",
+    "loss.importance_clip", "policy.clip_high", "policy.kl", "policy.weight", "reward.success", "teacher.guidance",
+    "optimizer.learning_rate", "optimizer.clip", "optimizer.weight_decay", "lora.alpha",
 )  # fmt: skip
 AT_LEAST_ZERO = (
     "sampling.temperature", "sampling.top_k", "rubric.temperature", "rubric.top_k", "rubric.resample", "eval.every",
     "eval.temperature", "lora.rank", "teacher.reason_tokens", "loss.skip_first", "optimizer.clip",
-    "optimizer.weight_decay", "optimizer.warmup_steps",
+    "optimizer.weight_decay", "optimizer.warmup_steps", "policy.clip_low", "policy.clip_high", "policy.kl",
+    "policy.weight", "teacher.guidance",
 )  # fmt: skip
 
 
@@ -203,7 +223,7 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
     for key in FINITE:
         value = _get(one, key)
         need(value is None or math.isfinite(value), key, "is not a finite number", "set a finite number")
-    for key in ("teacher.ema_decay", "rubric.noisy_fraction", "optimizer.b1", "optimizer.b2"):
+    for key in ("teacher.ema_decay", "policy.clip_low", "rubric.noisy_fraction", "optimizer.b1", "optimizer.b2"):
         need(0.0 <= _get(one, key) <= 1.0, key, "must lie in [0, 1]", "set a number from 0 to 1")
     need(0.0 < one.rubric.reduced_fraction <= 1.0, "rubric.reduced_fraction", "must lie in (0, 1]", "0.5 keeps half")
     need(
@@ -236,8 +256,17 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
         f"does not divide train.batch_size = {one.train.batch_size}",
         "choose a divisor of the batch size, or 0 for the whole batch at once",
     )
+    group = one.sampling.group
+    remedy = "choose a divisor of the batch size"
     need(
-        not one.model.int8_weights or one.lora.rank > 0 or one.teacher.weights == "fixed",
+        one.train.batch_size % group == 0 and (slots == 0 or slots % group == 0 or group % slots == 0),
+        "sampling.group",
+        f"does not divide train.batch_size = {one.train.batch_size} or sampling.slots = {slots}",
+        "choose a divisor of both",
+    )
+    _check_method(one, need)
+    need(
+        not one.model.int8_weights or one.lora.rank > 0 or teacher_weights(one) == "fixed",
         "model.int8_weights",
         "all weights change: none can be held as int8",
         "train a LoRA (lora.rank), or take teacher.weights=fixed",
@@ -262,6 +291,50 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
     if one.rubric.source == "written" and "rubric" in one.teacher.fields:
         remedy = f"pass --config.{prefix}rubric.writer=the adapter or export folder of a Stage I run"
         need(bool(one.rubric.writer), "rubric.writer", "no rubric writer given", remedy)
+
+
+def _check_method(one: ConfigDict, need) -> None:
+    rewarded = one.method in ("grpo", "self_distillation_and_grpo")
+    from_attempts = [name for name in contexts.ATTEMPT_FIELDS if name in one.teacher.fields]
+    if rewarded or from_attempts:
+        need(bool(one.reward.grader), "reward.grader", "nothing grades the completions", "set reward.grader")
+    if one.reward.grader == "world":
+        need(one.data.source == "world", "reward.grader", "grades the embedded world's problems only", "use 'boxed'")
+    if rewarded or "success" in from_attempts:
+        remedy = "set sampling.group, to 4 as in the paper"
+        need(one.sampling.group > 1, "sampling.group", "leaves nothing to compare a completion with", remedy)
+    remedy = "leave 'success' and 'feedback' to the teacher"
+    need(not set(contexts.ATTEMPT_FIELDS) & set(one.student.fields), "student.fields", "are not known to it", remedy)
+    if from_attempts:
+        need(
+            not one.teacher.reason_tokens,
+            "teacher.reason_tokens",
+            f"cannot analyse {' and '.join(from_attempts)}, which are known after sampling alone",
+            "set 0",
+        )
+        remedy = "take 'teacher' out: what it sees is known in training alone"
+        need(not one.eval.grader or "teacher" not in one.eval.roles, "eval.roles", "asks the teacher", remedy)
+    teacher = teacher_weights(one)
+    for key, off in (("teacher.guidance", 0.0), ("teacher.reason_tokens", 0)):
+        value = _get(one, key)
+        need(teacher != "none" or value == off, key, "is of the teacher, which this method has not", f"set {off}")
+    if one.sampling.source == "teacher":
+        problem = "lets a teacher write that is not there, or does not know yet what it will see"
+        need(teacher != "none" and not from_attempts, "sampling.source", problem, "set 'student'")
+        need(
+            not one.teacher.reason_tokens, "sampling.source", "does not go with teacher.reason_tokens", "set 'student'"
+        )
+    if one.sampling.source == "reference":
+        need(one.sampling.group == 1, "sampling.group", "a reference is one completion", "set 1")
+        need(not rewarded and not from_attempts, "sampling.source", "references are not graded", "set 'student'")
+    remedy = "set policy.kl=0"
+    need(one.method == "grpo" or not one.policy.kl, "policy.kl", "is of the method 'grpo' alone", remedy)
+
+
+def teacher_weights(one: ConfigDict) -> str:
+    """Which weights the teacher of a stage has; "none" where its method needs no teacher."""
+    distils = one.method in ("self_distillation", "self_distillation_and_grpo")
+    return one.teacher.weights if distils or one.policy.kl else "none"
 
 
 def to_json(config: ConfigDict) -> str:

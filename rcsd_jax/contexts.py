@@ -29,7 +29,11 @@ FIELDS: dict[str, Callable[[Example, str], str | None]] = {
     "reference": lambda example, style: example.reference,
     "answer": lambda example, style: example.answer,
     "rubric": lambda example, style: None if example.rubric is None else to_json(example.rubric, style=style),
+    "success": lambda example, style: example.extra.get("success"),
+    "feedback": lambda example, style: example.extra.get("feedback"),
 }
+ATTEMPT_FIELDS = ("success", "feedback")
+"""Fields that training puts into `extra`: of a question's completions, one that succeeded, and what a grader said of one."""
 
 ENGLISH: dict[str, Any] = {
     "rubric_style": "objects",
@@ -37,6 +41,8 @@ ENGLISH: dict[str, Any] = {
         "reference": "Reference answer:",
         "answer": "Final answer:",
         "rubric": "Criteria that an excellent answer meets (JSON):",
+        "success": "An earlier answer that was right:",
+        "feedback": "What was found wrong with an earlier answer:",
     },
     "solve": {
         "definition": "",
@@ -156,6 +162,12 @@ def pad_left(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.n
             tokens[i, -len(row) :] = row
             mask[i, -len(row) :] = True
     return tokens, mask
+
+
+def pad_right(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded tokens [B, length] int32 and their mask [B, length] bool. A row longer than `length` is an error."""
+    tokens, mask = pad_left([row[::-1] for row in rows], length, pad_id)
+    return tokens[:, ::-1], mask[:, ::-1]
 
 
 def _rendered(tokenizer, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> str:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from rcsd_jax import losses
 from rcsd_jax.loop import make_batch
-from rcsd_jax.methods.self_distillation import Variables
+from rcsd_jax.methods.rollout import Variables
 from rcsd_jax.models.decoder import Decoder, head_matrix, positions_from_mask
 from rcsd_jax.models.sharding import to_mesh
 from rcsd_jax.preparation import Encoded

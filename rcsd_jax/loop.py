@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +16,14 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from rcsd_jax import config as configs
 from rcsd_jax import contexts, train
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.data.batches import batches
+from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
-from rcsd_jax.methods.self_distillation import Batch, Options
+from rcsd_jax.grading import graded
+from rcsd_jax.methods.rollout import Batch, Options
 from rcsd_jax.metrics import MetricWriter, Progress, compilations
 from rcsd_jax.models import lora, sharding
 from rcsd_jax.preparation import Encoded
@@ -42,7 +45,7 @@ def setup(model: Model, params: Any, config: ConfigDict, mesh: jax.sharding.Mesh
     """Everything but the state, which `first_state` makes or a checkpoint holds: a state is never held twice."""
     decoder_config = model.decoder.config
     optimizer, rate = train.make_optimizer(steps=config.train.steps, **config.optimizer)
-    make = functools.partial(train.init_state, optimizer=optimizer, ema=config.teacher.weights == "ema")
+    make = functools.partial(train.init_state, optimizer=optimizer, ema=configs.teacher_weights(config) == "ema")
     abstract_trained = jax.eval_shape(functools.partial(_first_trained, model, config=config), params)
     if config.lora.rank:
         placement = sharding.lora_shardings(decoder_config, mesh, abstract_trained)
@@ -55,7 +58,7 @@ def setup(model: Model, params: Any, config: ConfigDict, mesh: jax.sharding.Mesh
     )
     shardings = train.TrainState(everywhere, placement, opt_placement, None if abstract.ema is None else placement)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    frozen = params if config.lora.rank or config.teacher.weights == "fixed" else None
+    frozen = params if config.lora.rank or configs.teacher_weights(config) == "fixed" else None
     return Setup(frozen, optimizer, rate, abstract)
 
 
@@ -110,8 +113,11 @@ def train_loop(
     checkpoints: Checkpoints,
     run: Run,
     evaluate_at: Callable[[int, Any], None],
+    examples: Mapping[str, Example],
 ) -> train.TrainState:
     """Trains from step `start` to the last and returns its state; `state` is donated.
+
+    `examples` are those of the data by id, as they are graded: with their own rubrics, whatever the teacher is shown.
 
     `evaluate_at(step, trained)` is called after every `eval.every` steps but the last; a run that ended in it begins with
     it.
@@ -121,19 +127,10 @@ def train_loop(
     """
     config = run.config
     steps = config.train.steps
-    step_fn = train.jit_train_step(
-        jax.tree.map(lambda x: x.sharding, setup.abstract),
-        decoder=model.decoder,
-        optimizer=setup.optimizer,
-        options=options_of(config, model),
-        teacher=config.teacher.weights,
-        lora=bool(config.lora.rank),
-        ema_decay=config.teacher.ema_decay,
-        microbatches=config.train.microbatches,
-    )
+    step_fn = _step_function(setup, model, data, run, examples)
     order = batches(
         list(range(len(data.examples))),
-        batch_size=config.train.batch_size,
+        batch_size=config.train.batch_size // config.sampling.group,
         seed=config.seed,
     )
 
@@ -152,9 +149,8 @@ def train_loop(
     with progress, contextlib.closing(MetricWriter(run.workdir, first_step=start)) as writer:
         for step in range(start, steps):
             began = time.monotonic()
-            rows = order[step]
-            batch = sharding.to_mesh(make_batch(rows, data, config, model.pad_id, run.mesh), run.mesh)
-            state, metrics, _ = step_fn(state, setup.frozen, batch, np.uint32(config.seed))
+            rows = [i for i in order[step] for _ in range(config.sampling.group)]
+            state, metrics = step_fn(state, rows)
             scalars = _scalars(metrics, setup.rate(step), time.monotonic() - began)
             if not metrics["finite"]:
                 save(step)  # the step kept the state that it was given
@@ -174,26 +170,76 @@ def train_loop(
     return state
 
 
+def _step_function(setup: Setup, model: Model, data: Encoded, run: Run, examples: Mapping[str, Example]) -> Callable:
+    """(state, rows of the data) -> (state, metrics): a step with everything else bound; the state is donated.
+
+    One program, unless completions are graded: then the host does so between the program that samples and the one that
+    learns.
+    """
+    config = run.config
+    shardings = jax.tree.map(lambda x: x.sharding, setup.abstract)
+    static = step_settings(config, model, setup.optimizer)
+
+    def batch_of(rows):
+        batch = make_batch(rows, data, config, model.pad_id, run.mesh)
+        return sharding.to_mesh(batch, run.mesh), np.uint32(config.seed)
+
+    if not config.reward.grader:
+        whole = train.jit_train_step(shardings, **static)
+        return lambda state, rows: whole(state, setup.frozen, *batch_of(rows))[:2]
+    sample, learn = train.jit_halves(shardings, **static)
+
+    def step(state, rows):
+        completions = sample(state, setup.frozen, *batch_of(rows))
+        asked = [examples[data.examples[i].id] for i in rows]
+        shown = [data.examples[i] for i in rows]
+        completions, grades = graded(completions, asked, shown, static["options"].sampling, model, run)
+        state, metrics = learn(state, setup.frozen, completions)
+        return state, metrics | grades
+
+    return step
+
+
+def step_settings(config: ConfigDict, model: Model, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """The static arguments of `train.train_step`."""
+    return dict(
+        decoder=model.decoder,
+        optimizer=optimizer,
+        options=options_of(config, model),
+        method=config.method,
+        teacher=configs.teacher_weights(config),
+        lora=bool(config.lora.rank),
+        ema_decay=config.teacher.ema_decay,
+        microbatches=config.train.microbatches,
+    )
+
+
 def _digest(data: Encoded) -> str:
-    """A hash of every prompt of both roles, in order."""
+    """A hash of every prompt of both roles and every reference to be learnt, in order."""
     total = hashlib.sha256()
-    for tokens in (*data.student, *data.teacher, data.transition):
+    for tokens in (*data.student, *data.teacher, data.transition, *data.references):
         total.update(len(tokens).to_bytes(4, "little") + np.asarray(tokens, np.int32).tobytes())
     return total.hexdigest()[:16]
 
 
 def options_of(config: ConfigDict, model: Model) -> Options:
     """The step's static choices from the config."""
-    apart = ("chunk_size", "importance_clip", "mask_cut", "skip_first")
+    apart = ("reduction", "chunk_size", "importance_clip", "mask_cut", "skip_first")
+    policy = {name: config.policy[name] for name in ("clip_low", "clip_high", "kl", "weight")}
     return Options(
         sampling=sampling_of(config.sampling, model),
         divergence=tuple(sorted((k, v) for k, v in config.loss.items() if k not in apart)),
         temperature=config.sampling.temperature or 1.0,
         chunk_size=config.loss.chunk_size,
+        source=config.sampling.source,
+        reduction=config.loss.reduction,
+        guidance=config.teacher.guidance,
+        policy=tuple(sorted(policy.items())),
         reason_tokens=config.teacher.reason_tokens,
         importance_clip=config.loss.importance_clip,
         mask_cut=config.loss.mask_cut,
         skip_first=config.loss.skip_first,
+        group=config.sampling.group,
         slots=config.sampling.slots,
         pad_id=model.pad_id,
     )
@@ -204,6 +250,7 @@ def make_batch(
 ) -> Batch:
     """A global batch of `rows`, padded to lengths of which a run has few; with a mesh, this process's share of it."""
     own = np.arange(len(rows)) if mesh is None else sharding.own_rows(len(rows), mesh)
+    references = config.sampling.max_new_tokens if config.sampling.source == "reference" else 0
 
     def padded(prompts):
         length = padded_length([prompts[i] for i in rows], prompts, config.data.pad_to)  # the same in every process
@@ -214,6 +261,7 @@ def make_batch(
         *padded(data.student),
         *padded(data.teacher),
         np.tile(data.transition, (len(own), 1)),
+        *contexts.pad_right([data.references[rows[i]] for i in own], references, pad_id),
     )
 
 

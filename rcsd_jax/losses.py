@@ -110,6 +110,12 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, values.astype(jnp.float32), 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
+def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Sum of weights * values, a float32 scalar; values of weight 0 never matter, even inf or NaN, nor do gradients there."""
+    there = weights != 0
+    return jnp.where(there, weights * jnp.where(there, values.astype(jnp.float32), 0.0), 0.0).sum()
+
+
 def entropy(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
     """Entropy in nats of softmax(logits / temperature), [..., T, V] -> [..., T] float32."""
     _check_temperature(temperature)
@@ -334,6 +340,66 @@ def _add_head_gradient(total, hidden, logits_gradient):
 
     # A loop, because bands written out are scheduled together, and are then all in memory.
     return jax.lax.fori_loop(0, size // rows, add_band, total)
+
+
+def token_log_probs_from_hidden(
+    hidden: jax.Array, head: jax.Array, tokens: jax.Array, *, chunk_size: int, temperature: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of `tokens` under hidden @ head, and entropies, holding one chunk of logits at a time.
+
+    What losses on sampled tokens are made of (cross-entropy, policy gradients). Reverse-mode differentiable in hidden and
+    head through the log-probabilities; the backward pass takes each chunk's logits a second time.
+
+    Args:
+      hidden: [B, T, D]; head: [D, V]; tokens: [B, T] int32.
+      chunk_size: positions per chunk; T need not be a multiple.
+      temperature: divides the logits.
+
+    Returns:
+      (log-probabilities, entropies in nats without gradient), [B, T] float32 both.
+
+    Raises:
+      ValueError: an option is out of its range.
+    """
+    _check_temperature(temperature)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be >= 1, got {chunk_size!r}")
+    log_probs, entropies = _token_log_probs(temperature, min(chunk_size, max(tokens.shape[1], 1)), hidden, head, tokens)
+    return log_probs, jax.lax.stop_gradient(entropies)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _token_log_probs(temperature, chunk_size, hidden, head, tokens):
+    def step(_, chunk):
+        log_probs = _log_softmax(_logits(chunk[0], head), temperature)
+        return None, (_take(log_probs, chunk[1]), _entropy(log_probs))
+
+    _, both = jax.lax.scan(step, None, _chunks((hidden, tokens), chunk_size))
+    return _whole(both, tokens.shape[1])
+
+
+def _token_log_probs_forward(temperature, chunk_size, hidden, head, tokens):
+    return _token_log_probs(temperature, chunk_size, hidden, head, tokens), (hidden, head, tokens)
+
+
+def _token_log_probs_backward(temperature, chunk_size, residuals, cotangents):
+    hidden, head, tokens = residuals
+
+    def step(head_gradient, chunk):
+        hidden, tokens, weights = chunk
+        logits, pull = jax.vjp(lambda x: _logits(x, head), hidden)
+        probs = jnp.exp(_log_softmax(logits, temperature))
+        here = tokens[..., None] == jnp.arange(probs.shape[-1])
+        gradient = (weights / temperature)[..., None] * (here - probs)  # [B, C, V] float32
+        return _add_head_gradient(head_gradient, hidden, gradient), pull(gradient)[0]
+
+    chunks = _chunks((hidden, tokens, cotangents[0]), chunk_size)
+    head_gradient, hidden_gradient = jax.lax.scan(step, jnp.zeros(head.shape, jnp.float32), chunks)
+    hidden_gradient = _whole(hidden_gradient, tokens.shape[1])
+    return hidden_gradient.astype(hidden.dtype), head_gradient.astype(head.dtype), None
+
+
+_token_log_probs.defvjp(_token_log_probs_forward, _token_log_probs_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

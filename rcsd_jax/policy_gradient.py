@@ -54,7 +54,7 @@ def clipped_policy_loss(
     Args:
       log_probs: [B, T], of the sampled tokens under the trained model.
       sampler_log_probs: [B, T], under the model that sampled them; no gradient.
-      advantages: [B], no gradient.
+      advantages: [B], or [B, T] of single tokens, no gradient.
       clip_low, clip_high: how far a token's ratio may fall below and rise above 1 and still be rewarded for it.
 
     Returns:
@@ -66,7 +66,8 @@ def clipped_policy_loss(
     if not 0 <= clip_low <= 1 or not clip_high >= 0:
         raise ValueError(f"clip_low must be in [0, 1] and clip_high >= 0, got {clip_low!r} and {clip_high!r}")
     old = jax.lax.stop_gradient(sampler_log_probs.astype(jnp.float32))
-    advantages = jax.lax.stop_gradient(advantages.astype(jnp.float32))[:, None]
+    advantages = jax.lax.stop_gradient(advantages.astype(jnp.float32))
+    advantages = advantages[:, None] if advantages.ndim == 1 else advantages
     ratio = jnp.exp(log_probs.astype(jnp.float32) - old)
     return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages)
 

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from rcsd_jax import config as configs
 from rcsd_jax import contexts, processes
 from rcsd_jax.contexts import Role
 from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
+from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.rubrics import variants
-from rcsd_jax.rubrics.schema import Rubric
+from rcsd_jax.rubrics.schema import Rubric, to_json
 
 
 class Questions(NamedTuple):
@@ -28,13 +30,17 @@ class Questions(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The examples of a run and the prompts of both roles, as token ids; `skipped` did not fit."""
+    """The examples of a run and the prompts of both roles, as token ids; `skipped` did not fit.
+
+    `references` are empty where a role writes the completions.
+    """
 
     examples: list[Example]
     student: list[np.ndarray]  # [P] int32 each
     teacher: list[np.ndarray]  # [Q] int32 each
     transition: np.ndarray  # [U] int32
     skipped: int
+    references: list[np.ndarray]  # [n] int32 each
 
 
 def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], count: int | None = None) -> list[Example]:
@@ -73,10 +79,15 @@ def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], coun
 def required_fields(config: ConfigDict) -> tuple[str, ...]:
     """Fields that every row must have: what the roles see, less the rubric where it does not come from the row."""
     from_row = config.rubric.source in ("data", "noisy", "reduced")
-    seen = dict.fromkeys((*config.student.fields, *config.teacher.fields))
+    seen = dict.fromkeys(name for role in roles(config) for name in role.fields)
+    if config.sampling.source == "reference":
+        seen |= dict.fromkeys(["rubric" if config.task == "write_rubric" else "reference"])
+    if config.reward.grader:
+        seen |= dict.fromkeys(GRADERS[config.reward.grader].needs)
     if config.rubric.source == "written" and "rubric" in seen:
         seen |= dict.fromkeys(config.rubric.writer_fields)
-    return tuple(name for name in seen if name != "rubric" or from_row)
+    seen = [name for name in seen if name not in contexts.ATTEMPT_FIELDS]
+    return tuple(name for name in seen if name != "rubric" or from_row or config.reward.grader)
 
 
 def fallback_rubric(config: ConfigDict) -> Rubric:
@@ -117,11 +128,11 @@ def with_rubric_variant(examples: Sequence[Example], config: ConfigDict) -> list
 
 
 def roles(config: ConfigDict) -> tuple[Role, Role]:
-    """Student and teacher of a config."""
-    return (
-        Role(tuple(config.student.fields), config.student.thinking),
-        Role(tuple(config.teacher.fields), config.teacher.thinking),
-    )
+    """Student and teacher of a config; where the method has no teacher, the student twice."""
+    student = Role(tuple(config.student.fields), config.student.thinking)
+    if configs.teacher_weights(config) == "none":
+        return student, student
+    return student, Role(tuple(config.teacher.fields), config.teacher.thinking)
 
 
 def prompts_of(config: ConfigDict) -> Mapping[str, Any]:
@@ -136,26 +147,60 @@ def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encode
       UserError: an example lacks a field, or is too long and `data.too_long` is "fail", or none is left.
     """
     student_role, teacher_role = roles(config)
-    kept, student, teacher, skipped = [], [], [], 0
+    known = tuple(name for name in teacher_role.fields if name not in contexts.ATTEMPT_FIELDS)
+    teacher_role = dataclasses.replace(teacher_role, fields=known)  # the rest comes while it trains
 
-    def both(example: Example):
+    def all_of(example: Example):
         return (
             _encode(tokenizer, example, student_role, config, reasons=False)[0],
             *_encode(tokenizer, example, teacher_role, config, reasons=config.teacher.reason_tokens > 0),
+            _encode_reference(tokenizer, example, config),
         )
 
-    prompts = processes.shared(both, examples)
-    transition = prompts[0][2] if prompts else np.zeros((0,), np.int32)
-    for example, (s, t, _) in zip(examples, prompts, strict=True):
-        if fits(example, s, config, role="student") and fits(example, t, config, role="teacher"):
-            kept.append(example)
-            student.append(s)
-            teacher.append(t)
-        else:
-            skipped += 1
-    if not kept:
+    encoded = processes.shared(all_of, examples)
+    fitting = [
+        fits(e, s, config, role="student") and fits(e, t, config, role="teacher") and reference_fits(e, r, config)
+        for e, (s, t, _, r) in zip(examples, encoded, strict=True)
+    ]
+    if not any(fitting):
         raise _nothing_fits(len(examples), config)
-    return Encoded(kept, student, teacher, transition, skipped)
+    kept = [i for i, fit in enumerate(fitting) if fit]
+    student, teacher, transitions, references = zip(*(encoded[i] for i in kept), strict=True)
+    skipped = len(examples) - len(kept)
+    return Encoded([examples[i] for i in kept], list(student), list(teacher), transitions[0], skipped, list(references))
+
+
+def teacher_prompt(tokenizer, example: Example, config: ConfigDict) -> np.ndarray:
+    """What the teacher sees of an example that has all of its fields, also those of attempts; [Q] int32."""
+    return _encode(tokenizer, example, roles(config)[1], config, reasons=False)[0]
+
+
+def _encode_reference(tokenizer, example: Example, config: ConfigDict) -> np.ndarray:
+    """The completion that the data holds, with its end; empty where a role writes completions."""
+    if config.sampling.source != "reference":
+        return np.zeros((0,), np.int32)
+    text = example.reference if config.task == "solve" else to_json(example.rubric, style=config.rubric.style)
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return np.asarray([*tokens, tokenizer.eos_token_id], np.int32)
+
+
+def reference_fits(example: Example, tokens: np.ndarray, config: ConfigDict) -> bool:
+    """Whether a completion from the data is within `sampling.max_new_tokens`; it is never cut.
+
+    Raises:
+      UserError: it is not, and `data.too_long` is "fail".
+    """
+    if len(tokens) <= config.sampling.max_new_tokens:
+        return True
+    if config.data.too_long == "fail":
+        raise UserError(
+            f"the reference has {len(tokens)} tokens, more than sampling.max_new_tokens",
+            file=example.origin,
+            field="reference",
+            value=example.reference,
+            remedy="raise the limit, or set data.too_long=skip",
+        )
+    return False
 
 
 def evaluation_questions(config: ConfigDict, tokenizer, needs: Sequence[str]) -> dict[str, dict[str, Questions]]:
@@ -204,10 +249,10 @@ def _encode(tokenizer, example: Example, role: Role, config: ConfigDict, *, reas
 
 def _nothing_fits(count: int, config: ConfigDict) -> UserError:
     return UserError(
-        f"no example is left: all {count} prompts are longer than the limits",
+        f"no example is left: all {count} prompts (or references) are longer than the limits",
         field="data.max_teacher_prompt",
         value=config.data.max_teacher_prompt,
-        remedy="raise data.max_student_prompt and data.max_teacher_prompt",
+        remedy="raise data.max_student_prompt, data.max_teacher_prompt or, of references, sampling.max_new_tokens",
     )
 
 

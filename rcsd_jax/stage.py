@@ -61,6 +61,7 @@ def run_stage(
         sharding.check_divisible(model.decoder.config, mesh, _batch_sizes(config))
         questions = evaluation_questions(model, config)
         examples = preparation.read_examples(config, config.data.path, require=preparation.required_fields(config))
+        graded_as = {e.id: e for e in examples}
         examples, rubric_counts = rubrics_for(examples, run)
         data = preparation.encode(examples, model.tokenizer, config)
         console.print(f"{name}: {len(data.examples)} examples, {data.skipped} skipped as too long")
@@ -92,7 +93,7 @@ def run_stage(
         with contextlib.closing(checkpoints):
             state, start = loop.begin(model, params, training, data, checkpoints, run)
             params = None  # what does not change lives on in `training.frozen`
-            state = loop.train_loop(state, start, training, model, data, checkpoints, run, evaluate_at)
+            state = loop.train_loop(state, start, training, model, data, checkpoints, run, evaluate_at, graded_as)
 
         plainly = config.export.merged or "trained" in questions  # what is trained serves with the plain weights
         if config.model.int8_weights and config.lora.rank and plainly:

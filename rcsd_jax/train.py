@@ -1,4 +1,4 @@
-"""The train state and the train step: sample -> score both roles -> divergence -> update. Pure, jitted over a mesh."""
+"""The train state and the train step: sample -> score both roles -> loss -> update. Pure, jitted over a mesh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rcsd_jax.methods import self_distillation as method
+from rcsd_jax.methods import METHODS, rollout
+from rcsd_jax.methods.rollout import Batch, Completions, Options, Variables
 from rcsd_jax.models.decoder import Decoder
 
 Params = Any
@@ -68,18 +69,19 @@ def _is_matrix(trained: Params) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim - (path[0].key == "layers") >= 2, trained)
 
 
-def student_variables(trained: Params, frozen: Params | None, *, lora: bool) -> method.Variables:
+def student_variables(trained: Params, frozen: Params | None, *, lora: bool) -> Variables:
     """The student's variables: the trained model, or the frozen base with the trained adapters."""
     return {"params": frozen, "lora": trained} if lora else {"params": trained}
 
 
-def teacher_variables(state: TrainState, frozen: Params | None, *, teacher: str, lora: bool) -> method.Variables:
+def teacher_variables(state: TrainState, frozen: Params | None, *, teacher: str, lora: bool) -> Variables | None:
     """The teacher's variables.
 
-    "fixed": the initial weights (`frozen`; under LoRA the base with its adapters off, so no second copy exists);
+    "none": a method without one; "fixed": the initial weights (`frozen`; under LoRA the base with its adapters off, so no second copy exists);
     "live": the current weights; "ema": their exponential moving average.
     """
     table = {
+        "none": lambda: None,
         "fixed": lambda: {"params": frozen},
         "live": lambda: student_variables(state.trained, frozen, lora=lora),
         "ema": lambda: student_variables(
@@ -89,48 +91,75 @@ def teacher_variables(state: TrainState, frozen: Params | None, *, teacher: str,
     return jax.lax.stop_gradient(table[teacher]())
 
 
-def train_step(
+def sample_step(
     state: TrainState,
     frozen: Params | None,
-    batch: method.Batch,
+    batch: Batch,
     seed: jax.Array,
     *,
     decoder: Decoder,
-    optimizer: optax.GradientTransformation,
-    options: method.Options,
+    options: Options,
     teacher: str,
     lora: bool,
+) -> Completions:
+    """The completions of one step. Random keys come from (seed, step, row), so any step can be recomputed alone."""
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    student = student_variables(state.trained, frozen, lora=lora)
+    teacher_vars = teacher_variables(state, frozen, teacher=teacher, lora=lora)
+    return rollout.sample(decoder, student, teacher_vars, batch, key, options)
+
+
+def learn_step(
+    state: TrainState,
+    frozen: Params | None,
+    completions: Completions,
+    *,
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    options: Options,
+    teacher: str,
+    lora: bool,
+    method: str = "self_distillation",
     ema_decay: float = 0.999,
     microbatches: int = 1,
-) -> tuple[TrainState, dict[str, jax.Array], method.Completions]:
-    """One update. Random keys come from (seed, step, row), so any step can be recomputed alone.
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update from completions: score both roles -> the method's loss -> gradient -> update.
 
     A non-finite loss, gradient or update leaves the state as it was and reports `finite` = 0: the caller stops.
 
     Returns:
-      The new state, scalar metrics (and `row_loss` [B]), and what was sampled.
+      The new state, and scalar metrics (and `row_loss` [B]).
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    student = student_variables(state.trained, frozen, lora=lora)
     teacher_vars = teacher_variables(state, frozen, teacher=teacher, lora=lora)
-
-    completions = method.sample(decoder, student, teacher_vars, batch, key, options)
-
-    loss_tokens = jnp.maximum(completions.loss_mask.sum(), 1)
+    weights = rollout.token_weights(completions.loss_mask, options.reduction)  # [B, N], of the whole batch
 
     def value_and_grad(trained, part):
-        hidden = method.teacher_hidden(decoder, teacher_vars, part)
+        completions, weights = part
+        hidden = None
+        if teacher_vars is not None:
+            hidden = rollout.teacher_hidden(decoder, teacher_vars, completions, guidance=options.guidance)
 
         def loss_fn(trained):
             variables = student_variables(trained, frozen, lora=lora)
-            return method.loss_and_sums(decoder, variables, teacher_vars, hidden, part, options, loss_tokens)
+            scored = rollout.score(decoder, variables, teacher_vars, hidden, completions)
+            return METHODS[method](scored, completions, weights, options)
 
         return jax.value_and_grad(loss_fn, has_aux=True)(trained)
 
-    (loss, sums), grads = _accumulate(value_and_grad, state.trained, completions, microbatches)
+    (loss, sums), grads = _accumulate(value_and_grad, state.trained, (completions, weights), microbatches)
 
     new_state, grad_norm, finite = update(state, loss, grads, optimizer=optimizer, ema_decay=ema_decay)
-    return new_state, _metrics(loss, grad_norm, finite, sums, completions), completions
+    return new_state, _metrics(loss, grad_norm, finite, sums, completions)
+
+
+def train_step(
+    state: TrainState, frozen: Params | None, batch: Batch, seed: jax.Array, **static: Any
+) -> tuple[TrainState, dict[str, jax.Array], Completions]:
+    """`sample_step` and `learn_step` as one program, where nothing of the host's comes between; `static`: of `learn_step`."""
+    role = {name: static[name] for name in ("decoder", "options", "teacher", "lora")}
+    completions = sample_step(state, frozen, batch, seed, **role)
+    new_state, metrics = learn_step(state, frozen, completions, **static)
+    return new_state, metrics, completions
 
 
 def update(
@@ -148,13 +177,13 @@ def update(
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state), grad_norm, finite
 
 
-def _accumulate(value_and_grad: Callable, trained: Params, completions: method.Completions, microbatches: int):
-    """Loss, sums and gradients added up over microbatches, one in memory at a time."""
+def _accumulate(value_and_grad: Callable, trained: Params, rows: Any, microbatches: int):
+    """Loss, sums and gradients added up over microbatches of the rows, one in memory at a time."""
     if microbatches == 1:
-        return value_and_grad(trained, completions)
+        return value_and_grad(trained, rows)
     # [B, ...] -> [A, B/A, ...] with rows dealt out in turn: every device keeps its own rows in every microbatch.
     parts = jax.tree.map(
-        lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1), completions
+        lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1), rows
     )
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(value_and_grad, trained, first))
@@ -171,7 +200,7 @@ def _accumulate(value_and_grad: Callable, trained: Params, completions: method.C
     return (value, sums), grads
 
 
-def _metrics(loss, grad_norm, finite, sums: dict, completions: method.Completions) -> dict[str, jax.Array]:
+def _metrics(loss, grad_norm, finite, sums: dict, completions: Completions) -> dict[str, jax.Array]:
     mask, cut = completions.samples.mask, completions.samples.cut
     count = jnp.maximum(mask.sum(), 1)
     row_loss = sums.pop("row_loss")
@@ -191,3 +220,11 @@ def jit_train_step(shardings: Any = None, **static) -> Callable:
     """`train_step` with its static choices bound, the state donated and, over a mesh, its sharding kept."""
     out = None if shardings is None else (shardings, None, None)
     return jax.jit(functools.partial(train_step, **static), donate_argnums=0, out_shardings=out)
+
+
+def jit_halves(shardings: Any = None, **static) -> tuple[Callable, Callable]:
+    """`sample_step` and `learn_step` likewise, for methods that grade in between on the host."""
+    role = {name: static[name] for name in ("decoder", "options", "teacher", "lora")}
+    sample = jax.jit(functools.partial(sample_step, **role))
+    out = None if shardings is None else (shardings, None)
+    return sample, jax.jit(functools.partial(learn_step, **static), donate_argnums=0, out_shardings=out)

@@ -8,16 +8,18 @@ from typing import NamedTuple
 
 from rcsd_jax.data.examples import Example
 from rcsd_jax.rubrics.parsing import parse
+from rcsd_jax.rubrics.schema import to_json
 from rcsd_jax.rubrics.scoring import f1
 
 Grade = Callable[[Example, str], dict[str, float]]
 
 
 class Grader(NamedTuple):
-    """How texts are graded, and the fields of an example without which they cannot be."""
+    """How texts are graded, the fields of an example without which they cannot be, and what the writer is told."""
 
     grade: Grade
     needs: tuple[str, ...]
+    feedback: Callable[[Example, str], str | None]  # None: nothing is wrong
 
 
 def grade_rubric(example: Example, text: str) -> dict[str, float]:
@@ -57,10 +59,32 @@ def grade_world(example: Example, text: str) -> dict[str, float]:
     return {"accuracy": float(grade.correct), "rubric_score": grade.rubric_score}
 
 
+def rubric_feedback(example: Example, text: str) -> str | None:
+    """What a parser objects to."""
+    parsed = parse(text, min_criteria=1, max_criteria=10**6)
+    return None if parsed.status == "strict" else parsed.reason
+
+
+def boxed_feedback(example: Example, text: str) -> str | None:
+    """That the final answer is wrong, or that there is none."""
+    if grade_boxed(example, text)["accuracy"]:
+        return None
+    found = last_boxed(text)
+    return "There is no final answer in \\boxed{}." if found is None else f"The final answer {found} is wrong."
+
+
+def world_feedback(example: Example, text: str) -> str | None:
+    """The criteria of the true rubric that the text fails, as a rubric."""
+    from rcsd_jax import world
+
+    failed = world.failed_criteria(example, text)
+    return None if failed is None else to_json(failed, style="strings")
+
+
 GRADERS: dict[str, Grader] = {
-    "rubric": Grader(grade_rubric, ("rubric",)),
-    "boxed": Grader(grade_boxed, ("reference",)),
-    "world": Grader(grade_world, ("rubric",)),
+    "rubric": Grader(grade_rubric, ("rubric",), rubric_feedback),
+    "boxed": Grader(grade_boxed, ("reference",), boxed_feedback),
+    "world": Grader(grade_world, ("rubric",), world_feedback),
 }
 
 

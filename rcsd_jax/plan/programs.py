@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rcsd_jax import config as configs
 from rcsd_jax import loop, run, sampling, train
 from rcsd_jax.errors import UserError
-from rcsd_jax.methods import self_distillation as method
+from rcsd_jax.methods import METHODS, rollout
 from rcsd_jax.models import decode_attention, huggingface, lora, matrices, published, quantization, sharding
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, abstract_params
 
@@ -132,7 +133,9 @@ def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
         Program("student forward+backward", sizes.microbatches, rows, make.gradients),
         Program("update", 1, sizes.batch, make.update),
     )
-    programs = {program.name: program for program in table}
+    absent = ["teacher scoring"] if configs.teacher_weights(config) == "none" else []
+    absent += ["prefill", "decode"] if config.sampling.source == "reference" else []
+    programs = {program.name: program for program in table if program.name not in absent}
     held = make.weight_bytes(), make.cache_bytes()
     return Plan(shape, mesh, sizes, config.lora.rank, tuple(config.lora.targets), *held, programs)
 
@@ -169,12 +172,13 @@ class _Programs:
         return train.student_variables(self.setup.abstract.trained, self.setup.frozen, lora=self.lora)
 
     def _teacher(self) -> Any:
-        teacher = functools.partial(train.teacher_variables, teacher=self.config.teacher.weights, lora=self.lora)
-        if self.config.teacher.weights == "ema":
+        weights = configs.teacher_weights(self.config)
+        teacher = functools.partial(train.teacher_variables, teacher=weights, lora=self.lora)
+        if weights == "ema":
             return _on(
                 self._shardings(self._student()), jax.eval_shape(teacher, self.setup.abstract, self.setup.frozen)
             )
-        return {"params": self.setup.frozen} if self.config.teacher.weights == "fixed" else self._student()
+        return {"params": self.setup.frozen} if weights == "fixed" else self._student()
 
     def _shardings(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: x.sharding, tree)
@@ -184,24 +188,19 @@ class _Programs:
         s = self.sizes
         reason = self.config.teacher.reason_tokens
         prompt = s.teacher_prompt - (reason + TRANSITION if reason else 0)
-        batch = method.Batch(
+        references = s.completion if self.config.sampling.source == "reference" else 0
+        batch = rollout.Batch(
             self._array(s.batch),
             self._array(s.batch, s.student_prompt),
             self._array(s.batch, s.student_prompt, dtype=bool),
             self._array(s.batch, prompt),
             self._array(s.batch, prompt, dtype=bool),
             self._array(s.batch, TRANSITION if reason else 0),
+            self._array(s.batch, references),
+            self._array(s.batch, references, dtype=bool),
         )
-        step = train.jit_train_step(
-            self._shardings(self.setup.abstract),
-            decoder=self.decoder,
-            optimizer=self.setup.optimizer,
-            options=self.options,
-            teacher=self.config.teacher.weights,
-            lora=self.lora,
-            ema_decay=self.config.teacher.ema_decay,
-            microbatches=s.microbatches,
-        )
+        static = loop.step_settings(self.config, self.model, self.setup.optimizer)
+        step = train.jit_train_step(self._shardings(self.setup.abstract), **static)
         with jax.set_mesh(self.mesh):
             return step.lower(self.setup.abstract, self.setup.frozen, batch, self._scalar(jnp.uint32))
 
@@ -282,7 +281,7 @@ class _Programs:
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def _completions(self) -> method.Completions:
+    def _completions(self) -> rollout.Completions:
         s = self.sizes
         rows, n = s.batch // s.microbatches, s.completion
         samples = sampling.Samples(
@@ -291,35 +290,40 @@ class _Programs:
             self._array(rows, n, dtype=jnp.float32),
             self._array(rows, dtype=bool),
         )
-        return method.Completions(
+        return rollout.Completions(
             self._array(rows, s.student_prompt),
             self._array(rows, s.student_prompt, dtype=bool),
             self._array(rows, s.teacher_prompt),
             self._array(rows, s.teacher_prompt, dtype=bool),
             samples,
             self._array(rows, n, dtype=bool),
+            self._array(rows, dtype=jnp.float32),
+            self._array(rows, dtype=bool),
         )
 
     def scoring(self) -> jax.stages.Lowered:
-        score = functools.partial(method.teacher_hidden, self.decoder)
+        score = functools.partial(rollout.teacher_hidden, self.decoder, guidance=self.options.guidance)
         return self._lower(score, self._teacher(), self._completions(), out_shardings=self.rows)
 
     def gradients(self) -> jax.stages.Lowered:
         completions, config = self._completions(), self.decoder.config
         hidden = self._array(*completions.samples.tokens.shape, config.hidden_size, dtype=config.dtype)
 
-        def gradients(trained, frozen, teacher, hidden, completions, loss_tokens):
+        weights = self._array(*completions.samples.tokens.shape, dtype=jnp.float32)
+        if configs.teacher_weights(self.config) == "none":
+            hidden = None
+
+        def gradients(trained, frozen, teacher, hidden, completions, weights):
             def loss(trained):
                 student = train.student_variables(trained, frozen, lora=self.lora)
-                return method.loss_and_sums(
-                    self.decoder, student, teacher, hidden, completions, self.options, loss_tokens
-                )
+                scored = rollout.score(self.decoder, student, teacher, hidden, completions)
+                return METHODS[self.config.method](scored, completions, weights, self.options)
 
             return jax.value_and_grad(loss, has_aux=True)(trained)
 
         trained = self.setup.abstract.trained
         return self._lower(
-            gradients, trained, self.setup.frozen, self._teacher(), hidden, completions, self._scalar(jnp.int32),
+            gradients, trained, self.setup.frozen, self._teacher(), hidden, completions, weights,
             out_shardings=(None, self._shardings(trained)),
         )  # fmt: skip
 

@@ -102,7 +102,7 @@ def step(plan: Plan, chip: Chip, measured: dict[str, Measured]) -> dict[str, Any
     """
     parts = {name: m.cost.seconds * m.program.runs for name, m in measured.items() if name != "train step" and m.fits}
     whole = measured.get("train step")
-    from_parts = sum(parts.values()) if set(parts) >= PARTS else None
+    from_parts = sum(parts.values()) if set(parts) >= set(plan.programs) - {"train step"} else None
     seconds = whole.cost.seconds if whole and whole.fits else from_parts
     chip_hours = seconds * chips_of(plan, chip) / 3600 if seconds else None
     tokens = plan.lengths.batch * (measured["decode"].program.runs if "decode" in measured else plan.lengths.completion)
@@ -115,9 +115,6 @@ def step(plan: Plan, chip: Chip, measured: dict[str, Measured]) -> dict[str, Any
         "chip_hours": chip_hours,
         "hundred_steps_chip_hours": 100 * chip_hours if chip_hours else None,
     }
-
-
-PARTS = {"prefill", "decode", "teacher scoring", "student forward+backward", "update"}
 
 
 def print_report(console: rich.console.Console, data: dict[str, Any]) -> None:
@@ -212,7 +209,7 @@ def _verdict(data: dict[str, Any]) -> list[str]:
     s = data["step"]
     if s["seconds"]:
         lines.append(
-            f"one RCSD step: {_time(s['seconds'])} modelled, {s['chip_hours']:.3g} chip-hours; 100 steps: "
+            f"one step: {_time(s['seconds'])} modelled, {s['chip_hours']:.3g} chip-hours; 100 steps: "
             f"{s['hundred_steps_hours']:.3g} h, {s['hundred_steps_chip_hours']:.3g} chip-hours"
         )
     if s["seconds_from_parts"]:

@@ -85,6 +85,13 @@ def grade_solution(example: Example, text: str) -> SolutionGrade:
     return SolutionGrade(criteria.answer_correct(problem, text), met, score(example.rubric, met))
 
 
+def failed_criteria(example: Example, text: str) -> Rubric | None:
+    """What of the true rubric a solution fails (of a Pitfall: falls into), or None."""
+    met = grade_solution(example, text).criteria_met
+    failed = [c for c, m in zip(example.rubric.criteria, met, strict=True) if m == (c.kind == "Pitfall")]
+    return Rubric(tuple(failed)) if failed else None
+
+
 def grade_rubric(example: Example, rubric: Rubric | None) -> float:
     """F1 of a written rubric's criteria against the true ones; 0 for a rubric that could not be parsed."""
     return f1(rubric, example.rubric)

@@ -6,7 +6,13 @@ from typing import Any
 
 PROMPTS: dict[str, Any] = {
     "rubric_style": "strings",
-    "headings": {"reference": "reference :", "answer": "answer :", "rubric": "rubric :"},
+    "headings": {
+        "reference": "reference :",
+        "answer": "answer :",
+        "rubric": "rubric :",
+        "success": "reference :",
+        "feedback": "rubric :",
+    },
     "solve": {"definition": "", "request": "solve"},
     "write_rubric": {"definition": "", "request": "write rubric"},
     "reason": {"request": "write reason", "transition": ""},

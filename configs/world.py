@@ -1,0 +1,35 @@
+"""Stage II on the embedded world by any method of `configs/stage2.py`, a minute or two on two cores.
+
+    python -m rcsd_jax.main --config=configs/world.py:grpo
+
+The variants are those of `configs/stage2.py`, and "grpo_rubric", whose reward is the rubric score of the world's programs,
+and "sdpo_feedback", whose teacher sees the criteria that the student's own completion failed. Default: "ground_truth".
+Rubrics that a model wrote ("paper", "release", "mixed") need `rubric.writer`, as a Stage I of `configs/tiny.py` leaves it
+under `runs/tiny/stage1/export`.
+"""
+
+from configs import stage2, tiny
+
+RUBRIC_REWARD = dict(reward=dict(score="rubric_score"))
+FEEDBACK = dict(teacher=dict(fields=("question", "feedback")), sampling=dict(group=1))
+VARIANTS = (*stage2.VARIANTS, "grpo_rubric", "sdpo_feedback")
+
+# Each method at the rate that served it best of those tried, on questions and seeds that no table shows.
+LEARNING_RATE = {}
+
+
+def get_config(variant="ground_truth"):
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: use one of {', '.join(VARIANTS)}")
+    name = {"grpo_rubric": "grpo", "sdpo_feedback": "sdpo"}.get(variant, variant)
+    config = tiny.solving()
+    steps = config.train.steps
+    config.rubric.update(source="data", writer="")
+    config.update(stage2.VARIANTS[name])
+    config.train.steps = steps
+    if config.reward.grader:
+        config.reward.grader = "world"
+    config.update({"grpo_rubric": RUBRIC_REWARD, "sdpo_feedback": FEEDBACK}.get(variant, {}))
+    config.teacher.reason_tokens = 0  # the base model has not read analyses
+    config.optimizer.learning_rate = LEARNING_RATE.get(variant, config.optimizer.learning_rate)
+    return config

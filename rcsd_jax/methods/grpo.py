@@ -1,0 +1,42 @@
+"""GRPO (arXiv 2402.03300) and Dr. GRPO (2503.20783): rewards of whole completions, compared within their group.
+
+The advantages come with the completions, graded between sampling and learning. With `kl` > 0 the teacher is the reference
+model: it sees what the student sees (`teacher.fields`), with the weights that `teacher.weights` names.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rcsd_jax import losses, policy_gradient
+from rcsd_jax.methods.rollout import Completions, Options, Scored, row_loss, total
+
+
+def loss_and_sums(
+    scored: Scored, completions: Completions, weights: jax.Array, options: Options
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The clipped policy loss (+ kl * the reference's KL); arguments and results as in `self_distillation.loss_and_sums`."""
+    samples, settings = completions.samples, dict(options.policy)
+    of_tokens = dict(chunk_size=options.chunk_size, temperature=options.temperature)
+    log_probs, entropy = losses.token_log_probs_from_hidden(
+        scored.student_hidden, scored.student_head, samples.tokens, **of_tokens
+    )
+    clips = dict(clip_low=settings["clip_low"], clip_high=settings["clip_high"])
+    token_loss = policy_gradient.clipped_policy_loss(log_probs, samples.log_probs, completions.advantages, **clips)
+    ratio = jnp.exp(jax.lax.stop_gradient(log_probs) - samples.log_probs)
+    logged = {
+        "policy_loss": token_loss,
+        "ratio_clipped": (ratio < 1 - clips["clip_low"]) | (ratio > 1 + clips["clip_high"]),
+        "student_entropy": entropy,
+        "sampler_trainer_log_prob_difference": jnp.abs(log_probs - samples.log_probs),
+    }
+    if settings["kl"]:
+        reference, _ = losses.token_log_probs_from_hidden(
+            scored.teacher_hidden, scored.teacher_head, samples.tokens, **of_tokens
+        )
+        kl = policy_gradient.reference_kl(log_probs, reference)
+        token_loss += settings["kl"] * kl
+        logged["reference_kl"] = kl
+    sums = {name: total(completions, jax.lax.stop_gradient(values)) for name, values in logged.items()}
+    return losses.weighted_sum(token_loss, weights), sums | {"row_loss": row_loss(weights, token_loss)}

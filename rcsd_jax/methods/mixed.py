@@ -1,0 +1,22 @@
+"""Self-distillation and rewards together: divergence + policy.weight * clipped policy loss, on the same completions.
+
+RCSD with a verifiable reward; with a teacher that sees the student's own success, SDPO's mix with GRPO (2601.20802).
+"""
+
+from __future__ import annotations
+
+import jax
+
+from rcsd_jax.methods import grpo, self_distillation
+from rcsd_jax.methods.rollout import Completions, Options, Scored
+
+
+def loss_and_sums(
+    scored: Scored, completions: Completions, weights: jax.Array, options: Options
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Arguments and results as in `self_distillation.loss_and_sums`."""
+    share = dict(options.policy)["weight"]
+    distilled, sums = self_distillation.loss_and_sums(scored, completions, weights, options)
+    rewarded, more = grpo.loss_and_sums(scored, completions, weights, options)
+    rows = sums["row_loss"] + share * more["row_loss"]
+    return distilled + share * rewarded, more | sums | {"row_loss": rows}

@@ -1,0 +1,190 @@
+"""What every method shares: two roles and a completion that both of them can score.
+
+    ŷ ~ p(. | x)                       sampled by the student (or the teacher, or taken from the data), no gradient
+    h_S, h_T                           hidden states that predict ŷ in both roles, the teacher's without gradient
+
+A method turns these into a loss: one small file of this package each. Which fields the roles see, who writes and how is
+data (`Batch`, `Options`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rcsd_jax.continuous_batching import generate_queue
+from rcsd_jax.models.decoder import Decoder, head_matrix
+from rcsd_jax.models.scoring import completion_hidden
+from rcsd_jax.sampling import Samples, SamplingConfig, generate
+
+Variables = Any
+
+
+class Batch(NamedTuple):
+    """What the two roles see of B examples. Prompts are left-padded; the last token of each is real."""
+
+    row: jax.Array  # [B] int32, the row's place in the global batch: its random key
+    student_tokens: jax.Array  # [B, P] int32
+    student_mask: jax.Array  # [B, P] bool
+    teacher_tokens: jax.Array  # [B, Q] int32
+    teacher_mask: jax.Array  # [B, Q] bool
+    transition: jax.Array  # [B, U] int32, between the teacher's analysis and the completion; U = 0 without reason-first
+    reference_tokens: jax.Array  # [B, N] int32, completions taken from the data; N = 0 where a role writes them
+    reference_mask: jax.Array  # [B, N] bool
+
+
+class Completions(NamedTuple):
+    """A batch with what was written: prompts of both roles and the one completion that both score."""
+
+    student_tokens: jax.Array  # [B, P]
+    student_mask: jax.Array  # [B, P]
+    teacher_tokens: jax.Array  # [B, Q']; with reason-first the analysis and the transition are part of it
+    teacher_mask: jax.Array  # [B, Q']
+    samples: Samples
+    loss_mask: jax.Array  # [B, N] bool, tokens that count in the loss
+    advantages: jax.Array  # [B] float32, of graded completions among their group; else 0
+    taught: jax.Array  # [B] bool, where the teacher's context is whole: not where it lacks an attempt to be shown
+
+
+class Scored(NamedTuple):
+    """What a method's loss is made of. Gradient flows to the student's alone."""
+
+    student_hidden: jax.Array  # [B, N, D], the t-th predicts completion token t
+    student_head: jax.Array  # [D, V]
+    teacher_hidden: jax.Array | None  # [B, N, D]; None for a method without a teacher
+    teacher_head: jax.Array | None  # [D, V]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Static choices of a run (METHOD: divergences). `divergence`: options of `losses.score_from_hidden`."""
+
+    sampling: SamplingConfig
+    divergence: tuple[tuple[str, Any], ...]  # a dict's items, so that the options hash as static arguments
+    temperature: float = 1.0
+    chunk_size: int = 512
+    source: str = "student"  # who writes the completions: "student", "teacher", or "reference", the data
+    reduction: str = "tokens"  # how tokens weigh: `token_weights`
+    guidance: float = 0.0  # how far the teacher is pushed along what its privileged context changes
+    policy: tuple[tuple[str, Any], ...] = ()  # options of `methods.grpo`, likewise a dict's items
+    reason_tokens: int = 0  # longest analysis that the teacher writes first; 0: none
+    importance_clip: float | None = None  # truncated importance weight of trainer against sampler
+    mask_cut: bool = False  # leave completions that hit the length limit out of the loss
+    skip_first: int = 0  # leave the first n completion tokens out of the loss (SDFT)
+    group: int = 1  # completions of a prompt: rows of the batch that follow each other
+    slots: int = 0  # rows that are sampled at a time, finished ones making room for the next; 0: all at once
+    pad_id: int = 0
+
+
+def sample(
+    decoder: Decoder, student: Variables, teacher: Variables, batch: Batch, key: jax.Array, options: Options
+) -> Completions:
+    """Completions are written; with reason-first the teacher writes its analysis. No gradient flows."""
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch.row)  # [B]
+    samples = _completions(decoder, student, teacher, batch, keys, options)
+    teacher_tokens, teacher_mask = batch.teacher_tokens, batch.teacher_mask
+    if options.reason_tokens:
+        reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens)
+        keys = jax.vmap(lambda k: jax.random.fold_in(k, 2**32 - 1))(keys)  # apart from every token's own fold
+        analysis = _write(decoder, teacher, teacher_tokens, teacher_mask, keys, options, reason)
+        # The transition opens with the template's own end of turn, so the analysis' own end is masked out.
+        ended = jnp.isin(analysis.tokens, jnp.asarray(reason.eos_ids, jnp.int32))
+        teacher_tokens = jnp.concatenate([teacher_tokens, analysis.tokens, batch.transition], axis=1)
+        transition_mask = jnp.ones(batch.transition.shape, bool)
+        teacher_mask = jnp.concatenate([teacher_mask, analysis.mask & ~ended, transition_mask], axis=1)
+    loss_mask = samples.mask & (jnp.arange(samples.mask.shape[1]) >= options.skip_first)
+    if options.mask_cut:
+        loss_mask &= ~samples.cut[:, None]
+    advantages = jnp.zeros(batch.row.shape, jnp.float32)
+    prompts = batch.student_tokens, batch.student_mask, teacher_tokens, teacher_mask
+    return jax.lax.stop_gradient(Completions(*prompts, samples, loss_mask, advantages, jnp.ones(batch.row.shape, bool)))
+
+
+def _completions(decoder, student, teacher, batch: Batch, keys, options: Options) -> Samples:
+    if options.source == "reference":
+        tokens, mask = batch.reference_tokens, batch.reference_mask
+        return Samples(tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.zeros(tokens.shape[:1], bool))
+    if options.source == "teacher":
+        prompts = teacher, batch.teacher_tokens, batch.teacher_mask
+    else:
+        prompts = student, batch.student_tokens, batch.student_mask
+    return _write(decoder, *prompts, keys, options, options.sampling, group=options.group)
+
+
+def _write(decoder, variables, tokens, mask, keys, options: Options, sampling: SamplingConfig, group=1) -> Samples:
+    """A completion of every prompt; the same ones however many slots there are."""
+    if options.slots:
+        queue = tokens[::group], mask[::group], keys, sampling  # one prefill for all samples of a prompt
+        bound = dict(slots=options.slots, samples_per_prompt=group, pad_id=options.pad_id)
+        return generate_queue(decoder, variables, *queue, **bound)[0]
+    return generate(decoder, variables, tokens, mask, keys, sampling, pad_id=options.pad_id)
+
+
+def teacher_hidden(
+    decoder: Decoder, teacher: Variables, completions: Completions, *, guidance: float = 0.0
+) -> jax.Array:
+    """The teacher's final hidden states that predict the completions, [B, N, D], without gradient.
+
+    With guidance g they are h + g (h - h'), h' being the teacher's without its privileged context, shown what the student
+    sees. As logits are linear in them, these are the logits with - without, pushed along by the same factor.
+    """
+    c = completions
+    answer = c.samples.tokens, c.samples.mask
+    hidden = completion_hidden(decoder, teacher, c.teacher_tokens, c.teacher_mask, *answer)
+    if guidance:
+        without = completion_hidden(decoder, teacher, c.student_tokens, c.student_mask, *answer)
+        pushed = hidden.astype(jnp.float32) + guidance * (hidden.astype(jnp.float32) - without.astype(jnp.float32))
+        hidden = pushed.astype(hidden.dtype)
+    return jax.lax.stop_gradient(hidden)
+
+
+def score(
+    decoder: Decoder,
+    student: Variables,
+    teacher: Variables | None,
+    teacher_hidden: jax.Array | None,
+    completions: Completions,
+) -> Scored:
+    """Both roles' hidden states and output matrices, differentiable in `student`.
+
+    Args:
+      decoder: the model.
+      student: variables.
+      teacher: variables, of which the output matrix is read; None without a teacher.
+      teacher_hidden: [B, N, D], of `teacher_hidden`; None without a teacher.
+      completions: what `sample` gave, or some of its rows.
+    """
+    c, samples = completions, completions.samples
+    hidden = completion_hidden(decoder, student, c.student_tokens, c.student_mask, samples.tokens, samples.mask)
+    head = head_matrix(decoder.config, student["params"])
+    if teacher_hidden is None:
+        return Scored(hidden, head, None, None)
+    return Scored(hidden, head, teacher_hidden, jax.lax.stop_gradient(head_matrix(decoder.config, teacher["params"])))
+
+
+def token_weights(loss_mask: jax.Array, reduction: str) -> jax.Array:
+    """How much each token of a whole batch weighs in its loss, [B, N] float32, 0 outside the mask [B, N].
+
+    "tokens": all alike, the mean over the batch's tokens; "completions": all completions alike, whatever their length
+    (GRPO); "longest": 1 / (B N), as if all had the greatest length (Dr. GRPO).
+    """
+    rows, length = loss_mask.shape
+    total = {
+        "tokens": lambda: loss_mask.sum(),
+        "completions": lambda: loss_mask.sum(axis=1, keepdims=True) * rows,
+        "longest": lambda: jnp.asarray(rows * length),
+    }[reduction]()
+    return loss_mask.astype(jnp.float32) / jnp.maximum(total, 1)
+
+
+def total(completions: Completions, values: jax.Array) -> jax.Array:
+    """The sum over completion tokens of values [B, N], for logging."""
+    return jnp.where(completions.samples.mask, values, 0.0).sum()
+
+
+def row_loss(weights: jax.Array, token_loss: jax.Array) -> jax.Array:
+    """Each row's summed loss [B], of token losses [B, N], where they weigh something: it tells whose loss is not finite."""
+    return jnp.where(weights > 0, token_loss, 0.0).sum(axis=1)

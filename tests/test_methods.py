@@ -1,0 +1,300 @@
+"""Methods beside self-distillation: their losses by hand, grading between sampling and learning, and whole runs."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rich.console
+
+from configs import world as world_config
+from rcsd_jax import grading, loop, losses, preparation, world
+from rcsd_jax.completions import Completion
+from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.methods import METHODS, rollout
+from rcsd_jax.models import sharding
+from rcsd_jax.preemption import StopRequest
+from rcsd_jax.run import Run, open_model
+from rcsd_jax.sampling import Samples
+from rcsd_jax.stage import run_stage
+
+B, N, D, V = 4, 6, 8, 13
+RNG = np.random.default_rng(0)
+
+
+def options(**changes):
+    base = rollout.Options(sampling=None, divergence=(), temperature=1.3, chunk_size=4)
+    policy = dict(clip_low=0.1, clip_high=0.3, kl=0.0, weight=0.5) | changes.pop("policy", {})
+    return dataclasses.replace(base, policy=tuple(policy.items()), **changes)
+
+
+def scored_completions():
+    arrays = [jnp.asarray(RNG.normal(size=s), jnp.float32) for s in ((B, N, D), (D, V), (B, N, D), (D, V))]
+    tokens = jnp.asarray(RNG.integers(0, V, (B, N)), jnp.int32)
+    mask = jnp.arange(N) < jnp.asarray([6, 3, 1, 5])[:, None]
+    log_probs = log_softmax(arrays[0] @ arrays[1], 1.3)
+    old = np.take_along_axis(log_probs, np.asarray(tokens)[..., None], -1)[..., 0] + 0.3 * RNG.normal(size=(B, N))
+    samples = Samples(tokens, mask, jnp.where(mask, old, 0.0).astype(jnp.float32), jnp.zeros(B, bool))
+    prompts = [jnp.zeros((B, 1), jnp.int32), jnp.ones((B, 1), bool)] * 2
+    advantages = jnp.asarray([1.0, -0.7, 0.0, -1.5])
+    return rollout.Scored(*arrays), rollout.Completions(*prompts, samples, mask, advantages, jnp.ones(B, bool))
+
+
+def log_softmax(logits, temperature):
+    x = np.asarray(logits, np.float64) / temperature
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def of_tokens(hidden, head, tokens, temperature):
+    return np.take_along_axis(log_softmax(hidden @ head, temperature), np.asarray(tokens)[..., None], -1)[..., 0]
+
+
+# --- losses by hand --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 100])
+@pytest.mark.parametrize("dtype, atol", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05)])
+def test_token_log_probs_from_hidden_are_the_plain_ones(chunk_size, dtype, atol):
+    scored, completions = scored_completions()
+    hidden, head, tokens = scored.student_hidden.astype(dtype), scored.student_head.astype(dtype), completions[4].tokens
+    coefficients = jnp.asarray(RNG.normal(size=(B, N)), jnp.float32)
+
+    def chunked(hidden, head):
+        log_probs, entropy = losses.token_log_probs_from_hidden(
+            hidden, head, tokens, chunk_size=chunk_size, temperature=0.7
+        )
+        return (coefficients * log_probs).sum(), (log_probs, entropy)
+
+    def plain(hidden, head):
+        logits = hidden.astype(jnp.float32) @ head.astype(jnp.float32)
+        log_probs = losses.token_log_probs(logits, tokens, temperature=0.7)
+        return (coefficients * log_probs).sum(), (log_probs, losses.entropy(logits, temperature=0.7))
+
+    got, want = (jax.value_and_grad(f, (0, 1), has_aux=True)(hidden, head) for f in (chunked, plain))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=atol, rtol=atol)
+    np.testing.assert_allclose(got[0][1][0], of_tokens(hidden, head, tokens, 0.7), atol=max(atol, 1e-4))
+
+
+def test_token_log_probs_from_hidden_refuse_bad_options():
+    scored, completions = scored_completions()
+    for bad in (dict(chunk_size=0), dict(chunk_size=1, temperature=0.0)):
+        with pytest.raises(ValueError, match="chunk_size|temperature"):
+            losses.token_log_probs_from_hidden(*scored[:2], completions.samples.tokens, **bad)
+
+
+def test_sft_is_cross_entropy_whatever_the_sampling_temperature():
+    scored, completions = scored_completions()
+    weights = rollout.token_weights(completions.loss_mask, "tokens")
+    loss, sums = METHODS["sft"](rollout.Scored(*scored[:2], None, None), completions, weights, options())
+    mask = np.asarray(completions.loss_mask)
+    want = -of_tokens(*scored[:2], completions.samples.tokens, 1.0)
+    np.testing.assert_allclose(loss, want[mask].mean(), rtol=1e-5)
+    np.testing.assert_allclose(sums["row_loss"], (want * mask).sum(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.2])
+@pytest.mark.parametrize("reduction", ["tokens", "completions", "longest"])
+def test_grpo_by_hand(reduction, kl):
+    scored, completions = scored_completions()
+    mask, tokens = np.asarray(completions.loss_mask), completions.samples.tokens
+    weights = rollout.token_weights(completions.loss_mask, reduction)
+    loss, sums = METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=kl)))
+    new = of_tokens(*scored[:2], tokens, 1.3)
+    ratio, advantage = np.exp(new - np.asarray(completions.samples.log_probs)), np.asarray(completions.advantages)
+    each = -np.minimum(ratio * advantage[:, None], np.clip(ratio, 0.9, 1.3) * advantage[:, None])
+    difference = of_tokens(*scored[2:], tokens, 1.3) - new
+    each += kl * (np.exp(difference) - difference - 1)
+    want = {
+        "tokens": each[mask].mean(),
+        "completions": np.mean([row[keep].mean() for row, keep in zip(each, mask, strict=True)]),
+        "longest": each[mask].sum() / (B * N),
+    }
+    np.testing.assert_allclose(loss, want[reduction], rtol=1e-4)
+    np.testing.assert_allclose(sums["ratio_clipped"], ((ratio < 0.9) | (ratio > 1.3))[mask].sum())
+    assert ("reference_kl" in sums) == bool(kl)
+
+
+def test_grpo_lets_gradient_to_the_student_alone():
+    scored, completions = scored_completions()
+    weights = rollout.token_weights(completions.loss_mask, "completions")
+    loss = lambda scored: METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=0.1)))[0]
+    gradient = jax.grad(loss)(scored)
+    assert all(bool(jnp.abs(x).max() > 0) for x in gradient[:2])
+    assert all(bool((x == 0).all()) for x in gradient[2:])
+
+
+def test_mixed_is_the_sum_of_both_and_untaught_rows_are_rewarded_only():
+    scored, completions = scored_completions()
+    weights = rollout.token_weights(completions.loss_mask, "tokens")
+    both = lambda name, c: METHODS[name](scored, c, weights, options())[0]
+    want = both("self_distillation", completions) + 0.5 * both("grpo", completions)
+    np.testing.assert_allclose(both("self_distillation_and_grpo", completions), want, rtol=1e-6)
+
+    untaught = completions._replace(taught=jnp.zeros(B, bool))
+    assert float(both("self_distillation", untaught)) == 0.0
+    np.testing.assert_allclose(both("self_distillation_and_grpo", untaught), 0.5 * both("grpo", completions), rtol=1e-6)
+
+
+def test_token_weights_of_nothing_are_nothing():
+    for reduction in ("tokens", "completions", "longest"):
+        assert not rollout.token_weights(jnp.zeros((2, 3), bool), reduction).any()
+    mask = jnp.asarray([[1, 1, 0], [0, 0, 0]], bool)
+    assert rollout.token_weights(mask, "completions").tolist() == [[0.25, 0.25, 0.0], [0.0, 0.0, 0.0]]
+
+
+# --- on the embedded world -------------------------------------------------------------------------------------------
+
+
+def config_of(variant, tmp_path, **train):
+    config = world_config.get_config(variant)
+    config.data.count, config.eval.grader = 16, ""
+    config.train.update(dict(steps=2, batch_size=8) | train)
+    config.checkpoint.every = 1
+    config.rubric.source = "data"
+    config.sampling.max_new_tokens = 64
+    return config
+
+
+def context(config, tmp_path):
+    mesh = sharding.make_mesh(**config.mesh)
+    run = Run(config, tmp_path, mesh, rich.console.Console(quiet=True), StopRequest(), "run")
+    return run, open_model(config.model.path, config)
+
+
+def rows_of_texts(texts, model, length):
+    """Samples [B, N] that spell these texts, each ended."""
+    encoded = [[*model.tokenizer(t, add_special_tokens=False)["input_ids"], model.eos_ids[0]] for t in texts]
+    tokens, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), bool)
+    for i, row in enumerate(encoded):
+        tokens[i, : len(row)], mask[i, : len(row)] = row, True
+    return Samples(jnp.asarray(tokens), jnp.asarray(mask), jnp.zeros(tokens.shape), jnp.zeros(len(texts), bool))
+
+
+def grade_texts(config, tmp_path, texts, examples):
+    run, model = context(config, tmp_path)
+    with jax.set_mesh(run.mesh):
+        data = preparation.encode(examples, model.tokenizer, config)
+        rows = list(range(len(examples)))
+        batch = loop.make_batch(rows, data, config, model.pad_id)
+        settings = loop.options_of(config, model)
+        written = rollout.Completions(
+            *batch[1:5], rows_of_texts(texts, model, 64), jnp.ones((len(rows), 64), bool), jnp.zeros(len(rows)),
+            jnp.ones(len(rows), bool),
+        )  # fmt: skip
+        return *grading.graded(written, examples, data.examples, settings.sampling, model, run), model
+
+
+def group_of(example, right):
+    """A group's texts: the reference that is all right, or a wrong answer."""
+    good = world.documents.careful_solution(example.extra["problem"])
+    return [good if is_right else "answer \\boxed{ 1 }" for is_right in right]
+
+
+def test_advantages_and_teachers_that_see_the_groups_own_success(tmp_path):
+    config = config_of("sdpo", tmp_path)
+    first, second = world.examples("stage2", 2, seed=5)
+    texts = group_of(first, [0, 1, 0, 1]) + group_of(second, [0, 0, 1, 0])
+    completions, metrics, model = grade_texts(config, tmp_path, texts, [first] * 4 + [second] * 4)
+
+    assert completions.taught.tolist() == [True, True, True, True, True, True, False, True]
+    assert metrics["graded_accuracy"] == 3 / 8 and metrics["share_taught"] == 7 / 8 and metrics["groups_alike"] == 0
+    rewards = np.array([[0, 1, 0, 1], [0, 0, 1, 0]], float)
+    want = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, ddof=1, keepdims=True) + 1e-4)
+    np.testing.assert_allclose(completions.advantages, want.ravel(), rtol=1e-5)
+    for row, success in ((0, texts[1]), (1, texts[3]), (3, texts[1]), (4, texts[6])):
+        shown = np.asarray(completions.teacher_tokens[row])[np.asarray(completions.teacher_mask[row])]
+        text = model.decode(shown)
+        assert f"reference : {success}" in " ".join(text.split()), text
+
+
+def test_teachers_that_see_what_the_grader_says(tmp_path):
+    config = config_of("sdpo_feedback", tmp_path)
+    one = world.examples("stage2", 1, seed=5)[0]
+    texts = group_of(one, [0, 1])
+    completions, metrics, model = grade_texts(config, tmp_path, texts, [one] * 2)
+    assert completions.taught.tolist() == [True, False] and metrics["share_taught"] == 0.5
+    said = model.decode(np.asarray(completions.teacher_tokens[0])[np.asarray(completions.teacher_mask[0])])
+    failed = world.failed_criteria(one, texts[0])
+    assert 0 < len(failed.criteria) < len(one.rubric.criteria)
+    assert all(" ".join(c.description.split()) in " ".join(said.split()) for c in failed.criteria)
+
+
+def test_feedback_of_every_grader():
+    one = world.examples("stage2", 1)[0]
+    boxed = dataclasses.replace(one, reference="so \\boxed{7}")
+    assert GRADERS["boxed"].feedback(boxed, "\\boxed{7}") is None
+    assert "8" in GRADERS["boxed"].feedback(boxed, "\\boxed{8}") and "no final" in GRADERS["boxed"].feedback(boxed, "8")
+    assert (
+        GRADERS["rubric"].feedback(one, "no") and GRADERS["rubric"].feedback(one, '["Essential Criteria: a"]') is None
+    )
+
+
+def test_a_score_that_the_grader_lacks_is_named(tmp_path):
+    config = config_of("grpo", tmp_path)
+    config.reward.score = "beauty"
+    one = world.examples("stage2", 1)[0]
+    with pytest.raises(grading.UserError, match="beauty") as error:
+        grade_texts(config, tmp_path, group_of(one, [0, 0, 0, 1]), [one] * 4)
+    assert error.value.field == "reward.score" and "accuracy" in error.value.remedy
+
+
+def run(config, workdir):
+    with StopRequest() as stop:
+        return run_stage(config, workdir, rich.console.Console(quiet=True), stop)
+
+
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "variant, logged",
+    [
+        pytest.param("sft", "cross_entropy", marks=SLOW),
+        pytest.param("grpo", "policy_loss", marks=SLOW),
+        pytest.param("grpo_rubric", "graded_rubric_score", marks=SLOW),
+        pytest.param("sdpo_feedback", "share_taught", marks=SLOW),
+        pytest.param("sdft", "divergence", marks=SLOW),
+        ("mixed", "policy_loss"),
+    ],
+)
+def test_every_method_trains_and_continues_exactly(variant, logged, tmp_path):
+    config = config_of(variant, tmp_path)
+    if variant == "grpo":
+        config.policy.kl, config.sampling.slots = 0.1, 4
+    run(config, tmp_path / "whole")
+    whole = metrics_of(tmp_path / "whole")
+    assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in whole) and logged in whole[0]
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "2")
+    (tmp_path / "again" / "summary.json").unlink()
+    run(config, tmp_path / "again")
+    again = metrics_of(tmp_path / "again")
+    assert [row["loss"] for row in again] == [row["loss"] for row in whole]
+
+
+def test_sft_learns_the_references(tmp_path):
+    run_, model = context(config_of("sft", tmp_path), tmp_path)
+    config = run_.config
+    examples = world.examples("stage2", 4)
+    data = preparation.encode(examples, model.tokenizer, config)
+    batch = loop.make_batch([0, 1, 2, 3], data, config, model.pad_id)
+    for i, example in enumerate(examples):
+        tokens = np.asarray(batch.reference_tokens[i])[np.asarray(batch.reference_mask[i])]
+        assert tokens[-1] == model.tokenizer.eos_token_id
+        spelled = model.tokenizer(example.reference, add_special_tokens=False)["input_ids"]
+        assert tokens[:-1].tolist() == spelled and Completion(tokens, False)
+    assert batch.reference_tokens.shape == (4, config.sampling.max_new_tokens)
+    config.sampling.max_new_tokens = 40
+    config.data.too_long = "skip"
+    kept = preparation.encode(world.examples("stage2", 40), model.tokenizer, config)
+    assert 0 < kept.skipped < 40 and max(map(len, kept.references)) <= 40
