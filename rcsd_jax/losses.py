@@ -110,6 +110,31 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, values.astype(jnp.float32), 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
+def token_weights(mask: jax.Array, reduction: str, *, max_length: int | None = None) -> jax.Array:
+    """How much each token of a batch weighs in its loss, [B, T] float32, 0 outside the mask [B, T].
+
+    Args:
+      mask: the completions' tokens that count.
+      reduction: "tokens": all alike, the mean over the batch's tokens; "completions": all completions alike, whatever
+        their length, an empty one counting as 0 (GRPO); "longest": 1 / (B max_length), as if all were so long (Dr. GRPO).
+      max_length: of "longest"; None: T.
+
+    Raises:
+      ValueError: an unknown reduction.
+    """
+    mask = mask.astype(bool)
+    rows, length = mask.shape
+    if reduction == "tokens":
+        total = mask.sum()
+    elif reduction == "completions":
+        total = mask.sum(axis=1, keepdims=True) * rows
+    elif reduction == "longest":
+        total = jnp.asarray(rows * (max_length or length))
+    else:
+        raise ValueError(f"reduction must be 'tokens', 'completions' or 'longest', got {reduction!r}")
+    return mask / jnp.maximum(total, 1).astype(jnp.float32)
+
+
 def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
     """Sum of weights * values, a float32 scalar; values of weight 0 never matter, even inf or NaN, nor do gradients there."""
     there = weights != 0

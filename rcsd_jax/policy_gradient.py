@@ -1,6 +1,6 @@
 """GRPO: advantages of a prompt's samples among each other, and the clipped loss of their tokens. Pure functions on arrays.
 
-float32 out; one value per token, the reduction over tokens apart. Gradient flows to `log_probs` only. Sources: GRPO
+float32 out; one value per token, the reduction (`losses.token_weights`) apart. Gradient flows to `log_probs` only. Sources: GRPO
 (arXiv 2402.03300), Dr. GRPO (arXiv 2503.20783), and TRL's `GRPOTrainer`, whose values these are.
 """
 
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-
-from rcsd_jax.losses import masked_mean
 
 _SMALL = 1e-4  # added to a group's deviation, TRL's value
 
@@ -79,20 +77,3 @@ def reference_kl(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Ar
     """
     difference = jax.lax.stop_gradient(reference_log_probs.astype(jnp.float32)) - log_probs.astype(jnp.float32)
     return jnp.expm1(difference) - difference
-
-
-def mean_of_completions(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean over each completion's tokens, then over all B completions: GRPO's reduction, a float32 scalar.
-
-    Args: values and mask [B, T]; values outside the mask never matter. An empty completion counts as 0.
-    """
-    return jax.vmap(masked_mean)(values, mask).mean()
-
-
-def mean_of_longest(values: jax.Array, mask: jax.Array, *, max_new_tokens: int) -> jax.Array:
-    """Sum over all tokens / (B * max_new_tokens): Dr. GRPO's reduction, in which long completions weigh no less.
-
-    Args: values and mask [B, T]; max_new_tokens the longest that a completion could be. Returns a float32 scalar.
-    """
-    mask = mask.astype(bool)
-    return jnp.where(mask, values.astype(jnp.float32), 0.0).sum() / (values.shape[0] * max_new_tokens)

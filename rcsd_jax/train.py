@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rcsd_jax import losses
 from rcsd_jax.methods import METHODS, rollout
 from rcsd_jax.methods.rollout import Batch, Completions, Options, Variables
 from rcsd_jax.models.decoder import Decoder
@@ -131,7 +132,7 @@ def learn_step(
       The new state, and scalar metrics (and `row_loss` [B]).
     """
     teacher_vars = teacher_variables(state, frozen, teacher=teacher, lora=lora)
-    weights = rollout.token_weights(completions.loss_mask, options.reduction)  # [B, N], of the whole batch
+    weights = losses.token_weights(completions.loss_mask, options.reduction)  # [B, N], of the whole batch
 
     def value_and_grad(trained, part):
         completions, weights = part

@@ -89,7 +89,7 @@ def test_token_log_probs_from_hidden_refuse_bad_options():
 
 def test_sft_is_cross_entropy_whatever_the_sampling_temperature():
     scored, completions = scored_completions()
-    weights = rollout.token_weights(completions.loss_mask, "tokens")
+    weights = losses.token_weights(completions.loss_mask, "tokens")
     loss, sums = METHODS["sft"](rollout.Scored(*scored[:2], None, None), completions, weights, options())
     mask = np.asarray(completions.loss_mask)
     want = -of_tokens(*scored[:2], completions.samples.tokens, 1.0)
@@ -102,7 +102,7 @@ def test_sft_is_cross_entropy_whatever_the_sampling_temperature():
 def test_grpo_by_hand(reduction, kl):
     scored, completions = scored_completions()
     mask, tokens = np.asarray(completions.loss_mask), completions.samples.tokens
-    weights = rollout.token_weights(completions.loss_mask, reduction)
+    weights = losses.token_weights(completions.loss_mask, reduction)
     loss, sums = METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=kl)))
     new = of_tokens(*scored[:2], tokens, 1.3)
     ratio, advantage = np.exp(new - np.asarray(completions.samples.log_probs)), np.asarray(completions.advantages)
@@ -121,7 +121,7 @@ def test_grpo_by_hand(reduction, kl):
 
 def test_grpo_lets_gradient_to_the_student_alone():
     scored, completions = scored_completions()
-    weights = rollout.token_weights(completions.loss_mask, "completions")
+    weights = losses.token_weights(completions.loss_mask, "completions")
     loss = lambda scored: METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=0.1)))[0]
     gradient = jax.grad(loss)(scored)
     assert all(bool(jnp.abs(x).max() > 0) for x in gradient[:2])
@@ -130,7 +130,7 @@ def test_grpo_lets_gradient_to_the_student_alone():
 
 def test_mixed_is_the_sum_of_both_and_untaught_rows_are_rewarded_only():
     scored, completions = scored_completions()
-    weights = rollout.token_weights(completions.loss_mask, "tokens")
+    weights = losses.token_weights(completions.loss_mask, "tokens")
     both = lambda name, c: METHODS[name](scored, c, weights, options())[0]
     want = both("self_distillation", completions) + 0.5 * both("grpo", completions)
     np.testing.assert_allclose(both("self_distillation_and_grpo", completions), want, rtol=1e-6)
@@ -142,9 +142,9 @@ def test_mixed_is_the_sum_of_both_and_untaught_rows_are_rewarded_only():
 
 def test_token_weights_of_nothing_are_nothing():
     for reduction in ("tokens", "completions", "longest"):
-        assert not rollout.token_weights(jnp.zeros((2, 3), bool), reduction).any()
+        assert not losses.token_weights(jnp.zeros((2, 3), bool), reduction).any()
     mask = jnp.asarray([[1, 1, 0], [0, 0, 0]], bool)
-    assert rollout.token_weights(mask, "completions").tolist() == [[0.25, 0.25, 0.0], [0.0, 0.0, 0.0]]
+    assert losses.token_weights(mask, "completions").tolist() == [[0.25, 0.25, 0.0], [0.0, 0.0, 0.0]]
 
 
 # --- on the embedded world -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import nanstd
 
-from rcsd_jax import policy_gradient
+from rcsd_jax import losses, policy_gradient
 
 B, T, G = 6, 5, 3
 RNG = np.random.default_rng(0)
@@ -64,9 +64,9 @@ def ours(loss_type, beta, low, high):
     def loss(log_probs):
         per_token = policy_gradient.clipped_policy_loss(log_probs, OLD, ADVANTAGES, clip_low=low, clip_high=high)
         per_token += beta * policy_gradient.reference_kl(log_probs, REFERENCE)
-        if loss_type == "grpo":
-            return policy_gradient.mean_of_completions(per_token, MASK)
-        return policy_gradient.mean_of_longest(per_token, MASK, max_new_tokens=T + 3)
+        reduction = {"grpo": "completions", "dr_grpo": "longest"}[loss_type]
+        weights = losses.token_weights(jnp.asarray(MASK), reduction, max_length=T + 3)
+        return losses.weighted_sum(per_token, weights)
 
     return loss
 
@@ -102,15 +102,13 @@ def test_what_was_not_graded_changes_nothing():
     np.testing.assert_allclose(got, [-1 / deviation, 0, 1 / deviation, *[0] * 6], rtol=1e-6)
 
 
-def test_values_outside_the_mask_never_matter():
-    values = np.where(MASK, NEW, np.nan)
-    for reduce in (
-        policy_gradient.mean_of_completions,
-        lambda *args: policy_gradient.mean_of_longest(*args, max_new_tokens=T),
-    ):
-        value, gradient = jax.value_and_grad(reduce)(jnp.asarray(values), MASK)
-        assert np.isfinite(value) and (np.asarray(gradient)[~MASK] == 0).all()
-        assert reduce(jnp.asarray(values), np.zeros_like(MASK)) == 0
+@pytest.mark.parametrize("reduction", ["tokens", "completions", "longest"])
+def test_values_outside_the_mask_never_matter(reduction):
+    values = jnp.asarray(np.where(MASK, NEW, np.nan))
+    reduce = lambda values, mask: losses.weighted_sum(values, losses.token_weights(mask, reduction))
+    value, gradient = jax.value_and_grad(reduce)(values, jnp.asarray(MASK))
+    assert np.isfinite(value) and (np.asarray(gradient)[~MASK] == 0).all()
+    assert reduce(values, jnp.zeros_like(MASK)) == 0
 
 
 def test_options_out_of_range():

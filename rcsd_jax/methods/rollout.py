@@ -67,7 +67,7 @@ class Options:
     temperature: float = 1.0
     chunk_size: int = 512
     source: str = "student"  # who writes the completions: "student", "teacher", or "reference", the data
-    reduction: str = "tokens"  # how tokens weigh: `token_weights`
+    reduction: str = "tokens"  # how tokens weigh: `losses.token_weights`
     guidance: float = 0.0  # how far the teacher is pushed along what its privileged context changes
     policy: tuple[tuple[str, Any], ...] = ()  # options of `methods.grpo`, likewise a dict's items
     reason_tokens: int = 0  # longest analysis that the teacher writes first; 0: none
@@ -163,21 +163,6 @@ def score(
     if teacher_hidden is None:
         return Scored(hidden, head, None, None)
     return Scored(hidden, head, teacher_hidden, jax.lax.stop_gradient(head_matrix(decoder.config, teacher["params"])))
-
-
-def token_weights(loss_mask: jax.Array, reduction: str) -> jax.Array:
-    """How much each token of a whole batch weighs in its loss, [B, N] float32, 0 outside the mask [B, N].
-
-    "tokens": all alike, the mean over the batch's tokens; "completions": all completions alike, whatever their length
-    (GRPO); "longest": 1 / (B N), as if all had the greatest length (Dr. GRPO).
-    """
-    rows, length = loss_mask.shape
-    total = {
-        "tokens": lambda: loss_mask.sum(),
-        "completions": lambda: loss_mask.sum(axis=1, keepdims=True) * rows,
-        "longest": lambda: jnp.asarray(rows * length),
-    }[reduction]()
-    return loss_mask.astype(jnp.float32) / jnp.maximum(total, 1)
 
 
 def total(completions: Completions, values: jax.Array) -> jax.Array:

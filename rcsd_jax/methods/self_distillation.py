@@ -23,7 +23,7 @@ def loss_and_sums(
     Args:
       scored: both roles' scores of the completions.
       completions: as they were sampled.
-      weights: [B, N] float32, of `rollout.token_weights`.
+      weights: [B, N] float32, of `losses.token_weights`.
       options: static choices.
 
     Returns:
