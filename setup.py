@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `tpu`, `gcs`."""
+"""Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `experiments`, `tpu`, `gcs`."""
 
 import setuptools
 
@@ -34,7 +34,17 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.7"],
         "gcs": ["gcsfs"],  # workdirs in gs:// buckets
+        "experiments": ["matplotlib", "scipy"],
         # torch is pinned because a CPU build of it is the one the parity tests were measured with.
-        "test": ["pytest>=8", "torch==2.13.0", "trl>=1.0", "peft>=0.18", "scipy", "fsspec", "pyyaml"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "torch==2.13.0",
+            "trl>=1.0",
+            "peft>=0.18",
+            "scipy",
+            "fsspec",
+            "pyyaml",
+        ],
     },
 )

@@ -72,6 +72,7 @@ def stage() -> ConfigDict:
                 tfds_split="train",
                 tfds_dir="",
                 count=0,  # of the world's problems
+                flawed=config_dict.placeholder(float),  # share of the world's references with a wrong step
                 max_student_prompt=2048,
                 max_teacher_prompt=4096,
                 too_long="skip",  # or "fail": a prompt is never cut
@@ -225,6 +226,7 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
         need(value is None or math.isfinite(value), key, "is not a finite number", "set a finite number")
     for key in ("teacher.ema_decay", "policy.clip_low", "rubric.noisy_fraction", "optimizer.b1", "optimizer.b2"):
         need(0.0 <= _get(one, key) <= 1.0, key, "must lie in [0, 1]", "set a number from 0 to 1")
+    need(one.data.flawed is None or 0.0 <= one.data.flawed <= 1.0, "data.flawed", "must lie in [0, 1]", "set a share")
     need(0.0 < one.rubric.reduced_fraction <= 1.0, "rubric.reduced_fraction", "must lie in (0, 1]", "0.5 keeps half")
     need(
         one.rubric.min_criteria <= one.rubric.max_criteria,

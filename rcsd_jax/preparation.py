@@ -56,7 +56,8 @@ def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], coun
         from rcsd_jax import world
 
         try:
-            return world.examples(path, data.count if count is None else count, seed=config.seed)
+            flawed = {} if data.flawed is None else {"flawed": data.flawed}
+            return world.examples(path, data.count if count is None else count, seed=config.seed, **flawed)
         except ValueError as error:
             raise UserError(str(error), field="data.path", value=path, remedy="name a split of the world") from error
     if data.source == "tfds":

@@ -11,7 +11,11 @@ def run(script, *arguments, timeout=500):
     """What the last line that `script` prints is as JSON; None if it prints nothing. It must end well."""
     result = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
+        },
         cwd=Path(__file__).resolve().parents[1],
         capture_output=True,
         text=True,

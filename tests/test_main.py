@@ -204,7 +204,8 @@ def test_batches_that_the_mesh_does_not_divide(user_dir, tmp_path):
         "--config.eval.batch_size=6",
     ]
     result = run(
-        *ground_truth(user_dir, tmp_path / "run", *flags), XLA_FLAGS="--xla_force_host_platform_device_count=4"
+        *ground_truth(user_dir, tmp_path / "run", *flags),
+        XLA_FLAGS="--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4",
     )
     assert_one_line(result, "mesh", "eval.batch_size", "6")
 
@@ -212,7 +213,8 @@ def test_batches_that_the_mesh_does_not_divide(user_dir, tmp_path):
 def test_mesh_that_does_not_divide_the_heads(user_dir, tmp_path):
     flags = ["--config.mesh.tensor=8", "--config.mesh.fsdp=1"]
     result = run(
-        *ground_truth(user_dir, tmp_path / "run", *flags), XLA_FLAGS="--xla_force_host_platform_device_count=8"
+        *ground_truth(user_dir, tmp_path / "run", *flags),
+        XLA_FLAGS="--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
     )
     assert_one_line(result, "mesh.tensor", "8")
 

@@ -1,0 +1,108 @@
+"""The arms of all tables: names of configurations on the embedded world. A table is a choice of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs import tiny
+from configs import world as world_config
+from rcsd_jax import world
+
+FLAWED = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of references with a wrong step
+
+
+class Arm(NamedTuple):
+    """A variant of `configs/world.py`, what is changed in it, and whose rubrics its teacher sees where they are written.
+
+    `writer`: the arm of Stage I, or "base" for the untrained model.
+    """
+
+    label: str
+    variant: str
+    changes: dict[str, Any] = {}
+    writer: str = "stage1"
+
+
+def _paper(label: str, **changes: Any) -> Arm:
+    return Arm(label, "paper", changes)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
+ARMS: dict[str, Arm] = {
+    "rcsd": _paper("RCSD"),
+    "sft": Arm("SFT", "sft"),
+    "grpo": Arm("GRPO", "grpo"),
+    "dr_grpo": Arm("Dr. GRPO", "dr_grpo"),
+    "grpo_rubric": Arm("GRPO, rubric reward", "grpo_rubric"),
+    "opsd": Arm("OPSD", "opsd"),
+    "sdft": Arm("SDFT", "sdft"),
+    "sdpo": Arm("SDPO, own success", "sdpo"),
+    "sdpo_feedback": Arm("SDPO, feedback", "sdpo_feedback"),
+    "mixed": Arm("RCSD + reward", "mixed"),
+    # teachers
+    "rcsd_live": _paper("live teacher", teacher=dict(weights="live")),
+    "rcsd_ema": _paper("EMA teacher", teacher=dict(weights="ema", ema_decay=0.9)),
+    "rcsd_guided_0.5": _paper("guidance 0.5", teacher=dict(guidance=0.5)),
+    "rcsd_guided_1": _paper("guidance 1", teacher=dict(guidance=1.0)),
+    # divergences
+    "rcsd_jsd": _paper("JSD", loss=dict(beta=0.5)),
+    "rcsd_reverse": _paper("reverse KL", loss=dict(beta=1.0)),
+    "rcsd_top_k": _paper("forward KL, top 5", loss=dict(top_k=5)),
+    "rcsd_entry_clip": _paper("forward KL, entries clipped at 0.05", loss=dict(entry_clip=0.05)),
+    "rcsd_token_clip": _paper("forward KL, tokens clipped at 0.5", loss=dict(token_clip=0.5)),
+    "rcsd_sampled": _paper("sampled token", loss=dict(divergence="sampled_token")),
+    # rubrics
+    "rcsd_true": Arm("ground truth", "ground_truth"),
+    "rcsd_untrained": Arm("untrained writer", "paper", writer="base"),
+    **{f"rcsd_{name}": Arm(name, name) for name in ("generic", "noisy", "random", "reduced")},
+    # flawed references: of OPSD, and of the Stage I that writes RCSD's rubrics
+    **{
+        f"opsd_flawed_{_percent(x)}": Arm(f"OPSD, {_percent(x)}% flawed", "opsd", dict(data=dict(flawed=x)))
+        for x in FLAWED
+    },
+    **{
+        f"rcsd_flawed_{_percent(x)}": Arm(
+            f"RCSD, {_percent(x)}% flawed", "paper", dict(data=dict(flawed=x)), writer=f"stage1_flawed_{_percent(x)}"
+        )
+        for x in FLAWED
+    },
+}
+
+
+def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
+    """The configuration of an arm's run with a seed; `folder` holds all runs."""
+    arm = ARMS[name]
+    config = world_config.get_config(arm.variant)
+    config.update(arm.changes)
+    config.seed = 200 + seed
+    if config.rubric.source == "written":
+        written_by = world.base_directory() if arm.writer == "base" else folder / arm.writer / f"seed{seed}" / "export"
+        config.rubric.writer = str(written_by)
+    # One arm tells of the base and of the teacher that is shown the truth.
+    config.eval.roles = ("base", "teacher", "trained") if name == "rcsd_true" else ("trained",)
+    config.eval.every = config.train.steps // 4
+    return _shortened(config) if quick else config
+
+
+def stage1(name: str, seed: int, *, quick: bool) -> ConfigDict:
+    """The Stage I that writes rubrics for runs with a seed: "stage1", or "stage1_flawed_<percent>"."""
+    config = tiny.get_config().stage1
+    config.seed = 100 + seed
+    if name != "stage1":
+        config.data.flawed = float(name.removeprefix("stage1_flawed_")) / 100
+    return _shortened(config) if quick else config
+
+
+def _shortened(config: ConfigDict) -> ConfigDict:
+    """The same in seconds, to see that it runs."""
+    config.train.steps, config.train.batch_size, config.data.count = 4, 8, 32
+    config.eval.update(count=16, batch_size=16, greedy=(False,))
+    if config.eval.every:
+        config.eval.every = 2
+    return config

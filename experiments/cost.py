@@ -1,0 +1,51 @@
+"""What accuracy costs: against completion tokens, and against seconds of training, for all methods.
+
+    python -m experiments.cost [--seeds=5] [--workdir=runs/experiments] [--quick]
+
+Seconds are the median step's, times steps: what compiles is left out.
+"""
+
+import numpy as np
+import rich.console
+
+from experiments import cells, curves, main_table, statistics, tables
+
+THRESHOLDS = (60, 70, 80)
+
+
+def main() -> None:
+    """Runs what is missing, prints what each method had spent when it reached an accuracy, and draws all."""
+    flags = tables.arguments(__doc__)
+    names = ("grpo", "rcsd_true", "rcsd") if flags.quick else main_table.ARMS
+    runs = cells.run(names, flags.seeds, flags.workdir, quick=flags.quick)
+    panels: dict[str, dict] = {"completion tokens, thousands": {}, "seconds of training": {}}
+    rows: tables.Rows = {}
+    for name in names:
+        steps = curves.steps_of(runs[name][0])
+        roles = [*(f"step_{step}" for step in steps[:-1]), "trained"]
+        y = np.array([[c.score(role, "in_distribution", "sampled") for role in roles] for c in runs[name]])
+        tokens = np.array([c.completion_tokens()[np.array(steps) - 1] for c in runs[name]]) / 1000
+        seconds = np.array([c.seconds() * np.array(steps) / steps[-1] for c in runs[name]])
+        for title, x in zip(panels, (tokens, seconds), strict=True):
+            panels[title][tables.label(name)] = (x.mean(axis=0), y)
+        row = rows[tables.label(name)] = {
+            "accuracy, percent": statistics.estimate(y[:, -1]),
+            "tokens, thousands": statistics.estimate(tokens[:, -1]),
+            "seconds": statistics.estimate(seconds[:, -1]),
+        }
+        for threshold in THRESHOLDS:
+            reached = y.mean(axis=0) >= threshold
+            if reached.any():
+                at = int(np.argmax(reached))
+                row[f"tokens to {threshold}%"] = statistics.estimate(tokens[:, at])
+                row[f"seconds to {threshold}%"] = statistics.estimate(seconds[:, at])
+    console = rich.console.Console(width=170)
+    tables.show(console, f"in distribution, sampled, mean ± 95% interval of {flags.seeds} seeds", rows)
+    folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / "cost"
+    tables.write(folder, rows, seeds=flags.seeds)
+    tables.lines(folder / "cost.png", "Accuracy in distribution, sampled, percent", "spent", panels)
+    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Accuracy, entropy, completion length and rubric score over the steps of a run, by method.
+
+python -m experiments.curves [--seeds=5] [--workdir=runs/experiments] [--quick]
+"""
+
+import numpy as np
+import rich.console
+
+from experiments import cells, statistics, tables
+
+ARMS = ("sft", "grpo", "grpo_rubric", "opsd", "sdpo", "rcsd_reverse", "rcsd_true", "rcsd")
+EVERY_STEP = {"entropy of the student, nats": "student_entropy", "completion length": "completion_length"}
+
+
+def steps_of(cell: cells.Cell) -> list[int]:
+    """The steps after which the student was evaluated, the last among them."""
+    between = sorted(int(role.removeprefix("step_")) for role in cell.scores if role.startswith("step_"))
+    return [*between, len(cell.metrics)]
+
+
+def main() -> None:
+    """Runs what is missing, prints the numbers at evaluated steps, and draws all."""
+    flags = tables.arguments(__doc__)
+    names = ("grpo", "rcsd_true", "rcsd") if flags.quick else ARMS
+    runs = cells.run(names, flags.seeds, flags.workdir, quick=flags.quick)
+    base = runs["rcsd_true"]
+    evaluated = {"accuracy, percent": "accuracy", "rubric score, percent": "rubric_score"}
+    panels: dict[str, dict] = {name: {} for name in (*evaluated, *EVERY_STEP)}
+    rows: tables.Rows = {}
+    for name in names:
+        steps = steps_of(runs[name][0])
+        for title, score in evaluated.items():
+            roles = [*(f"step_{step}" for step in steps[:-1]), "trained"]
+            y = [[c.score(role, "in_distribution", "sampled", score) for role in roles] for c in runs[name]]
+            start = [[b.score("base", "in_distribution", "sampled", score)] for b in base]
+            y = np.concatenate([start, y], axis=1)  # [seeds, 1 + evaluations]
+            panels[title][tables.label(name)] = (np.array([0, *steps]), y)
+            for step, values in zip([0, *steps], y.T, strict=True):
+                rows.setdefault(f"{tables.label(name)}: {title}", {})[f"step {step}"] = statistics.estimate(values)
+        for title, key in EVERY_STEP.items():
+            if key in runs[name][0].metrics[0]:
+                y = np.array([[row[key] for row in c.metrics] for c in runs[name]])
+                panels[title][tables.label(name)] = (np.arange(y.shape[1]), y)
+                edges = {"step 0": y[:, 0], f"step {steps[-1]}": y[:, -1]}
+                rows[f"{tables.label(name)}: {title}"] = {s: statistics.estimate(v) for s, v in edges.items()}
+    console = rich.console.Console(width=150)
+    tables.show(console, f"in distribution, sampled, mean ± 95% interval of {flags.seeds} seeds", rows)
+    folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / "curves"
+    tables.write(folder, rows, seeds=flags.seeds)
+    tables.lines(folder / "curves.png", "Training, in distribution, sampled", "step", panels)
+    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Flawed references: OPSD, whose teacher sees them, against RCSD, whose Stage I saw them, from none flawed to all.
+
+    python -m experiments.noise [--seeds=5] [--workdir=runs/experiments] [--quick]
+
+The paper argues that chains of thought are noisy supervision and criteria are not; this plots it. A flawed reference has a
+wrong step and the right final answer.
+"""
+
+import numpy as np
+import rich.console
+
+from experiments import arms, cells, statistics, tables
+
+
+def main() -> None:
+    """Runs what is missing, prints and writes the table and the plot."""
+    flags = tables.arguments(__doc__)
+    shares = (0.0, 1.0) if flags.quick else arms.FLAWED
+    names = {m: [f"{m}_flawed_{100 * x:.0f}" for x in shares] for m in ("opsd", "rcsd")}
+    runs = cells.run([n for pair in zip(*names.values(), strict=True) for n in pair], flags.seeds, flags.workdir,
+                     quick=flags.quick)  # fmt: skip
+    rows: tables.Rows = {}
+    panels: dict[str, dict] = {}
+    for place in tables.places_of(runs):
+        curves = panels[tables.column(place)] = {}
+        of = {m: np.array([[c.score("trained", *place) for c in runs[n]] for n in names[m]]).T for m in names}
+        for method, values in of.items():  # [seeds, shares]
+            curves[method.upper()] = (100 * np.array(shares), values)
+            for share, column in zip(shares, values.T, strict=True):
+                rows.setdefault(f"{method.upper()}, {100 * share:.0f}% flawed", {})[tables.column(place)] = (
+                    statistics.estimate(column)
+                )
+        for share, a, b in zip(shares, of["rcsd"].T, of["opsd"].T, strict=True):
+            rows.setdefault(f"RCSD - OPSD, {100 * share:.0f}%", {})[tables.column(place)] = statistics.paired(a, b)
+    console = rich.console.Console(width=150)
+    tables.show(console, f"accuracy, percent, mean ± 95% interval of {flags.seeds} seeds", rows)
+    folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / "noise"
+    tables.write(folder, rows, seeds=flags.seeds)
+    tables.lines(
+        folder / "noise.png", "Flawed references", "flawed references, percent", panels, ylabel="accuracy, percent"
+    )
+    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

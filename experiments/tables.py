@@ -1,0 +1,225 @@
+"""What every table does: flags, runs, the printed table, and CSV, JSON and PNG in the workdir."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import rich.console
+import rich.table
+
+from experiments import arms, cells, statistics
+from experiments.cells import Cell
+from experiments.statistics import Estimate
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+PLACES = [(split, mode) for split in cells.SPLITS for mode in ("sampled", "greedy")]
+QUICK_SEEDS = 2
+
+Rows = dict[str, dict[str, Estimate]]
+"""Row -> column -> value."""
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The flags that all tables have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/experiments"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a few short runs, to see that everything works")
+    found = parser.parse_args()
+    if found.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    found.seeds = min(found.seeds, QUICK_SEEDS) if found.quick else found.seeds
+    return found
+
+
+def label(name: str) -> str:
+    """An arm's name as tables show it."""
+    return arms.ARMS[name].label
+
+
+def places_of(runs: Mapping[str, Sequence[Cell]]) -> list[tuple[str, str]]:
+    """The (split, mode) pairs that were evaluated."""
+    some = next(iter(runs.values()))[0].scores["trained"]
+    return [(split, mode) for split, mode in PLACES if mode in some[split]]
+
+
+def scores(
+    runs: Mapping[str, Sequence[Cell]], names: Sequence[str], *, against: str | None = "rcsd", score: str = "accuracy"
+) -> Rows:
+    """Each arm's score in every place, and its difference to another arm's, seed by seed."""
+    rows: Rows = {}
+    for name in names:
+        row = rows[label(name)] = {}
+        for place in places_of(runs):
+            values = [cell.score("trained", *place, score) for cell in runs[name]]
+            row[column(place)] = statistics.estimate(values)
+            if against and name != against:
+                others = [cell.score("trained", *place, score) for cell in runs[against]]
+                row[f"{column(place)}: difference"] = statistics.paired(values, others)
+    return rows
+
+
+def column(place: tuple[str, str]) -> str:
+    """A place as a column's title."""
+    return f"{place[0].replace('_', ' ')}, {place[1]}"
+
+
+def role_row(runs: Sequence[Cell], role: str) -> dict[str, Estimate]:
+    """The base's or the teacher's scores."""
+    return {
+        column(place): statistics.estimate([cell.score(role, *place) for cell in runs])
+        for place in places_of({"": runs})
+    }
+
+
+def show(
+    console: rich.console.Console, title: str, rows: Rows, columns: Sequence[str] | None = None, first: str = ""
+) -> None:
+    """Prints rows; a column that no row has is left out."""
+    columns = columns or list(dict.fromkeys(c for row in rows.values() for c in row))
+    table = rich.table.Table(title=title)
+    table.add_column(first)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(str(row[c]) if c in row else "" for c in columns))
+    console.print(table)
+
+
+def write(folder: Path, rows: Rows, **more: Any) -> None:
+    """`table.csv` (one line a value) and `table.json` (the same, and what else there is to say)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "column", "mean", "half_width_95", "seeds"])
+        writer.writerows([name, c, e.mean, e.half_width, e.count] for name, row in rows.items() for c, e in row.items())
+    plain = {name: {c: e._asdict() for c, e in row.items()} for name, row in rows.items()}
+    (folder / "table.json").write_text(json.dumps({"rows": plain} | more, indent=1) + "\n", encoding="utf-8")
+
+
+def bars(path: Path, title: str, rows: Rows, columns: Sequence[str]) -> None:
+    """A horizontal bar for each row and column, with its interval."""
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.3 * len(rows) * len(columns)), layout="constrained")
+    names, height = list(rows), 0.8 / len(columns)
+    for i, name in enumerate(columns):
+        found = [rows[row].get(name, Estimate(np.nan, np.nan, 0)) for row in names]
+        places = np.arange(len(names)) + i * height
+        axes.barh(places, [e.mean for e in found], height, xerr=[e.half_width for e in found], label=name, capsize=2)
+    axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, names)
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel="percent")
+    axes.legend()
+    save(figure, path)
+
+
+def lines(
+    path: Path, title: str, x_label: str, panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], **axis: Any
+) -> None:
+    """A panel for each of `panels`: curve -> (x [n], y [seeds, n]), drawn as the mean with its 95% interval."""
+    count = len(panels)
+    figure, all_axes = plt.subplots(1, count, figsize=(5.5 * count, 4), layout="constrained", squeeze=False)
+    for axes, (name, curves) in zip(all_axes[0], panels.items(), strict=True):
+        for curve, (x, y) in curves.items():
+            found = [statistics.estimate(column) for column in y.T]
+            mean, half = np.array([e.mean for e in found]), np.nan_to_num([e.half_width for e in found])
+            (drawn,) = axes.plot(x, mean, label=curve, marker="." if len(x) < 12 else None)
+            axes.fill_between(x, mean - half, mean + half, color=drawn.get_color(), alpha=0.15, linewidth=0)
+        axes.set(title=name, xlabel=x_label, **axis)
+    all_axes[0][0].legend(fontsize=8)
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes and closes a figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def compare(
+    name: str,
+    title: str,
+    names: Sequence[str],
+    published: Mapping[str, float],
+    what_is_published: str,
+    *,
+    description: str,
+    quick: Sequence[str],
+    more: Callable[[rich.console.Console, dict[str, list[Cell]]], Rows] | None = None,
+) -> None:
+    """A table of arms, compared with "rcsd" seed by seed and with published figures in their order.
+
+    Args:
+      name: of its folder.
+      title: over the table.
+      names: arms, "rcsd" among them.
+      published: arm -> the paper's figure.
+      what_is_published: what that figure is.
+      description: of `--help`.
+      quick: the arms of `--quick`.
+      more: prints and returns rows beside those of the arms.
+    """
+    flags = arguments(description)
+    names = list(quick if flags.quick else names)
+    runs = cells.run(names, flags.seeds, flags.workdir, quick=flags.quick)
+    console = rich.console.Console(width=170)
+    rows = scores(runs, names)
+    if "rcsd_true" in names:
+        rows = {f"({r})": role_row(runs["rcsd_true"], r) for r in ("base", "teacher")} | rows
+    wide = [column(place) for place in places_of(runs)]
+    show(console, f"{title}: accuracy, percent, mean ± 95% interval of {flags.seeds} seeds", rows, wide)
+    differences = {n: {c.split(":")[0]: e for c, e in row.items() if ":" in c} for n, row in rows.items()}
+    show(console, "difference to RCSD, seed by seed", {n: row for n, row in differences.items() if row}, wide)
+    extra = more(console, runs) if more else {}
+    said = {}
+    for place in wide:
+        ours = {label(n): rows[label(n)][place].mean for n in names}
+        theirs = {label(n): value for n, value in published.items() if n in names}
+        said[place] = dict(zip(("agrees", "differs"), statistics.same_order(ours, theirs), strict=True))
+        if theirs:
+            say_order(console, place, said[place], what_is_published, theirs)
+    folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / name
+    budget = {label(n): budget_of(runs[n]) for n in names}
+    say_budget(console, budget)
+    write(folder, rows | extra, published=dict(published), order=said, budget=budget, seeds=flags.seeds)
+    bars(folder / "table.png", title, rows, wide[:2])
+    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
+
+
+def say_order(
+    console: rich.console.Console, place: str, said: dict[str, list[str]], what: str, published: dict
+) -> None:
+    """In words: of which pairs the order is the published one, and of which not, with our differences."""
+    figures = ", ".join(f"{name} {value}" for name, value in published.items())
+    console.print(f"\n[bold]{place}[/bold], against {what} ({figures}):", highlight=False)
+    for verdict in ("agrees", "differs"):
+        if said[verdict]:
+            console.print(f"  the order {verdict}: {'; '.join(said[verdict])}", highlight=False)
+
+
+def budget_of(runs: Sequence[Cell]) -> dict[str, float]:
+    """Steps, and the mean over seeds of tokens sampled and of seconds of training."""
+    return {
+        "steps": len(runs[0].metrics),
+        "completion_tokens": float(np.mean([cell.completion_tokens()[-1] for cell in runs])),
+        "seconds": float(np.mean([cell.seconds() for cell in runs])),
+    }
+
+
+def say_budget(console: rich.console.Console, budget: dict[str, dict[str, float]]) -> None:
+    """One line for each budget: steps, tokens, seconds."""
+    console.print("\nbudgets: steps, completion tokens, seconds of training")
+    for name, b in budget.items():
+        line = f"  {name}: {b['steps']}, {b['completion_tokens']:,.0f}, {b['seconds']:.0f}"
+        console.print(re.sub(r",(?=\d{3})", " ", line), highlight=False)
