@@ -23,10 +23,10 @@ def get_config(variant="ground_truth"):
         raise ValueError(f"unknown variant {variant!r}: use one of {', '.join(VARIANTS)}")
     name = {"grpo_rubric": "grpo", "sdpo_feedback": "sdpo"}.get(variant, variant)
     config = tiny.solving()
-    steps = config.train.steps
     config.rubric.update(source="data", writer="")
     config.update(stage2.VARIANTS[name])
-    config.train.steps = steps
+    config.train.steps = 40
+    config.optimizer.warmup_steps = 5
     if config.reward.grader:
         config.reward.grader = "world"
     config.update({"grpo_rubric": RUBRIC_REWARD, "sdpo_feedback": FEEDBACK}.get(variant, {}))

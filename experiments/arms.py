@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import tiny
 from configs import world as world_config
-from rcsd_jax import world
+from experiments import bases
 
 FLAWED = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of references with a wrong step
 
@@ -17,13 +17,15 @@ FLAWED = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of references with a wrong step
 class Arm(NamedTuple):
     """A variant of `configs/world.py`, what is changed in it, and whose rubrics its teacher sees where they are written.
 
-    `writer`: the arm of Stage I, or "base" for the untrained model.
+    `size`: of the model: "medium", the package's own, or of `bases.SIZES`. `writer`: the name of a Stage I, or "base" for the
+    untrained model, "base_<size>" for one of another size.
     """
 
     label: str
     variant: str
     changes: dict[str, Any] = {}
     writer: str = "stage1"
+    size: str = "medium"
 
 
 def _paper(label: str, **changes: Any) -> Arm:
@@ -61,6 +63,10 @@ ARMS: dict[str, Arm] = {
     "rcsd_true": Arm("ground truth", "ground_truth"),
     "rcsd_untrained": Arm("untrained writer", "paper", writer="base"),
     **{f"rcsd_{name}": Arm(name, name) for name in ("generic", "noisy", "random", "reduced")},
+    "rcsd_untrained_large": Arm("untrained larger writer", "paper", writer="base_large"),
+    # sizes of the model
+    **{f"rcsd_{size}": Arm(f"RCSD, {size}", "paper", writer=f"stage1_{size}", size=size) for size in bases.SIZES},
+    **{f"rcsd_true_{size}": Arm(f"ground truth, {size}", "ground_truth", size=size) for size in bases.SIZES},
     # flawed references: of OPSD, and of the Stage I that writes RCSD's rubrics
     **{
         f"opsd_flawed_{_percent(x)}": Arm(f"OPSD, {_percent(x)}% flawed", "opsd", dict(data=dict(flawed=x)))
@@ -81,21 +87,27 @@ def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
     config = world_config.get_config(arm.variant)
     config.update(arm.changes)
     config.seed = 200 + seed
+    config.model.path = str(bases.directory(arm.size, folder))
     if config.rubric.source == "written":
-        written_by = world.base_directory() if arm.writer == "base" else folder / arm.writer / f"seed{seed}" / "export"
-        config.rubric.writer = str(written_by)
-    # One arm tells of the base and of the teacher that is shown the truth.
-    config.eval.roles = ("base", "teacher", "trained") if name == "rcsd_true" else ("trained",)
+        kind, _, size = arm.writer.partition("_")
+        trained = folder / arm.writer / f"seed{seed}" / "export"
+        config.rubric.writer = str(bases.directory(size or arm.size, folder) if kind == "base" else trained)
+    # One arm of each size tells of the base and of the teacher that is shown the truth.
+    config.eval.roles = ("base", "teacher", "trained") if name.startswith("rcsd_true") else ("trained",)
     config.eval.every = config.train.steps // 4
     return _shortened(config) if quick else config
 
 
-def stage1(name: str, seed: int, *, quick: bool) -> ConfigDict:
-    """The Stage I that writes rubrics for runs with a seed: "stage1", or "stage1_flawed_<percent>"."""
+def stage1(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
+    """The Stage I that writes rubrics for runs with a seed: "stage1", "stage1_flawed_<percent>" or "stage1_<size>"."""
     config = tiny.get_config().stage1
     config.seed = 100 + seed
-    if name != "stage1":
+    if name.startswith("stage1_flawed_"):
         config.data.flawed = float(name.removeprefix("stage1_flawed_")) / 100
+    else:
+        config.model.path = str(bases.directory(name.removeprefix("stage1").removeprefix("_") or "medium", folder))
+    if quick:
+        config.eval.grader = ""
     return _shortened(config) if quick else config
 
 

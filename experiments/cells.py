@@ -13,7 +13,7 @@ import numpy as np
 import rich.console
 from absl import logging
 
-from experiments import arms
+from experiments import arms, bases
 from rcsd_jax import world
 from rcsd_jax.files import as_path, read_json
 from rcsd_jax.metrics import read_metrics
@@ -82,13 +82,14 @@ def run(names: Sequence[str], seeds: int, workdir: Path, *, quick: bool) -> dict
 
 
 def _cell(name: str, seed: int, folder: Path, console, stop: StopRequest, quick: bool) -> Cell:
+    bases.ensure(arms.ARMS[name], folder, quick=quick)
     config = arms.stage2(name, seed, folder, quick=quick)
     place = folder / name / f"seed{seed}"
     if not (place / "summary.json").exists():
         stop.raise_if_set(f"before {name}, seed {seed}")
         writer = arms.ARMS[name].writer
-        if config.rubric.source == "written" and writer != "base":
-            _run(arms.stage1(writer, seed, quick=quick), folder / writer / f"seed{seed}", console, stop, writer)
+        if config.rubric.source == "written" and not writer.startswith("base"):
+            _run(arms.stage1(writer, seed, folder, quick=quick), folder / writer / f"seed{seed}", console, stop, writer)
         _run(config, place, console, stop, name)
     scores = {path.stem.removeprefix("evaluation_"): read_json(path) for path in place.glob("evaluation_*.json")}
     lines = (place / "completions_trained.jsonl").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,45 @@
+"""Three sizes of the model: base, teacher with the true rubric, and RCSD under true and under its own Stage I's rubrics.
+
+    python -m experiments.scale [--seeds=5] [--workdir=runs/experiments] [--quick]
+
+Also rubrics of an untrained larger writer. The small and the large base are made first, which takes an hour or two.
+"""
+
+import rich.console
+
+from experiments import cells, statistics, tables
+
+SIZES = ("small", "medium", "large")
+ARMS = ("rcsd_small", "rcsd_true_small", "rcsd", "rcsd_true", "rcsd_untrained_large", "rcsd_large", "rcsd_true_large")
+
+
+def main() -> None:
+    """Runs what is missing, prints and writes the table."""
+    flags = tables.arguments(__doc__)
+    names = ("rcsd_small", "rcsd_true_small") if flags.quick else ARMS
+    runs = cells.run(names, flags.seeds, flags.workdir, quick=flags.quick)
+    rows: tables.Rows = {}
+    for size in SIZES[:1] if flags.quick else SIZES:
+        end = "" if size == "medium" else f"_{size}"
+        for role in ("base", "teacher"):
+            rows[f"{size}: {role}"] = tables.role_row(runs[f"rcsd_true{end}"], role)
+        for name in (f"rcsd_true{end}", f"rcsd{end}"):
+            row = tables.scores(runs, [name], against=None)[tables.label(name)]
+            rows[f"{size}: {tables.label(name).removesuffix(f', {size}')}"] = row
+        gained = rows[f"{size}: RCSD - base"] = {}
+        for place in tables.places_of(runs):
+            after = [cell.score("trained", *place) for cell in runs[f"rcsd{end}"]]
+            before = [cell.score("base", *place) for cell in runs[f"rcsd_true{end}"]]
+            gained[tables.column(place)] = statistics.paired(after, before)
+    if "rcsd_untrained_large" in names:
+        rows |= {"medium: " + k: v for k, v in tables.scores(runs, ["rcsd_untrained_large"], against="rcsd").items()}
+    console = rich.console.Console(width=170)
+    tables.show(console, f"accuracy, percent, mean ± 95% interval of {flags.seeds} seeds", rows)
+    folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / "scale"
+    tables.write(folder, rows, seeds=flags.seeds)
+    tables.bars(folder / "scale.png", "Sizes", rows, [tables.column(place) for place in tables.places_of(runs)][:2])
+    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

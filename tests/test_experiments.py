@@ -1,0 +1,57 @@
+"""Arms are configurations that can run, and the statistics of tables against scipy."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from configs import world as world_config
+from experiments import arms, bases, cost, curves, divergences, main_table, rubrics, scale, statistics
+from rcsd_jax import config as configs
+
+
+@pytest.mark.parametrize("name", arms.ARMS)
+def test_every_arm_passes_the_checks(name, tmp_path):
+    for quick in (False, True):
+        configs.check(arms.stage2(name, 3, tmp_path, quick=quick))
+        writer = arms.ARMS[name].writer
+        if not writer.startswith("base"):
+            configs.check(arms.stage1(writer, 3, tmp_path, quick=quick))
+
+
+def test_arms_differ_and_tables_name_arms_that_exist(tmp_path):
+    texts = [configs.to_json(arms.stage2(name, 0, tmp_path, quick=False)) for name in arms.ARMS]
+    assert len(set(texts)) == len(texts)
+    assert set(scale.ARMS) <= set(arms.ARMS) and {arm.size for arm in arms.ARMS.values()} == {"medium", *bases.SIZES}
+    for table in (main_table, divergences, rubrics, curves):
+        assert set(table.ARMS) <= set(arms.ARMS) and "rcsd" in table.ARMS
+    assert cost.main_table is main_table
+
+
+def test_all_methods_have_the_same_budget(tmp_path):
+    made = [arms.stage2(name, 0, tmp_path, quick=False) for name in arms.ARMS]
+    assert len({(c.train.steps, c.train.batch_size, c.sampling.max_new_tokens, c.eval.count) for c in made}) == 1
+
+
+def test_unknown_variants_of_the_world_are_named():
+    with pytest.raises(ValueError, match="grpo_rubric"):
+        world_config.get_config("nothing")
+
+
+def test_intervals_are_student_s():
+    values = np.array([1.0, 4.0, 2.5, 3.0, 7.0])
+    found = statistics.estimate(values)
+    low, high = scipy.stats.t.interval(0.95, 4, loc=values.mean(), scale=scipy.stats.sem(values))
+    np.testing.assert_allclose([found.mean - found.half_width, found.mean + found.half_width], [low, high])
+    assert np.isnan(statistics.estimate([2.0]).half_width) and str(statistics.estimate([2.0])) == "2.0"
+
+
+def test_paired_differences_do_not_see_what_seeds_have_in_common():
+    common = np.array([10.0, 50.0, 90.0])
+    found = statistics.paired(common + [1.0, 2.0, 3.0], common)
+    assert found.mean == 2.0 and found.half_width < 3
+
+
+def test_order_is_told_pair_by_pair():
+    agree, differ = statistics.same_order({"a": 3.0, "b": 1.0, "c": 2.0}, {"a": 9.0, "b": 8.0, "c": 7.0, "d": 1.0})
+    assert agree == ["a over b (+2.0)", "a over c (+1.0)"] and differ == ["b over c (-1.0)"]
+    assert statistics.same_order({"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 1.0}) == ([], [])
