@@ -38,7 +38,10 @@ VARIANTS = {
     **{name: dict(rubric=dict(source=name)) for name in ("generic", "noisy", "random", "reduced")},
     "opsd": dict(teacher=dict(fields=REFERENCE)),
     "sdft": dict(teacher=dict(fields=REFERENCE, weights="ema"), loss=dict(skip_first=3)),
-    "sdpo": dict(teacher=dict(fields=("question", "success"), weights="live"), eval=dict(roles=("base", "trained")))
+    "sdpo": dict(
+        teacher=dict(fields=("question", "success"), weights="ema", ema_decay=0.95),
+        eval=dict(roles=("base", "trained")),
+    )
     | REWARDED,
     "sampled_token": dict(loss=dict(divergence="sampled_token")),
     "sft": dict(method="sft", teacher=dict(fields=QUESTION), eval=dict(roles=("base", "trained")))
