@@ -37,6 +37,7 @@ setuptools.setup(
         "experiments": ["matplotlib", "scipy"],
         # torch is pinned because a CPU build of it is the one the parity tests were measured with.
         "test": [
+            "matplotlib",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "torch==2.13.0",

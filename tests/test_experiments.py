@@ -1,5 +1,8 @@
 """Arms are configurations that can run, and the statistics of tables against scipy."""
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -55,3 +58,21 @@ def test_order_is_told_pair_by_pair():
     agree, differ = statistics.same_order({"a": 3.0, "b": 1.0, "c": 2.0}, {"a": 9.0, "b": 8.0, "c": 7.0, "d": 1.0})
     assert agree == ["a over b (+2.0)", "a over c (+1.0)"] and differ == ["b over c (-1.0)"]
     assert statistics.same_order({"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 1.0}) == ([], [])
+
+
+MODULES = sorted(p for p in Path(arms.__file__).parent.rglob("*.py") if p.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_every_experiment_can_be_imported(path):
+    root = Path(arms.__file__).parents[1]
+    importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
+
+
+@pytest.mark.slow
+def test_the_benchmarks_step_trains():
+    from experiments.bench import setting
+
+    step = setting.random_step(setting.Sizes(batch=2, prompt=8, teacher_prompt=16, completion=8))
+    before = float(step.whole()["loss"])
+    assert np.isfinite([before, float(step.train()["loss"])]).all()

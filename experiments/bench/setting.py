@@ -7,14 +7,13 @@ import dataclasses
 import functools
 import time
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rcsd_jax import train
-from rcsd_jax.methods import self_distillation as method
+from rcsd_jax.methods import rollout
 from rcsd_jax.models import huggingface
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, init_params
 from rcsd_jax.sampling import SamplingConfig
@@ -73,15 +72,17 @@ class Step:
         self.decoder = Decoder(config)
         self.params = params
         student, teacher = prompts(sizes, config.vocab_size)
-        self.batch = method.Batch(
+        self.batch = rollout.Batch(
             np.arange(sizes.batch, dtype=np.int32),
             student,
             np.ones(student.shape, bool),
             teacher,
             np.ones(teacher.shape, bool),
             np.zeros((sizes.batch, 0), np.int32),
+            np.zeros((sizes.batch, 0), np.int32),
+            np.zeros((sizes.batch, 0), bool),
         )
-        self.options = method.Options(
+        self.options = rollout.Options(
             sampling=SamplingConfig(max_new_tokens=sizes.completion),
             divergence=(("beta", 0.0),),
             chunk_size=chunk_size,
@@ -91,34 +92,25 @@ class Step:
         copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)  # the step donates its state
         self.state = train.init_state(copy, optimizer, ema=False)
         self._whole = train.jit_train_step(**static)
-        self._sample = jax.jit(functools.partial(method.sample, self.decoder, options=self.options))
+        self._sample = jax.jit(functools.partial(rollout.sample, self.decoder, options=self.options))
         self.completions = self.sample()
-        self._train = _without_sampling(static).lower(self.state, params, self.completions, np.uint32(0)).compile()
+        learn = jax.jit(functools.partial(train.learn_step, **static), donate_argnums=0)
+        self._train = learn.lower(self.state, params, self.completions).compile()
 
     def whole(self) -> dict[str, jax.Array]:
         """One update; returns its metrics."""
         self.state, metrics, _ = self._whole(self.state, self.params, self.batch, np.uint32(0))
         return jax.block_until_ready(metrics)
 
-    def sample(self) -> method.Completions:
+    def sample(self) -> rollout.Completions:
         """The completions of one step."""
         student, teacher = {"params": self.state.trained}, {"params": self.params}
         return jax.block_until_ready(self._sample(student, teacher, self.batch, jax.random.key(0)))
 
     def train(self) -> dict[str, jax.Array]:
         """One update on `completions` that were sampled before; returns its metrics."""
-        self.state, metrics, _ = self._train(self.state, self.params, self.completions, np.uint32(0))
+        self.state, metrics = self._train(self.state, self.params, self.completions)
         return jax.block_until_ready(metrics)
-
-
-def _without_sampling(static: dict[str, Any]):
-    """The jitted train step with sampling left out: in the batch's place it takes the completions."""
-
-    def step(*args):
-        with mock.patch.object(method, "sample", lambda _decoder, _student, _teacher, completions, *_: completions):
-            return train.train_step(*args, **static)
-
-    return jax.jit(step, donate_argnums=0)
 
 
 def random_step(sizes: Sizes, **options: Any) -> Step:
