@@ -52,6 +52,8 @@ ARMS: dict[str, Arm] = {
     "rcsd_ema": _paper("EMA teacher", teacher=dict(weights="ema", ema_decay=0.9)),
     "rcsd_guided_0.5": _paper("guidance 0.5", teacher=dict(guidance=0.5)),
     "rcsd_guided_1": _paper("guidance 1", teacher=dict(guidance=1.0)),
+    "rcsd_weighted_0.5": _paper("guidance 0.5 by weights", teacher=dict(guidance=0.5, guidance_by="criteria")),
+    "rcsd_weighted_1": _paper("guidance 1 by weights", teacher=dict(guidance=1.0, guidance_by="criteria")),
     # divergences
     "rcsd_jsd": _paper("JSD", loss=dict(beta=0.5)),
     "rcsd_reverse": _paper("reverse KL", loss=dict(beta=1.0)),

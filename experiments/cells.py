@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from absl import logging
 
 from experiments import arms, bases
 from rcsd_jax import world
+from rcsd_jax.errors import Preempted, UserError
 from rcsd_jax.files import as_path, read_json
 from rcsd_jax.metrics import read_metrics
 from rcsd_jax.preemption import StopRequest
@@ -67,22 +69,33 @@ def _kinds(seed: int, count: int) -> dict[str, str]:
 
 
 def run(names: Sequence[str], seeds: int, workdir: Path, *, quick: bool) -> dict[str, list[Cell]]:
-    """Runs what is missing of these arms, seed by seed, and returns arm -> its cells."""
+    """Runs what is missing of these arms, seed by seed, and returns arm -> its cells.
+
+    A signal ends the program between two batches, bad settings end it at once, with one line each.
+    """
     logging.set_verbosity(logging.WARNING)
     console = rich.console.Console(stderr=True, width=140)
     folder = workdir / ("quick_cells" if quick else "cells")
     # Arms share most programs: a run finds what another one compiled.
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     found: dict[str, list[Cell]] = {name: [] for name in names}
-    with StopRequest() as stop:
-        for seed in range(seeds):
-            for name in names:
-                found[name].append(_cell(name, seed, folder, console, stop, quick))
+    for name in names:
+        bases.ensure(arms.ARMS[name], folder, quick=quick)
+    try:
+        with StopRequest() as stop:
+            for seed in range(seeds):
+                for name in names:
+                    found[name].append(_cell(name, seed, folder, console, stop, quick))
+    except Preempted as stopped:
+        print(f"stopped: {stopped}; the same command continues", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     return found
 
 
 def _cell(name: str, seed: int, folder: Path, console, stop: StopRequest, quick: bool) -> Cell:
-    bases.ensure(arms.ARMS[name], folder, quick=quick)
     config = arms.stage2(name, seed, folder, quick=quick)
     place = folder / name / f"seed{seed}"
     if not (place / "summary.json").exists():

@@ -21,7 +21,7 @@ from rcsd_jax.contexts import pad_left, pad_right
 from rcsd_jax.data.examples import Example
 from rcsd_jax.models.decoder import Decoder, head_matrix
 from rcsd_jax.models.scoring import completion_hidden_shared
-from rcsd_jax.rubrics.schema import Rubric
+from rcsd_jax.rubrics import variants
 
 
 class Contexts(NamedTuple):
@@ -32,7 +32,7 @@ class Contexts(NamedTuple):
 
 
 def leave_one_out(example: Example, encode: Callable[[Example], np.ndarray]) -> Contexts:
-    """The teacher's prompts with all criteria and without each; of a rubric of one, without any rubric it cannot be shown.
+    """The teacher's prompts with all criteria and without each.
 
     Args:
       example: with a rubric of at least two criteria.
@@ -41,10 +41,7 @@ def leave_one_out(example: Example, encode: Callable[[Example], np.ndarray]) -> 
     Raises:
       ValueError: fewer than two criteria.
     """
-    criteria = example.rubric.criteria if example.rubric else ()
-    if len(criteria) < 2:
-        raise ValueError(f"leaving one of {len(criteria)} criteria out leaves no rubric to show")
-    rest = [Rubric(criteria[:k] + criteria[k + 1 :]) for k in range(len(criteria))]
+    rest = variants.leave_one_out(example.rubric)
     prompts = [encode(example), *(encode(dataclasses.replace(example, rubric=rubric)) for rubric in rest)]
     shortest = min(map(len, prompts))
     alike = np.all([prompt[:shortest] == prompts[0][:shortest] for prompt in prompts], axis=0)

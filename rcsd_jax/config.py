@@ -27,6 +27,7 @@ CHOICES = {
     "model.remat": ("none", "full", "attention", "mlp", "projections"),
     "model.kernels": ("auto", "xla", "pallas"),
     "teacher.weights": ("fixed", "live", "ema"),
+    "teacher.guidance_by": ("context", "criteria"),
     "rubric.source": ("data", "generic", "noisy", "random", "reduced", "written"),
     "rubric.on_reject": ("generic", "drop"),
     "sampling.source": ("student", "teacher", "reference"),
@@ -86,6 +87,7 @@ def stage() -> ConfigDict:
                 ema_decay=0.999,
                 reason_tokens=0,  # > 0: the teacher first writes an analysis of at most this many tokens
                 guidance=0.0,  # > 0: its logits are pushed on along what its fields change, by this factor
+                guidance_by="context",  # all fields at once, or "criteria", each by its weight
             ),
             rubric=dict(
                 source="data",  # the rows' own rubrics, a variant of them, or "written" by a model
@@ -320,6 +322,10 @@ def _check_method(one: ConfigDict, need) -> None:
     for key, off in (("teacher.guidance", 0.0), ("teacher.reason_tokens", 0)):
         value = _get(one, key)
         need(teacher != "none" or value == off, key, "is of the teacher, which this method has not", f"set {off}")
+    if one.teacher.guidance and one.teacher.guidance_by == "criteria":
+        seen = "rubric" in one.teacher.fields and not one.teacher.reason_tokens and not from_attempts
+        problem = "needs a teacher that sees a rubric, writes no analysis and is shown no attempts"
+        need(seen, "teacher.guidance_by", problem, "set 'context'")
     if one.sampling.source == "teacher":
         problem = "lets a teacher write that is not there, or does not know yet what it will see"
         need(teacher != "none" and not from_attempts, "sampling.source", problem, "set 'student'")

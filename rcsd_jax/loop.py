@@ -23,7 +23,7 @@ from rcsd_jax.data.batches import batches
 from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
 from rcsd_jax.grading import graded
-from rcsd_jax.methods.rollout import Batch, Options
+from rcsd_jax.methods.rollout import Batch, Options, Without
 from rcsd_jax.metrics import MetricWriter, Progress, compilations
 from rcsd_jax.models import lora, sharding
 from rcsd_jax.preparation import Encoded
@@ -262,7 +262,23 @@ def make_batch(
         *padded(data.teacher),
         np.tile(data.transition, (len(own), 1)),
         *contexts.pad_right([data.references[rows[i]] for i in own], references, pad_id),
+        _without([rows[i] for i in own], data, config, pad_id),
     )
+
+
+def _without(rows: list[int], data: Encoded, config: ConfigDict, pad_id: int) -> Without:
+    """The prompts without each criterion of `rows`, as many for all as the longest rubric of the run has criteria."""
+    count = max(len(one.weights) for one in data.without)
+    weights = np.zeros((len(rows), count), np.float32)
+    if not count:
+        return Without(np.zeros((len(rows), 0, 0), np.int32), np.zeros((len(rows), 0, 0), bool), weights)
+    for at, i in zip(weights, rows, strict=True):
+        at[: len(data.without[i].weights)] = data.without[i].weights
+    # A rubric with fewer has its whole prompt in the places that are left, which weigh nothing.
+    prompts = [p for i in rows for p in (data.without[i].prompts + [data.teacher[i]] * count)[:count]]
+    length = padded_length(data.teacher, data.teacher, config.data.pad_to)
+    tokens, mask = (x.reshape(len(rows), count, length) for x in contexts.pad_left(prompts, length, pad_id))
+    return Without(tokens, mask, weights)
 
 
 def padded_length(rows, everything, pad_to: int) -> int:

@@ -29,6 +29,13 @@ class Questions(NamedTuple):
     transition: np.ndarray  # [U] int32, what follows the analysis of a teacher that reasons first; else empty
 
 
+class Without(NamedTuple):
+    """The teacher's prompts of an example, each without one criterion, and that criterion's weight, 1 on average."""
+
+    prompts: list[np.ndarray]  # [Q] int32, of each criterion; none unless guidance is by criteria
+    weights: np.ndarray  # [K] float32
+
+
 class Encoded(NamedTuple):
     """The examples of a run and the prompts of both roles, as token ids; `skipped` did not fit.
 
@@ -41,6 +48,7 @@ class Encoded(NamedTuple):
     transition: np.ndarray  # [U] int32
     skipped: int
     references: list[np.ndarray]  # [n] int32 each
+    without: list[Without]
 
 
 def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], count: int | None = None) -> list[Example]:
@@ -156,24 +164,37 @@ def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encode
             _encode(tokenizer, example, student_role, config, reasons=False)[0],
             *_encode(tokenizer, example, teacher_role, config, reasons=config.teacher.reason_tokens > 0),
             _encode_reference(tokenizer, example, config),
+            _encode_without(tokenizer, example, teacher_role, config),
         )
 
     encoded = processes.shared(all_of, examples)
     fitting = [
         fits(e, s, config, role="student") and fits(e, t, config, role="teacher") and reference_fits(e, r, config)
-        for e, (s, t, _, r) in zip(examples, encoded, strict=True)
+        for e, (s, t, _, r, _) in zip(examples, encoded, strict=True)
     ]
     if not any(fitting):
         raise _nothing_fits(len(examples), config)
     kept = [i for i, fit in enumerate(fitting) if fit]
-    student, teacher, transitions, references = zip(*(encoded[i] for i in kept), strict=True)
+    student, teacher, transitions, *rest = map(list, zip(*(encoded[i] for i in kept), strict=True))
     skipped = len(examples) - len(kept)
-    return Encoded([examples[i] for i in kept], list(student), list(teacher), transitions[0], skipped, list(references))
+    return Encoded([examples[i] for i in kept], student, teacher, transitions[0], skipped, *rest)
 
 
 def teacher_prompt(tokenizer, example: Example, config: ConfigDict) -> np.ndarray:
     """What the teacher sees of an example that has all of its fields, also those of attempts; [Q] int32."""
     return _encode(tokenizer, example, roles(config)[1], config, reasons=False)[0]
+
+
+def _encode_without(tokenizer, example: Example, role: Role, config: ConfigDict) -> Without:
+    """The teacher's prompts without each criterion. Of a rubric of one criterion there are none: nothing is pushed along."""
+    criteria = example.rubric.criteria if example.rubric else ()
+    by_criteria = config.teacher.guidance and config.teacher.guidance_by == "criteria"
+    if not by_criteria or len(criteria) < 2:
+        return Without([], np.zeros(0, np.float32))
+    shown = [dataclasses.replace(example, rubric=rubric) for rubric in variants.leave_one_out(example.rubric)]
+    weights = np.abs([criterion.weight for criterion in criteria]).astype(np.float32)
+    prompts = [_encode(tokenizer, one, role, config, reasons=False)[0] for one in shown]
+    return Without(prompts, weights / weights.mean())
 
 
 def _encode_reference(tokenizer, example: Example, config: ConfigDict) -> np.ndarray:

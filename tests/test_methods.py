@@ -11,12 +11,16 @@ import pytest
 import rich.console
 
 from configs import world as world_config
+from rcsd_jax import config as configs
 from rcsd_jax import grading, loop, losses, preparation, world
 from rcsd_jax.completions import Completion
+from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.methods import METHODS, rollout
-from rcsd_jax.models import sharding
+from rcsd_jax.models import huggingface, sharding
+from rcsd_jax.models.decoder import head_matrix
 from rcsd_jax.preemption import StopRequest
+from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.run import Run, open_model
 from rcsd_jax.sampling import Samples
 from rcsd_jax.stage import run_stage
@@ -40,7 +44,15 @@ def scored_completions():
     samples = Samples(tokens, mask, jnp.where(mask, old, 0.0).astype(jnp.float32), jnp.zeros(B, bool))
     prompts = [jnp.zeros((B, 1), jnp.int32), jnp.ones((B, 1), bool)] * 2
     advantages = jnp.asarray([1.0, -0.7, 0.0, -1.5])
-    return rollout.Scored(*arrays), rollout.Completions(*prompts, samples, mask, advantages, jnp.ones(B, bool))
+    return rollout.Scored(*arrays), rollout.Completions(
+        *prompts, samples, mask, advantages, nothing_without(B), jnp.ones(B, bool)
+    )
+
+
+def nothing_without(rows):
+    return rollout.Without(
+        jnp.zeros((rows, 0, 0), jnp.int32), jnp.zeros((rows, 0, 0), bool), jnp.zeros((rows, 0), jnp.float32)
+    )
 
 
 def log_softmax(logits, temperature):
@@ -184,7 +196,7 @@ def grade_texts(config, tmp_path, texts, examples):
         settings = loop.options_of(config, model)
         written = rollout.Completions(
             *batch[1:5], rows_of_texts(texts, model, 64), jnp.ones((len(rows), 64), bool), jnp.zeros(len(rows)),
-            jnp.ones(len(rows), bool),
+            nothing_without(len(rows)), jnp.ones(len(rows), bool),
         )  # fmt: skip
         return *grading.graded(written, examples, data.examples, settings.sampling, model, run), model
 
@@ -238,7 +250,7 @@ def test_a_score_that_the_grader_lacks_is_named(tmp_path):
     config = config_of("grpo", tmp_path)
     config.reward.score = "beauty"
     one = world.examples("stage2", 1)[0]
-    with pytest.raises(grading.UserError, match="beauty") as error:
+    with pytest.raises(UserError, match="beauty") as error:
         grade_texts(config, tmp_path, group_of(one, [0, 0, 0, 1]), [one] * 4)
     assert error.value.field == "reward.score" and "accuracy" in error.value.remedy
 
@@ -298,3 +310,105 @@ def test_sft_learns_the_references(tmp_path):
     config.data.too_long = "skip"
     kept = preparation.encode(world.examples("stage2", 40), model.tokenizer, config)
     assert 0 < kept.skipped < 40 and max(map(len, kept.references)) <= 40
+
+
+# --- guided teachers -------------------------------------------------------------------------------------------------
+
+
+SAMPLE = jax.jit(rollout.sample, static_argnums=(0, 5))
+
+
+def teacher_logits(config, tmp_path, examples):
+    """Logits [B, N, V] of the guided teacher, and a function that gives the plain one's for a row and a prompt."""
+    run_, model = context(config, tmp_path)
+    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
+    head = head_matrix(model.decoder.config, variables["params"])
+    settings = loop.options_of(config, model)
+    data = preparation.encode(examples, model.tokenizer, config)
+    batch = loop.make_batch(list(range(len(examples))), data, config, model.pad_id)
+    completions = SAMPLE(model.decoder, variables, variables, batch, jax.random.key(0), settings)
+    hidden = rollout.teacher_hidden(model.decoder, variables, completions, guidance=settings.guidance)
+
+    def plain(row, prompt):
+        tokens = np.concatenate([prompt, np.asarray(completions.samples.tokens[row])])[None]
+        ones, positions = np.ones_like(tokens), np.arange(tokens.shape[1])[None]
+        found, _ = model.decoder.apply(variables, tokens, segment_ids=ones, positions=positions)
+        return np.asarray(found[0, len(prompt) - 1 : -1] @ head)
+
+    return np.asarray(hidden @ head), plain, data, completions.samples.mask
+
+
+def test_guidance_pushes_logits_along_what_the_rubric_changes(tmp_path):
+    config = config_of("ground_truth", tmp_path)
+    config.teacher.guidance, config.sampling.max_new_tokens = 0.5, 8
+    logits, plain, data, mask = teacher_logits(config, tmp_path, world.examples("stage2", 2))
+    for row in range(2):
+        with_rubric, without = plain(row, data.teacher[row]), plain(row, data.student[row])
+        want, keep = with_rubric + 0.5 * (with_rubric - without), np.asarray(mask[row])
+        np.testing.assert_allclose(logits[row][keep], want[keep], atol=2e-3)
+        assert np.abs(with_rubric - want)[keep].max() > 0.1
+
+
+def test_guidance_by_criteria_weighs_what_each_changes(tmp_path):
+    config = config_of("ground_truth", tmp_path)
+    config.teacher.update(guidance=0.5, guidance_by="criteria")
+    config.sampling.max_new_tokens = 8
+    examples = sorted(world.examples("stage2", 20), key=lambda e: len(e.rubric.criteria))
+    examples = [examples[0], examples[-1]]  # of different numbers of criteria
+    logits, plain, data, mask = teacher_logits(config, tmp_path, examples)
+    for row, example in enumerate(examples):
+        criteria = example.rubric.criteria
+        whole, weights = plain(row, data.teacher[row]), np.abs([c.weight for c in criteria])
+        want = whole.copy()
+        for k, weight in enumerate(weights / weights.mean()):
+            less = dataclasses.replace(example, rubric=Rubric(criteria[:k] + criteria[k + 1 :]))
+            prompt = preparation.teacher_prompt(open_model(config.model.path, config).tokenizer, less, config)
+            want += 0.5 * weight * (whole - plain(row, prompt))
+        keep = np.asarray(mask[row])
+        np.testing.assert_allclose(logits[row][keep], want[keep], atol=5e-3)
+        assert np.abs(want - whole)[keep].max() > 0.1 and len(set(weights)) > 1
+
+
+def test_completions_may_be_the_teacher_s(tmp_path):
+    config = config_of("ground_truth", tmp_path)
+    config.sampling.update(source="teacher", max_new_tokens=12)
+    run_, model = context(config, tmp_path)
+    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
+    settings = loop.options_of(config, model)
+    data = preparation.encode(world.examples("stage2", 2), model.tokenizer, config)
+    batch = loop.make_batch([0, 1], data, config, model.pad_id)
+    key = jax.random.key(0)
+    written = SAMPLE(model.decoder, None, variables, batch, key, settings).samples
+    as_student = batch._replace(student_tokens=batch.teacher_tokens, student_mask=batch.teacher_mask)
+    student = dataclasses.replace(settings, source="student")
+    expected = SAMPLE(model.decoder, variables, None, as_student, key, student).samples
+    np.testing.assert_array_equal(written.tokens, expected.tokens)
+    assert written.mask.sum() > 4
+
+
+BAD = {
+    "reward.grader": dict(method="grpo", reward=dict(grader=""), sampling=dict(group=4)),
+    "sampling.group": dict(method="grpo", reward=dict(grader="world"), sampling=dict(group=1)),
+    "teacher.guidance": dict(method="sft", sampling=dict(source="reference"), teacher=dict(guidance=1.0)),
+    "teacher.guidance_by": dict(teacher=dict(fields=("question", "reference"), guidance=1.0, guidance_by="criteria")),
+    "sampling.source": dict(method="sft", sampling=dict(source="teacher")),
+    "policy.kl": dict(policy=dict(kl=0.1)),
+    "student.fields": dict(student=dict(fields=("question", "success"))),
+    "data.flawed": dict(data=dict(flawed=1.5)),
+    "policy.clip_low": dict(policy=dict(clip_low=1.5)),
+    "eval.roles": dict(
+        teacher=dict(fields=("question", "feedback")), reward=dict(grader="world"), eval=dict(grader="world", roles=("teacher",))
+    ),
+    "teacher.reason_tokens": dict(
+        teacher=dict(fields=("question", "feedback"), reason_tokens=4), reward=dict(grader="world")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_settings_that_do_not_go_together_are_named(key, tmp_path):
+    config = config_of("ground_truth", tmp_path)
+    config.update(BAD[key])
+    with pytest.raises(UserError) as error:
+        configs.check(config)
+    assert error.value.field == key and error.value.remedy

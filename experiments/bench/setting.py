@@ -81,6 +81,11 @@ class Step:
             np.zeros((sizes.batch, 0), np.int32),
             np.zeros((sizes.batch, 0), np.int32),
             np.zeros((sizes.batch, 0), bool),
+            rollout.Without(
+                np.zeros((sizes.batch, 0, 0), np.int32),
+                np.zeros((sizes.batch, 0, 0), bool),
+                np.zeros((sizes.batch, 0), np.float32),
+            ),
         )
         self.options = rollout.Options(
             sampling=SamplingConfig(max_new_tokens=sizes.completion),

@@ -23,6 +23,14 @@ from rcsd_jax.sampling import Samples, SamplingConfig, generate
 Variables = Any
 
 
+class Without(NamedTuple):
+    """The teacher's prompts with one criterion left out each; K = 0 unless guidance is by criteria."""
+
+    tokens: jax.Array  # [B, K, Q] int32
+    mask: jax.Array  # [B, K, Q] bool
+    weights: jax.Array  # [B, K] float32, of the criterion that is missing: 1 on average; 0 where a rubric has fewer
+
+
 class Batch(NamedTuple):
     """What the two roles see of B examples. Prompts are left-padded; the last token of each is real."""
 
@@ -34,6 +42,7 @@ class Batch(NamedTuple):
     transition: jax.Array  # [B, U] int32, between the teacher's analysis and the completion; U = 0 without reason-first
     reference_tokens: jax.Array  # [B, N] int32, completions taken from the data; N = 0 where a role writes them
     reference_mask: jax.Array  # [B, N] bool
+    without: Without
 
 
 class Completions(NamedTuple):
@@ -46,6 +55,7 @@ class Completions(NamedTuple):
     samples: Samples
     loss_mask: jax.Array  # [B, N] bool, tokens that count in the loss
     advantages: jax.Array  # [B] float32, of graded completions among their group; else 0
+    without: Without
     taught: jax.Array  # [B] bool, where the teacher's context is whole: not where it lacks an attempt to be shown
 
 
@@ -100,7 +110,9 @@ def sample(
         loss_mask &= ~samples.cut[:, None]
     advantages = jnp.zeros(batch.row.shape, jnp.float32)
     prompts = batch.student_tokens, batch.student_mask, teacher_tokens, teacher_mask
-    return jax.lax.stop_gradient(Completions(*prompts, samples, loss_mask, advantages, jnp.ones(batch.row.shape, bool)))
+    return jax.lax.stop_gradient(
+        Completions(*prompts, samples, loss_mask, advantages, batch.without, jnp.ones(batch.row.shape, bool))
+    )
 
 
 def _completions(decoder, student, teacher, batch: Batch, keys, options: Options) -> Samples:
@@ -129,16 +141,33 @@ def teacher_hidden(
     """The teacher's final hidden states that predict the completions, [B, N, D], without gradient.
 
     With guidance g they are h + g (h - h'), h' being the teacher's without its privileged context, shown what the student
-    sees. As logits are linear in them, these are the logits with - without, pushed along by the same factor.
+    sees. As logits are linear in them, these are the logits with - without, pushed along by the same factor. By criteria
+    they are h + g sum_k w_k (h - h_k), h_k being the teacher's without criterion k of weight w_k.
     """
     c = completions
     answer = c.samples.tokens, c.samples.mask
     hidden = completion_hidden(decoder, teacher, c.teacher_tokens, c.teacher_mask, *answer)
-    if guidance:
-        without = completion_hidden(decoder, teacher, c.student_tokens, c.student_mask, *answer)
-        pushed = hidden.astype(jnp.float32) + guidance * (hidden.astype(jnp.float32) - without.astype(jnp.float32))
-        hidden = pushed.astype(hidden.dtype)
+    if guidance and c.without.tokens.shape[1]:
+        weights = c.without.weights[..., None, None]  # [B, K, 1, 1]
+        less = _without_each(decoder, teacher, c).astype(jnp.float32)  # [B, K, N, D]
+        change = (weights * (hidden[:, None].astype(jnp.float32) - less)).sum(axis=1)
+        hidden = (hidden.astype(jnp.float32) + guidance * change).astype(hidden.dtype)
+    elif guidance:
+        less = completion_hidden(decoder, teacher, c.student_tokens, c.student_mask, *answer).astype(jnp.float32)
+        change = hidden.astype(jnp.float32) - less
+        hidden = (hidden.astype(jnp.float32) + guidance * change).astype(hidden.dtype)
     return jax.lax.stop_gradient(hidden)
+
+
+def _without_each(decoder: Decoder, teacher: Variables, c: Completions) -> jax.Array:
+    """The teacher's hidden states when it is shown all criteria but one, [B, K, N, D]."""
+    batch, count, _ = c.without.tokens.shape
+    rows = lambda x: x.reshape(batch * count, x.shape[-1])
+    answer = (
+        rows(jnp.broadcast_to(x[:, None], (batch, count, x.shape[1]))) for x in (c.samples.tokens, c.samples.mask)
+    )
+    hidden = completion_hidden(decoder, teacher, rows(c.without.tokens), rows(c.without.mask), *answer)
+    return hidden.reshape(batch, count, *hidden.shape[1:])
 
 
 def score(

@@ -198,6 +198,7 @@ class _Programs:
             self._array(s.batch, TRANSITION if reason else 0),
             self._array(s.batch, references),
             self._array(s.batch, references, dtype=bool),
+            self._without(s.batch),
         )
         static = loop.step_settings(self.config, self.model, self.setup.optimizer)
         step = train.jit_train_step(self._shardings(self.setup.abstract), **static)
@@ -298,7 +299,17 @@ class _Programs:
             samples,
             self._array(rows, n, dtype=bool),
             self._array(rows, dtype=jnp.float32),
+            self._without(rows),
             self._array(rows, dtype=bool),
+        )
+
+    def _without(self, rows: int) -> rollout.Without:
+        """Prompts without each criterion, of rubrics with as many as the config allows."""
+        teacher = self.config.teacher
+        by_criteria = teacher.guidance and teacher.guidance_by == "criteria"
+        shape = (rows, self.config.rubric.max_criteria, self.sizes.teacher_prompt) if by_criteria else (rows, 0, 0)
+        return rollout.Without(
+            self._array(*shape), self._array(*shape, dtype=bool), self._array(*shape[:2], dtype=jnp.float32)
         )
 
     def scoring(self) -> jax.stages.Lowered:

@@ -95,6 +95,18 @@ def noisy(rubric: Rubric, pool: Pool, *, seed: int, id: str, fraction: float = 0
     return Rubric(tuple(criteria))
 
 
+def leave_one_out(rubric: Rubric) -> list[Rubric]:
+    """The rubric without its first criterion, without its second, and so on.
+
+    Raises:
+      ValueError: fewer than two criteria, of which nothing would be left.
+    """
+    criteria = rubric.criteria
+    if len(criteria) < 2:
+        raise ValueError(f"leaving one of {len(criteria)} criteria out leaves no rubric to show")
+    return [Rubric(criteria[:k] + criteria[k + 1 :]) for k in range(len(criteria))]
+
+
 def reduced(rubric: Rubric, *, seed: int, id: str, keep: int | float = 0.5) -> Rubric:
     """A random part of the criteria, in their order, always with one of positive weight if the rubric has one.
 
