@@ -45,6 +45,11 @@ def main() -> None:
                 rows[f"{tables.label(name)}: {title}"] = {s: statistics.estimate(v) for s, v in edges.items()}
     console = rich.console.Console(width=150)
     tables.show(console, f"in distribution, sampled, mean ± 95% interval of {flags.seeds} seeds", rows)
+    console.print("\nthe paper: forward KL raises the student's entropy, and completions change length; here:")
+    for arm in ("rcsd", "rcsd_reverse"):
+        for title in EVERY_STEP if arm in names else ():
+            first, last = rows[f"{tables.label(arm)}: {title}"].values()
+            console.print(f"  {tables.label(arm)}, {title}: {first.mean:.2f} -> {last.mean:.2f}", highlight=False)
     folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / "curves"
     tables.write(folder, rows, seeds=flags.seeds)
     tables.lines(folder / "curves.png", "Training, in distribution, sampled", "step", panels)
