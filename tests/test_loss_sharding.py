@@ -27,6 +27,9 @@ options = json.loads(sys.argv[1])
 
 def loss(student, head, teacher, frozen, tokens, weights):
     matrices = head_matrix(config, {"head": head}), head_matrix(config, {"head": frozen})
+    if options == "tokens alone":
+        log_probs, _ = losses.token_log_probs_from_hidden(student, matrices[0], tokens, chunk_size=CHUNK)
+        return losses.weighted_sum(-log_probs, weights), log_probs
     return losses.weighted_divergence_from_hidden(
         student, matrices[0], teacher, jax.lax.stop_gradient(matrices[1]), tokens, weights, chunk_size=CHUNK, **options)
 
@@ -38,7 +41,8 @@ ROWS, CHUNK, D, PART = 4, 6, 64, 254  # of one device
 
 
 @pytest.mark.parametrize(
-    "options", ['{"divergence": "sampled_token"}', "{}", '{"beta": 0.5}', '{"beta": 1.0, "temperature": 1.2}']
+    "options",
+    ['"tokens alone"', '{"divergence": "sampled_token"}', "{}", '{"beta": 0.5}', '{"beta": 1.0, "temperature": 1.2}'],
 )
 def test_logits_stay_split(options):
     text = eight_devices.run(SCRIPT, options)
