@@ -105,6 +105,19 @@ def test_four_processes_train_as_one(alone, user_dir, tmp_path, mesh):
     assert_same_run(tmp_path / "run", alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_two_processes_grade_as_one(user_dir, tmp_path):
+    flags = [
+        *FLAGS, "--config.method=self_distillation_and_grpo", "--config.reward.grader=rubric", "--config.reward.score=valid",
+        "--config.sampling.group=2", "--config.teacher.fields=('question','feedback')", "--config.policy.weight=0.5",
+    ]  # fmt: skip
+    code, _, err = run(*ground_truth(user_dir, tmp_path / "one", *flags))
+    assert code == 0, err
+    run_all(2, *ground_truth(user_dir, tmp_path / "two", *flags))
+    assert_same_run(tmp_path / "two", tmp_path / "one", rtol=1e-5, atol=1e-5)
+    assert all(row["share_taught"] == 1.0 and row["divergence"] > 0 for row in rows_of(tmp_path / "two"))
+
+
 @pytest.mark.cluster
 def test_rubrics_and_evaluation_of_two_processes_are_those_of_one(user_dir, tmp_path):
     flags = [
