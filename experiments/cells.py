@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import rich.console
 from absl import logging
+from ml_collections import ConfigDict
 
 from experiments import arms, bases
 from rcsd_jax import world
@@ -68,49 +70,63 @@ def _kinds(seed: int, count: int) -> dict[str, str]:
     return {e.id: e.extra["kind"] for e in world.examples(SPLITS["in_distribution"], count, seed=seed)}
 
 
-def run(names: Sequence[str], seeds: int, workdir: Path, *, quick: bool) -> dict[str, list[Cell]]:
-    """Runs what is missing of these arms, seed by seed, and returns arm -> its cells.
+@contextlib.contextmanager
+def running(workdir: Path) -> Iterator[tuple[rich.console.Console, StopRequest]]:
+    """Where runs say what they do, and what tells them to stop.
 
     A signal ends the program between two batches, bad settings end it at once, with one line each.
     """
     logging.set_verbosity(logging.WARNING)
-    console = rich.console.Console(stderr=True, width=140)
-    folder = workdir / ("quick_cells" if quick else "cells")
     # Arms share most programs: a run finds what another one compiled.
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-    found: dict[str, list[Cell]] = {name: [] for name in names}
-    for name in names:
-        bases.ensure(arms.ARMS[name], folder, quick=quick)
     try:
         with StopRequest() as stop:
-            for seed in range(seeds):
-                for name in names:
-                    found[name].append(_cell(name, seed, folder, console, stop, quick))
+            yield rich.console.Console(stderr=True, width=140), stop
     except Preempted as stopped:
         print(f"stopped: {stopped}; the same command continues", file=sys.stderr)
         sys.exit(128 + stopped.signal)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def run(names: Sequence[str], seeds: int, workdir: Path, *, quick: bool) -> dict[str, list[Cell]]:
+    """Runs what is missing of these arms, seed by seed, and returns arm -> its cells."""
+    folder = workdir / ("quick_cells" if quick else "cells")
+    found: dict[str, list[Cell]] = {name: [] for name in names}
+    for name in names:
+        bases.ensure(arms.ARMS[name], folder, quick=quick)
+    with running(workdir) as (console, stop):
+        for seed in range(seeds):
+            for name in names:
+                found[name].append(_cell(name, seed, folder, console, stop, quick))
     return found
 
 
 def _cell(name: str, seed: int, folder: Path, console, stop: StopRequest, quick: bool) -> Cell:
     config = arms.stage2(name, seed, folder, quick=quick)
     place = folder / name / f"seed{seed}"
-    if not (place / "summary.json").exists():
-        stop.raise_if_set(f"before {name}, seed {seed}")
-        writer = arms.ARMS[name].writer
-        if config.rubric.source == "written" and not writer.startswith("base"):
-            _run(arms.stage1(writer, seed, folder, quick=quick), folder / writer / f"seed{seed}", console, stop, writer)
-        _run(config, place, console, stop, name)
+    stop.raise_if_set(f"before {name}, seed {seed}")
+    writer = arms.ARMS[name].writer
+    if config.rubric.source == "written" and not writer.startswith("base"):
+        stage1 = arms.stage1(writer, seed, folder, quick=quick)
+        run_cell(stage1, folder / writer / f"seed{seed}", console, stop, f"{writer}/seed{seed}")
+    run_cell(config, place, console, stop, f"{name}/seed{seed}")
     scores = {path.stem.removeprefix("evaluation_"): read_json(path) for path in place.glob("evaluation_*.json")}
     lines = (place / "completions_trained.jsonl").read_text(encoding="utf-8").splitlines()
     return Cell(scores, [json.loads(line) for line in lines], read_metrics(as_path(place)), config.seed)
 
 
-def _run(config, place: Path, console, stop: StopRequest, name: str) -> None:
-    if (place / "summary.json").exists():
-        return
-    run_stage(config, place, console, stop, name=f"{name}/{place.name}")
-    jax.clear_caches()  # programs of some hundred runs would pile up
+def run_cell(
+    config: ConfigDict, place: Path, console: rich.console.Console, stop: StopRequest, name: str
+) -> dict[str, Any]:
+    """Runs or continues a stage in its place and returns its summary; one that is complete is read.
+
+    Raises:
+      UserError: what is there was run with another configuration.
+    """
+    complete = (place / "summary.json").exists()
+    summary = run_stage(config, place, rich.console.Console(quiet=True) if complete else console, stop, name=name)
+    if not complete:
+        jax.clear_caches()  # programs of some hundred runs would pile up
+    return summary
