@@ -17,7 +17,9 @@ class Estimate(NamedTuple):
     count: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f}" if np.isnan(self.half_width) else f"{self.mean:.1f} ± {self.half_width:.1f}"
+        digits = 3 if 0 < abs(self.mean) < 0.5 else 1  # entropies in nats beside percent
+        half = "" if np.isnan(self.half_width) else f" ± {self.half_width:.{digits}f}"
+        return f"{self.mean:.{digits}f}{half}"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
