@@ -9,7 +9,7 @@ What the teacher sees: "paper" (default), the rubrics that the Stage I model wri
 with the release's top-k and clip; "ground_truth", the rows' own rubrics; "generic", "noisy", "random", "reduced";
 "reason_first", the teacher analyses the rubric before the completion follows.
 
-Other methods, none of which reads rubrics: "opsd", the teacher sees the reference; "sdft", likewise, an average of the
+Other methods: "opsd", the teacher sees the reference; "sdft", likewise, an average of the
 student's weights, the completion's first tokens left out; "sdpo", the teacher sees another of the student's own four
 completions that succeeded; "sampled_token", on-policy distillation under ground-truth rubrics by policy gradient; "sft", cross
 entropy of the references; "grpo" and "dr_grpo", a reward for the right answer in `\\boxed{}` (`reward.grader`); and
@@ -22,7 +22,7 @@ With a size, as in `configs/stage2.py:qwen3_8b,release`, also model, mesh and me
 from rcsd_jax import config as c
 from rcsd_jax import sizes
 
-QUESTION, REFERENCE, RUBRIC = ("question",), ("question", "reference"), ("question", "rubric")
+QUESTION, REFERENCE = ("question",), ("question", "reference")
 REWARDED = dict(reward=dict(grader="boxed"), sampling=dict(group=4))
 STEPS = dict(train=dict(steps=500))  # the paper's for SFT and GRPO
 
@@ -44,8 +44,12 @@ VARIANTS = {
     )
     | REWARDED,
     "sampled_token": dict(loss=dict(divergence="sampled_token")),
-    "sft": dict(method="sft", teacher=dict(fields=QUESTION), eval=dict(roles=("base", "trained")))
-    | dict(sampling=dict(source="reference"))
+    "sft": dict(
+        method="sft",
+        teacher=dict(fields=QUESTION),
+        sampling=dict(source="reference"),
+        eval=dict(roles=("base", "trained")),
+    )
     | STEPS,
     "grpo": dict(
         method="grpo",

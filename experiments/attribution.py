@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 
@@ -21,7 +22,7 @@ from rcsd_jax.attribution import attribution, leave_one_out
 from rcsd_jax.data.examples import Example
 from rcsd_jax.models import huggingface
 from rcsd_jax.run import open_model
-from rcsd_jax.world.criteria import criterion, steps
+from rcsd_jax.world.criteria import steps
 from rcsd_jax.world.documents import careful_solution
 
 BATCH = 32
@@ -50,7 +51,7 @@ def main() -> None:
     flags = parser.parse_args()
     config = world_config.get_config("ground_truth")
     model = open_model(str(world.base_directory()), config)
-    variables = {"params": huggingface.load(model.directory, **_float32())[1]}
+    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
     examples = world.examples("eval", flags.count, flags.seed)
     encode = lambda example: preparation.teacher_prompt(model.tokenizer, example, config)
     found: dict[str, list[tuple[float, float, float, float]]] = {}
@@ -64,7 +65,7 @@ def main() -> None:
         matrices = attribution(model.decoder, variables, contexts, completions, pad_id=model.pad_id)
         for example, matrix in zip(part, matrices, strict=True):
             problem, where = example.extra["problem"], spans(example, model.tokenizer)
-            order = [c for c in steps(problem) if criterion(problem, c)]
+            order = steps(problem)
             for k, step in enumerate(order):
                 (a, b), (c, d) = where[step], where[order[(k + 1) % len(order)]]
                 peak, count = int(matrix[k].argmax()), matrix.shape[1]
@@ -84,12 +85,6 @@ def main() -> None:
         rows[step]["highest, nats"] = statistics.estimate(values[:, 3])
     title = f"Attribution of criteria, {flags.count} questions, mean ± 95% interval over criteria"
     tables.show(rich.console.Console(width=140), title, rows, first="step")
-
-
-def _float32():
-    import jax.numpy as jnp
-
-    return dict(dtype=jnp.float32)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,12 @@ class Cell(NamedTuple):
                 kinds.setdefault(kind, []).append(100 * r["accuracy"])
         return {kind: float(np.mean(values)) for kind, values in kinds.items()}
 
+    def evaluations(self) -> dict[int, str]:
+        """Step after which the student was evaluated -> the name of its scores; the last step is "trained"."""
+        names = (role for role in self.scores if role.startswith("step_"))
+        between = {int(name.removeprefix("step_")): name for name in names}
+        return dict(sorted(between.items())) | {len(self.metrics): "trained"}
+
     def completion_tokens(self) -> np.ndarray:
         """Tokens sampled until the end of each step, [steps]."""
         return np.cumsum([row["completion_tokens"] for row in self.metrics])

@@ -8,7 +8,7 @@ Seconds are the median step's, times steps: what compiles is left out.
 import numpy as np
 import rich.console
 
-from experiments import cells, curves, main_table, statistics, tables
+from experiments import cells, main_table, statistics, tables
 
 THRESHOLDS = (60, 70, 80)
 
@@ -21,8 +21,9 @@ def main() -> None:
     panels: dict[str, dict] = {"completion tokens, thousands": {}, "seconds of training": {}}
     rows: tables.Rows = {}
     for name in names:
-        steps = curves.steps_of(runs[name][0])
-        roles = [*(f"step_{step}" for step in steps[:-1]), "trained"]
+        evaluations = runs[name][0].evaluations()
+        steps = list(evaluations)
+        roles = evaluations.values()
         y = np.array([[c.score(role, "in_distribution", "sampled") for role in roles] for c in runs[name]])
         tokens = np.array([c.completion_tokens()[np.array(steps) - 1] for c in runs[name]]) / 1000
         seconds = np.array([c.seconds() * np.array(steps) / steps[-1] for c in runs[name]])
@@ -41,10 +42,8 @@ def main() -> None:
                 row[f"seconds to {threshold}%"] = statistics.estimate(seconds[:, at])
     console = rich.console.Console(width=170)
     tables.show(console, f"in distribution, sampled, mean ± 95% interval of {flags.seeds} seeds", rows)
-    folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / "cost"
-    tables.write(folder, rows, seeds=flags.seeds)
+    folder = tables.write(console, flags, "cost", rows)
     tables.lines(folder / "cost.png", "Accuracy in distribution, sampled, percent", "spent", panels)
-    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

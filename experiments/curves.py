@@ -12,12 +12,6 @@ ARMS = ("sft", "grpo", "grpo_rubric", "opsd", "sdpo", "rcsd_reverse", "rcsd_true
 EVERY_STEP = {"entropy of the student, nats": "student_entropy", "completion length": "completion_length"}
 
 
-def steps_of(cell: cells.Cell) -> list[int]:
-    """The steps after which the student was evaluated, the last among them."""
-    between = sorted(int(role.removeprefix("step_")) for role in cell.scores if role.startswith("step_"))
-    return [*between, len(cell.metrics)]
-
-
 def main() -> None:
     """Runs what is missing, prints the numbers at evaluated steps, and draws all."""
     flags = tables.arguments(__doc__)
@@ -28,10 +22,13 @@ def main() -> None:
     panels: dict[str, dict] = {name: {} for name in (*evaluated, *EVERY_STEP)}
     rows: tables.Rows = {}
     for name in names:
-        steps = steps_of(runs[name][0])
+        evaluations = runs[name][0].evaluations()
+        steps = list(evaluations)
         for title, score in evaluated.items():
-            roles = [*(f"step_{step}" for step in steps[:-1]), "trained"]
-            y = [[c.score(role, "in_distribution", "sampled", score) for role in roles] for c in runs[name]]
+            y = [
+                [c.score(role, "in_distribution", "sampled", score) for role in evaluations.values()]
+                for c in runs[name]
+            ]
             start = [[b.score("base", "in_distribution", "sampled", score)] for b in base]
             y = np.concatenate([start, y], axis=1)  # [seeds, 1 + evaluations]
             panels[title][tables.label(name)] = (np.array([0, *steps]), y)
@@ -50,10 +47,8 @@ def main() -> None:
         for title in EVERY_STEP if arm in names else ():
             first, last = rows[f"{tables.label(arm)}: {title}"].values()
             console.print(f"  {tables.label(arm)}, {title}: {first.mean:.2f} -> {last.mean:.2f}", highlight=False)
-    folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / "curves"
-    tables.write(folder, rows, seeds=flags.seeds)
+    folder = tables.write(console, flags, "curves", rows)
     tables.lines(folder / "curves.png", "Training, in distribution, sampled", "step", panels)
-    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,10 @@ def main() -> None:
             rows.setdefault(f"RCSD - OPSD, {100 * share:.0f}%", {})[tables.column(place)] = statistics.paired(a, b)
     console = rich.console.Console(width=150)
     tables.show(console, f"accuracy, percent, mean ± 95% interval of {flags.seeds} seeds", rows)
-    folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / "noise"
-    tables.write(folder, rows, seeds=flags.seeds)
+    folder = tables.write(console, flags, "noise", rows)
     tables.lines(
         folder / "noise.png", "Flawed references", "flawed references, percent", panels, ylabel="accuracy, percent"
     )
-    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

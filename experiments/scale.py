@@ -35,10 +35,8 @@ def main() -> None:
         rows |= {"medium: " + k: v for k, v in tables.scores(runs, ["rcsd_untrained_large"], against="rcsd").items()}
     console = rich.console.Console(width=170)
     tables.show(console, f"accuracy, percent, mean ± 95% interval of {flags.seeds} seeds", rows)
-    folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / "scale"
-    tables.write(folder, rows, seeds=flags.seeds)
+    folder = tables.write(console, flags, "scale", rows)
     tables.bars(folder / "scale.png", "Sizes", rows, [tables.column(place) for place in tables.places_of(runs)][:2])
-    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,15 +95,20 @@ def show(
     console.print(table)
 
 
-def write(folder: Path, rows: Rows, **more: Any) -> None:
-    """`table.csv` (one line a value) and `table.json` (the same, and what else there is to say)."""
+def write(console: rich.console.Console, flags: argparse.Namespace, name: str, rows: Rows, **more: Any) -> Path:
+    """`table.csv` (one line a value) and `table.json` (the same, and what else there is to say), in the folder returned."""
+    folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "column", "mean", "half_width_95", "seeds"])
         writer.writerows([name, c, e.mean, e.half_width, e.count] for name, row in rows.items() for c, e in row.items())
     plain = {name: {c: e._asdict() for c, e in row.items()} for name, row in rows.items()}
-    (folder / "table.json").write_text(json.dumps({"rows": plain} | more, indent=1) + "\n", encoding="utf-8")
+    (folder / "table.json").write_text(
+        json.dumps({"rows": plain, "seeds": flags.seeds} | more, indent=1) + "\n", encoding="utf-8"
+    )
+    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
+    return folder
 
 
 def bars(path: Path, title: str, rows: Rows, columns: Sequence[str]) -> None:
@@ -192,12 +196,10 @@ def compare(
         said[place] = dict(zip(("agrees", "differs"), statistics.same_order(ours, theirs), strict=True))
         if theirs:
             say_order(console, place, said[place], what_is_published, theirs)
-    folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / name
     budget = {label(n): budget_of(runs[n]) for n in names}
     say_budget(console, budget)
-    write(folder, rows | extra, published=dict(published), order=said, budget=budget, seeds=flags.seeds)
-    bars(folder / "table.png", title, rows, wide[:2])
-    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
+    folder = write(console, flags, name, rows | extra, published=dict(published), order=said, budget=budget)
+    bars(folder / f"{name}.png", title, rows, wide[:2])
 
 
 def say_order(
@@ -222,7 +224,7 @@ def budget_of(runs: Sequence[Cell]) -> dict[str, float]:
 
 def say_budget(console: rich.console.Console, budget: dict[str, dict[str, float]]) -> None:
     """One line for each budget: steps, tokens, seconds."""
-    console.print("\nbudgets: steps, completion tokens, seconds of training")
+    console.print("\nbudgets:")
     for name, b in budget.items():
-        line = f"  {name}: {b['steps']}, {b['completion_tokens']:,.0f}, {b['seconds']:.0f}"
-        console.print(re.sub(r",(?=\d{3})", " ", line), highlight=False)
+        line = f"  {name}: {b['steps']} steps, {b['completion_tokens']:,.0f} completion tokens, {b['seconds']:.0f} s"
+        console.print(line, highlight=False)

@@ -261,7 +261,6 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
         "choose a divisor of the batch size, or 0 for the whole batch at once",
     )
     group = one.sampling.group
-    remedy = "choose a divisor of the batch size"
     need(
         one.train.batch_size % group == 0 and (slots == 0 or slots % group == 0 or group % slots == 0),
         "sampling.group",
@@ -322,7 +321,7 @@ def _check_method(one: ConfigDict, need) -> None:
     for key, off in (("teacher.guidance", 0.0), ("teacher.reason_tokens", 0)):
         value = _get(one, key)
         need(teacher != "none" or value == off, key, "is of the teacher, which this method has not", f"set {off}")
-    if one.teacher.guidance and one.teacher.guidance_by == "criteria":
+    if guided_by_criteria(one):
         seen = "rubric" in one.teacher.fields and not one.teacher.reason_tokens and not from_attempts
         problem = "needs a teacher that sees a rubric, writes no analysis and is shown no attempts"
         need(seen, "teacher.guidance_by", problem, "set 'context'")
@@ -343,6 +342,11 @@ def teacher_weights(one: ConfigDict) -> str:
     """Which weights the teacher of a stage has; "none" where its method needs no teacher."""
     distils = one.method in ("self_distillation", "self_distillation_and_grpo")
     return one.teacher.weights if distils or one.policy.kl else "none"
+
+
+def guided_by_criteria(one: ConfigDict) -> bool:
+    """Whether the teacher of a stage is pushed along single criteria."""
+    return bool(one.teacher.guidance) and one.teacher.guidance_by == "criteria"
 
 
 def to_json(config: ConfigDict) -> str:

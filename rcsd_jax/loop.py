@@ -268,7 +268,7 @@ def make_batch(
 
 def _without(rows: list[int], data: Encoded, config: ConfigDict, pad_id: int) -> Without:
     """The prompts without each criterion of `rows`, as many for all as the longest rubric of the run has criteria."""
-    count = max(len(one.weights) for one in data.without)
+    count = max(len(one.weights) for one in data.without) if configs.guided_by_criteria(config) else 0
     weights = np.zeros((len(rows), count), np.float32)
     if not count:
         return Without(np.zeros((len(rows), 0, 0), np.int32), np.zeros((len(rows), 0, 0), bool), weights)

@@ -347,7 +347,7 @@ def _token_weights(stats, importance_clip, weights, sampler_log_probs=None):
 
 def _weighted_sum(stats, importance_clip, *weighting):
     weights = _token_weights(stats, importance_clip, *weighting)
-    return jnp.sum(jnp.where(weights == 0, 0.0, weights * stats.divergence))
+    return weighted_sum(stats.divergence, weights)
 
 
 def _add_head_gradient(total, hidden, logits_gradient):

@@ -188,8 +188,7 @@ def teacher_prompt(tokenizer, example: Example, config: ConfigDict) -> np.ndarra
 def _encode_without(tokenizer, example: Example, role: Role, config: ConfigDict) -> Without:
     """The teacher's prompts without each criterion. Of a rubric of one criterion there are none: nothing is pushed along."""
     criteria = example.rubric.criteria if example.rubric else ()
-    by_criteria = config.teacher.guidance and config.teacher.guidance_by == "criteria"
-    if not by_criteria or len(criteria) < 2:
+    if not configs.guided_by_criteria(config) or len(criteria) < 2:
         return Without([], np.zeros(0, np.float32))
     shown = [dataclasses.replace(example, rubric=rubric) for rubric in variants.leave_one_out(example.rubric)]
     weights = np.abs([criterion.weight for criterion in criteria]).astype(np.float32)
@@ -212,17 +211,8 @@ def reference_fits(example: Example, tokens: np.ndarray, config: ConfigDict) -> 
     Raises:
       UserError: it is not, and `data.too_long` is "fail".
     """
-    if len(tokens) <= config.sampling.max_new_tokens:
-        return True
-    if config.data.too_long == "fail":
-        raise UserError(
-            f"the reference has {len(tokens)} tokens, more than sampling.max_new_tokens",
-            file=example.origin,
-            field="reference",
-            value=example.reference,
-            remedy="raise the limit, or set data.too_long=skip",
-        )
-    return False
+    limit = config.sampling.max_new_tokens
+    return _within(limit, "sampling.max_new_tokens", "reference", "the reference", example, tokens, config)
 
 
 def evaluation_questions(config: ConfigDict, tokenizer, needs: Sequence[str]) -> dict[str, dict[str, Questions]]:
@@ -287,15 +277,20 @@ def fits(example: Example, tokens: np.ndarray, config: ConfigDict, *, role: str)
       UserError: it is not, and `data.too_long` is "fail".
     """
     key = "max_student_prompt" if role in ("student", "base", "trained") else "max_teacher_prompt"
-    limit = config.data[key]
+    return _within(config.data[key], f"data.{key}", "question", f"the {role}'s prompt", example, tokens, config)
+
+
+def _within(
+    limit: int, key: str, field: str, what: str, example: Example, tokens: np.ndarray, config: ConfigDict
+) -> bool:
     if len(tokens) <= limit:
         return True
     if config.data.too_long == "fail":
         raise UserError(
-            f"the {role}'s prompt has {len(tokens)} tokens, more than data.{key} = {limit}",
+            f"{what} has {len(tokens)} tokens, more than {key} = {limit}",
             file=example.origin,
-            field="question",
-            value=example.question,
+            field=field,
+            value=getattr(example, field),
             remedy="raise the limit, or set data.too_long=skip",
         )
     return False

@@ -157,8 +157,7 @@ def train_step(
     state: TrainState, frozen: Params | None, batch: Batch, seed: jax.Array, **static: Any
 ) -> tuple[TrainState, dict[str, jax.Array], Completions]:
     """`sample_step` and `learn_step` as one program, where nothing of the host's comes between; `static`: of `learn_step`."""
-    role = {name: static[name] for name in ("decoder", "options", "teacher", "lora")}
-    completions = sample_step(state, frozen, batch, seed, **role)
+    completions = sample_step(state, frozen, batch, seed, **_of_sampling(static))
     new_state, metrics = learn_step(state, frozen, completions, **static)
     return new_state, metrics, completions
 
@@ -217,6 +216,11 @@ def _metrics(loss, grad_norm, finite, sums: dict, completions: Completions) -> d
     }
 
 
+def _of_sampling(static: dict[str, Any]) -> dict[str, Any]:
+    """Of the static arguments of `learn_step`, those that `sample_step` takes."""
+    return {name: static[name] for name in ("decoder", "options", "teacher", "lora")}
+
+
 def jit_train_step(shardings: Any = None, **static) -> Callable:
     """`train_step` with its static choices bound, the state donated and, over a mesh, its sharding kept."""
     out = None if shardings is None else (shardings, None, None)
@@ -225,7 +229,6 @@ def jit_train_step(shardings: Any = None, **static) -> Callable:
 
 def jit_halves(shardings: Any = None, **static) -> tuple[Callable, Callable]:
     """`sample_step` and `learn_step` likewise, for methods that grade in between on the host."""
-    role = {name: static[name] for name in ("decoder", "options", "teacher", "lora")}
-    sample = jax.jit(functools.partial(sample_step, **role))
+    sample = jax.jit(functools.partial(sample_step, **_of_sampling(static)))
     out = None if shardings is None else (shardings, None)
     return sample, jax.jit(functools.partial(learn_step, **static), donate_argnums=0, out_shardings=out)

@@ -66,7 +66,7 @@ MODULES = sorted(p for p in Path(arms.__file__).parent.rglob("*.py") if p.name !
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_every_experiment_can_be_imported(path):
     root = Path(arms.__file__).parents[1]
-    importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
+    assert importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts)).__doc__
 
 
 @pytest.mark.slow

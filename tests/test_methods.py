@@ -152,6 +152,10 @@ def test_mixed_is_the_sum_of_both_and_untaught_rows_are_rewarded_only():
     np.testing.assert_allclose(both("self_distillation_and_grpo", untaught), 0.5 * both("grpo", completions), rtol=1e-6)
 
 
+def test_every_method_can_be_chosen():
+    assert set(METHODS) == set(configs.CHOICES["method"])
+
+
 def test_token_weights_of_nothing_are_nothing():
     for reduction in ("tokens", "completions", "longest"):
         assert not losses.token_weights(jnp.zeros((2, 3), bool), reduction).any()

@@ -305,8 +305,7 @@ class _Programs:
 
     def _without(self, rows: int) -> rollout.Without:
         """Prompts without each criterion, of rubrics with as many as the config allows."""
-        teacher = self.config.teacher
-        by_criteria = teacher.guidance and teacher.guidance_by == "criteria"
+        by_criteria = configs.guided_by_criteria(self.config)
         shape = (rows, self.config.rubric.max_criteria, self.sizes.teacher_prompt) if by_criteria else (rows, 0, 0)
         return rollout.Without(
             self._array(*shape), self._array(*shape, dtype=bool), self._array(*shape[:2], dtype=jnp.float32)
