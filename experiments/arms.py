@@ -13,6 +13,12 @@ from experiments import bases
 
 FLAWED = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of references with a wrong step
 
+# Those evaluated every quarter of the steps, for `experiments.curves` and `experiments.cost`.
+CURVES = (
+    "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema",
+    "rcsd_reverse", "rcsd_true", "rcsd",
+)  # fmt: skip
+
 
 class Arm(NamedTuple):
     """A variant of `configs/world.py`, what is changed in it, and whose rubrics its teacher sees where they are written.
@@ -72,15 +78,20 @@ ARMS: dict[str, Arm] = {
     # flawed references: of OPSD, and of the Stage I that writes RCSD's rubrics
     **{
         f"opsd_flawed_{_percent(x)}": Arm(f"OPSD, {_percent(x)}% flawed", "opsd", dict(data=dict(flawed=x)))
-        for x in FLAWED
+        for x in FLAWED[1:]
     },
     **{
         f"rcsd_flawed_{_percent(x)}": Arm(
             f"RCSD, {_percent(x)}% flawed", "paper", dict(data=dict(flawed=x)), writer=f"stage1_flawed_{_percent(x)}"
         )
-        for x in FLAWED
+        for x in FLAWED[1:]
     },
 }
+
+
+def flawed(method: str, share: float) -> str:
+    """The arm of a method ("opsd", "rcsd") with a share of `FLAWED`."""
+    return f"{method}_flawed_{_percent(share)}" if share else method
 
 
 def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
@@ -96,7 +107,8 @@ def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
         config.rubric.writer = str(bases.directory(size or arm.size, folder) if kind == "base" else trained)
     # One arm of each size tells of the base and of the teacher that is shown the truth.
     config.eval.roles = ("base", "teacher", "trained") if name.startswith("rcsd_true") else ("trained",)
-    config.eval.every = config.train.steps // 4
+    if name in CURVES:
+        config.eval.update(every=config.train.steps // 4, every_splits=("in_distribution",))
     return _shortened(config) if quick else config
 
 
@@ -104,6 +116,7 @@ def stage1(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
     """The Stage I that writes rubrics for runs with a seed: "stage1", "stage1_flawed_<percent>" or "stage1_<size>"."""
     config = tiny.get_config().stage1
     config.seed = 100 + seed
+    config.eval.roles = ("base", "trained")
     if name.startswith("stage1_flawed_"):
         config.data.flawed = float(name.removeprefix("stage1_flawed_")) / 100
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import json
@@ -14,9 +15,9 @@ import jax
 import numpy as np
 import rich.console
 from absl import logging
-from ml_collections import ConfigDict
 
-from experiments import arms, bases
+from experiments import arms, bases, workers
+from experiments.workers import Task
 from rcsd_jax import world
 from rcsd_jax.errors import Preempted, UserError
 from rcsd_jax.files import as_path, read_json
@@ -82,9 +83,7 @@ def running(workdir: Path) -> Iterator[tuple[rich.console.Console, StopRequest]]
 
     A signal ends the program between two batches, bad settings end it at once, with one line each.
     """
-    logging.set_verbosity(logging.WARNING)
-    # Arms share most programs: a run finds what another one compiled.
-    jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    prepare(workdir)
     try:
         with StopRequest() as stop:
             yield rich.console.Console(stderr=True, width=140), stop
@@ -96,43 +95,64 @@ def running(workdir: Path) -> Iterator[tuple[rich.console.Console, StopRequest]]
         sys.exit(2)
 
 
-def run(names: Sequence[str], seeds: int, workdir: Path, *, quick: bool) -> dict[str, list[Cell]]:
-    """Runs what is missing of these arms, seed by seed, and returns arm -> its cells."""
-    folder = workdir / ("quick_cells" if quick else "cells")
-    found: dict[str, list[Cell]] = {name: [] for name in names}
+def prepare(workdir: Path) -> None:
+    """What every process that runs cells sets: what one of them compiles, all find."""
+    logging.set_verbosity(logging.WARNING)
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+
+
+def run(names: Sequence[str], flags: argparse.Namespace) -> dict[str, list[Cell]]:
+    """Runs what is missing of these arms, seed by seed, and returns arm -> its cells; `flags` are `tables.arguments`."""
+    folder = flags.workdir / ("quick_cells" if flags.quick else "cells")
+    quick = flags.quick
     for name in names:
         bases.ensure(arms.ARMS[name], folder, quick=quick)
-    with running(workdir) as (console, stop):
-        for seed in range(seeds):
-            for name in names:
-                found[name].append(_cell(name, seed, folder, console, stop, quick))
+    pairs = [(name, seed) for seed in range(flags.seeds) for name in names]
+    configs = {pair: arms.stage2(*pair, folder, quick=quick) for pair in pairs}
+    written = {(arms.ARMS[name].writer, seed) for name, seed in pairs if configs[name, seed].rubric.source == "written"}
+    writers = [Task(arms.stage1(w, i, folder, quick=quick), folder / w / f"seed{i}", f"{w}/seed{i}")
+               for w, i in sorted(written, key=lambda x: x[::-1]) if not w.startswith("base")]  # fmt: skip
+    solvers = [Task(config, folder / n / f"seed{i}", f"{n}/seed{i}") for (n, i), config in configs.items()]
+    for tasks in (writers, solvers):  # a solver needs its writer
+        run_tasks(tasks, flags)
+    found: dict[str, list[Cell]] = {name: [] for name in names}
+    for (name, _), task in zip(pairs, solvers, strict=True):
+        found[name].append(_read(task))
     return found
 
 
-def _cell(name: str, seed: int, folder: Path, console, stop: StopRequest, quick: bool) -> Cell:
-    config = arms.stage2(name, seed, folder, quick=quick)
-    place = folder / name / f"seed{seed}"
-    stop.raise_if_set(f"before {name}, seed {seed}")
-    writer = arms.ARMS[name].writer
-    if config.rubric.source == "written" and not writer.startswith("base"):
-        stage1 = arms.stage1(writer, seed, folder, quick=quick)
-        run_cell(stage1, folder / writer / f"seed{seed}", console, stop, f"{writer}/seed{seed}")
-    run_cell(config, place, console, stop, f"{name}/seed{seed}")
-    scores = {path.stem.removeprefix("evaluation_"): read_json(path) for path in place.glob("evaluation_*.json")}
-    lines = (place / "completions_trained.jsonl").read_text(encoding="utf-8").splitlines()
-    return Cell(scores, [json.loads(line) for line in lines], read_metrics(as_path(place)), config.seed)
+def run_tasks(tasks: Sequence[Task], flags: argparse.Namespace) -> None:
+    """Runs or continues those that are not complete, in `flags.workers` processes."""
+    with running(flags.workdir) as (console, stop):
+        missing = []
+        for task in tasks:
+            if (task.place / "summary.json").exists():
+                run_task(task, rich.console.Console(quiet=True), stop)  # refuses one of another configuration
+            else:
+                missing.append(task)
+        if min(len(missing), flags.workers) > 1:
+            start = functools.partial(prepare, flags.workdir)
+            workers.run_all(missing, run_task, start, count=flags.workers, console=console, stop=stop)
+            return
+        for task in missing:
+            stop.raise_if_set(f"before {task.name}")
+            run_task(task, console, stop)
 
 
-def run_cell(
-    config: ConfigDict, place: Path, console: rich.console.Console, stop: StopRequest, name: str
-) -> dict[str, Any]:
-    """Runs or continues a stage in its place and returns its summary; one that is complete is read.
+def run_task(task: Task, console: rich.console.Console, stop: StopRequest) -> dict[str, Any]:
+    """Runs or continues a stage and returns its summary; one that is complete is read.
 
     Raises:
       UserError: what is there was run with another configuration.
     """
-    complete = (place / "summary.json").exists()
-    summary = run_stage(config, place, rich.console.Console(quiet=True) if complete else console, stop, name=name)
-    if not complete:
-        jax.clear_caches()  # programs of some hundred runs would pile up
+    task.place.mkdir(parents=True, exist_ok=True)
+    summary = run_stage(task.config, task.place, console, stop, name=task.name)
+    jax.clear_caches()  # programs of some hundred runs would pile up
     return summary
+
+
+def _read(task: Task) -> Cell:
+    place = task.place
+    scores = {path.stem.removeprefix("evaluation_"): read_json(path) for path in place.glob("evaluation_*.json")}
+    lines = (place / "completions_trained.jsonl").read_text(encoding="utf-8").splitlines()
+    return Cell(scores, [json.loads(line) for line in lines], read_metrics(as_path(place)), task.config.seed)

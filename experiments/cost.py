@@ -17,7 +17,7 @@ def main() -> None:
     """Runs what is missing, prints what each method had spent when it reached an accuracy, and draws all."""
     flags = tables.arguments(__doc__)
     names = ("grpo", "rcsd_true", "rcsd") if flags.quick else main_table.ARMS
-    runs = cells.run(names, flags.seeds, flags.workdir, quick=flags.quick)
+    runs = cells.run(names, flags)
     panels: dict[str, dict] = {"completion tokens, thousands": {}, "seconds of training": {}}
     rows: tables.Rows = {}
     for name in names:

@@ -16,7 +16,7 @@ def main() -> None:
     """Runs what is missing, prints the numbers at evaluated steps, and draws all."""
     flags = tables.arguments(__doc__)
     names = ("grpo", "rcsd_true", "rcsd") if flags.quick else ARMS
-    runs = cells.run(names, flags.seeds, flags.workdir, quick=flags.quick)
+    runs = cells.run(names, flags)
     base = runs["rcsd_true"]
     evaluated = {"accuracy, percent": "accuracy", "rubric score, percent": "rubric_score"}
     panels: dict[str, dict] = {name: {} for name in (*evaluated, *EVERY_STEP)}

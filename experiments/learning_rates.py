@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 import rich.console
-import rich.table
 
-from experiments import arms, cells, main_table
+from experiments import arms, cells, main_table, tables
+from rcsd_jax.files import read_json
 
 SEED = 90
 
@@ -24,27 +24,26 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(n for n in main_table.ARMS if n != "rcsd"))
     parser.add_argument("--rates", default="5e-5,1.5e-4,4.5e-4")
     parser.add_argument("--workdir", type=Path, default=Path("runs/experiments"))
+    tables.add_workers(parser)
     flags = parser.parse_args()
-    table = rich.table.Table(title="accuracy in and out of distribution, percent, sampled / greedy")
-    rates = [float(rate) for rate in flags.rates.split(",")]
-    for name in ("", *(f"{rate:g}" for rate in rates)):
-        table.add_column(name, justify="right")
     folder = flags.workdir / "learning_rates"
-    with cells.running(flags.workdir) as (console, stop):
-        for name in flags.arms.split(","):
-            found = []
-            for rate in rates:
-                config = arms.stage2(name, SEED, folder, quick=False)
-                config.optimizer.learning_rate = rate
-                config.eval.update(every=0, roles=("trained",))
-                if config.rubric.source == "written":
-                    config.rubric.update(source="data", writer="")
-                summary = cells.run_cell(config, folder / name / f"{rate:g}", console, stop, f"{name}/{rate:g}")
-                scores = summary["evaluation"]["trained"]
-                accuracies = [[f"{100 * m['accuracy']:.1f}" for m in split.values()] for split in scores.values()]
-                found.append("  ".join(" / ".join(split) for split in accuracies))
-            table.add_row(arms.ARMS[name].label, *found)
-    rich.console.Console(width=140).print(table)
+    tasks = {}
+    for name in flags.arms.split(","):
+        for rate in map(float, flags.rates.split(",")):
+            config = arms.stage2(name, SEED, folder, quick=False)
+            config.optimizer.learning_rate = rate
+            config.eval.update(every=0, every_splits=(), roles=("trained",))
+            if config.rubric.source == "written":
+                config.rubric.update(source="data", writer="")
+            tasks[name, f"{rate:g}"] = cells.Task(config, folder / name / f"{rate:g}", f"{name}/{rate:g}")
+    cells.run_tasks(list(tasks.values()), flags)
+    rows: dict[str, dict[str, str]] = {}
+    for (name, rate), task in tasks.items():
+        scores = read_json(task.place / "summary.json")["evaluation"]["trained"].values()
+        accuracies = (" / ".join(f"{100 * mode['accuracy']:.1f}" for mode in split.values()) for split in scores)
+        rows.setdefault(tables.label(name), {})[rate] = "  ".join(accuracies)
+    console = rich.console.Console(width=140)
+    tables.show(console, "accuracy in and out of distribution, percent, sampled / greedy", rows)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from experiments import statistics, tables
 from experiments.cells import Cell
 
 ARMS = (
-    "sft", "grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema",
+    "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema",
     "rcsd_true", "rcsd",
 )  # fmt: skip
 PUBLISHED = {"sft": 65.4, "grpo": 69.2, "grpo_rubric": 69.6, "opsd": 69.7, "rcsd": 70.6}

@@ -16,9 +16,8 @@ def main() -> None:
     """Runs what is missing, prints and writes the table and the plot."""
     flags = tables.arguments(__doc__)
     shares = (0.0, 1.0) if flags.quick else arms.FLAWED
-    names = {m: [f"{m}_flawed_{100 * x:.0f}" for x in shares] for m in ("opsd", "rcsd")}
-    runs = cells.run([n for pair in zip(*names.values(), strict=True) for n in pair], flags.seeds, flags.workdir,
-                     quick=flags.quick)  # fmt: skip
+    names = {m: [arms.flawed(m, x) for x in shares] for m in ("opsd", "rcsd")}
+    runs = cells.run([n for pair in zip(*names.values(), strict=True) for n in pair], flags)
     rows: tables.Rows = {}
     panels: dict[str, dict] = {}
     for place in tables.places_of(runs):

@@ -17,7 +17,7 @@ def main() -> None:
     """Runs what is missing, prints and writes the table."""
     flags = tables.arguments(__doc__)
     names = ("rcsd_small", "rcsd_true_small") if flags.quick else ARMS
-    runs = cells.run(names, flags.seeds, flags.workdir, quick=flags.quick)
+    runs = cells.run(names, flags)
     rows: tables.Rows = {}
     for size in SIZES[:1] if flags.quick else SIZES:
         end = "" if size == "medium" else f"_{size}"

@@ -14,7 +14,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from experiments import arms, cells, statistics
+from experiments import arms, cells, statistics, workers
 from experiments.cells import Cell
 from experiments.statistics import Estimate
 
@@ -34,11 +34,18 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--workdir", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a few short runs, to see that everything works")
+    add_workers(parser)
     found = parser.parse_args()
     if found.seeds < 1:
         parser.error("--seeds must be at least 1")
     found.seeds = min(found.seeds, QUICK_SEEDS) if found.quick else found.seeds
     return found
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """The flag that says how many runs go on at once."""
+    most = min(len(workers.usable_cores()), workers.MOST_BY_DEFAULT)
+    parser.add_argument("--workers", type=int, default=most, help="runs at a time, on the CPU; 1: on what JAX finds")
 
 
 def label(name: str) -> str:
@@ -82,7 +89,11 @@ def role_row(runs: Sequence[Cell], role: str) -> dict[str, Estimate]:
 
 
 def show(
-    console: rich.console.Console, title: str, rows: Rows, columns: Sequence[str] | None = None, first: str = ""
+    console: rich.console.Console,
+    title: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    columns: Sequence[str] | None = None,
+    first: str = "",
 ) -> None:
     """Prints rows; a column that no row has is left out."""
     columns = columns or list(dict.fromkeys(c for row in rows.values() for c in row))
@@ -176,7 +187,7 @@ def compare(
     """
     flags = arguments(description)
     names = list(quick if flags.quick else names)
-    runs = cells.run(names, flags.seeds, flags.workdir, quick=flags.quick)
+    runs = cells.run(names, flags)
     console = rich.console.Console(width=170)
     rows = scores(runs, names)
     if "rcsd_true" in names:

@@ -153,6 +153,7 @@ def stage() -> ConfigDict:
                 path="",  # rows held out for evaluation; of TFDS, name#split
                 splits=ConfigDict(),  # or several sets: name -> path (or the world's split)
                 every=0,  # > 0: also evaluate the student every so many steps
+                every_splits=(),  # on which of the sets then; empty: on all
                 count=256,
                 batch_size=32,
                 roles=("base", "teacher", "trained"),
@@ -278,6 +279,8 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
     if one.eval.every:
         remedy = "set eval.grader and keep 'trained' in eval.roles, or set eval.every=0"
         need(bool(one.eval.grader) and "trained" in one.eval.roles, "eval.every", "nothing to evaluate", remedy)
+    splits = tuple(one.eval.splits) or ("eval",)
+    need(set(one.eval.every_splits) <= set(splits), "eval.every_splits", "no such set", f"use some of {splits}")
     known = ("base", "teacher", "trained")
     need(set(one.eval.roles) <= set(known), "eval.roles", "no such role", f"use some of {known}")
     if one.eval.grader:

@@ -151,7 +151,7 @@ def train_loop(
             began = time.monotonic()
             rows = [i for i in order[step] for _ in range(config.sampling.group)]
             state, metrics = step_fn(state, rows)
-            scalars = _scalars(metrics, setup.rate(step), time.monotonic() - began)
+            scalars = _scalars(metrics, setup.rate(step), began)
             if not metrics["finite"]:
                 save(step)  # the step kept the state that it was given
                 checkpoints.wait()
@@ -294,8 +294,9 @@ def padded_length(rows, everything, pad_to: int) -> int:
     return min(length, limit)
 
 
-def _scalars(metrics: dict[str, jax.Array], rate: Any, seconds: float) -> dict[str, float]:
+def _scalars(metrics: dict[str, jax.Array], rate: Any, began: float) -> dict[str, float]:
     scalars = {k: float(v) for k, v in metrics.items() if k not in ("row_loss", "finite")}
+    seconds = time.monotonic() - began  # read when the values are here: until then the step still runs
     return scalars | {
         "learning_rate": float(rate),
         "step_seconds": seconds,

@@ -81,7 +81,8 @@ def run_stage(
             return train.student_variables(trained, training.frozen, lora=bool(config.lora.rank))
 
         def evaluate_at(step, trained):
-            evaluate_role(f"step_{step}", questions["trained"], model, student(trained), run)
+            asked = {s: questions["trained"][s] for s in config.eval.every_splits or questions["trained"]}
+            evaluate_role(f"step_{step}", asked, model, student(trained), run)
 
         int8 = {}
         if config.model.int8_weights:

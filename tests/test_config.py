@@ -68,7 +68,7 @@ def test_every_config_of_the_repository_passes_the_checks():
 
 BAD = {
     "seed": -1, "train.log_every": 0, "train.microbatches": 3, "checkpoint.keep": 0, "data.pad_to": 0, "eval.count": -1,
-    "eval.greedy": ("maybe",), "eval.roles": ("base", "techer"), "eval.temperature": -1.0, "eval.every": 5,
+    "eval.greedy": ("maybe",), "eval.roles": ("base", "techer"), "eval.temperature": -1.0, "eval.every": 5, "eval.every_splits": ("nowhere",),
     "eval.grader": "world", "loss.top_k": 0, "loss.beta": 1.5, "loss.entry_clip": 0.0, "loss.importance_clip": -1.0,
     "loss.chunk_size": 0, "loss.skip_first": 4096, "optimizer.learning_rate": float("nan"), "optimizer.clip": -1.0,
     "optimizer.weight_decay": float("inf"), "optimizer.b1": 1.5, "rubric.noisy_fraction": 2.0,

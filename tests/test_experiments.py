@@ -1,15 +1,19 @@
-"""Arms are configurations that can run, and the statistics of tables against scipy."""
+"""Arms are configurations that can run, runs by several processes, and the statistics of tables against scipy."""
 
 import importlib
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.console
 import scipy.stats
 
 from configs import world as world_config
-from experiments import arms, bases, cost, curves, divergences, main_table, rubrics, scale, statistics
+from experiments import arms, bases, cost, curves, divergences, main_table, noise, rubrics, scale, statistics, workers
 from rcsd_jax import config as configs
+from rcsd_jax.errors import UserError
+from rcsd_jax.preemption import StopRequest
 
 
 @pytest.mark.parametrize("name", arms.ARMS)
@@ -27,7 +31,9 @@ def test_arms_differ_and_tables_name_arms_that_exist(tmp_path):
     assert set(scale.ARMS) <= set(arms.ARMS) and {arm.size for arm in arms.ARMS.values()} == {"medium", *bases.SIZES}
     for table in (main_table, divergences, rubrics, curves):
         assert set(table.ARMS) <= set(arms.ARMS) and "rcsd" in table.ARMS
-    assert cost.main_table is main_table
+    assert cost.main_table is main_table and noise.arms is arms
+    assert {arms.flawed(m, x) for m in ("opsd", "rcsd") for x in arms.FLAWED} <= set(arms.ARMS)
+    assert set(main_table.ARMS) | set(curves.ARMS) == set(arms.CURVES)  # cost is of the former
 
 
 def test_all_methods_have_the_same_budget(tmp_path):
@@ -58,6 +64,34 @@ def test_order_is_told_pair_by_pair():
     agree, differ = statistics.same_order({"a": 3.0, "b": 1.0, "c": 2.0}, {"a": 9.0, "b": 8.0, "c": 7.0, "d": 1.0})
     assert agree == ["a over b (+2.0)", "a over c (+1.0)"] and differ == ["b over c (-1.0)"]
     assert statistics.same_order({"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 1.0}) == ([], [])
+
+
+def _work(task, console, stop):
+    if task.name == "bad":
+        raise UserError("it is bad", remedy="do better")
+    if task.name == "killed":
+        os._exit(7)
+    task.place.write_text(f"{len(workers.usable_cores())}")
+
+
+def _nothing():
+    pass
+
+
+def test_workers_share_the_cores_and_tell_what_went_wrong(tmp_path, capfd):
+    def run(*names):
+        tasks = [workers.Task(configs.stage(), tmp_path / name, name) for name in names]
+        with StopRequest() as stop:
+            workers.run_all(tasks, _work, _nothing, count=2, console=rich.console.Console(stderr=True), stop=stop)
+
+    run("one", "two", "three")
+    half = [max(len(workers.usable_cores()[i::2]), 1) for i in range(2)]
+    assert all(int((tmp_path / name).read_text()) in half for name in ("one", "two", "three"))
+    assert "3 of 3" in capfd.readouterr().err
+    with pytest.raises(UserError, match="bad.*it is bad; do better"):
+        run("bad")
+    with pytest.raises(UserError, match="ended with status 7"):
+        run("killed")
 
 
 MODULES = sorted(p for p in Path(arms.__file__).parent.rglob("*.py") if p.name != "__init__.py")
