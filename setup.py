@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `experiments`, `tpu`, `gcs`."""
+"""Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `judge`, `hub`, `experiments`, `tpu`, `gcs`."""
 
 import setuptools
 
@@ -10,7 +10,8 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.14",
     packages=setuptools.find_packages(include=["rcsd_jax", "rcsd_jax.*"]),
-    package_data={"rcsd_jax.world": ["base/*"]},
+    package_data={"rcsd_jax": ["py.typed"], "rcsd_jax.world": ["base/*"]},
+    license="Apache-2.0",
     install_requires=[
         "absl-py",
         "array-record>=0.8",
@@ -20,10 +21,13 @@ setuptools.setup(
         "importlib_resources",  # tensorflow-datasets imports it without declaring it
         "jax>=0.7",
         "jinja2",  # chat templates
+        "math-verify>=0.8",  # equality of expressions
         "ml-collections>=1.1",
         "numpy>=2",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
+        "pint>=0.24",  # units of answers
+        "pyarrow>=17",  # Parquet
         "qwix>=0.1.8",
         "rich>=14",
         "safetensors>=0.6",
@@ -34,10 +38,15 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.7"],
         "gcs": ["gcsfs"],  # workdirs in gs:// buckets
+        "hub": ["datasets>=3"],  # data sets of the Hugging Face hub
+        "judge": ["openai>=1.56"],  # judges at endpoints
         "experiments": ["matplotlib", "scipy"],
         # torch is pinned because a CPU build of it is the one the parity tests were measured with.
         "test": [
+            "datasets>=3",
+            "hypothesis>=6",
             "matplotlib",
+            "openai>=1.56",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "torch==2.13.0",

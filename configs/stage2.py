@@ -12,8 +12,9 @@ with the release's top-k and clip; "ground_truth", the rows' own rubrics; "gener
 Other methods: "opsd", the teacher sees the reference; "sdft", likewise, an average of the
 student's weights, the completion's first tokens left out; "sdpo", the teacher sees another of the student's own four
 completions that succeeded; "sampled_token", on-policy distillation under ground-truth rubrics by policy gradient; "sft", cross
-entropy of the references; "grpo" and "dr_grpo", a reward for the right answer in `\\boxed{}` (`reward.grader`); and
-"mixed", the paper's with that reward beside it.
+entropy of the references; "grpo" and "dr_grpo", a reward for the right answer in `\\boxed{}` (`reward.grader`);
+"grpo_rubric", the rubric score that a judge gives (`judge.model` at an endpoint, or `judge.checkpoint`); and "mixed", the
+paper's with the reward for the answer beside it.
 
 With a size, as in `configs/stage2.py:qwen3_8b,release`, also model, mesh and memory settings for a slice: see
 `rcsd_jax/sizes.py`.
@@ -61,6 +62,7 @@ VARIANTS = {
     | STEPS,
     "mixed": dict(method="self_distillation_and_grpo", rubric=dict(source="written")) | REWARDED,
 }
+VARIANTS["grpo_rubric"] = VARIANTS["grpo"] | dict(reward=dict(grader="judge", score="rubric_score"))
 VARIANTS["dr_grpo"] = VARIANTS["grpo"] | dict(policy=dict(scale_advantages=False), loss=dict(reduction="longest"))
 
 

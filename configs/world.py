@@ -2,28 +2,27 @@
 
     python -m rcsd_jax.main --config=configs/world.py:grpo
 
-The variants are those of `configs/stage2.py`, and "grpo_rubric", whose reward is the rubric score of the world's programs,
-and "sdpo_feedback", whose teacher sees the criteria that the student's own completion failed. Default: "ground_truth".
+The variants are those of `configs/stage2.py`, graded by the world's programs instead of a judge, and "sdpo_feedback", whose
+teacher sees the criteria that the student's own completion failed. Default: "ground_truth".
 Rubrics that a model wrote ("paper", "release", "mixed") need `rubric.writer`, as a Stage I of `configs/tiny.py` leaves it
 under `runs/tiny/stage1/export`.
 """
 
 from configs import stage2, tiny
 
-RUBRIC_REWARD = dict(reward=dict(score="rubric_score"))
 FEEDBACK = dict(teacher=dict(fields=("question", "feedback")), sampling=dict(group=1))
-VARIANTS = (*stage2.VARIANTS, "grpo_rubric", "sdpo_feedback")
+VARIANTS = (*stage2.VARIANTS, "sdpo_feedback")
 
-# Of 5e-5, 1.5e-4 and 4.5e-4 (`experiments.learning_rates`, with a seed that no table has) the middle one served ground-truth
-# rubrics, OPSD and GRPO best, and is taken where nothing is said; the highest served SFT best.
+# Of 5e-5, 1.5e-4 and 4.5e-4 (`experiments.learning_rates`, with a seed that no table has) the middle one served most methods
+# best, and is taken where nothing is said.
 LEARNING_RATE = 1.5e-4
-OTHER_RATES = {"sft": 4.5e-4}
+OTHER_RATES = {"sft": 4.5e-4, "sdpo_feedback": 5e-5}
 
 
 def get_config(variant="ground_truth"):
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}: use one of {', '.join(VARIANTS)}")
-    name = {"grpo_rubric": "grpo", "sdpo_feedback": "sdpo"}.get(variant, variant)
+    name = {"sdpo_feedback": "sdpo"}.get(variant, variant)
     config = tiny.solving()
     config.rubric.update(source="data", writer="")
     config.update(stage2.VARIANTS[name])
@@ -31,7 +30,7 @@ def get_config(variant="ground_truth"):
     config.optimizer.warmup_steps = 5
     if config.reward.grader:
         config.reward.grader = "world"
-    config.update({"grpo_rubric": RUBRIC_REWARD, "sdpo_feedback": FEEDBACK}.get(variant, {}))
+    config.update(FEEDBACK if variant == "sdpo_feedback" else {})
     config.teacher.reason_tokens = 0  # the base model has not read analyses
     config.optimizer.learning_rate = OTHER_RATES.get(variant, LEARNING_RATE)
     return config

@@ -54,7 +54,8 @@ ARMS: dict[str, Arm] = {
     "sdpo_feedback": Arm("SDPO, feedback", "sdpo_feedback"),
     "mixed": Arm("RCSD + reward", "mixed"),
     # teachers
-    "rcsd_live": _paper("live teacher", teacher=dict(weights="live")),
+    # At the others' rate it collapses: the teacher runs away with the student.
+    "rcsd_live": _paper("live teacher", teacher=dict(weights="live"), optimizer=dict(learning_rate=5e-5)),
     "rcsd_ema": _paper("EMA teacher", teacher=dict(weights="ema", ema_decay=0.9)),
     "rcsd_guided_0.5": _paper("guidance 0.5", teacher=dict(guidance=0.5)),
     "rcsd_guided_1": _paper("guidance 1", teacher=dict(guidance=1.0)),

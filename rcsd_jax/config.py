@@ -16,11 +16,12 @@ from ml_collections import ConfigDict, config_dict
 
 from rcsd_jax import contexts
 from rcsd_jax.errors import UserError
+from rcsd_jax.evaluate.benchmarks import BENCHMARKS
 
 CHOICES = {
     "task": ("solve", "write_rubric"),
     "method": ("self_distillation", "grpo", "sft", "self_distillation_and_grpo"),
-    "data.source": ("jsonl", "tfds", "world"),
+    "data.source": ("jsonl", "parquet", "hub", "tfds", "world"),
     "data.too_long": ("skip", "fail"),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
@@ -36,8 +37,9 @@ CHOICES = {
     "loss.top_k_support": ("teacher", "student"),
     "loss.tail": ("renormalize", "bucket"),
     "optimizer.schedule": ("constant", "linear", "cosine"),
-    "reward.grader": ("", "world", "boxed", "rubric"),
-    "eval.grader": ("", "world", "boxed", "rubric"),
+    "reward.grader": ("", "world", "boxed", "rubric", "judge"),
+    "judge.per_call": ("criterion", "rubric"),
+    "eval.grader": ("", "world", "boxed", "rubric", "judge"),
     "export.dtype": ("float32", "bfloat16"),
 }
 
@@ -66,11 +68,11 @@ def stage() -> ConfigDict:
                 rank=64, alpha=128.0, targets=("q", "k", "v", "o", "gate", "up", "down")
             ),
             data=dict(
-                source="jsonl",
-                path="",  # the JSONL file, the TFDS name (or name#split), or the world's split
+                source="jsonl",  # of a path that does not say
+                path="",  # FILE.jsonl, FILE.parquet, hub:OWNER/NAME[:CONFIGURATION][#SPLIT], tfds:NAME[#SPLIT], or the world's split
                 # column names; empty: the usual aliases
                 fields=dict(question="", reference="", rubric="", answer="", id=""),
-                tfds_split="train",
+                split="train",  # of data sets whose path names none
                 tfds_dir="",
                 count=0,  # of the world's problems
                 flawed=config_dict.placeholder(float),  # share of the world's references with a wrong step
@@ -126,6 +128,28 @@ def stage() -> ConfigDict:
                 scale_advantages=True,  # by the group's deviation; False: Dr. GRPO
                 weight=1.0,  # beside self-distillation
             ),
+            # Grader "judge": another model decides each criterion of the row's rubric.
+            judge=dict(
+                model="",  # its name at an OpenAI-compatible endpoint
+                base_url="https://api.openai.com/v1",
+                key_variable="OPENAI_API_KEY",  # the environment variable that holds the key; empty: none is wanted
+                checkpoint="",  # or a model or adapter that is run here
+                per_call="criterion",  # asked about one criterion at a time, or the whole "rubric"
+                reasks=2,  # how often an answer that cannot be read is asked for again; then it is in no score
+                max_characters=200_000,  # longer prompts are not asked, and said to be so
+                temperature=0.0,
+                seed=config_dict.placeholder(int),
+                max_tokens=4096,
+                extra=ConfigDict(),  # further fields of a request
+                concurrency=16,
+                timeout_s=120.0,
+                retries=8,
+                requests_per_minute=config_dict.placeholder(float),
+                tokens_per_minute=config_dict.placeholder(float),
+                input_price=config_dict.placeholder(float),  # US dollars per million tokens
+                output_price=config_dict.placeholder(float),
+                batch_size=32,  # of a checkpoint
+            ),
             loss=dict(
                 divergence="vocabulary",
                 beta=0.0,  # 0: forward KL, 1: reverse KL, between: generalized JSD
@@ -150,8 +174,11 @@ def stage() -> ConfigDict:
             mesh=dict(data=1, group=1, fsdp=-1, tensor=1),
             eval=dict(
                 grader="",  # empty: no evaluation; "world", "boxed" (last \\boxed{} against the reference), "rubric"
-                path="",  # rows held out for evaluation; of TFDS, name#split
+                path="",  # rows held out for evaluation
                 splits=ConfigDict(),  # or several sets: name -> path (or the world's split)
+                # the path of each benchmark to be asked, or "" for where it is published; None: not asked
+                benchmarks={name: config_dict.placeholder(str) for name in BENCHMARKS},
+                samples=1,  # completions of each question where they are sampled
                 every=0,  # > 0: also evaluate the student every so many steps
                 every_splits=(),  # on which of the sets then; empty: on all
                 count=256,
@@ -174,7 +201,7 @@ def job(**stages: ConfigDict) -> ConfigDict:
 AT_LEAST_ONE = (
     "train.steps", "train.batch_size", "train.microbatches", "train.log_every", "checkpoint.every", "checkpoint.keep",
     "sampling.max_new_tokens", "rubric.max_new_tokens", "rubric.batch_size", "rubric.min_criteria", "eval.count",
-    "eval.batch_size", "sampling.group", "data.pad_to", "data.max_student_prompt", "data.max_teacher_prompt", "loss.top_k",
+    "eval.batch_size", "eval.samples", "judge.max_characters", "judge.max_tokens", "judge.concurrency", "judge.batch_size", "sampling.group", "data.pad_to", "data.max_student_prompt", "data.max_teacher_prompt", "loss.top_k",
     "loss.chunk_size",
 )  # fmt: skip
 FINITE = (
@@ -195,8 +222,8 @@ def stages_of(config: ConfigDict) -> list[tuple[str, ConfigDict]]:
     return [(name, config[name]) for name in config.stages] if "stages" in config else [("", config)]
 
 
-def check(config: ConfigDict) -> None:
-    """Raises UserError for a value that no stage can run with, naming its key."""
+def check(config: ConfigDict, *, trains: bool = True) -> None:
+    """Raises UserError for a value that no stage can run with, naming its key; one that only evaluates needs no data."""
     for name, one in stages_of(config):
         prefix = f"{name}." if name else ""
         for key, choices in CHOICES.items():
@@ -205,10 +232,10 @@ def check(config: ConfigDict) -> None:
                 nearest = difflib.get_close_matches(str(value), choices, n=1)
                 hint = f"did you mean '{nearest[0]}'? " if nearest else ""
                 raise UserError("no such choice", field=prefix + key, value=value, remedy=f"{hint}use one of {choices}")
-        _check_numbers(one, prefix)
+        _check_numbers(one, prefix, trains=trains)
 
 
-def _check_numbers(one: ConfigDict, prefix: str) -> None:
+def _check_numbers(one: ConfigDict, prefix: str, *, trains: bool) -> None:
     def need(ok: bool, key: str, problem: str, remedy: str):
         if not ok:
             raise UserError(problem, field=prefix + key, value=_get(one, key), remedy=remedy)
@@ -277,9 +304,11 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
     )
     need(0.0 <= one.loss.beta <= 1.0, "loss.beta", "must lie in [0, 1]", "0 is forward KL, 1 is reverse KL")
     if one.eval.every:
-        remedy = "set eval.grader and keep 'trained' in eval.roles, or set eval.every=0"
-        need(bool(one.eval.grader) and "trained" in one.eval.roles, "eval.every", "nothing to evaluate", remedy)
-    splits = tuple(one.eval.splits) or ("eval",)
+        remedy = "set eval.grader or eval.benchmarks and keep 'trained' in eval.roles, or set eval.every=0"
+        evaluated = bool(one.eval.grader) or bool(benchmarks_of(one))
+        need(evaluated and "trained" in one.eval.roles, "eval.every", "nothing to evaluate", remedy)
+    own = (tuple(one.eval.splits) or ("eval",)) if one.eval.grader else ()
+    splits = (*own, *benchmarks_of(one))
     need(set(one.eval.every_splits) <= set(splits), "eval.every_splits", "no such set", f"use some of {splits}")
     known = ("base", "teacher", "trained")
     need(set(one.eval.roles) <= set(known), "eval.roles", "no such role", f"use some of {known}")
@@ -292,11 +321,25 @@ def _check_numbers(one: ConfigDict, prefix: str) -> None:
             "grades the embedded world's problems only",
             "use 'boxed' or 'rubric'",
         )
+    if graded_by_judge(one):
+        remedy = "name a model at judge.base_url, or give judge.checkpoint"
+        need(bool(one.judge.model) != bool(one.judge.checkpoint), "judge.model", "not one judge", remedy)
     need(bool(one.model.path), "model.path", "no model given", f"pass --config.{prefix}model.path=HF_DIRECTORY")
-    need(bool(one.data.path), "data.path", "no data given", f"pass --config.{prefix}data.path=FILE.jsonl")
+    need(bool(one.data.path) or not trains, "data.path", "no data given", f"pass --config.{prefix}data.path=FILE.jsonl")
     if one.rubric.source == "written" and "rubric" in one.teacher.fields:
         remedy = f"pass --config.{prefix}rubric.writer=the adapter or export folder of a Stage I run"
         need(bool(one.rubric.writer), "rubric.writer", "no rubric writer given", remedy)
+
+
+def benchmarks_of(one: ConfigDict) -> dict[str, str]:
+    """Name -> path of the benchmarks that are asked."""
+    return {name: path for name, path in one.eval.benchmarks.items() if path is not None}
+
+
+def graded_by_judge(one: ConfigDict) -> bool:
+    """Whether something in a stage is graded by a judge."""
+    graders = {BENCHMARKS[name].grader for name in benchmarks_of(one)}
+    return "judge" in graders | {one.eval.grader, one.reward.grader}
 
 
 def _check_method(one: ConfigDict, need) -> None:

@@ -49,15 +49,21 @@ def graded(
     samples = multihost_utils.process_allgather(completions.samples, tiled=True)
     texts = [model.decode(completion_of_row(samples, i, sampling).tokens) for i in range(len(asked))]
     grader = GRADERS[config.reward.grader]
-    scores = processes.shared(lambda pair: grader.grade(*pair), list(zip(asked, texts, strict=True)))
+    if grader.grade is None:
+        scores = run.judge(asked, texts)
+    else:
+        scores = processes.shared(lambda pair: grader.grade(*pair), list(zip(asked, texts, strict=True)))
     rewards = np.array([_score(one, config) for one in scores], np.float32)  # [B]
     settings = dict(group_size=config.sampling.group, scale=config.policy.scale_advantages)
     advantages = np.asarray(policy_gradient.group_advantages(rewards, **settings))
 
     own = sharding.own_rows(len(asked), run.mesh)
     completions = completions._replace(advantages=sharding.to_mesh(advantages[own], run.mesh))
-    means = {f"graded_{name}": float(np.mean([one[name] for one in scores])) for name in scores[0]}
-    means["groups_alike"] = float(np.mean(np.ptp(rewards.reshape(-1, config.sampling.group), axis=1) == 0))
+    graded = ~np.isnan(rewards)  # a judge may not have answered
+    means = {f"graded_{name}": _mean(np.array([one[name] for one in scores])[graded]) for name in scores[0]}
+    means["groups_alike"] = float(np.mean([_alike(group) for group in rewards.reshape(-1, config.sampling.group)]))
+    if not graded.all():
+        means["share_graded"] = float(graded.mean())
     if not set(contexts.ATTEMPT_FIELDS) & set(config.teacher.fields):
         return completions, means
     told = [
@@ -65,6 +71,16 @@ def graded(
         for one, truth, text, success in zip(shown, asked, texts, _successes(texts, rewards, config), strict=True)
     ]
     return _with_attempts(completions, told, own, means, model, run)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _alike(rewards: np.ndarray) -> bool:
+    """Whether a group says nothing: all that were graded are equal."""
+    known = rewards[~np.isnan(rewards)]
+    return len(known) == 0 or bool(np.ptp(known) == 0)
 
 
 def _score(scores: dict[str, float], config: ConfigDict) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -62,15 +64,19 @@ def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
 
 def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
-    config = command_line.one_config(argv, _CONFIG.value, example="configs/tiny.py")
+    run_job(*start(argv, example="configs/tiny.py"))
+
+
+def start(argv: list[str], *, example: str) -> tuple[ConfigDict, AnyPath]:
+    """The config and the workdir that the flags name; the process has joined the others of its job, if there are any."""
+    config = command_line.one_config(argv, _CONFIG.value, example=example)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(
             logging.FATAL
         )  # orbax tells of every file it writes, and of errors that it raises as well
     _join_processes()
     name = Path(flags.FLAGS["config"].config_filename).stem
-    workdir = as_path(_WORKDIR.value or Path("runs") / name)
-    run_job(config, workdir)
+    return config, as_path(_WORKDIR.value or Path("runs") / name)
 
 
 def _join_processes() -> None:
@@ -118,10 +124,10 @@ def _peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _main_and_finish(argv: list[str]) -> None:
-    """`main`; however it ends in all processes alike, they then leave together."""
+def _and_finish(program: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Runs a program; however it ends in all processes alike, they then leave together."""
     try:
-        main(argv)
+        program(argv)
     except Preempted:
         distributed.finish()
         raise
@@ -138,11 +144,13 @@ def _end_all(error: Exception) -> None:
         distributed.end(f"{type(error).__name__}: {first_line}", 1)
 
 
-def run() -> None:
-    """Runs the program; a `UserError` becomes one line on stderr and exit status 2, a signal status 128 + its number."""
+def run(program: Callable[[list[str]], None], name: str) -> None:
+    """Runs a program of these flags; a `UserError` becomes one line on stderr and exit status 2, a signal status 128 + its
+    number.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch would be the first line
     try:
-        app.run(_main_and_finish, flags_parser=command_line.parser("rcsd_jax.main"))
+        app.run(functools.partial(_and_finish, program), flags_parser=command_line.parser(name))
     except UserError as error:
         if distributed.told():
             distributed.end(str(error), 2)
@@ -166,4 +174,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    run(main, "rcsd_jax.main")

@@ -45,6 +45,11 @@ class StopRequest:
         if self.is_set():
             raise Preempted(state, signal=self._received)
 
+    def raise_if_heard(self, state: str) -> None:
+        """Raises Preempted if this process was asked to end, without a word to the others."""
+        if self._received is not None:
+            raise Preempted(state, signal=self._received)
+
     def _receive(self, number: int, frame) -> None:
         if number == signal.SIGINT and self._received is not None:
             raise KeyboardInterrupt

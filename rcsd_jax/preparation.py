@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +13,11 @@ from ml_collections import ConfigDict
 from rcsd_jax import config as configs
 from rcsd_jax import contexts, processes
 from rcsd_jax.contexts import Role
+from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
+from rcsd_jax.evaluate.benchmarks import BENCHMARKS
+from rcsd_jax.evaluate.benchmarks import questions as benchmark_questions
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.rubrics import variants
 from rcsd_jax.rubrics.schema import Rubric, to_json
@@ -27,6 +29,7 @@ class Questions(NamedTuple):
     examples: list[Example]
     prompts: list[np.ndarray]  # [P] int32 each
     transition: np.ndarray  # [U] int32, what follows the analysis of a teacher that reasons first; else empty
+    grader: str  # of `GRADERS`
 
 
 class Without(NamedTuple):
@@ -58,9 +61,7 @@ def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], coun
       UserError: unreadable data or a row that lacks a required field.
     """
     data = config.data
-    fields = {name: column for name, column in data.fields.items() if column}
-    bounds = dict(min_criteria=config.rubric.min_criteria, max_criteria=config.rubric.max_criteria)
-    if data.source == "world":
+    if data.source == "world" and sources.split_source(path, "world")[0] == "world":
         from rcsd_jax import world
 
         try:
@@ -68,21 +69,21 @@ def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], coun
             return world.examples(path, data.count if count is None else count, seed=config.seed, **flawed)
         except ValueError as error:
             raise UserError(str(error), field="data.path", value=path, remedy="name a split of the world") from error
-    if data.source == "tfds":
-        from rcsd_jax.data.tfds import read_tfds
+    return _read(config, path, require=require, fields={name: column for name, column in data.fields.items() if column})
 
-        name, _, split = path.partition("#")
-        return read_tfds(
-            name,
-            split=split or data.tfds_split,
-            data_dir=data.tfds_dir or None,
-            fields=fields,
-            require=require,
-            **bounds,
-        )
-    from rcsd_jax.data.jsonl import read_jsonl
 
-    return read_jsonl(Path(path), fields=fields, require=require, **bounds)
+def _read(config: ConfigDict, path: str, *, require: Sequence[str], fields: Mapping[str, str]) -> list[Example]:
+    data = config.data
+    return sources.read(
+        path,
+        source="jsonl" if data.source == "world" else data.source,
+        split=data.split,
+        data_dir=data.tfds_dir or None,
+        fields=fields,
+        require=require,
+        min_criteria=config.rubric.min_criteria,
+        max_criteria=config.rubric.max_criteria,
+    )
 
 
 def required_fields(config: ConfigDict) -> tuple[str, ...]:
@@ -215,40 +216,61 @@ def reference_fits(example: Example, tokens: np.ndarray, config: ConfigDict) -> 
     return _within(limit, "sampling.max_new_tokens", "reference", "the reference", example, tokens, config)
 
 
-def evaluation_questions(config: ConfigDict, tokenizer, needs: Sequence[str]) -> dict[str, dict[str, Questions]]:
-    """Role of `eval.roles` -> split -> its questions, of every row that will be graded.
+def evaluation_questions(config: ConfigDict, tokenizer) -> dict[str, dict[str, Questions]]:
+    """Role of `eval.roles` -> split -> its questions, of every row that will be graded; empty where nothing is.
+
+    Splits are those of `eval.path` or `eval.splits`, graded by `eval.grader`, and the benchmarks, of which the teacher, who has
+    nothing to see there, is not asked.
 
     Args:
       config: of the run.
       tokenizer: of the model.
-      needs: fields that the grader needs.
 
     Raises:
       UserError: unreadable data, or a row that lacks what a role must see or the grader needs.
     """
     student, teacher = roles(config)
-    splits = config.eval.splits.to_dict() or {"eval": config.eval.path}
+    splits = (config.eval.splits.to_dict() or {"eval": config.eval.path}) if config.eval.grader else {}
     found: dict[str, dict[str, Questions]] = {}
+    benchmarks = {name: _benchmark(name, path, config) for name, path in configs.benchmarks_of(config).items()}
     for name in config.eval.roles:
         role = teacher if name == "teacher" else student
-        found[name] = {}
+        asked: dict[str, Questions] = {}
         for split, path in splits.items():
+            needs = GRADERS[config.eval.grader].needs
             try:
                 examples = read_examples(config, path, require=(*role.fields, *needs), count=config.eval.count)
             except UserError as error:
                 if name != "teacher" or error.field not in role.fields or error.field in needs:
                     raise
                 raise error.with_remedy("or leave 'teacher' out of eval.roles") from error
-            examples = examples[: config.eval.count]
-            reasons = name == "teacher" and config.teacher.reason_tokens > 0
-            encode_one = functools.partial(_encode, tokenizer, role=role, config=config, reasons=reasons)
-            encoded = processes.shared(encode_one, examples)
-            fitting = [fits(e, p, config, role=name) for e, (p, _) in zip(examples, encoded, strict=True)]
-            if not any(fitting):
-                raise _nothing_fits(len(examples), config)
-            kept = [i for i, fit in enumerate(fitting) if fit]
-            found[name][split] = Questions([examples[i] for i in kept], [encoded[i][0] for i in kept], encoded[0][1])
+            asked[split] = _questions(examples, config.eval.grader, tokenizer, role, name, config)
+        for split, examples in benchmarks.items() if name != "teacher" else ():
+            asked[split] = _questions(examples, BENCHMARKS[split].grader, tokenizer, role, name, config)
+        if asked:
+            found[name] = asked
     return found
+
+
+def _benchmark(name: str, path: str, config: ConfigDict) -> list[Example]:
+    benchmark = BENCHMARKS[name]
+    place = path or benchmark.path
+    examples = _read(config, place, require=benchmark.requires(), fields=benchmark.fields)[: config.eval.count]
+    return benchmark_questions(benchmark, examples, seed=config.seed)
+
+
+def _questions(
+    examples: Sequence[Example], grader: str, tokenizer, role: Role, name: str, config: ConfigDict
+) -> Questions:
+    examples = examples[: config.eval.count]
+    reasons = name == "teacher" and config.teacher.reason_tokens > 0
+    encode_one = functools.partial(_encode, tokenizer, role=role, config=config, reasons=reasons)
+    encoded = processes.shared(encode_one, examples)
+    fitting = [fits(e, p, config, role=name) for e, (p, _) in zip(examples, encoded, strict=True)]
+    if not any(fitting):
+        raise _nothing_fits(len(examples), config)
+    kept = [i for i, fit in enumerate(fitting) if fit]
+    return Questions([examples[i] for i in kept], [encoded[i][0] for i in kept], encoded[0][1], grader)
 
 
 def _encode(tokenizer, example: Example, role: Role, config: ConfigDict, *, reasons: bool):

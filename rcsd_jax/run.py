@@ -30,6 +30,7 @@ class Run(NamedTuple):
     console: rich.console.Console
     stop: StopRequest
     name: str
+    judge: Callable | None = None  # `evaluate.judged.judge_of`, where something is graded by one
 
 
 class Model(NamedTuple):
@@ -71,6 +72,27 @@ def load_weights(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh) -> A
     """The model's parameters, read onto the mesh."""
     placement = sharding.param_shardings(model.decoder.config, mesh)
     return huggingface.load(model.directory, shardings=placement, **precision(config))[1]
+
+
+def open_served(path: str, config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Model, str, Callable[[], dict]]:
+    """A model that only writes: what identifies its weights beside it, and a function that reads its variables.
+
+    `path` is a model, or a LoRA adapter: then its base is read, and the adapter is in use. (Merged into weights of bfloat16,
+    most of what a small learning rate changes is rounded away.)
+    """
+    path = fetched(path)
+    if not lora.is_peft(path):
+        model = open_model(path, config)
+        return model, huggingface.digest(model.directory), lambda: {"params": load_weights(model, config, mesh)}
+    base, rank, alpha = lora.read_peft_config(path)
+    model = open_model(base, config, lora_rank=rank, lora_alpha=alpha)
+    adapters = lora.load_peft(path, model.decoder.config).adapters
+
+    def load():
+        placement = sharding.lora_shardings(model.decoder.config, mesh, adapters)
+        return {"params": load_weights(model, config, mesh), "lora": jax.device_put(adapters, placement)}
+
+    return model, f"{huggingface.digest(model.directory)}+{huggingface.digest(path)}", load
 
 
 def sampling_of(settings: ConfigDict, model: Model, *, temperature: float | None = None) -> SamplingConfig:

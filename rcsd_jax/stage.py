@@ -12,32 +12,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import rich.console
 from ml_collections import ConfigDict
 
+from rcsd_jax import config as configs
 from rcsd_jax import contexts, loop, preparation, processes, train
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.contexts import Role
 from rcsd_jax.errors import UserError
-from rcsd_jax.evaluate.graders import GRADERS
-from rcsd_jax.evaluate.table import evaluate
-from rcsd_jax.files import AnyPath, as_path, fetched, is_remote, read_json, write_json, write_text
+from rcsd_jax.evaluate.judged import judge_of
+from rcsd_jax.evaluate.role import evaluate_role
+from rcsd_jax.files import AnyPath, as_path, is_remote, write_json
 from rcsd_jax.int8_divergence import int8_divergence
 from rcsd_jax.metrics import Progress, compilations
 from rcsd_jax.models import huggingface, lora, quantization, sharding
 from rcsd_jax.preemption import StopRequest
 from rcsd_jax.rubric_writing import write_rubrics
 from rcsd_jax.rubrics.cache import RubricCache
-from rcsd_jax.run import Model, Run, completer, load_weights, open_model, sampling_of
-from rcsd_jax.sampling import SamplingConfig
-from rcsd_jax.workdir import claimed
+from rcsd_jax.run import Model, Run, completer, load_weights, open_model, open_served, sampling_of
+from rcsd_jax.workdir import claimed, from_main_if_written
 
 
 def run_stage(
@@ -50,16 +47,18 @@ def run_stage(
     """
     name, workdir = name or "run", as_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
-    with claimed(workdir, config), jax.set_mesh(mesh):
+    with claimed(workdir, config), jax.set_mesh(mesh), contextlib.ExitStack() as closing:
         if (summary := from_main_if_written(workdir / "summary.json")) is not None:
             console.print(f"{name}: complete, see {workdir}")
             return summary
         run = Run(config, workdir, mesh, console, stop, name)
+        if configs.graded_by_judge(config):
+            run = run._replace(judge=closing.enter_context(judge_of(run)))
 
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
         model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
         sharding.check_divisible(model.decoder.config, mesh, _batch_sizes(config))
-        questions = evaluation_questions(model, config)
+        questions = preparation.evaluation_questions(config, model.tokenizer)
         examples = preparation.read_examples(config, config.data.path, require=preparation.required_fields(config))
         graded_as = {e.id: e for e in examples}
         examples, rubric_counts = rubrics_for(examples, run)
@@ -122,11 +121,6 @@ def _described(int8: dict[str, dict[str, float]]) -> str:
     return f"KL(plain || int8) in nats a token of the prompts: {', '.join(roles)}"
 
 
-def from_main_if_written(path: AnyPath) -> Any:
-    """What process 0 finds in a JSON file, or None where it is not there."""
-    return processes.from_main(lambda: read_json(path) if path.exists() else None)
-
-
 def check_positions(model: Model, data: preparation.Encoded, config: ConfigDict) -> None:
     """Raises UserError if the longest row goes beyond the positions that the model was made for."""
     analysis = config.teacher.reason_tokens + len(data.transition)
@@ -150,7 +144,7 @@ def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
     if config.rubric.source != "written" or "rubric" not in config.teacher.fields:
         return preparation.with_rubric_variant(examples, config), {}
     settings = config.rubric
-    writer, digest, load = open_writer(config, run.mesh)
+    writer, digest, load = open_served(settings.writer, config, run.mesh)
     load = functools.cache(load)  # and never called where every text is cached
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
     prompts = preparation.prompts_of(config)
@@ -210,83 +204,7 @@ def open_cache(path: AnyPath) -> RubricCache:
     return mine
 
 
-def open_writer(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Model, str, Callable[[], dict[str, Any]]]:
-    """The model that writes rubrics, what identifies its weights, and a function that reads its variables.
-
-    `rubric.writer` is a model, or a LoRA adapter: then its base is read, and the adapter is in use. (Merged into weights of
-    bfloat16, most of what a small learning rate changes is rounded away.)
-    """
-    path = fetched(config.rubric.writer)
-    if not lora.is_peft(path):
-        writer = open_model(path, config)
-        return writer, huggingface.digest(writer.directory), lambda: {"params": load_weights(writer, config, mesh)}
-    base, rank, alpha = lora.read_peft_config(path)
-    writer = open_model(base, config, lora_rank=rank, lora_alpha=alpha)
-    adapters = lora.load_peft(path, writer.decoder.config).adapters
-
-    def load():
-        placement = sharding.lora_shardings(writer.decoder.config, mesh, adapters)
-        return {"params": load_weights(writer, config, mesh), "lora": jax.device_put(adapters, placement)}
-
-    return writer, f"{huggingface.digest(writer.directory)}+{huggingface.digest(path)}", load
-
-
-# --- evaluation and export -------------------------------------------------------------------------------------------
-
-
-def evaluation_questions(model: Model, config: ConfigDict) -> dict[str, dict[str, preparation.Questions]]:
-    """Role -> split -> the questions that it will be asked; empty without a grader."""
-    if not config.eval.grader:
-        return {}
-    return preparation.evaluation_questions(config, model.tokenizer, GRADERS[config.eval.grader].needs)
-
-
-def evaluate_role(
-    label: str, questions: dict[str, preparation.Questions], model: Model, variables: Any, run: Run
-) -> dict[str, Any]:
-    """Split -> mode -> scores, kept in `evaluation_<label>.json`; texts go to `completions_<label>.jsonl`."""
-    config, workdir = run.config, run.workdir
-    path = workdir / f"evaluation_{label}.json"
-    if (written := from_main_if_written(path)) is not None:
-        return written
-    batch_size = config.eval.batch_size
-    results: dict[str, Any] = {}
-    lines = []
-    for split, asked in questions.items():
-        for greedy in config.eval.greedy:
-            temperature = 0.0 if greedy else config.eval.temperature
-            sampling = sampling_of(config.sampling, model, temperature=temperature)
-            sampling = dataclasses.replace(sampling, int8_cache=False)
-            scores, records = evaluate(
-                asked.examples,
-                _after_analyses(asked, model, variables, sampling, run),
-                complete=completer(model, variables, sampling, batch_size, run),
-                decode=model.decode,
-                grade=GRADERS[config.eval.grader].grade,
-            )
-            mode = "greedy" if greedy else "sampled"
-            results.setdefault(split, {})[mode] = scores
-            lines += [json.dumps({"split": split, "mode": mode, **r}, ensure_ascii=False) for r in records]
-    run.console.print(f"evaluated {label.replace('_', ' ')}")
-    if processes.is_main():
-        write_text(workdir / f"completions_{label}.jsonl", "\n".join(lines) + "\n")
-        write_json(path, results)
-    return results
-
-
-def _after_analyses(
-    asked: preparation.Questions, model: Model, variables: Any, sampling: SamplingConfig, run: Run
-) -> list[np.ndarray]:
-    """The prompts after which the answers follow: of a teacher that reasons first, with the analyses that it writes."""
-    if not len(asked.transition):
-        return asked.prompts
-    count, config = len(asked.prompts), run.config
-    sampling = dataclasses.replace(sampling, max_new_tokens=config.teacher.reason_tokens)
-    complete = completer(model, variables, sampling, config.eval.batch_size, run)
-    written = {}
-    for chosen, completions in complete(asked.prompts, range(count, 2 * count)):  # seeds apart from the answers'
-        written.update(zip(chosen, completions, strict=True))
-    return [np.concatenate([p, written[i].tokens, asked.transition]) for i, p in enumerate(asked.prompts)]
+# --- export -------------------------------------------------------------------------------------------
 
 
 def export(variables, model: Model, config: ConfigDict, workdir: AnyPath) -> dict[str, str]:
@@ -318,7 +236,7 @@ def _batch_sizes(config: ConfigDict) -> dict[str, int]:
     sizes = {"train.batch_size / train.microbatches": config.train.batch_size // config.train.microbatches}
     if config.sampling.slots:
         sizes["sampling.slots"] = config.sampling.slots
-    if config.eval.grader:
+    if config.eval.grader or configs.benchmarks_of(config):
         sizes["eval.batch_size"] = config.eval.batch_size
     if config.rubric.source == "written" and "rubric" in config.teacher.fields:
         sizes["rubric.batch_size"] = config.rubric.batch_size

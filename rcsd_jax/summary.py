@@ -14,6 +14,8 @@ SCORE_NAMES = {
     "rubric_score": "rubric score",
     "valid": "valid",
 }
+TITLE = "Evaluation, percent ± standard error, [95% interval]"
+_WIDEST = 3  # splits side by side; more are listed one below the other
 
 
 def print_summary(
@@ -32,8 +34,11 @@ def print_summary(
         for m in ("sampled", "greedy")
         if any(m in e[s] for r in results.values() for e in r["evaluation"].values() for s in e)
     ]
-    if splits:
-        table = rich.table.Table(title="Evaluation, percent ± standard error")
+    if len(splits) > _WIDEST:
+        for stage, result in results.items():
+            print_evaluation(console, result["evaluation"], title=f"{stage}: {TITLE}" if stage else TITLE)
+    elif splits:
+        table = rich.table.Table(title=TITLE.split(", [")[0])
         for column in ("stage", "score", "role"):
             table.add_column(column)
         for split in splits:
@@ -48,10 +53,56 @@ def print_summary(
             console.print(f"{stage + ' ' if stage else ''}{what}: {path}", soft_wrap=True, highlight=False)
 
 
+def print_evaluation(console: rich.console.Console, evaluation: dict[str, Any], *, title: str = TITLE) -> None:
+    """Prints a line for every role, split and mode: scores in percent ± standard error, and what completions were like.
+
+    Args:
+      console: where to.
+      evaluation: role -> split -> mode -> scores, as `evaluate.table.evaluate` gives them.
+      title: over the table.
+    """
+    table = rich.table.Table(title=title)
+    lines = [
+        (r, s, m, scores)
+        for r, splits in evaluation.items()
+        for s, modes in splits.items()
+        for m, scores in modes.items()
+    ]
+    passes = sorted({k for *_, scores in lines for k in scores if k.startswith("pass@")}, key=lambda k: int(k[5:]))
+    for column in ("role", "questions of", "", "score"):
+        table.add_column(column)
+    for column in ("mean", "interval", *passes, "unparsed", "ungraded", "cut", "tokens"):
+        table.add_column(column, justify="right")
+    for role, split, mode, scores in lines:
+        score = next((s for s in SCORE_NAMES if s in scores), "")
+        interval = scores.get(f"{score}_interval")
+        table.add_row(
+            ROLE_NAMES.get(role, role).split(" (")[0],
+            f"{split.replace('_', ' ')} ({scores['questions']})",
+            f"{mode}, {scores['samples']} each" if "samples" in scores else mode,
+            SCORE_NAMES.get(score, ""),
+            _mean(scores, score),
+            "–" if interval is None else "[{:.1f}, {:.1f}]".format(*(100 * x for x in interval)),
+            *(_percent(scores.get(name)) for name in passes),
+            _percent(1 - scores["parsed"] if "parsed" in scores else None),
+            _percent(scores.get("ungraded")),
+            _percent(scores["share_cut"]),
+            f"{scores['length']:.0f}",
+        )
+    console.print(table)
+
+
+def _mean(scores: dict[str, Any], score: str) -> str:
+    return "–" if scores.get(score) is None else f"{100 * scores[score]:.1f} ± {100 * scores[f'{score}_stderr']:.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
 def _add_rows(table, stage: str, evaluation: dict[str, Any], teacher: str, splits, modes) -> None:
     def cell(role: str, split: str, mode: str, score: str) -> str:
-        scores = evaluation[role].get(split, {}).get(mode, {})
-        return f"{100 * scores[score]:.1f} ± {100 * scores[f'{score}_stderr']:.1f}" if score in scores else "–"
+        return _mean(evaluation[role].get(split, {}).get(mode, {}), score)
 
     first = next(iter(next(iter(evaluation.values()), {}).values()), {})
     present = next(iter(first.values()), {})

@@ -1,4 +1,4 @@
-"""A stage's folder: whose config it belongs to, and that one job writes it."""
+"""A stage's folder: whose config it belongs to, that one job writes it, and what lies there already."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -47,6 +48,11 @@ def claimed(workdir: AnyPath, config: ConfigDict) -> Iterator[None]:
             ) from error
         processes.from_main(lambda: _match_config(workdir / "config.json", config))
         yield
+
+
+def from_main_if_written(path: AnyPath) -> Any:
+    """What process 0 finds in a JSON file, or None where it is not there."""
+    return processes.from_main(lambda: read_json(path) if path.exists() else None)
 
 
 def _match_config(path: AnyPath, config: ConfigDict) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import stage1, stage2, tiny
+from configs import evaluate, stage1, stage2, tiny
 from rcsd_jax import config as configs
 from rcsd_jax.errors import UserError
 
@@ -62,13 +62,29 @@ def test_every_config_of_the_repository_passes_the_checks():
         for _, stage in configs.stages_of(config):
             stage.model.path, stage.data.path = stage.model.path or "model", stage.data.path or "rows.jsonl"
             stage.rubric.writer = stage.rubric.writer or "writer"
+            stage.judge.model = "judge" if configs.graded_by_judge(stage) else ""
         configs.check(config)
     assert len(made) == 1 + 2 + len(stage2.VARIANTS)
+
+
+def test_the_configs_of_evaluation_pass_the_checks_and_unknown_benchmarks_do_not():
+    config = evaluate.get_config()
+    config.model.path = "model"
+    configs.check(config, trains=False)
+    with pytest.raises(UserError, match="data.path"):
+        configs.check(config)
+    config = evaluate.get_config("rar,piqa")
+    config.model.path = "model"
+    with pytest.raises(UserError, match="judge.model"):
+        configs.check(config, trains=False)
+    with pytest.raises(ValueError, match="unknown benchmark 'gpqa'.*gpqa_diamond"):
+        evaluate.get_config("gpqa")
 
 
 BAD = {
     "seed": -1, "train.log_every": 0, "train.microbatches": 3, "checkpoint.keep": 0, "data.pad_to": 0, "eval.count": -1,
     "eval.greedy": ("maybe",), "eval.roles": ("base", "techer"), "eval.temperature": -1.0, "eval.every": 5, "eval.every_splits": ("nowhere",),
+    "eval.samples": 0, "judge.concurrency": 0, "judge.per_call": "token",
     "eval.grader": "world", "loss.top_k": 0, "loss.beta": 1.5, "loss.entry_clip": 0.0, "loss.importance_clip": -1.0,
     "loss.chunk_size": 0, "loss.skip_first": 4096, "optimizer.learning_rate": float("nan"), "optimizer.clip": -1.0,
     "optimizer.weight_decay": float("inf"), "optimizer.b1": 1.5, "rubric.noisy_fraction": 2.0,
@@ -101,7 +117,7 @@ def test_setting_a_key_sets_no_other(key):
         return
     section, _, name = key.rpartition(".")
     place = configs._get(config, section) if section else config
-    number = 0.25 if place.get_type(name) is float else 7
+    number = {float: 0.25, str: "rows.jsonl"}.get(place.get_type(name), 7)
     other = number if before[key] is None else not before[key] if isinstance(before[key], bool) else before[key] * 2
     place[name] = other
     assert {k for k, v in leaves(config).items() if v != before[k]} <= {key}

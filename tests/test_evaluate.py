@@ -1,12 +1,17 @@
 """Graders and the averaging of what they say."""
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 
 from rcsd_jax.completions import Completion
 from rcsd_jax.data.examples import Example
-from rcsd_jax.evaluate.graders import grade_boxed, grade_rubric, last_boxed
-from rcsd_jax.evaluate.table import evaluate
+from rcsd_jax.errors import UserError
+from rcsd_jax.evaluate.answers import last_boxed
+from rcsd_jax.evaluate.graders import grade_all, grade_boxed, grade_rubric
+from rcsd_jax.evaluate.table import evaluate, pass_at_k, summarise
 from rcsd_jax.rubrics.schema import from_records, to_json
 
 RUBRIC = from_records([f"Essential Criteria: States {i}." for i in range(4)])
@@ -61,8 +66,85 @@ def test_evaluate_averages_in_the_examples_order():
         [np.zeros(1)] * 4,
         complete=complete,
         decode=lambda tokens: "good" if tokens[0] else "bad",
-        grade=lambda example, text: {"accuracy": float(text == "good")},
+        grade_all=lambda examples, texts: [{"accuracy": float(text == "good")} for text in texts],
     )
     assert [r["text"] for r in records] == ["good", "bad", "good", "good"]
     assert summary["accuracy"] == 0.75 and summary["share_cut"] == 0.25 and summary["length"] == 2.0
     assert summary["accuracy_stderr"] == pytest.approx(np.std([1, 0, 1, 1], ddof=1) / 2)
+    low, high = summary["accuracy_interval"]
+    assert 0.25 <= low < 0.75 < high == 1.0 and "samples" not in summary
+
+
+def test_several_samples_of_a_question():
+    def complete(prompts, seeds):
+        assert [p[0] for p in prompts] == [7, 7, 7, 8, 8, 8] and list(seeds) == [0, 2, 4, 1, 3, 5]
+        yield list(range(6)), [Completion(np.array([int(i in (0, 4, 5))]), False) for i in range(6)]
+
+    def grade_all(examples, texts):
+        values = [{"accuracy": float(text == "1"), "judged": float(text)} for text in texts]
+        return [*values[:5], {"accuracy": 1.0, "judged": float("nan")}]
+
+    summary, records = evaluate(
+        [EXAMPLE] * 2,
+        [np.array([7]), np.array([8])],
+        complete=complete,
+        decode=lambda tokens: str(tokens[0]),
+        grade_all=grade_all,
+        samples=3,
+    )
+    assert (
+        [r["sample"] for r in records] == [0, 1, 2, 0, 1, 2] and summary["samples"] == 3 and summary["questions"] == 2
+    )
+    assert summary["accuracy"] == pytest.approx((1 / 3 + 2 / 3) / 2)
+    assert summary["pass@2"] == pytest.approx((2 / 3 + 1.0) / 2) and summary["pass@3"] == 1.0
+    assert summary["judged"] == pytest.approx((1 / 3 + 1 / 2) / 2) and summary["ungraded"] == pytest.approx(1 / 6)
+
+
+def test_pass_at_k_is_the_share_of_draws():
+    for right in range(6):
+        for k in range(1, 6):
+            draws = list(itertools.combinations([True] * right + [False] * (5 - right), k))
+            assert pass_at_k(5, right, k) == pytest.approx(np.mean([any(d) for d in draws]))
+
+
+def test_nothing_graded_has_no_mean():
+    record = {"id": "1", "sample": 0, "text": "", "length": 1, "cut": False, "accuracy": float("nan")}
+    summary = summarise([record] * 2)
+    assert summary["accuracy"] is None and summary["ungraded"] == 1.0
+
+
+def example_with(answer=None, **extra):
+    return Example("1", "Which?", None, None, answer, "rows:7", extra)
+
+
+def test_option_grader():
+    example = example_with(options=["the muon", "the electron"], correct=1)
+    told = {"\\boxed{B}": (1.0, 1.0), "\\boxed{the electron}": (1.0, 1.0), "\\boxed{A}": (0.0, 1.0), "Hm.": (0.0, 0.0)}
+    for text, (accuracy, parsed) in told.items():
+        assert grade_all("option", [example], [text]) == [{"accuracy": accuracy, "parsed": parsed}]
+
+
+def test_number_grader():
+    example = example_with("-2.3", unit="$\\mathrm{kJ}$")
+    told = {
+        "\\boxed{-2.31}": (1.0, 1.0),  # without a unit it is in the one that the question names
+        "\\boxed{-2310 \\text{ J}}": (1.0, 1.0),
+        "\\boxed{-2.31 \\text{ J}}": (0.0, 1.0),
+        "\\boxed{-2.6\\,\\mathrm{kJ}}": (0.0, 1.0),
+        "\\boxed{-2.3 \\text{ m}}": (0.0, 1.0),
+        "\\boxed{\\text{unknown}}": (0.0, 0.0),
+    }
+    for text, (accuracy, parsed) in told.items():
+        assert grade_all("number", [example], [text]) == [{"accuracy": accuracy, "parsed": parsed}], text
+    scaled = example_with("1.5", unit="$10^{34} \\mathrm{~m}^{-3} \\mathrm{~s}^{-1}$")
+    assert grade_all("number", [scaled] * 2, ["\\boxed{1.5}", "\\boxed{1.7}"]) == [
+        {"accuracy": 1.0, "parsed": 1.0},
+        {"accuracy": 0.0, "parsed": 1.0},
+    ]
+    with pytest.raises(UserError, match="rows:7.*answer.*not a number"):
+        grade_all("number", [example_with("many")], ["\\boxed{1}"])
+
+
+def test_boxed_grader_knows_equal_expressions():
+    example = dataclasses.replace(EXAMPLE, reference="\\boxed{\\frac{1}{2}}")
+    assert [grade_boxed(example, f"\\boxed{{{x}}}")["accuracy"] for x in ("0.5", "1/2", "0.6")] == [1.0, 1.0, 0.0]

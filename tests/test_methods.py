@@ -274,12 +274,12 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "variant, logged",
     [
-        pytest.param("sft", "cross_entropy", marks=SLOW),
+        ("sft", "cross_entropy"),
         pytest.param("grpo", "policy_loss", marks=SLOW),
         pytest.param("grpo_rubric", "graded_rubric_score", marks=SLOW),
         pytest.param("sdpo_feedback", "share_taught", marks=SLOW),
         pytest.param("sdft", "divergence", marks=SLOW),
-        ("mixed", "policy_loss"),
+        pytest.param("mixed", "policy_loss", marks=SLOW),
     ],
 )
 def test_every_method_trains_and_continues_exactly(variant, logged, tmp_path):
@@ -354,6 +354,7 @@ def test_guidance_pushes_logits_along_what_the_rubric_changes(tmp_path):
         assert np.abs(with_rubric - want)[keep].max() > 0.1
 
 
+@pytest.mark.slow
 def test_guidance_by_criteria_weighs_what_each_changes(tmp_path):
     config = config_of("ground_truth", tmp_path)
     config.teacher.update(guidance=0.5, guidance_by="criteria")

@@ -60,7 +60,7 @@ def test_every_kernel_is_rounded_to_its_columns_scale(dtype):
 
 
 @pytest.mark.parametrize("num_layers", [3, 6], ids=["unrolled", "scanned"])
-@pytest.mark.parametrize("with_lora", [False, True])
+@pytest.mark.parametrize("with_lora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_decoder_takes_int8_kernels(num_layers, with_lora):
     c = config(num_layers)
     params, int8, adapters = model(c)

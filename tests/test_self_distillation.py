@@ -20,7 +20,7 @@ from rcsd_jax.run import Model
 from rcsd_jax.sampling import SamplingConfig
 from tests.test_losses import oracle
 
-DISTILLING = [v for v in stage2.VARIANTS if v not in ("sft", "grpo", "dr_grpo", "sdpo", "mixed")]
+DISTILLING = [v for v in stage2.VARIANTS if v not in ("sft", "grpo", "dr_grpo", "grpo_rubric", "sdpo", "mixed")]
 CASES = [(stage1, v, {}) for v in stage1.ROLES] + [(stage2, v, {}) for v in DISTILLING]
 CASES += [
     (stage2, "ground_truth", changes)
@@ -105,7 +105,14 @@ def losses_by_hand(p, q, completion, settings):
     return weight * values * (np.arange(len(completion)) >= settings.skip_first)
 
 
-@pytest.mark.parametrize("module, variant, changes", CASES, ids=[f"{m.__name__}:{v} {c or ''}" for m, v, c in CASES])
+def case(module, variant, changes):
+    """Those that take long and whose parts others have too run among the slow tests."""
+    slow = variant in ("release", "sdft", "random", "reduced", "noisy")
+    marks = [pytest.mark.slow] if slow else []
+    return pytest.param(module, variant, changes, id=f"{module.__name__}:{variant} {changes or ''}", marks=marks)
+
+
+@pytest.mark.parametrize("module, variant, changes", [case(*c) for c in CASES])
 def test_both_roles_score_the_same_completion_at_the_right_offsets(module, variant, changes, tokenizer, model):
     decoder, params = model
     config = module.get_config(variant)

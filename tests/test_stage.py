@@ -2,6 +2,7 @@
 
 import gc
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ import rich.console
 from safetensors.numpy import load_file
 
 from configs import stage2
-from rcsd_jax import loop, stage
+from rcsd_jax import loop, preparation, stage
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.errors import Preempted, UserError
+from rcsd_jax.evaluate import role as evaluated_role
+from rcsd_jax.files import read_json
 from rcsd_jax.models import huggingface, sharding
 from rcsd_jax.preemption import StopRequest
-from rcsd_jax.run import load_weights, open_model
+from rcsd_jax.run import Run, load_weights, open_model, open_served, sampling_of
 from tests import user_inputs
 
 
@@ -164,7 +167,7 @@ def test_rubrics_are_written_by_an_adapter_on_its_base(user_dir, tmp_path, monke
     adapter = run(stage1_config, tmp_path / "stage1")["paths"]["adapter"]
     config = config_for(user_dir, "paper")
     config.rubric.writer = adapter
-    writer, digest, load = stage.open_writer(config, sharding.make_mesh())
+    writer, digest, load = open_served(config.rubric.writer, config, sharding.make_mesh())
     variables = load()
     assert writer.directory == user_dir / "model" and writer.decoder.config.lora_scale == 128.0 / 2
     written = load_file(tmp_path / "stage1" / "adapter" / "adapter_model.safetensors")
@@ -172,7 +175,7 @@ def test_rubrics_are_written_by_an_adapter_on_its_base(user_dir, tmp_path, monke
     np.testing.assert_array_equal(variables["lora"]["q"]["b"][1], b.T)
     assert b.any()
     config.rubric.writer = str(user_dir / "model")
-    assert stage.open_writer(config, sharding.make_mesh())[1] != digest
+    assert open_served(config.rubric.writer, config, sharding.make_mesh())[1] != digest
 
 
 def test_a_teacher_that_reasons_first_is_evaluated_after_its_analysis(user_dir, tmp_path):
@@ -181,14 +184,14 @@ def test_a_teacher_that_reasons_first_is_evaluated_after_its_analysis(user_dir, 
     config.sampling.update(temperature=1.0, top_k=0, top_p=1.0)
     config.eval.update(grader="boxed", path=config.data.path, count=3)
     model = open_model(config.model.path, config)
-    asked = stage.evaluation_questions(model, config)
+    asked = preparation.evaluation_questions(config, model.tokenizer)
     assert not len(asked["base"]["eval"].transition)
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh), StopRequest() as stop:
-        this = stage.Run(config, tmp_path, mesh, rich.console.Console(quiet=True), stop, "")
+        this = Run(config, tmp_path, mesh, rich.console.Console(quiet=True), stop, "")
         variables = {"params": load_weights(model, config, mesh)}
         teacher = asked["teacher"]["eval"]
-        prompts = stage._after_analyses(teacher, model, variables, stage.sampling_of(config.sampling, model), this)
+        prompts = evaluated_role._after_analyses(teacher, model, variables, sampling_of(config.sampling, model), this)
     transition = teacher.transition
     for before, after in zip(teacher.prompts, prompts, strict=True):
         assert list(after[: len(before)]) == list(before) and list(after[-len(transition) :]) == list(transition)
@@ -261,3 +264,23 @@ def test_int8_weights_need_weights_that_do_not_change(user_dir):
     config.teacher.weights = "ema"
     with pytest.raises(UserError, match="model.int8_weights"):
         check(config)
+
+
+def test_a_step_lasts_until_its_values_are_there():
+    class Late:
+        def __float__(self):
+            time.sleep(0.05)
+            return 3.0
+
+    scalars = loop._scalars({"loss": Late(), "completion_tokens": 8.0}, 1e-5, time.monotonic())
+    assert scalars["step_seconds"] >= 0.05 and scalars["tokens_per_second"] <= 160
+
+
+@pytest.mark.slow
+def test_evaluations_between_are_of_the_chosen_sets(user_dir, tmp_path):
+    config = config_for(user_dir)
+    config.train.steps = 2
+    config.eval.update(grader="boxed", count=4, roles=("trained",), greedy=(True,), every=1, every_splits=("two",))
+    config.eval.splits = {"one": config.data.path, "two": config.data.path}
+    assert set(run(config, tmp_path / "run")["evaluation"]["trained"]) == {"one", "two"}
+    assert set(read_json(tmp_path / "run" / "evaluation_step_1.json")) == {"two"}

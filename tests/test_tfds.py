@@ -90,8 +90,8 @@ def test_slices_and_explicit_columns(data_dir):
     "options, parts",
     [
         ({"name": "small_sience"}, ["data.path", "'small_sience'", "no such data set", "data.tfds_dir"]),
-        ({"split": "validation"}, ["data.tfds_split", "'validation'", "train, test"]),
-        ({"split": "train[:"}, ["data.tfds_split", "'train[:'", "train, test"]),
+        ({"split": "validation"}, ["data.split", "'validation'", "train, test"]),
+        ({"split": "train[:"}, ["data.split", "'train[:'", "train, test"]),
         ({"fields": {"question": "text"}}, ["tfds:small_science[train]:1", "'text'", "data.fields.question", "query"]),
         ({"fields": {"rubric": "graded"}}, ["keys objects", 'data.fields.rubric="graded.objects"']),
         ({"require": ("answer",)}, ["no answer", "final_answer, answer"]),

@@ -78,7 +78,7 @@ def _open(name: str, split: str, data_dir: str | None) -> tuple[Sequence[Mapping
     except (ValueError, KeyError) as error:
         remedy = f"choose among {', '.join(builder.info.splits)}"
         problem = f"no such split of {name}"
-        raise UserError(problem, remedy=remedy, field="data.tfds_split", value=split) from error
+        raise UserError(problem, remedy=remedy, field="data.split", value=split) from error
 
 
 def _rows(source: Sequence[Mapping], features: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rcsd_jax.data.examples import Example
+from rcsd_jax.errors import UserError
+from rcsd_jax.evaluate import answers
+from rcsd_jax.evaluate.table import GradeAll
 from rcsd_jax.rubrics.parsing import parse
 from rcsd_jax.rubrics.schema import to_json
 from rcsd_jax.rubrics.scoring import f1
@@ -17,9 +20,9 @@ Grade = Callable[[Example, str], dict[str, float]]
 class Grader(NamedTuple):
     """How texts are graded, the fields of an example without which they cannot be, and what the writer is told."""
 
-    grade: Grade
+    grade: Grade | None  # None: a judge's, which grades all together
     needs: tuple[str, ...]
-    feedback: Callable[[Example, str], str | None]  # None: nothing is wrong
+    feedback: Callable[[Example, str], str | None] | None = None  # it gives None where nothing is wrong
 
 
 def grade_rubric(example: Example, text: str) -> dict[str, float]:
@@ -30,25 +33,41 @@ def grade_rubric(example: Example, text: str) -> dict[str, float]:
 
 
 def grade_boxed(example: Example, text: str) -> dict[str, float]:
-    """Does the last \\boxed{} hold what the reference has in its box, up to spaces and case?
+    """Does the last \\boxed{} hold what the reference has in its box, or an expression that is equal to it?
 
     Without a box there, it must hold the whole of the reference, or the example's answer.
     """
-    found, boxed = last_boxed(text), last_boxed(example.reference)
+    found, boxed = answers.last_boxed(text), answers.last_boxed(example.reference)
     truths = [boxed] if boxed is not None else [truth for truth in (example.reference, example.answer) if truth]
-    correct = found is not None and _plain(found) in map(_plain, truths)
+    correct = found is not None and _equals_one(found, truths)
     return {"accuracy": float(correct), "parsed": float(found is not None)}
 
 
-def last_boxed(text: str) -> str | None:
-    """The content of the last complete \\boxed{...}, braces matched; None without one."""
-    for match in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
-        depth = 1
-        for end in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[match.end() : end]
-    return None
+def grade_option(example: Example, text: str) -> dict[str, float]:
+    """Does the text choose the right one of the options in `extra`?"""
+    chosen = answers.option(text, example.extra["options"]).value
+    return {"accuracy": float(chosen == example.extra["correct"]), "parsed": float(chosen is not None)}
+
+
+def grade_number(example: Example, text: str) -> dict[str, float]:
+    """Is the text's number the example's answer, within SciBench's five percent, in the unit in `extra` or another?
+
+    Raises:
+      UserError: the example's answer is no number.
+    """
+    unit = example.extra.get("unit", "")
+    truth = answers.number(f"{example.answer} {unit}").value or answers.number(example.answer).value
+    if truth is None:
+        raise UserError(
+            "not a number",
+            file=example.origin,
+            field="answer",
+            value=example.answer,
+            remedy="correct it, or grade the set with another grader",
+        )
+    found = answers.number(text).value
+    agree = found is not None and answers.numbers_agree(found, truth)
+    return {"accuracy": float(agree), "parsed": float(found is not None)}
 
 
 def grade_world(example: Example, text: str) -> dict[str, float]:
@@ -69,7 +88,7 @@ def boxed_feedback(example: Example, text: str) -> str | None:
     """That the final answer is wrong, or that there is none."""
     if grade_boxed(example, text)["accuracy"]:
         return None
-    found = last_boxed(text)
+    found = answers.last_boxed(text)
     return "There is no final answer in \\boxed{}." if found is None else f"The final answer {found} is wrong."
 
 
@@ -81,11 +100,28 @@ def world_feedback(example: Example, text: str) -> str | None:
     return None if failed is None else to_json(failed, style="strings")
 
 
+def grade_all(
+    grader: str, examples: Sequence[Example], texts: Sequence[str], *, judge: GradeAll | None = None
+) -> list[dict[str, float]]:
+    """Scores of a text for each example, by a grader of `GRADERS`; "judge" asks the judge that is given."""
+    if grader == "judge":
+        return judge(examples, texts)
+    grade = GRADERS[grader].grade
+    return [grade(example, text) for example, text in zip(examples, texts, strict=True)]
+
+
 GRADERS: dict[str, Grader] = {
     "rubric": Grader(grade_rubric, ("rubric",), rubric_feedback),
     "boxed": Grader(grade_boxed, ("reference",), boxed_feedback),
     "world": Grader(grade_world, ("rubric",), world_feedback),
+    "option": Grader(grade_option, ()),
+    "number": Grader(grade_number, ("answer",)),
+    "judge": Grader(None, ("rubric",)),
 }
+
+
+def _equals_one(found: str, truths: Sequence[str]) -> bool:
+    return _plain(found) in map(_plain, truths) or any(answers.same_expression(found, truth) for truth in truths)
 
 
 def _plain(text: str) -> str:

@@ -1,14 +1,20 @@
-"""Roles × splits × sampling modes: complete every question, grade every text, average."""
+"""Complete every question, grade every text, average: the numbers of one split in one mode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from rcsd_jax.completions import Completion
 from rcsd_jax.data.examples import Example
-from rcsd_jax.evaluate.graders import Grade
+
+GradeAll = Callable[[Sequence[Example], Sequence[str]], list[dict[str, float]]]
+"""Examples and a text for each -> scores; NaN where one could not be had."""
+
+_TEXT_FIELDS = ("id", "sample", "text", "length", "cut")
+_RESAMPLED = 1000
 
 
 def evaluate(
@@ -17,34 +23,75 @@ def evaluate(
     *,
     complete: Callable,
     decode: Callable[[np.ndarray], str],
-    grade: Grade,
-) -> tuple[dict[str, float], list[dict]]:
-    """Mean scores with their standard error, and one record per question.
+    grade_all: GradeAll,
+    samples: int = 1,
+) -> tuple[dict[str, Any], list[dict]]:
+    """Mean scores with their standard error and interval, and one record per completion.
 
     Args:
-      examples: the questions.
+      examples: the questions, N of them.
       prompts: each one's encoded prompt for the role that is evaluated.
       complete: (prompts, seeds) -> batches of (indexes, completions).
       decode: token ids to text.
-      grade: the grader.
+      grade_all: the grader.
+      samples: completions of each question, G.
 
     Returns:
-      (summary, records): the summary has each score's mean, `<score>_stderr`, `length` in tokens and `share_cut`.
+      (summary, records): the summary has each score's mean over questions of the mean over samples, `<score>_stderr`,
+      `<score>_interval` (95%, bootstrap over questions), with several samples `pass@k` for powers of two and G, `length` in
+      tokens, `share_cut`, and `ungraded` where some scores are NaN: they are in no mean, which is None if all are. Records
+      come question by question.
     """
+    count = len(prompts)
+    asked = [i for i in range(count) for _ in range(samples)]
+    # A question's first completion has the seed that it has alone, whatever their number.
+    seeds = [g * count + i for i in range(count) for g in range(samples)]
     completions: dict[int, Completion] = {}
-    for chosen, batch in complete(prompts, range(len(prompts))):
+    for chosen, batch in complete([prompts[i] for i in asked], seeds):
         completions.update(zip(chosen, batch, strict=True))
-    records = []
-    for i, example in enumerate(examples):
-        text = decode(completions[i].tokens)
-        scores = grade(example, text)
-        length, cut = len(completions[i].tokens), completions[i].cut
-        records.append({"id": example.id, "text": text, "length": length, "cut": cut, **scores})
-    summary = {"questions": len(records)}
-    for name in [k for k in records[0] if k not in ("id", "text", "length", "cut")]:
-        values = np.array([r[name] for r in records])
-        summary[name] = float(values.mean())
-        summary[f"{name}_stderr"] = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    texts = [decode(completions[n].tokens) for n in range(len(asked))]
+    graded = grade_all([examples[i] for i in asked], texts)
+    records = [
+        {"id": examples[i].id, "sample": n % samples, "text": texts[n], "length": len(completions[n].tokens),
+         "cut": completions[n].cut, **graded[n]}
+        for n, i in enumerate(asked)
+    ]  # fmt: skip
+    return summarise(records, samples=samples), records
+
+
+def summarise(records: Sequence[dict], *, samples: int = 1) -> dict[str, Any]:
+    """The summary of records, which come question by question, `samples` each; see `evaluate`."""
+    summary: dict[str, Any] = {"questions": len(records) // samples}
+    if samples > 1:
+        summary["samples"] = samples
+    for name in [k for k in records[0] if k not in _TEXT_FIELDS]:
+        values = np.array([r[name] for r in records], np.float64).reshape(-1, samples)  # [N, G]
+        known = ~np.isnan(values)
+        kept = known.any(axis=1)
+        means = np.where(known, values, 0.0).sum(axis=1)[kept] / known.sum(axis=1)[kept]  # [questions with a score]
+        n = len(means)
+        summary[name] = float(means.mean()) if n else None
+        summary[f"{name}_stderr"] = float(means.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+        summary[f"{name}_interval"] = _bootstrap(means) if n else None
+        if not known.all():
+            summary["ungraded"] = float(1 - known.mean())
+        if name == "accuracy" and samples > 1:
+            ks = sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples})
+            right = (values >= 1.0).sum(axis=1)
+            summary |= {f"pass@{k}": float(np.mean([pass_at_k(samples, c, k) for c in right])) for k in ks if k > 1}
     summary["length"] = float(np.mean([r["length"] for r in records]))
     summary["share_cut"] = float(np.mean([r["cut"] for r in records]))
-    return summary, records
+    return summary
+
+
+def pass_at_k(count: int, right: int, k: int) -> float:
+    """The chance that of k completions drawn from `count`, of which `right` are right, one is right (arXiv 2107.03374)."""
+    if count - right < k:
+        return 1.0
+    return float(1.0 - np.prod(1.0 - k / np.arange(count - right + 1, count + 1)))
+
+
+def _bootstrap(means: np.ndarray) -> list[float]:
+    """The 95% percentile interval of the mean over questions that are drawn again."""
+    drawn = np.random.default_rng(0).integers(len(means), size=(_RESAMPLED, len(means)))
+    return [float(x) for x in np.percentile(means[drawn].mean(axis=1), [2.5, 97.5])]

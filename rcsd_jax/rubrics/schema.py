@@ -1,10 +1,11 @@
 """Rubrics as data: criteria with a class and a weight, read from and written to the formats found in the wild.
 
-The four classes follow RaR (Rubrics as Rewards, arXiv 2507.17746). Three formats are read, mixed freely:
+The four classes follow RaR (Rubrics as Rewards, arXiv 2507.17746). Four formats are read, mixed freely:
 
     {"title": "Final value", "description": "Essential Criteria: States 0.228.", "weight": 5}   RaR
     "Essential Criteria: States 0.228."                                                         RaR-Science, as strings
     {"criterion": "States 0.228.", "points": 5}                                                 RubricHub
+    {"rubric_item": "Does it state 0.228?"}                                                       ResearchQA
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _PREFIX = re.compile(rf"\s*\**\s*({'|'.join(_KIND_OF)})(?:\s+criteri(?:a|on))?\s
 
 _ALIASES = {
     "title": ("title", "name"),
-    "description": ("description", "criterion", "requirement"),
+    "description": ("description", "criterion", "rubric_item", "requirement"),
     "weight": ("weight", "points"),
     "kind": ("class", "kind", "category"),
 }
@@ -107,7 +108,7 @@ def check(criteria: Sequence[Criterion], *, min_criteria: int = MIN_CRITERIA, ma
 def from_records(
     records: Sequence[Any], *, min_criteria: int = MIN_CRITERIA, max_criteria: int = MAX_CRITERIA
 ) -> Rubric:
-    """A rubric from a list of records in any of the three formats; see `criteria_from` for what is inferred.
+    """A rubric from a list of records in any of the formats; see `criteria_from` for what is inferred.
 
     A criterion whose description repeats an earlier one (see `normalised`) is left out: it would count twice.
 

@@ -1,0 +1,24 @@
+"""A model or a LoRA adapter on benchmarks: `configs/evaluate.py`, or some of them, `configs/evaluate.py:gpqa_diamond,piqa`.
+
+    python -m rcsd_jax.evaluate --config=configs/evaluate.py --config.model.path=DIR
+
+By default those of the paper that have exact answers; "rar", "researchqa" and "rubrichub" need a judge (`judge.model` at an
+endpoint, or `judge.checkpoint`). Each is read from where it is published, or from a path that is given:
+--config.eval.benchmarks.piqa=FILE.jsonl (or FILE.parquet, tfds:NAME#SPLIT, hub:OWNER/NAME#SPLIT).
+"""
+
+from rcsd_jax import config as c
+
+EXACT = "gpqa_diamond,scibench,piqa,medmcqa,pubmedqa"
+
+
+def get_config(benchmarks=EXACT):
+    config = c.stage()
+    config.eval.update(roles=("base",), samples=4, greedy=(False,), count=10**6, temperature=0.6)
+    for name in (benchmarks or EXACT).split(","):
+        if name not in config.eval.benchmarks:
+            raise ValueError(f"unknown benchmark {name!r}: use some of {', '.join(config.eval.benchmarks)}")
+        config.eval.benchmarks[name] = ""
+    config.data.max_student_prompt = 4096
+    config.sampling.update(top_k=20, top_p=0.95)
+    return config

@@ -1,0 +1,41 @@
+"""Examples from a data set of the Hugging Face hub, or from a folder that is laid out like one, through `datasets`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rcsd_jax.data import records
+from rcsd_jax.data.examples import Example
+from rcsd_jax.errors import UserError
+
+
+def read_hub(name: str, *, split: str, **settings: Any) -> list[Example]:
+    """Reads one split, in the order of its files; other arguments and errors as in `records.to_examples`.
+
+    Args:
+      name: "owner/data_set", or "owner/data_set:configuration"; or a folder.
+      split: a split, or a slice of one such as "train[:10%]".
+      **settings: of `records.to_examples`.
+
+    Raises:
+      UserError: also for a data set that cannot be had, and without the package `datasets`.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "data of the hub need the package datasets",
+            field="data.path",
+            value=name,
+            remedy="pip install 'rcsd_jax[hub]'",
+        ) from error
+    repository, _, configuration = name.partition(":")
+    try:
+        rows = datasets.load_dataset(repository, configuration or None, split=split)
+    except Exception as error:  # downloads, licences to be accepted, missing splits: what it says is the message
+        first_line = (str(error).strip().splitlines() or [""])[0][:200]
+        remedy = "check name, configuration and split (OWNER/NAME:CONFIGURATION#SPLIT), the network, and huggingface-cli login"
+        problem = f"the hub does not give it ({type(error).__name__}: {first_line})"
+        raise UserError(problem, remedy=remedy, field="data.path", value=f"{name}#{split}") from error
+    origin = repository.rstrip("/").rpartition("/")[2]
+    return records.to_examples(enumerate(rows, start=1), file=f"hub:{name}[{split}]", origin=origin, **settings)

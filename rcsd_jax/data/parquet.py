@@ -1,0 +1,39 @@
+"""Examples from Parquet: one file, or a folder of them in the order of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rcsd_jax.data import records
+from rcsd_jax.data.examples import Example
+from rcsd_jax.errors import UserError
+
+
+def read_parquet(path: str | Path, **settings: Any) -> list[Example]:
+    """Reads a file or a folder of files, as `jsonl.read_jsonl` reads lines; rows are counted through all files.
+
+    Raises:
+      UserError: also for files that are missing, empty or no Parquet.
+    """
+    path = Path(path).expanduser()
+    return records.to_examples(_rows(path), file=path, origin=path.stem, **settings)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    row = 0
+    try:
+        for file in files:
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+                for record in batch.to_pylist():
+                    row += 1
+                    yield row, record
+    except (OSError, pyarrow.ArrowException) as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        remedy = "name a .parquet file, or a folder of them, that can be read"
+        raise UserError(f"cannot be read ({first_line})", remedy=remedy, file=path) from error

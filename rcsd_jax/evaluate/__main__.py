@@ -1,0 +1,30 @@
+"""`python -m rcsd_jax.evaluate --config=configs/evaluate.py --config.model.path=DIR [--workdir=DIR] [--config.key=value ...]`."""
+
+from __future__ import annotations
+
+import sys
+
+from rcsd_jax import config as configs
+from rcsd_jax import main as job
+from rcsd_jax import processes
+from rcsd_jax.preemption import StopRequest
+
+
+def main(argv: list[str]) -> None:
+    """The entry point after flags were read."""
+    import rich.console
+
+    from rcsd_jax.evaluate.model import evaluate_model
+    from rcsd_jax.summary import print_evaluation
+
+    config, workdir = job.start(argv, example="configs/evaluate.py")
+    configs.check(config, trains=False)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 140, quiet=not processes.is_main())
+    with StopRequest() as stop:
+        evaluation = evaluate_model(config, workdir, console, stop)
+    print_evaluation(console, evaluation)
+    console.print(f"completions and scores: {workdir}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    job.run(main, "rcsd_jax.evaluate")

@@ -1,0 +1,57 @@
+"""A model or an adapter on benchmarks, without training: what `python -m rcsd_jax.evaluate` does."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import jax
+import rich.console
+from ml_collections import ConfigDict
+
+from rcsd_jax import config as configs
+from rcsd_jax import preparation, processes
+from rcsd_jax.errors import UserError
+from rcsd_jax.evaluate.judged import judge_of
+from rcsd_jax.evaluate.role import evaluate_role
+from rcsd_jax.files import AnyPath, as_path, write_json
+from rcsd_jax.models import sharding
+from rcsd_jax.preemption import StopRequest
+from rcsd_jax.run import Run, open_served
+from rcsd_jax.workdir import claimed, from_main_if_written
+
+
+def evaluate_model(
+    config: ConfigDict, workdir: AnyPath, console: rich.console.Console, stop: StopRequest
+) -> dict[str, dict[str, Any]]:
+    """Evaluates `model.path`, a model or a LoRA adapter, in the roles of `eval.roles`; role -> split -> mode -> scores.
+
+    What was finished in `workdir` is not done again.
+
+    Raises:
+      UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; finished roles are kept.
+    """
+    workdir = as_path(workdir)
+    mesh = sharding.make_mesh(**config.mesh)
+    with claimed(workdir, config), jax.set_mesh(mesh), contextlib.ExitStack() as closing:
+        if (summary := from_main_if_written(workdir / "summary.json")) is not None:
+            console.print(f"complete, see {workdir}")
+            return summary["evaluation"]
+        run = Run(config, workdir, mesh, console, stop, "evaluate")
+        if configs.graded_by_judge(config):
+            run = run._replace(judge=closing.enter_context(judge_of(run)))
+        model, _, load = open_served(config.model.path, config, mesh)
+        sharding.check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
+        questions = preparation.evaluation_questions(config, model.tokenizer)
+        if not questions:
+            remedy = "set eval.benchmarks, or eval.grader and eval.path, and eval.roles"
+            raise UserError("nothing to evaluate", field="eval.benchmarks", remedy=remedy)
+        variables = load()
+        evaluation = {
+            role: evaluate_role(role, asked, model, variables, run)
+            for role, asked in questions.items()
+            if role != "trained" or "base" not in questions  # nothing was trained: they would be the same
+        }
+        if processes.is_main():
+            write_json(workdir / "summary.json", {"task": config.task, "evaluation": evaluation})
+        return evaluation

@@ -1,0 +1,67 @@
+"""One role's answers to all questions: sampled, graded, averaged, written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rcsd_jax import preparation, processes
+from rcsd_jax.evaluate.graders import grade_all
+from rcsd_jax.evaluate.table import evaluate
+from rcsd_jax.files import write_json, write_text
+from rcsd_jax.run import Model, Run, completer, sampling_of
+from rcsd_jax.sampling import SamplingConfig
+from rcsd_jax.workdir import from_main_if_written
+
+
+def evaluate_role(
+    label: str, questions: Mapping[str, preparation.Questions], model: Model, variables: Any, run: Run
+) -> dict[str, Any]:
+    """Split -> mode -> scores, kept in `evaluation_<label>.json`; texts go to `completions_<label>.jsonl`."""
+    config, workdir = run.config, run.workdir
+    path = workdir / f"evaluation_{label}.json"
+    if (written := from_main_if_written(path)) is not None:
+        return written
+    results: dict[str, Any] = {}
+    lines = []
+    for split, asked in questions.items():
+        for greedy in config.eval.greedy:
+            temperature = 0.0 if greedy else config.eval.temperature
+            sampling = sampling_of(config.sampling, model, temperature=temperature)
+            sampling = dataclasses.replace(sampling, int8_cache=False)
+            scores, records = evaluate(
+                asked.examples,
+                _after_analyses(asked, model, variables, sampling, run),
+                complete=completer(model, variables, sampling, config.eval.batch_size, run),
+                decode=model.decode,
+                grade_all=functools.partial(grade_all, asked.grader, judge=run.judge),
+                samples=1 if greedy else config.eval.samples,
+            )
+            mode = "greedy" if greedy else "sampled"
+            results.setdefault(split, {})[mode] = scores
+            lines += [json.dumps({"split": split, "mode": mode, **r}, ensure_ascii=False) for r in records]
+    run.console.print(f"evaluated {label.replace('_', ' ')}")
+    if processes.is_main():
+        write_text(workdir / f"completions_{label}.jsonl", "\n".join(lines) + "\n")
+        write_json(path, results)
+    return results
+
+
+def _after_analyses(
+    asked: preparation.Questions, model: Model, variables: Any, sampling: SamplingConfig, run: Run
+) -> list[np.ndarray]:
+    """The prompts after which the answers follow: of a teacher that reasons first, with the analyses that it writes."""
+    if not len(asked.transition):
+        return asked.prompts
+    count, config = len(asked.prompts), run.config
+    sampling = dataclasses.replace(sampling, max_new_tokens=config.teacher.reason_tokens)
+    complete = completer(model, variables, sampling, config.eval.batch_size, run)
+    written = {}
+    for chosen, completions in complete(asked.prompts, range(count, 2 * count)):  # seeds apart from the answers'
+        written.update(zip(chosen, completions, strict=True))
+    return [np.concatenate([p, written[i].tokens, asked.transition]) for i, p in enumerate(asked.prompts)]

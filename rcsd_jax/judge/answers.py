@@ -1,0 +1,106 @@
+"""From what a judge wrote to decisions: lenient about what stands around the JSON, strict about what it decides.
+
+Thinking blocks, prose and code fences are passed over, LaTeX backslashes and spare commas mended. A decision is JSON's true
+or false: "yes", "true" and 1 are not taken, since the judge is asked again at little cost and a misread one would be a
+wrong score. Every criterion is decided exactly once, or the whole answer is of no use; an answer that gives its decisions
+twice must give the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from rcsd_jax.rubrics.parsing import drop_thinking, repair
+
+_START = re.compile(r'\{\s*"|\[\s*\{')
+_MAX_REPAIRS = 10  # a judge caught in a loop opens thousands of objects, and each repair reads to the end
+
+
+class Verdict(NamedTuple):
+    """One decision and what the judge gave as its reason."""
+
+    decision: bool
+    reason: str
+
+
+class Unreadable(NamedTuple):
+    """An answer that decides nothing, and why: words of this module alone, nothing of what the judge wrote."""
+
+    problem: str
+
+
+def read(text: str, names: Sequence[str]) -> list[Verdict] | Unreadable:
+    """The decisions in a judge's text, in the order of the criteria. Never raises.
+
+    Args:
+      text: what the judge wrote.
+      names: for each criterion that was asked about, the field of its decision.
+    """
+    body = drop_thinking(text)
+    if not body.strip():
+        return Unreadable("it was empty")
+    problem = "it holds no JSON"
+    for values in (_decoded(body), _repaired(body)):
+        found = [_verdicts(value, names) for value in values]
+        good = [one for one in found if not isinstance(one, Unreadable)]
+        if any([v.decision for v in one] != [v.decision for v in good[0]] for one in good):
+            return Unreadable("it decides twice, and differently")
+        if good:
+            return good[0]
+        problem = found[0].problem if found else problem
+    return Unreadable(problem)
+
+
+def _decoded(body: str) -> Iterator[Any]:
+    """Every outermost JSON value that decodes as it stands."""
+    at = 0
+    while (start := _START.search(body, at)) is not None:
+        try:
+            value, at = _DECODER.raw_decode(body, start.start())
+            yield value
+        except (ValueError, RecursionError):
+            at = start.start() + 1
+
+
+def _repaired(body: str) -> Iterator[Any]:
+    """JSON values that decode after their text is mended."""
+    for start in list(_START.finditer(body))[:_MAX_REPAIRS]:
+        try:
+            yield _DECODER.decode(repair(body[start.start() :])[0])
+        except (ValueError, RecursionError):
+            continue
+
+
+def _verdicts(value: Any, names: Sequence[str]) -> list[Verdict] | Unreadable:
+    records = value
+    if isinstance(value, dict):
+        records = value["verdicts"] if isinstance(value.get("verdicts"), list) else [value]
+    found: dict[int, Verdict] = {}
+    for record in records:
+        if not isinstance(record, dict):
+            return Unreadable("its list holds something other than objects")
+        number = record.get("criterion", 1 if len(names) == 1 else None)  # one needs no number
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= len(names):
+            return Unreadable('an object has no "criterion" among the numbers asked about')
+        if number in found:
+            return Unreadable(f"it decides criterion {number} twice")
+        name = names[number - 1]
+        if not isinstance(record.get(name), bool):
+            return Unreadable(f'criterion {number} has no "{name}" that is true or false')
+        found[number] = Verdict(record[name], str(record.get("reason") or ""))
+    missing = [str(i) for i in range(1, len(names) + 1) if i not in found]
+    if missing:
+        return Unreadable(f"it leaves out criterion {', '.join(missing)}")
+    return [found[i] for i in range(1, len(names) + 1)]
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a field stands twice in one object")
+    return dict(pairs)
+
+
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_without_repeats)

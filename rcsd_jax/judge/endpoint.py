@@ -1,0 +1,341 @@
+"""A judge behind an OpenAI-compatible endpoint: many prompts at once, with retries, limits and time-outs.
+
+What a reply means:
+
+    200 with a choice                                an answer, whatever stands in it
+    401, 402, 403, 404, 429 without quota left       the run ends with one line: another try would not help
+    408, 409, 429, 5xx, no connection, time-out,
+    200 without a choice or not in JSON              tried again after a growing pause, or after `Retry-After`
+    400 and the like                                 no answer to this prompt; the others go on
+
+A prompt whose tries are used up gets no answer. When that happens to many in a row the run ends with one line.
+
+The key is read from the environment and kept in this object alone. What servers say of an error is shortened, and cleared of
+the key, before it is shown; what they say of a rejected key is not shown, as they repeat parts of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import logging
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from rcsd_jax.errors import UserError
+from rcsd_jax.judge.asking import Answer, Receive
+from rcsd_jax.judge.pace import Pace
+
+_POLL_S = 0.1  # how long a request to stop may go unheard
+_HOPELESS = 20  # prompts in a row without an answer that end the run
+_LONGEST_RETRY_AFTER_S = 300.0  # a quota that returns tomorrow is no reason to sit and wait
+_SHORTEST_SECRET = 8  # shorter keys, such as "none" for a local server, are words that texts may hold
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """How a judge is reached and asked.
+
+    Attributes:
+      model: its name at the endpoint.
+      base_url: the endpoint, up to and without /chat/completions.
+      key_variable: the environment variable that holds the key; empty for an endpoint that wants none.
+      temperature, seed, max_tokens: as in the request; None leaves them out. A judge that thinks needs more `max_tokens`.
+      extra: further fields of the request's body, JSON values and no secrets, such as
+        {"response_format": {"type": "json_object"}} or {"max_completion_tokens": 4096}.
+      concurrency: requests under way at most.
+      timeout_s: seconds for one try, from sending to the last byte.
+      retries: tries after the first.
+      backoff_s: seconds before the second try; they double with each, up to `longest_backoff_s`, and up to half of them,
+        by chance, is left out.
+      requests_per_minute: at most, tries counted; None for no limit.
+      tokens_per_minute: about, in and out; None for no limit. What a request will use is guessed from those before it.
+    """
+
+    model: str
+    base_url: str = "https://api.openai.com/v1"
+    key_variable: str = "OPENAI_API_KEY"
+    temperature: float | None = 0.0
+    seed: int | None = None
+    max_tokens: int | None = 4096
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    concurrency: int = 16
+    timeout_s: float = 120.0
+    retries: int = 8
+    backoff_s: float = 1.0
+    longest_backoff_s: float = 60.0
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+
+
+class _Failed(NamedTuple):
+    """A try without an answer: what was wrong, whether and when to try again, and whether it ends the run."""
+
+    problem: str
+    retry: bool = True
+    after_s: float = 0.0
+    end: UserError | None = None
+    tokens: tuple[int, int] = (0, 0)
+    uncounted: int = 0
+
+
+class Endpoint:
+    """Asks the endpoint; an `asking.Ask`.
+
+    Attributes:
+      identity: all that decides what it answers to a prompt, as `cache.key_of` takes it.
+    """
+
+    def __init__(self, settings: EndpointSettings):
+        """Reads the key; nothing is sent.
+
+        Raises:
+          UserError: the openai package or the key is missing, or a setting cannot be.
+        """
+        _check(settings)
+        self._settings, self._key, self._openai = settings, _key(settings.key_variable), _openai_package()
+        self._body = {
+            name: value
+            for name in ("model", "temperature", "seed", "max_tokens")
+            if (value := getattr(settings, name)) is not None
+        }
+        self.identity = {"base_url": settings.base_url.rstrip("/"), **self._body, "extra": dict(settings.extra)}
+        self._requests, self._tokens = Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute)
+        self._answered = self._answered_tokens = self._failed_in_a_row = 0
+        self._random = random.Random()  # pauses alone depend on it
+
+    def __call__(self, prompts: Sequence[str], receive: Receive, stop: Callable[[], None]) -> None:
+        """See `asking.Ask`. Requests under way when `stop` raises are given up, and their answers lost.
+
+        Raises:
+          UserError: see the module.
+        """
+        arrived: queue.SimpleQueue = queue.SimpleQueue()
+        halted = threading.Event()
+        # A thread of its own, as a notebook's main thread has an event loop running already.
+        with ThreadPoolExecutor(1, "judge") as thread:
+            asking = thread.submit(asyncio.run, self._ask(prompts, arrived, halted))
+            asking.add_done_callback(lambda _: arrived.put(None))  # wakes the loop below
+            try:
+                while not asking.done():
+                    with contextlib.suppress(queue.Empty):
+                        _receive(arrived.get(timeout=_POLL_S), receive)
+                    stop()
+            finally:
+                halted.set()
+                wait([asking])
+                while not arrived.empty():
+                    _receive(arrived.get(), receive)
+            asking.result()
+
+    async def _ask(self, prompts: Sequence[str], arrived: queue.SimpleQueue, halted: threading.Event) -> None:
+        settings, waiting = self._settings, iter(enumerate(prompts))
+        client = self._openai.AsyncOpenAI(
+            api_key=self._key or "none", base_url=settings.base_url, timeout=settings.timeout_s, max_retries=0
+        )
+
+        async def work() -> None:
+            for i, prompt in waiting:
+                arrived.put((i, await self._answer(client, prompt)))
+
+        async with client:
+            workers = [asyncio.create_task(work()) for _ in range(min(settings.concurrency, len(prompts)))]
+            running = set(workers)
+            try:
+                while running and not halted.is_set():
+                    done, running = await asyncio.wait(running, timeout=_POLL_S, return_when=asyncio.FIRST_EXCEPTION)
+                    for worker in done:
+                        worker.result()
+            finally:
+                for worker in running:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _answer(self, client: Any, prompt: str) -> Answer:
+        """One prompt, tried as often as the settings allow."""
+        settings = self._settings
+        tokens, uncounted = [0, 0], 0
+        for attempt in range(settings.retries + 1):
+            guess = self._answered_tokens / self._answered if self._answered else len(prompt) / 3
+            await self._tokens.turn(guess)
+            await self._requests.turn()
+            reply = await self._try(client, prompt)
+            used = reply.tokens if isinstance(reply, _Failed) else (reply.input_tokens, reply.output_tokens)
+            self._tokens.add(sum(used) - guess)
+            tokens, uncounted = [a + b for a, b in zip(tokens, used, strict=True)], uncounted + reply.uncounted
+            spent = dict(requests=attempt + 1, input_tokens=tokens[0], output_tokens=tokens[1], uncounted=uncounted)
+            if isinstance(reply, Answer):
+                self._answered, self._failed_in_a_row = self._answered + 1, 0
+                self._answered_tokens += sum(used)
+                return reply._replace(**spent)
+            if reply.end is not None:
+                raise reply.end
+            if not reply.retry or attempt == settings.retries:
+                break
+            if reply.after_s > _LONGEST_RETRY_AFTER_S:
+                raise self._hopeless(f"the judge's endpoint wants a pause of {reply.after_s:.0f} s", reply.problem)
+            self._requests.pause(reply.after_s)  # for all: the endpoint means this client, not this prompt
+            pause = min(settings.backoff_s * 2**attempt, settings.longest_backoff_s) * self._random.uniform(0.5, 1.0)
+            await asyncio.sleep(pause)
+        # A prompt that was refused says nothing of the others: a run that continues may have such prompts alone to ask.
+        self._failed_in_a_row += reply.retry
+        if self._failed_in_a_row >= _HOPELESS:
+            raise self._hopeless(f"the judge's endpoint answered none of {_HOPELESS} prompts in a row", reply.problem)
+        return Answer(None, f"no answer after {spent['requests']} tries: {reply.problem}", **spent)
+
+    async def _try(self, client: Any, prompt: str) -> Answer | _Failed:
+        # What the client raises holds the request with the key: nothing of it may be a cause or context of what we raise.
+        openai, settings = self._openai, self._settings
+        try:
+            async with asyncio.timeout(settings.timeout_s):
+                reply = await client.chat.completions.create(
+                    messages=[{"role": "user", "content": prompt}], **self._body, extra_body=dict(settings.extra)
+                )
+        except openai.APIStatusError as error:
+            return self._refusal(error)
+        except (openai.APITimeoutError, TimeoutError):
+            return _Failed(f"nothing came in {settings.timeout_s:g} s")
+        except openai.APIConnectionError as error:
+            return _Failed(f"no connection ({type(error.__cause__ or error).__name__})")
+        except (openai.APIError, ValueError):
+            return _Failed("the reply is not JSON")
+        return self._read(reply)
+
+    def _read(self, reply: Any) -> Answer | _Failed:
+        """The client checks no types, and servers differ in what they leave out."""
+        usage = getattr(reply, "usage", None)
+        tokens = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+        counted = all(isinstance(count, int) for count in tokens)
+        tokens = tokens if counted else (0, 0)
+        choices = getattr(reply, "choices", None)
+        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+        if message is None:
+            said = getattr(reply, "error", None)
+            problem = f"the reply holds no choice ({self._clean(said)})" if said else "the reply holds no choice"
+            return _Failed(problem, tokens=tokens, uncounted=int(usage is not None and not counted))
+        text = getattr(message, "content", None)
+        return Answer(
+            self._without_key(text if isinstance(text, str) else ""),
+            cut=getattr(choices[0], "finish_reason", None) == "length",
+            input_tokens=tokens[0],
+            output_tokens=tokens[1],
+            uncounted=int(not counted),
+        )
+
+    def _refusal(self, error: Any) -> _Failed:
+        """What a status other than 2xx means."""
+        status, settings = error.status_code, self._settings
+        if status in (401, 403):
+            problem, variable = f"the judge's endpoint rejects the key (status {status})", settings.key_variable
+            remedy = "set it to a key that is valid there, or name another variable"
+            return _Failed(problem, end=UserError(problem, field="judge.key_variable", value=variable, remedy=remedy))
+        said = error.body.get("message") if isinstance(error.body, dict) else error.body
+        problem = f"status {status}: {self._clean(said)}" if said else f"status {status}"
+        if status == 404 or error.code == "model_not_found":
+            end = UserError(
+                f"there is no such model at {settings.base_url}, or no such endpoint ({problem})",
+                field="judge.model",
+                value=settings.model,
+                remedy="correct judge.model or judge.base_url",
+            )
+            return _Failed(problem, end=end)
+        if status == 402 or error.code == "insufficient_quota":
+            return _Failed(problem, end=self._hopeless("the judge's account is used up", problem))
+        retry = status in (408, 409, 429) or status >= 500
+        return _Failed(problem, retry=retry, after_s=_retry_after(error.response.headers.get("retry-after")))
+
+    def _hopeless(self, what: str, problem: str) -> UserError:
+        return UserError(
+            f"{what} ({problem})",
+            field="judge.base_url",
+            value=self._settings.base_url,
+            remedy="see to the endpoint and repeat the command: what was answered is kept",
+        )
+
+    def _clean(self, said: Any) -> str:
+        """What a server says, fit for one line."""
+        text = " ".join(self._without_key(str(said)).split())
+        return text if len(text) <= 200 else text[:199] + "…"
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if len(self._key) >= _SHORTEST_SECRET else text
+
+
+def _receive(item: tuple[int, Answer] | None, receive: Receive) -> None:
+    if item is not None:
+        receive(*item)
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds that a Retry-After header asks for, as a number or as a date; 0 without one that can be read."""
+    with contextlib.suppress(TypeError, ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(TypeError, ValueError):
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    return 0.0
+
+
+def _key(variable: str) -> str:
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(
+            f"the environment variable {variable}, which is to hold the judge's key, is not set",
+            field="judge.key_variable",
+            value=variable,
+            remedy=f"export {variable}=…, name another variable, or leave it empty for an endpoint that wants no key",
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            "the judge's key holds characters that no header can carry",
+            field="judge.key_variable",
+            value=variable,
+            remedy="set it to the key alone",
+        )
+    return key
+
+
+def _openai_package() -> Any:
+    try:
+        import openai
+    except ImportError:
+        raise UserError(
+            "a judge at an endpoint needs the package openai, which is not installed",
+            field="judge.base_url",
+            remedy="pip install 'rcsd_jax[judge]'",
+        ) from None
+    # At DEBUG they log a reply's headers, and a server may repeat the key there; at INFO they log every request.
+    for name in ("openai", "httpx", "httpcore", "httpx2", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return openai
+
+
+def _check(settings: EndpointSettings) -> None:
+    place = urlsplit(settings.base_url)
+    # The value is not shown where it may hold a password.
+    if place.username or place.password:
+        problem, remedy = "the URL holds a user or a password", "put the key into the environment (judge.key_variable)"
+        raise UserError(problem, field="judge.base_url", remedy=remedy)
+    if place.scheme not in ("http", "https") or not place.netloc:
+        remedy = "give one such as https://api.openai.com/v1 or http://localhost:8000/v1"
+        raise UserError("not the URL of an endpoint", field="judge.base_url", value=settings.base_url, remedy=remedy)
+    if not settings.model:
+        raise UserError("no model", field="judge.model", value=settings.model, remedy="name one of the endpoint's")
+    for name in ("concurrency", "timeout_s", "requests_per_minute", "tokens_per_minute"):
+        value = getattr(settings, name)
+        if value is not None and value <= 0:
+            raise UserError("it must be positive", field=f"judge.{name}", value=value, remedy="raise it")
+    for name in ("retries", "backoff_s", "longest_backoff_s"):
+        if getattr(settings, name) < 0:
+            value = getattr(settings, name)
+            raise UserError("it must not be negative", field=f"judge.{name}", value=value, remedy="raise it")

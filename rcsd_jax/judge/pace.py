@@ -1,0 +1,29 @@
+"""So much a minute: evenly spaced turns for requests or tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+
+class Pace:
+    """Lets an amount per minute through, one turn after the other; all at once where the amount is None."""
+
+    def __init__(self, per_minute: float | None):
+        self._seconds = 0.0 if per_minute is None else 60.0 / per_minute
+        self._free = 0.0  # when the next turn may begin, by time.monotonic
+
+    async def turn(self, amount: float = 1.0) -> None:
+        """Waits until the amount may be used."""
+        now = time.monotonic()
+        begin = max(now, self._free)
+        self._free = begin + amount * self._seconds
+        await asyncio.sleep(begin - now)
+
+    def add(self, amount: float) -> None:
+        """Counts what was used beyond what a turn asked for, negative where it was less."""
+        self._free += amount * self._seconds
+
+    def pause(self, seconds: float) -> None:
+        """Lets nothing new through for so long."""
+        self._free = max(self._free, time.monotonic() + seconds)
