@@ -21,12 +21,12 @@ setuptools.setup(
         "importlib_resources",  # tensorflow-datasets imports it without declaring it
         "jax>=0.7",
         "jinja2",  # chat templates
-        "math-verify>=0.8",  # equality of expressions
+        "math-verify>=0.9",  # equality of expressions
         "ml-collections>=1.1",
         "numpy>=2",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
-        "pint>=0.24",  # units of answers
+        "pint>=0.25",  # units of answers
         "pyarrow>=17",  # Parquet
         "qwix>=0.1.8",
         "rich>=14",

@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import functools
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -112,7 +114,12 @@ def run(names: Sequence[str], flags: argparse.Namespace) -> dict[str, list[Cell]
     written = {(arms.ARMS[name].writer, seed) for name, seed in pairs if configs[name, seed].rubric.source == "written"}
     writers = [Task(arms.stage1(w, i, folder, quick=quick), folder / w / f"seed{i}", f"{w}/seed{i}")
                for w, i in sorted(written, key=lambda x: x[::-1]) if not w.startswith("base")]  # fmt: skip
-    solvers = [Task(config, folder / n / f"seed{i}", f"{n}/seed{i}") for (n, i), config in configs.items()]
+    solvers = [
+        Task(
+            config, folder / n / f"seed{i}", f"{n}/seed{i}", folder / "rubrics" / f"{arms.ARMS[n].writer}_seed{i}.jsonl"
+        )
+        for (n, i), config in configs.items()
+    ]
     for tasks in (writers, solvers):  # a solver needs its writer
         run_tasks(tasks, flags)
     found: dict[str, list[Cell]] = {name: [] for name in names}
@@ -146,9 +153,23 @@ def run_task(task: Task, console: rich.console.Console, stop: StopRequest) -> di
       UserError: what is there was run with another configuration.
     """
     task.place.mkdir(parents=True, exist_ok=True)
+    # Arms with the same writer and seed train under the same rubrics; a cache holds what its keys say, whoever wrote it.
+    mine = task.place / "rubrics.jsonl"
+    if task.rubrics is not None and task.rubrics.exists() and not mine.exists():
+        _copy(task.rubrics, mine)
     summary = run_stage(task.config, task.place, console, stop, name=task.name)
+    if task.rubrics is not None and mine.exists() and not task.rubrics.exists():
+        _copy(mine, task.rubrics)
     jax.clear_caches()  # programs of some hundred runs would pile up
     return summary
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The whole file or none, also where several processes copy it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
 
 
 def _read(task: Task) -> Cell:

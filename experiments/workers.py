@@ -22,11 +22,12 @@ _ASK_SECONDS = 0.5  # between two looks at signals and at processes that died
 
 
 class Task(NamedTuple):
-    """A stage's run: its configuration, its folder, and its name in what is printed."""
+    """A stage's run: its configuration, its folder, its name in what is printed, and where runs share written rubrics."""
 
     config: ConfigDict
     place: Path
     name: str
+    rubrics: Path | None = None
 
 
 Work = Callable[[Task, rich.console.Console, StopRequest], Any]

@@ -6,6 +6,7 @@ A group are the completions of one question, which follow each other in the batc
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from rcsd_jax import contexts, policy_gradient, preparation, processes
 from rcsd_jax.completions import completion_of_row
 from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
-from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.evaluate.graders import GRADERS, grade_all
 from rcsd_jax.methods.rollout import Completions
 from rcsd_jax.models import sharding
 from rcsd_jax.run import Model, Run
@@ -49,10 +50,11 @@ def graded(
     samples = multihost_utils.process_allgather(completions.samples, tiled=True)
     texts = [model.decode(completion_of_row(samples, i, sampling).tokens) for i in range(len(asked))]
     grader = GRADERS[config.reward.grader]
+    grade = functools.partial(grade_all, config.reward.grader, judge=run.judge)
     if grader.grade is None:
-        scores = run.judge(asked, texts)
+        scores = grade(asked, texts)
     else:
-        scores = processes.shared(lambda pair: grader.grade(*pair), list(zip(asked, texts, strict=True)))
+        scores = processes.shared(lambda pair: grade(*pair)[0], [([e], [t]) for e, t in zip(asked, texts, strict=True)])
     rewards = np.array([_score(one, config) for one in scores], np.float32)  # [B]
     settings = dict(group_size=config.sampling.group, scale=config.policy.scale_advantages)
     advantages = np.asarray(policy_gradient.group_advantages(rewards, **settings))

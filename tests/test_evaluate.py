@@ -148,3 +148,16 @@ def test_number_grader():
 def test_boxed_grader_knows_equal_expressions():
     example = dataclasses.replace(EXAMPLE, reference="\\boxed{\\frac{1}{2}}")
     assert [grade_boxed(example, f"\\boxed{{{x}}}")["accuracy"] for x in ("0.5", "1/2", "0.6")] == [1.0, 1.0, 0.0]
+
+
+def test_thinking_is_not_graded():
+    texts = [
+        "<think>\\boxed{9 m}</think> \\boxed{4 m}",
+        "<think>So \\boxed{4 m}",
+        "It is \\boxed{9 m}.</think>\\boxed{4 m}",
+    ]
+    assert [s["accuracy"] for s in grade_all("boxed", [EXAMPLE] * 3, texts)] == [1.0, 0.0, 1.0]
+    assert grade_all("boxed", [EXAMPLE], texts[1:2])[0]["parsed"] == 0.0
+    seen = []
+    grade_all("judge", [EXAMPLE], texts[:1], judge=lambda examples, given: seen.extend(given) or [{}])
+    assert seen == [" \\boxed{4 m}"]

@@ -485,9 +485,10 @@ def _unit(text: str) -> tuple[str | None, str]:
         at = match.end()
     if not factors:
         return None, text
-    unit = _registry().Unit("")
+    registry = _registry()
+    unit = registry.Unit("")
     for name, power in factors:
-        unit *= _registry().Unit(name) ** power
+        unit *= registry.Unit(name) ** power
     return str(unit), text[at:]
 
 
@@ -565,7 +566,7 @@ _CLOSED_FORM = re.compile(
 _FUNCTION = re.compile(r"\\(?:sqrt|pi|ln|log|exp|sin|cos|tan|frac|dfrac|tfrac)(?![A-Za-z])|[π^!]")
 # latex2sympy evaluates these while it parses, and python's integers cannot be interrupted: nothing large beside them.
 _EAGER = re.compile(r"binom|choose|gamma|gcd|lcm|det", re.I)
-_SMALL_POWER = re.compile(r"\^\s?(?:\{\s?-?[0-9]{1,2}\s?\}|-?[0-9A-Za-z])")
+_SMALL_POWER = re.compile(r"\^\s?(?:\{(?:[A-Za-z+\- ]|[0-9]{1,2}(?![0-9])){1,9}\}|-?[0-9A-Za-z])")
 _LARGE = re.compile(r"[0-9]{5}|[!^]")
 _MAX_POWER = 10_000
 _SET_AS_UNIT = re.compile(r"\\(?:text|mathrm|rm|mbox|unit|si|circ|degree)(?![A-Za-z])|[%°]")
@@ -588,15 +589,9 @@ def same_expression(found: str, truth: str, *, seconds: float = _ANSWER_SECONDS)
     found, truth = _tidy(found), _tidy(truth)
     if found and _compact(found) == _compact(truth):
         return True
-    # math-verify would round 1e-8 and 2e-8 to the same six decimals, and reads 1\frac{3}{4} as a product.
-    (ours, more), (theirs, more_of_truth) = _number(found), _number(truth)
-    if (
-        ours
-        and theirs
-        and not (more or more_of_truth or "=" in found + truth or _may_be_symbols(found, ours, truth, theirs))
-    ):
-        integers = ours.value.is_integer() and theirs.value.is_integer()
-        return numbers_agree(ours, theirs, relative=1e-12 if integers else 2e-6)
+    as_numbers = _same_number(found, truth)
+    if as_numbers is not None:
+        return as_numbers
     if max(len(found), len(truth)) > MAX_EXPRESSION:
         return None
     try:
@@ -605,12 +600,21 @@ def same_expression(found: str, truth: str, *, seconds: float = _ANSWER_SECONDS)
         return None
 
 
-def _may_be_symbols(found: str, ours: Number, truth: str, theirs: Number) -> bool:
-    """Whether a unit that only one of them has may be a product of symbols, as 3t and 3mg; or python's floats are short."""
-    if max(abs(ours.value), abs(theirs.value)) >= 2**53:
-        return True
+def _same_number(found: str, truth: str) -> bool | None:
+    r"""Whether two numbers are the same; None where they are something else, or may be.
+
+    math-verify would round 1e-8 and 2e-8 to the same six decimals, and reads 1\frac{3}{4} as a product.
+    """
+    (ours, more), (theirs, more_of_truth) = _number(found), _number(truth)
+    if ours is None or theirs is None or more or more_of_truth or "=" in found + truth:
+        return None
+    if max(abs(ours.value), abs(theirs.value)) >= 2**53:  # floats would take neighbouring integers for the same
+        return None
     with_unit = found if ours.unit else truth
-    return (ours.unit is None) != (theirs.unit is None) and not _SET_AS_UNIT.search(with_unit)
+    if (ours.unit is None) != (theirs.unit is None) and not _SET_AS_UNIT.search(with_unit):
+        return None  # 3t and 3mg are more likely products of symbols
+    integers = ours.value.is_integer() and theirs.value.is_integer()
+    return numbers_agree(ours, theirs, relative=1e-12 if integers else 2e-6)
 
 
 def _tidy(text: str) -> str:

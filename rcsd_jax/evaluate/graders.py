@@ -10,7 +10,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate import answers
 from rcsd_jax.evaluate.table import GradeAll
-from rcsd_jax.rubrics.parsing import parse
+from rcsd_jax.rubrics.parsing import drop_thinking, parse
 from rcsd_jax.rubrics.schema import to_json
 from rcsd_jax.rubrics.scoring import f1
 
@@ -103,7 +103,11 @@ def world_feedback(example: Example, text: str) -> str | None:
 def grade_all(
     grader: str, examples: Sequence[Example], texts: Sequence[str], *, judge: GradeAll | None = None
 ) -> list[dict[str, float]]:
-    """Scores of a text for each example, by a grader of `GRADERS`; "judge" asks the judge that is given."""
+    """Scores of a text for each example, by a grader of `GRADERS`; "judge" asks the judge that is given.
+
+    What stands in thinking blocks is not graded; of one that was cut, nothing is left.
+    """
+    texts = [drop_thinking(text) for text in texts]
     if grader == "judge":
         return judge(examples, texts)
     grade = GRADERS[grader].grade
