@@ -10,7 +10,11 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.14",
     packages=setuptools.find_packages(include=["rcsd_jax", "rcsd_jax.*"]),
-    package_data={"rcsd_jax": ["py.typed"], "rcsd_jax.world": ["base/*"]},
+    package_data={
+        "rcsd_jax": ["py.typed"],
+        "rcsd_jax.report": ["*.j2", "*.css", "*.js"],
+        "rcsd_jax.world": ["base/*"],
+    },
     license="Apache-2.0",
     install_requires=[
         "absl-py",
@@ -49,6 +53,7 @@ setuptools.setup(
             "openai>=1.56",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "selenium>=4",
             "torch==2.13.0",
             "trl>=1.0",
             "peft>=0.18",

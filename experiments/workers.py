@@ -75,6 +75,7 @@ def run_all(
                 raise UserError(problem, remedy="the same command continues", field=name)
             console.print(f"{name}: done, {done} of {len(tasks)}", highlight=False)
     finally:
+        waiting.cancel_join_thread()  # tasks that nobody takes any more would keep this process from ending
         for process in processes:
             process.terminate()  # those at work save first; those that are done have ended
         for process in processes:
@@ -102,6 +103,8 @@ def _serve(waiting, said, work: Work, prepare: Callable[[], None], cores: Sequen
     prepare()
     with StopRequest() as stop:
         for task in iter(waiting.get, None):
+            if stop.is_set():
+                return
             problem = None
             try:
                 work(task, quiet, stop)

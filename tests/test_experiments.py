@@ -2,6 +2,9 @@
 
 import importlib
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +72,8 @@ def test_order_is_told_pair_by_pair():
 def _work(task, console, stop):
     if task.name == "bad":
         raise UserError("it is bad", remedy="do better")
+    if task.name == "slow":
+        time.sleep(1)
     if task.name == "killed":
         os._exit(7)
     task.place.write_text(f"{len(workers.usable_cores())}")
@@ -92,6 +97,29 @@ def test_workers_share_the_cores_and_tell_what_went_wrong(tmp_path, capfd):
         run("bad")
     with pytest.raises(UserError, match="ended with status 7"):
         run("killed")
+
+
+@pytest.mark.slow
+def test_the_program_ends_although_tasks_are_left(tmp_path):
+    """More of them than a pipe holds."""
+    script = f"""
+import pathlib, rich.console
+from experiments import workers
+from rcsd_jax import config as configs
+from rcsd_jax.preemption import StopRequest
+from tests.test_experiments import _nothing, _work
+if __name__ == "__main__":
+    tasks = [workers.Task(configs.stage(), pathlib.Path({str(tmp_path)!r}) / "one", name) for name in ["bad"] + ["slow"] * 100]
+    with StopRequest() as stop:
+        workers.run_all(tasks, _work, _nothing, count=2, console=rich.console.Console(), stop=stop)
+"""
+    (tmp_path / "script.py").write_text(script)
+    root = Path(arms.__file__).parents[1]
+    path = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60, env=os.environ | path
+    )
+    assert ended.returncode == 1 and "it is bad" in ended.stderr
 
 
 MODULES = sorted(p for p in Path(arms.__file__).parent.rglob("*.py") if p.name != "__init__.py")

@@ -1,0 +1,33 @@
+"""`python -m rcsd_jax.report WORKDIR [--no-tokens]`: writes WORKDIR/report.html, of a new or an old run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import rich.console
+
+from rcsd_jax.errors import UserError
+from rcsd_jax.files import as_path
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The entry point."""
+    parser = argparse.ArgumentParser(prog="python -m rcsd_jax.report", description="Writes WORKDIR/report.html.")
+    parser.add_argument("workdir", help="of a run, a folder or a URL")
+    parser.add_argument("--no-tokens", action="store_true", help="read no weights: completions without token scores")
+    flags = parser.parse_args(argv)
+
+    from rcsd_jax.report.write import write_report
+
+    try:
+        console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
+        path = write_report(as_path(flags.workdir), tokens=not flags.no_tokens, console=console)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    console.print(f"report: {path}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

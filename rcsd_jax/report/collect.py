@@ -1,0 +1,213 @@
+"""From a workdir, also of an older run, to what the page shows."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rcsd_jax import config as configs
+from rcsd_jax import contexts, preparation
+from rcsd_jax.data.examples import Example
+from rcsd_jax.errors import UserError
+from rcsd_jax.files import AnyPath, read_json, write_json
+from rcsd_jax.metrics import read_metrics
+from rcsd_jax.models import huggingface
+from rcsd_jax.report.examples import ROLES, scored_completions
+from rcsd_jax.rubrics import parsing
+from rcsd_jax.rubrics.schema import Rubric
+
+EXAMPLES = 24  # questions that are shown
+RUBRICS = 100
+_PACKAGES = ("rcsd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+
+
+def collect(workdir: AnyPath, *, tokens: bool = True, console: Any = None) -> dict[str, Any]:
+    """What `page.render` takes, from a workdir of one stage or of several.
+
+    Args:
+      workdir: a run's folder.
+      tokens: score the shown completions token by token, for which weights are read; what was scored is kept beside the run.
+      console: where to say what takes its time, or None.
+
+    Raises:
+      UserError: there is no run in it, or a file of it cannot be read.
+    """
+    stages = [_stage(folder, name, tokens, console) for name, folder in _folders(workdir)]
+    return {
+        "title": workdir.name,
+        "command": f"python -m rcsd_jax.report {workdir}",
+        "made": datetime.datetime.now().isoformat(" ", "minutes"),
+        "versions": dict(_versions()),
+        "stages": stages,
+    }
+
+
+def _folders(workdir: AnyPath) -> list[tuple[str, AnyPath]]:
+    """Name and folder of every stage, in the order in which they ran."""
+    if (workdir / "config.json").exists():
+        return [("", workdir)]
+    below = [path for path in workdir.iterdir() if (path / "config.json").exists()] if workdir.exists() else []
+    if not below:
+        remedy = "name the --workdir of a run"
+        raise UserError("no run in it: there is no config.json, nor one in a folder below", file=workdir, remedy=remedy)
+    return [(path.name, path) for path in sorted(below, key=lambda path: path.name)]
+
+
+def _stage(folder: AnyPath, name: str, tokens: bool, console: Any) -> dict[str, Any]:
+    config = _config(folder / "config.json")
+    rows = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
+    columns = dict.fromkeys(key for row in rows for key in row)
+    records = {role: _completions(folder, role) for role in ROLES}
+    flat, standard = _flat(config), _flat(configs.stage())
+    return {
+        "name": name,
+        "task": config.task,
+        "config": flat,
+        "config_changed": [key for key in flat if flat[key] != standard.get(key)],
+        "evaluation": {
+            path.stem.removeprefix("evaluation_"): read_json(path) for path in sorted(folder.glob("evaluation_*.json"))
+        },
+        "metrics": {column: [row.get(column) for row in rows] for column in columns},
+        "lengths": {role: [r["length"] for r in found if r["mode"] == _mode(found)] for role, found in records.items()},
+        "examples": _examples(config, folder, records, tokens, console),
+        "rubrics": _rubrics(config, folder),
+    }
+
+
+def _examples(
+    config: ConfigDict, folder: AnyPath, records: Mapping[str, list[dict]], tokens: bool, console: Any
+) -> list[dict[str, Any]]:
+    asked = _asked(config, folder) if any(records.values()) else {}
+    written: dict[tuple[str, str], dict[str, dict]] = {}
+    for role, found in records.items():
+        for record in found:
+            if record["mode"] == _mode(found) and record.get("sample", 0) == 0:
+                written.setdefault((record["split"], record["id"]), {})[role] = record
+    # Of every split as many, from its beginning, but only what is still where the run read it.
+    splits = list(dict.fromkeys(split for split, _ in written))
+    share = -(-EXAMPLES // max(len(splits), 1))
+    chosen = [key for split in splits for key in [k for k in written if k[0] == split and k in asked][:share]]
+    texts = [{role: (r["text"], r["cut"]) for role, r in written[key].items()} for key in chosen]
+    scored = _scored(config, folder, chosen, [asked[key] for key in chosen], texts, console) if tokens else None
+    return [
+        {
+            "id": example.id,
+            "split": split,
+            "question": example.question,
+            "reference": example.reference,
+            "rubric": _criteria(example.rubric),
+            "completions": [
+                {"role": role, "text": r["text"], "cut": r["cut"], "scores": _scores(r)}
+                | (scored[i].get(role, {}) if scored else {})
+                for role, r in written[split, id].items()
+            ],
+        }
+        for i, ((split, id), example) in enumerate(zip(chosen, [asked[key] for key in chosen], strict=True))
+    ]
+
+
+def _asked(config: ConfigDict, folder: AnyPath) -> dict[tuple[str, str], Example]:
+    """(split, id) -> example, as far as the data can still be read."""
+    tokenizer = huggingface.load_tokenizer(huggingface.resolve(config.model.path))
+    wanted = config.copy_and_resolve_references()
+    wanted.eval.roles = tuple(role for role in config.eval.roles if role != "teacher") or ("base",)
+    try:
+        questions = preparation.evaluation_questions(wanted, tokenizer)
+    except UserError:
+        return {}
+    return {(split, e.id): e for splits in questions.values() for split, q in splits.items() for e in q.examples}
+
+
+def _scored(config, folder, chosen, examples, texts, console) -> list[dict] | None:
+    """Kept in `report_tokens.json`: weights are read once."""
+    kept = folder / "report_tokens.json"
+    names = [list(key) for key in chosen]
+    if kept.exists() and (found := read_json(kept))["examples"] == names:
+        return found["completions"]
+    if set(contexts.ATTEMPT_FIELDS) & set(config.teacher.fields) or not chosen:
+        return None  # what this teacher sees is known in training alone
+    lacking = [name for name in preparation.roles(config)[1].fields if any(getattr(e, name) is None for e in examples)]
+    if lacking or not ((folder / "export").exists() or (folder / "adapter").exists()):
+        return None
+    if console is not None:
+        console.print(f"report: scoring {sum(map(len, texts))} completions of {folder}", soft_wrap=True)
+    found = scored_completions(config, folder, list(zip(examples, texts, strict=True)))
+    write_json(kept, {"examples": names, "completions": found})
+    return found
+
+
+def _rubrics(config: ConfigDict, folder: AnyPath) -> list[dict[str, Any]]:
+    """Of a run that learns to write rubrics: what it wrote in evaluation beside what is true."""
+    if config.task != "write_rubric":
+        return []
+    asked = _asked(config, folder)
+    bounds = dict(min_criteria=1, max_criteria=10**6)  # as the grader reads them
+    found = []
+    for record in _completions(folder, "trained"):
+        if record["mode"] != "sampled" or record.get("sample", 0) or (record["split"], record["id"]) not in asked:
+            continue
+        example, parsed = asked[record["split"], record["id"]], parsing.parse(record["text"], **bounds)
+        found.append(
+            {
+                "id": example.id,
+                "question": example.question,
+                "truth": _criteria(example.rubric),
+                "written": None if parsed.rubric is None else _criteria(parsed.rubric),
+                "status": parsed.status,
+                "text": record["text"],
+            }
+        )
+    return found[:RUBRICS]
+
+
+def _completions(folder: AnyPath, role: str) -> list[dict[str, Any]]:
+    path = folder / f"completions_{role}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _mode(records: Sequence[Mapping[str, Any]]) -> str:
+    return "sampled" if any(r["mode"] == "sampled" for r in records) else "greedy"
+
+
+def _scores(record: Mapping[str, Any]) -> dict[str, float]:
+    apart = ("split", "mode", "id", "sample", "text", "length", "cut")
+    return {name: value for name, value in record.items() if name not in apart}
+
+
+def _criteria(rubric: Rubric | None) -> list[dict[str, Any]]:
+    if rubric is None:
+        return []
+    return [
+        {"title": c.title, "description": c.description, "weight": c.weight, "kind": c.kind} for c in rubric.criteria
+    ]
+
+
+def _config(path: AnyPath) -> ConfigDict:
+    """The run's config, with the defaults of keys that are younger than it."""
+    config = configs.stage()
+    config.update(ConfigDict(read_json(path)))
+    return config
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue

@@ -1,0 +1,16 @@
+"""The report of a workdir, collected and written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rcsd_jax.files import AnyPath, write_text
+from rcsd_jax.report.collect import collect
+from rcsd_jax.report.page import render
+
+
+def write_report(workdir: AnyPath, *, tokens: bool = True, console: Any = None) -> AnyPath:
+    """Writes `report.html` into a run's workdir and returns its path; see `collect.collect`."""
+    path = workdir / "report.html"
+    write_text(path, render(collect(workdir, tokens=tokens, console=console)))
+    return path
