@@ -38,7 +38,8 @@ def arguments(description: str) -> argparse.Namespace:
     found = parser.parse_args()
     if found.seeds < 1:
         parser.error("--seeds must be at least 1")
-    found.seeds = min(found.seeds, QUICK_SEEDS) if found.quick else found.seeds
+    if found.quick:  # the same programs for all: one process compiles them once, on all cores
+        found.seeds, found.workers = min(found.seeds, QUICK_SEEDS), 1
     return found
 
 

@@ -117,7 +117,7 @@ if __name__ == "__main__":
     root = Path(arms.__file__).parents[1]
     path = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     ended = subprocess.run(
-        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60, env=os.environ | path
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=300, env=os.environ | path
     )
     assert ended.returncode == 1 and "it is bad" in ended.stderr
 

@@ -168,7 +168,7 @@ def test_the_command_writes_a_page(finished, monkeypatch, capsys):
     command.main([str(workdir), "--no-tokens"])
     page = (workdir / "report.html").read_text(encoding="utf-8")
     assert (
-        page.startswith("<!DOCTYPE html>")
+        page.startswith("<!doctype html>")
         and "What is its density?" in page
         and "report.html" in capsys.readouterr().out
     )
