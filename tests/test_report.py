@@ -108,29 +108,15 @@ def test_base_and_trained_are_scored_as_they_are(finished):
     decoder, params = model.decoder, huggingface.load(model.directory, dtype=jnp.float32)[1]
     questions = preparation.evaluation_questions(config, model.tokenizer)["base"]["eval"]
     prompt = questions.prompts[[e.id for e in questions.examples].index(example["id"])]
-    ids, _ = examples._pieces(model, text["text"], text["cut"])
-    alone = score_tokens(
-        decoder,
-        {"params": params},
-        {"params": params},
-        [prompt],
-        [prompt],
-        [ids],
-        temperature=config.sampling.temperature,
-    )[0]
-    np.testing.assert_allclose(text["student_log_prob"], alone.student_log_prob, atol=1e-3)
+
+    def as_base(one):
+        ids, _ = examples._pieces(model, one["text"], one["cut"])
+        base, temperature = {"params": params}, config.sampling.temperature
+        return score_tokens(decoder, base, base, [prompt], [prompt], [ids], temperature=temperature)[0].student_log_prob
+
+    np.testing.assert_allclose(text["student_log_prob"], as_base(text), atol=1e-3)
     trained = next(c for c in example["completions"] if c["role"] == "trained")
-    ids, _ = examples._pieces(model, trained["text"], trained["cut"])
-    as_base = score_tokens(
-        decoder,
-        {"params": params},
-        {"params": params},
-        [prompt],
-        [prompt],
-        [ids],
-        temperature=config.sampling.temperature,
-    )[0]
-    assert np.abs(np.subtract(trained["student_log_prob"], as_base.student_log_prob)).max() > 0.01
+    assert np.abs(np.subtract(trained["student_log_prob"], as_base(trained))).max() > 0.01
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ def _stage(folder: AnyPath, name: str, tokens: bool, console: Any) -> dict[str, 
     rows = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
     columns = dict.fromkeys(key for row in rows for key in row)
     records = {role: _completions(folder, role) for role in ROLES}
+    asked = _asked(config) if any(records.values()) else {}
     flat, standard = _flat(config), _flat(configs.stage())
     return {
         "name": name,
@@ -74,15 +75,19 @@ def _stage(folder: AnyPath, name: str, tokens: bool, console: Any) -> dict[str, 
         },
         "metrics": {column: [row.get(column) for row in rows] for column in columns},
         "lengths": {role: [r["length"] for r in found if r["mode"] == _mode(found)] for role, found in records.items()},
-        "examples": _examples(config, folder, records, tokens, console),
-        "rubrics": _rubrics(config, folder),
+        "examples": _examples(config, folder, records, asked, tokens, console),
+        "rubrics": _rubrics(config, records["trained"], asked),
     }
 
 
 def _examples(
-    config: ConfigDict, folder: AnyPath, records: Mapping[str, list[dict]], tokens: bool, console: Any
+    config: ConfigDict,
+    folder: AnyPath,
+    records: Mapping[str, list[dict]],
+    asked: Mapping[tuple[str, str], Example],
+    tokens: bool,
+    console: Any,
 ) -> list[dict[str, Any]]:
-    asked = _asked(config, folder) if any(records.values()) else {}
     written: dict[tuple[str, str], dict[str, dict]] = {}
     for role, found in records.items():
         for record in found:
@@ -111,7 +116,7 @@ def _examples(
     ]
 
 
-def _asked(config: ConfigDict, folder: AnyPath) -> dict[tuple[str, str], Example]:
+def _asked(config: ConfigDict) -> dict[tuple[str, str], Example]:
     """(split, id) -> example, as far as the data can still be read."""
     tokenizer = huggingface.load_tokenizer(huggingface.resolve(config.model.path))
     wanted = config.copy_and_resolve_references()
@@ -141,14 +146,15 @@ def _scored(config, folder, chosen, examples, texts, console) -> list[dict] | No
     return found
 
 
-def _rubrics(config: ConfigDict, folder: AnyPath) -> list[dict[str, Any]]:
+def _rubrics(
+    config: ConfigDict, records: Sequence[Mapping[str, Any]], asked: Mapping[tuple[str, str], Example]
+) -> list[dict[str, Any]]:
     """Of a run that learns to write rubrics: what it wrote in evaluation beside what is true."""
     if config.task != "write_rubric":
         return []
-    asked = _asked(config, folder)
     bounds = dict(min_criteria=1, max_criteria=10**6)  # as the grader reads them
     found = []
-    for record in _completions(folder, "trained"):
+    for record in records:
         if record["mode"] != "sampled" or record.get("sample", 0) or (record["split"], record["id"]) not in asked:
             continue
         example, parsed = asked[record["split"], record["id"]], parsing.parse(record["text"], **bounds)
