@@ -16,10 +16,11 @@ from rcsd_jax import files, stage
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.errors import UserError
 from rcsd_jax.metrics import MetricWriter, read_metrics
-from rcsd_jax.models import decoder, huggingface
+from rcsd_jax.models import decoder, huggingface, sharding
 from rcsd_jax.preemption import StopRequest
 from rcsd_jax.rubrics.cache import RubricCache, Written
 from rcsd_jax.rubrics.parsing import Parsed
+from rcsd_jax.run import open_served
 
 
 class Bucket(MemoryFileSystem):
@@ -141,10 +142,5 @@ def test_a_stage_whose_workdir_is_a_url(bucket, user_dir, tmp_path, monkeypatch)
     config.loss.beta = 0.5
     with pytest.raises(UserError, match="gs://bucket/run/config.json: .*loss.beta"):
         run(config, "gs://bucket/run")
-    writer, _, load_writer = stage.open_writer(_with(config, "gs://bucket/run/adapter"), stage.sharding.make_mesh())
+    writer, _, load_writer = open_served("gs://bucket/run/adapter", config, sharding.make_mesh())
     assert load_writer()["lora"]["q"]["b"].any() and writer.decoder.config.lora_scale == 128.0 / 2
-
-
-def _with(config, writer):
-    config.rubric.writer = writer
-    return config
