@@ -1,8 +1,24 @@
 """Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `judge`, `hub`, `experiments`, `tpu`, `gcs`."""
 
+import pathlib
+import shutil
+
 import setuptools
+from setuptools.command.build_py import build_py
+
+
+class BuildWithConfigs(build_py):
+    """Installs `configs/` inside the package, where `--config=NAME` finds them without a checkout."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = pathlib.Path(self.build_lib) / "rcsd_jax" / "shipped" / "configs"
+            shutil.copytree("configs", target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+
 
 setuptools.setup(
+    cmdclass={"build_py": BuildWithConfigs},
     name="rcsd_jax",
     version="0.1.0",
     description="Rubric-conditioned self-distillation of language models in JAX",
@@ -47,6 +63,7 @@ setuptools.setup(
         "experiments": ["matplotlib", "scipy"],
         # torch is pinned because a CPU build of it is the one the parity tests were measured with.
         "test": [
+            "build",
             "datasets>=3",
             "hypothesis>=6",
             "matplotlib",

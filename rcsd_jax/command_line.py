@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from rcsd_jax import config as configs
+from rcsd_jax import config_files
 from rcsd_jax.errors import UserError
 
 
@@ -17,6 +18,7 @@ def parser(program: str) -> Callable[[list[str]], list[str]]:
     """A `flags_parser` for `app.run` that raises `UserError`, naming the program's help."""
 
     def parse(argv: list[str]) -> list[str]:
+        argv = _located(argv)
         try:
             return flags.FLAGS(argv)
         except (AttributeError, KeyError) as error:
@@ -39,6 +41,17 @@ def one_config(argv: list[str], config: ConfigDict | None, *, example: str) -> C
     if config is None:
         raise UserError("no config given", field="--config", remedy=f"pass --config={example}")
     return config
+
+
+def _located(argv: list[str]) -> list[str]:
+    """The arguments, with the path of the config file in the place of its name."""
+    located = list(argv)
+    for i, argument in enumerate(argv):
+        if match := re.fullmatch(r"(--?config=)(.+)", argument):
+            located[i] = match[1] + config_files.locate(match[2])
+        elif argument in ("--config", "-config") and i + 1 < len(argv):
+            located[i + 1] = config_files.locate(argv[i + 1])
+    return located
 
 
 def _unknown_key(argv: list[str], error: Exception) -> UserError:

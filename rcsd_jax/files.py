@@ -34,6 +34,11 @@ def as_path(path: epath.PathLike) -> AnyPath:
     return epath.Path(path) if is_remote(path) else Path(path).absolute()
 
 
+def modified(path: AnyPath) -> float:
+    """When a file was last written, in seconds of the store's clock."""
+    return path.stat().mtime if is_remote(path) else path.stat().st_mtime
+
+
 def write_text(path: AnyPath, text: str) -> None:
     """Writes a whole file or none: a kill never leaves half of it."""
     if is_remote(path):
@@ -75,6 +80,16 @@ def append(path: AnyPath, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def whole_lines(path: AnyPath) -> list[bytes]:
+    """The lines of a file that is appended to; one that a kill left without its end is cut off. No file: no lines."""
+    if not path.exists():
+        return []
+    *lines, rest = path.read_bytes().split(b"\n")
+    if rest and not is_remote(path):
+        os.truncate(path, sum(len(line) + 1 for line in lines))
+    return lines
 
 
 class Log:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from rcsd_jax import command_line, distributed, processes
 from rcsd_jax import config as configs
 from rcsd_jax.errors import Preempted, UserError
-from rcsd_jax.files import AnyPath, as_path
+from rcsd_jax.files import AnyPath, as_path, modified
 from rcsd_jax.preemption import StopRequest
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
@@ -34,6 +34,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
     "heartbeat_timeout", 60, "Seconds without a sign of life after which another process counts as gone.", lower_bound=2
 )
+_REPORT = flags.DEFINE_bool("report", True, "Write WORKDIR/report.html at the end; see python -m rcsd_jax.report.")
 
 
 def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
@@ -64,7 +65,29 @@ def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
 
 def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
-    run_job(*start(argv, example="configs/tiny.py"))
+    config, workdir = start(argv, example="configs/tiny.py")
+    results = run_job(config, workdir)
+    if _REPORT.value and processes.is_main():
+        _report(workdir, [workdir / name / "summary.json" for name in results])
+
+
+def _report(workdir: AnyPath, summaries: list[AnyPath]) -> None:
+    """Writes the report where none is newer than the runs. What goes wrong there is told, and no reason for a run to fail."""
+    import rich.console
+
+    from rcsd_jax.report.write import report_path, write_report
+
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
+    path = report_path(workdir)
+    try:
+        if not path.exists() or modified(path) < max(map(modified, summaries)):
+            write_report(workdir, tokens=processes.count() == 1, console=console)
+    except Exception as error:
+        first_line = (str(error).splitlines() or [""])[0][:200]
+        problem = f"no report ({type(error).__name__}: {first_line})"
+        console.print(f"{problem}; python -m rcsd_jax.report {workdir} tries again", markup=False, highlight=False)
+        return
+    console.print(f"report: {path}", soft_wrap=True, highlight=False)
 
 
 def start(argv: list[str], *, example: str) -> tuple[ConfigDict, AnyPath]:

@@ -20,6 +20,11 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def count() -> int:
+    """How many processes the job has."""
+    return jax.process_count()
+
+
 def from_main(make: Callable[[], Any]) -> Any:
     """What `make()` returns in process 0, where alone it is called; in every process. The value must pickle."""
     if jax.process_count() == 1:

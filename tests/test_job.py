@@ -1,6 +1,7 @@
 """The two-stage job on the embedded world, shortened: what it writes, and that kills between its parts change nothing."""
 
 import json
+import os
 import time
 
 import numpy as np
@@ -17,14 +18,14 @@ SHORT = [
 ] + ["--config.stage2.rubric.batch_size=16"]  # fmt: skip
 
 
-def arguments(workdir):
-    return ["--config=configs/tiny.py", f"--workdir={workdir}", *SHORT]
+def arguments(workdir, report="--noreport"):
+    return ["--config=configs/tiny.py", f"--workdir={workdir}", report, *SHORT]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("job") / "run"
-    code, out, err = run(*arguments(workdir))
+    code, out, err = run(*arguments(workdir, "--report"))
     assert code == 0, err
     return workdir, out
 
@@ -42,6 +43,7 @@ def test_the_job_ends_with_a_table_and_paths(undisturbed):
     ):
         assert words in out
     assert str(workdir / "stage2" / "export") in out and "tokens/s" in out and "ETA" in out
+    assert f"report: {workdir / 'report.html'}" in out and (workdir / "report.html").stat().st_size > 50_000
     summary = json.loads((workdir / "stage2" / "summary.json").read_text())
     assert set(summary["evaluation"]) == {"base", "teacher", "trained"}
     assert sum(summary["rubrics"][k] for k in ("strict", "salvaged")) + summary["rubrics"].get("fallback", 0) == 48
@@ -66,3 +68,21 @@ def test_killed_when_a_file_appears_and_started_again(undisturbed, tmp_path, mom
         for role in ("base", "teacher", "trained"):
             file = f"{stage}/evaluation_{role}.json"
             assert json.loads((workdir / file).read_text()) == json.loads((undisturbed[0] / file).read_text())
+
+
+def test_a_report_that_is_there_is_not_written_again(undisturbed):
+    report = undisturbed[0] / "report.html"
+    before = report.stat().st_mtime_ns
+    code, out, err = run(*arguments(undisturbed[0], "--report"))
+    assert code == 0 and f"report: {report}" in out, err
+    assert report.stat().st_mtime_ns == before
+
+
+def test_a_report_that_fails_fails_no_run(undisturbed):
+    report = undisturbed[0] / "report.html"
+    report.unlink()
+    report.mkdir()  # nothing can be written there
+    summary = undisturbed[0] / "stage2" / "summary.json"
+    os.utime(summary, (time.time() + 5,) * 2)
+    code, out, err = run(*arguments(undisturbed[0], "--report"))
+    assert code == 0 and "no report (IsADirectoryError" in out, err

@@ -46,7 +46,7 @@ def ground_truth(user_dir, workdir, *more, data=None, variant="ground_truth"):
     data = data or user_dir / "rows.jsonl"
     return [
         f"--config=configs/stage2.py:{variant}", f"--workdir={workdir}",
-        f"--config.model.path={user_dir / 'model'}", f"--config.data.path={data}", *SHORT, *more,
+        f"--config.model.path={user_dir / 'model'}", f"--config.data.path={data}", "--noreport", *SHORT, *more,
     ]  # fmt: skip
 
 

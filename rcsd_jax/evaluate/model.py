@@ -29,7 +29,7 @@ def evaluate_model(
     What was finished in `workdir` is not done again.
 
     Raises:
-      UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; finished roles are kept.
+      UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; what was sampled is kept.
     """
     workdir = as_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)

@@ -12,8 +12,9 @@ import numpy as np
 
 from rcsd_jax import preparation, processes
 from rcsd_jax.evaluate.graders import grade_all
+from rcsd_jax.evaluate.kept import Complete, resumable
 from rcsd_jax.evaluate.table import evaluate
-from rcsd_jax.files import write_json, write_text
+from rcsd_jax.files import AnyPath, write_json, write_text
 from rcsd_jax.run import Model, Run, completer, sampling_of
 from rcsd_jax.sampling import SamplingConfig
 from rcsd_jax.workdir import from_main_if_written
@@ -22,8 +23,12 @@ from rcsd_jax.workdir import from_main_if_written
 def evaluate_role(
     label: str, questions: Mapping[str, preparation.Questions], model: Model, variables: Any, run: Run
 ) -> dict[str, Any]:
-    """Split -> mode -> scores, kept in `evaluation_<label>.json`; texts go to `completions_<label>.jsonl`."""
+    """Split -> mode -> scores, kept in `evaluation_<label>.json`; texts go to `completions_<label>.jsonl`.
+
+    What was sampled when a run was stopped waits in `unfinished_<label>.jsonl`.
+    """
     config, workdir = run.config, run.workdir
+    unfinished = workdir / f"unfinished_{label}.jsonl"
     path = workdir / f"evaluation_{label}.json"
     if (written := from_main_if_written(path)) is not None:
         return written
@@ -36,8 +41,8 @@ def evaluate_role(
             sampling = dataclasses.replace(sampling, int8_cache=False)
             scores, records = evaluate(
                 asked.examples,
-                _after_analyses(asked, model, variables, sampling, run),
-                complete=completer(model, variables, sampling, config.eval.batch_size, run),
+                _after_analyses(asked, model, variables, sampling, run, unfinished),
+                complete=_resumable_completer(model, variables, sampling, run, unfinished),
                 decode=model.decode,
                 grade_all=functools.partial(grade_all, asked.grader, judge=run.judge),
                 samples=1 if greedy else config.eval.samples,
@@ -49,18 +54,30 @@ def evaluate_role(
     if processes.is_main():
         write_text(workdir / f"completions_{label}.jsonl", "\n".join(lines) + "\n")
         write_json(path, results)
+        unfinished.unlink(missing_ok=True)
     return results
 
 
+def _resumable_completer(
+    model: Model, variables: Any, sampling: SamplingConfig, run: Run, unfinished: AnyPath
+) -> Complete:
+    return resumable(completer(model, variables, sampling, run.config.eval.batch_size, run), unfinished, sampling)
+
+
 def _after_analyses(
-    asked: preparation.Questions, model: Model, variables: Any, sampling: SamplingConfig, run: Run
+    asked: preparation.Questions,
+    model: Model,
+    variables: Any,
+    sampling: SamplingConfig,
+    run: Run,
+    unfinished: AnyPath,
 ) -> list[np.ndarray]:
     """The prompts after which the answers follow: of a teacher that reasons first, with the analyses that it writes."""
     if not len(asked.transition):
         return asked.prompts
     count, config = len(asked.prompts), run.config
     sampling = dataclasses.replace(sampling, max_new_tokens=config.teacher.reason_tokens)
-    complete = completer(model, variables, sampling, config.eval.batch_size, run)
+    complete = _resumable_completer(model, variables, sampling, run, unfinished)
     written = {}
     for chosen, completions in complete(asked.prompts, range(count, 2 * count)):  # seeds apart from the answers'
         written.update(zip(chosen, completions, strict=True))

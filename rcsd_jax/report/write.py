@@ -9,8 +9,13 @@ from rcsd_jax.report.collect import collect
 from rcsd_jax.report.page import render
 
 
+def report_path(workdir: AnyPath) -> AnyPath:
+    """Where a run's report lies."""
+    return workdir / "report.html"
+
+
 def write_report(workdir: AnyPath, *, tokens: bool = True, console: Any = None) -> AnyPath:
     """Writes `report.html` into a run's workdir and returns its path; see `collect.collect`."""
-    path = workdir / "report.html"
+    path = report_path(workdir)
     write_text(path, render(collect(workdir, tokens=tokens, console=console)))
     return path
