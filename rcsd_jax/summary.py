@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import rich.console
@@ -53,13 +54,20 @@ def print_summary(
             console.print(f"{stage + ' ' if stage else ''}{what}: {path}", soft_wrap=True, highlight=False)
 
 
-def print_evaluation(console: rich.console.Console, evaluation: dict[str, Any], *, title: str = TITLE) -> None:
+def print_evaluation(
+    console: rich.console.Console,
+    evaluation: dict[str, Any],
+    *,
+    title: str = TITLE,
+    names: Mapping[str, str] = ROLE_NAMES,
+) -> None:
     """Prints a line for every role, split and mode: scores in percent ± standard error, and what completions were like.
 
     Args:
       console: where to.
       evaluation: role -> split -> mode -> scores, as `evaluate.table.evaluate` gives them.
       title: over the table.
+      names: what the roles are called.
     """
     table = rich.table.Table(title=title)
     lines = [
@@ -77,7 +85,7 @@ def print_evaluation(console: rich.console.Console, evaluation: dict[str, Any], 
         score = next((s for s in SCORE_NAMES if s in scores), "")
         interval = scores.get(f"{score}_interval")
         table.add_row(
-            ROLE_NAMES.get(role, role).split(" (")[0],
+            names.get(role, role).split(" (")[0],
             f"{split.replace('_', ' ')} ({scores['questions']})",
             f"{mode}, {scores['samples']} each" if "samples" in scores else mode,
             SCORE_NAMES.get(score, ""),

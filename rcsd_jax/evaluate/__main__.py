@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     console = rich.console.Console(width=None if sys.stdout.isatty() else 140, quiet=not processes.is_main())
     with StopRequest() as stop:
         evaluation = evaluate_model(config, workdir, console, stop)
-    print_evaluation(console, evaluation)
+    print_evaluation(console, evaluation, names={"base": "student"})  # nothing was trained here
     console.print(f"completions and scores: {workdir}", soft_wrap=True, highlight=False)
 
 
