@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `judge`, `hub`, `experiments`, `tpu`, `gcs`."""
+"""Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `judge`, `hub`, `experiments`, `tpu`, `gcs`, `docs`."""
 
 import pathlib
 import shutil
@@ -61,6 +61,7 @@ setuptools.setup(
         "hub": ["datasets>=3"],  # data sets of the Hugging Face hub
         "judge": ["openai>=1.56"],  # judges at endpoints
         "experiments": ["matplotlib", "scipy"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0"],
         # torch is pinned because a CPU build of it is the one the parity tests were measured with.
         "test": [
             "build",

@@ -26,8 +26,8 @@ def read(
     """Reads the examples at a path.
 
     Args:
-      path: a file (.jsonl, .parquet), a folder of Parquet files, "hub:OWNER/NAME[:CONFIGURATION][#SPLIT]" or
-        "tfds:NAME[#SPLIT]".
+      path: a file (.jsonl, .parquet), a folder of Parquet files, `hub:OWNER/NAME[:CONFIGURATION][#SPLIT]` or
+        `tfds:NAME[#SPLIT]`.
       source: of `SOURCES`, of a path that does not say.
       split: of data sets whose path names none.
       data_dir: where TFDS keeps prepared data; None for its default.

@@ -1,0 +1,325 @@
+"""What the pages take from the code: mkdocs runs this as a hook, which puts tables where `<!-- generated: NAME -->` stands.
+
+The comments beside the keys of `rcsd_jax.config.stage` are read from its source, and so are the programs' flags: nothing
+is written twice.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # this checkout, whatever else is installed; `configs` is no installed package
+
+from configs import evaluate, stage1, stage2, tiny, world
+from rcsd_jax import config as configs
+from rcsd_jax import sizes
+from rcsd_jax.data import records
+from rcsd_jax.evaluate.benchmarks import BENCHMARKS
+from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.rubrics import schema
+
+_PLACE = re.compile(r"<!-- generated: (\w+) -->")
+_PROGRAMS = {
+    "rcsd_jax.main": "rcsd_jax/main.py",
+    "rcsd_jax.plan": "rcsd_jax/plan/__main__.py",
+    "rcsd_jax.report": "rcsd_jax/report/__main__.py",
+}
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The hook of mkdocs: the page with its places filled. A name without a table ends the build."""
+    return _PLACE.sub(lambda match: TABLES[match[1]](), markdown)
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    """A key of the configuration and what is said of it."""
+
+    key: str
+    default: Any
+    type: str
+    choices: tuple[str, ...]
+    comment: str
+
+
+def keys() -> list[Key]:
+    """Every key of `rcsd_jax.config.stage()` that holds a value, in the order of the source."""
+    said = _said()
+    order = {key: place for place, key in enumerate(said)}
+    found = []
+    for key, default, kind in _leaves(configs.stage()):
+        section, _, _ = key.rpartition(".")
+        comment = (
+            said.get(key) or ("." in section and said.get(section)) or ""
+        )  # of fields and benchmarks: of all alike
+        found.append(Key(key, default, kind, configs.CHOICES.get(key, ()), comment))
+
+    def place(key: Key) -> tuple[int, ...]:
+        parts = key.key.split(".")
+        return tuple(order.get(".".join(parts[: i + 1]), -1) for i in range(len(parts)))
+
+    return sorted(found, key=place)
+
+
+def _said() -> dict[str, str]:
+    return comments((ROOT / "rcsd_jax" / "config.py").read_text(encoding="utf-8"), function="stage")
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict) and len(value):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value, config.get_type(key).__name__
+
+
+def comments(source: str, *, function: str) -> dict[str, str]:
+    """Dotted key -> its comment, "" without one, in the order of the source; also of sections.
+
+    A key's comment stands behind its last line, or above it on lines of its own. A section's stands in these places or behind
+    the line that opens it. Behind a line that holds several keys of one section it speaks of the section.
+
+    Args:
+      source: of a module.
+      function: its function that returns the config, written as nested `dict(...)` calls.
+    """
+    behind, above = _comments_by_line(source)
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    body = next(node.body for node in functions if node.name == function)
+    found: dict[str, str] = {}
+
+    def visit(node: ast.expr, prefix: str, opened: int) -> None:
+        if not isinstance(node, ast.Call):
+            return
+        if node.args and isinstance(node.args[0], ast.Call):  # ConfigDict(dict(...)) holds what its argument holds
+            node = node.args[0]
+        ends = [keyword.value.end_lineno for keyword in node.keywords]
+        for keyword in node.keywords:
+            first, opens, last = keyword.lineno, keyword.value.lineno, keyword.value.end_lineno
+            texts = [above.get(first)] if first != opened else []
+            texts += [behind.get(opens)] if opens != last else []
+            texts += [behind.get(last)] if ends.count(last) == 1 and last != opened else []
+            is_section = isinstance(keyword.value, ast.Call) and bool(keyword.value.keywords)
+            texts = [text for text in texts if text]
+            # Beside a comment of its own, what stands above a key is for those who change the source.
+            found[prefix + keyword.arg] = "; ".join(text.rstrip(".") for text in (texts if is_section else texts[-1:]))
+            visit(keyword.value, f"{prefix}{keyword.arg}.", opens)
+
+    visit(next(node.value for node in body if isinstance(node, ast.Return)), "", 0)
+    return found
+
+
+def _comments_by_line(source: str) -> tuple[dict[int, str], dict[int, str]]:
+    """Comments after code, by their line, and those that stand alone, by the line of code that follows them."""
+    behind, above, waiting = {}, {}, []
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        text = token.string.removeprefix("#").strip()
+        if token.type == tokenize.COMMENT and not lines[token.start[0] - 1].strip().startswith("#"):
+            behind[token.start[0]] = text
+        elif token.type == tokenize.COMMENT:
+            waiting.append(text)
+        elif token.type == tokenize.NL and not token.line.strip():
+            waiting = []
+        elif token.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT) and waiting:
+            above[token.start[0]] = " ".join(waiting)
+            waiting = []
+    return behind, above
+
+
+def configuration() -> str:
+    """A heading and a table for each section."""
+    said = _said()
+    sections: dict[str, list[Key]] = {}
+    for key in keys():
+        sections.setdefault(key.key.partition(".")[0] if "." in key.key else "", []).append(key)
+    parts = []
+    for name, members in sections.items():
+        parts.append(f"### `{name}`" if name else "### A stage")
+        if said.get(name):
+            parts.append(_sentence(said[name]))
+        rows = [(_anchored(k.key), _default(k), ", ".join(map(_code, k.choices)), _cell(k.comment)) for k in members]
+        parts.append(_table(("key", "default", "allowed", ""), rows))
+    return "\n\n".join(parts)
+
+
+def _default(key: Key) -> str:
+    if key.default is None:
+        return f"{_code('None')}, else {_code(key.type)}"
+    if isinstance(key.default, ConfigDict):
+        return f"{_code('{}')}, names and values"
+    return _code(repr(key.default))
+
+
+# --- config files ----------------------------------------------------------------------------------------------------
+
+
+def variants() -> str:
+    """The config files: what their docstrings say, and what their variants set beside the default one."""
+    files = {
+        "configs/tiny.py": (tiny, ()),
+        "configs/stage1.py": (stage1, tuple(stage1.ROLES)),
+        "configs/stage2.py": (stage2, tuple(stage2.VARIANTS)),
+        "configs/world.py": (world, tuple(world.VARIANTS)),
+        "configs/evaluate.py": (evaluate, tuple(evaluate.get_config().eval.benchmarks)),
+    }
+    parts = []
+    for path, (module, names) in files.items():
+        parts += [f"### `{path}`", module.__doc__.strip()]
+        if not names:
+            continue
+        default = _flat(module.get_config())
+        rows = []
+        for name in names:
+            changed = {k: v for k, v in _flat(module.get_config(name)).items() if v != default.get(k)}
+            told = " ".join(_code(f"{k}={v!r}") for k, v in changed.items())
+            rows.append((_code(f"{path}:{name}"), told or "the default"))
+        parts.append(_table(("variant", "what it sets, against the default variant"), rows))
+    return "\n\n".join(parts)
+
+
+def slices() -> str:
+    """The sizes and slices of `rcsd_jax.sizes`."""
+    rows = []
+    for full, table in ((False, sizes.LORA), (True, sizes.FULL)):
+        for size, settings_of in table.items():
+            for name, settings in settings_of.items():
+                variant = ",".join([size, *(["full"] if full else []), name])
+                mesh = " ".join(f"{axis}={n}" for axis, n in settings["mesh"].items() if n != 1)
+                chunk = settings["loss"].get("chunk_size", configs.stage().loss.chunk_size)
+                rows.append((_code(variant), mesh, str(settings["microbatches"]), _code(settings["remat"]), str(chunk)))
+    columns = ("variant", "mesh", "microbatches", "model.remat", "loss.chunk_size")
+    return _table(columns, rows)
+
+
+def flags() -> str:
+    """The flags of the programs, as their sources define them."""
+    parts = []
+    for program, path in _PROGRAMS.items():
+        calls = [node for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))) if isinstance(node, ast.Call)]
+        rows = [row for call in calls if (row := _flag(call)) is not None]
+        parts += [f"### `python -m {program}`", _table(("flag", "default", ""), rows)]
+    return "\n\n".join(parts)
+
+
+def _flag(call: ast.Call) -> tuple[str, str, str] | None:
+    name = getattr(call.func, "attr", "")
+    texts = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+    if name.startswith("DEFINE_"):
+        flag, default, told = texts
+        return _code(f"--{flag}"), "" if default is None else _code(str(default)), _cell(told)
+    if name == "add_argument":
+        told = next(k.value.value for k in call.keywords if k.arg == "help")
+        return _code(texts[0] if texts[0].startswith("-") else texts[0].upper()), "", _cell(told)
+    return None
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def fields() -> str:
+    """Fields of rows and their column names."""
+    told = {
+        "id": "unique; without one the row's number is used",
+        "question": "text; every row has one",
+        "reference": "text or number: a worked solution or reference answer",
+        "rubric": "a list of criteria, or JSON text of one",
+        "answer": "text or number: the final answer alone",
+    }
+    rows = [(_code(name), ", ".join(map(_code, names)), told[name]) for name, names in records.ALIASES.items()]
+    return _table(("field", "columns, the first that is there", ""), rows)
+
+
+def criterion_keys() -> str:
+    """Keys of a criterion that is an object."""
+    rows = [(_code(name), ", ".join(map(_code, names))) for name, names in schema._ALIASES.items()]
+    return _table(("of a criterion", "keys, upper or lower case"), rows)
+
+
+def classes() -> str:
+    """Classes, their default weights, and the names that are read as them."""
+    rows = [
+        (kind, f"{schema.DEFAULT_WEIGHTS[kind]:g}", ", ".join(map(_code, schema._CLASS_NAMES[kind].split())))
+        for kind in schema.KINDS
+    ]
+    return _table(("class", "weight where none is given", "read as it"), rows)
+
+
+def benchmarks() -> str:
+    """The declared benchmarks."""
+    rows = [(_code(name), _code(b.path), _code(b.grader)) for name, b in BENCHMARKS.items()]
+    return _table(("benchmark", "where it is published", "grader"), rows)
+
+
+def graders() -> str:
+    """The graders, what they need of a row, and whether they can tell a writer what was wrong."""
+    rows = []
+    for name, grader in GRADERS.items():
+        doc = grader.grade.__doc__.strip().splitlines()[0] if grader.grade else "Another model, criterion by criterion."
+        needs = ", ".join(map(_code, grader.needs))
+        rows.append((_code(name), _cell(doc), needs, "yes" if grader.feedback else ""))
+    return _table(("grader", "", "needs", "gives feedback"), rows)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+TABLES = {
+    "configuration": configuration,
+    "variants": variants,
+    "slices": slices,
+    "flags": flags,
+    "fields": fields,
+    "criterion_keys": criterion_keys,
+    "classes": classes,
+    "benchmarks": benchmarks,
+    "graders": graders,
+}
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _code(text: str) -> str:
+    """Text as code inside a table: as HTML, since Markdown would read bars and backticks in it."""
+    return f"<code>{_escaped(text)}</code>"
+
+
+def _anchored(key: str) -> str:
+    return f'<code id="{key}">{_escaped(key)}</code>'
+
+
+def _escaped(text: str) -> str:
+    text = html.escape(text, quote=False).replace("\n", " ")
+    return re.sub(r"[|`*_\\\[\]{}~]", lambda match: f"&#{ord(match[0])};", text)
+
+
+def _cell(text: str) -> str:
+    """A comment inside a table: its backticks stay Markdown."""
+    parts = text.split("`")
+    return "".join(_code(part) if i % 2 else _escaped(part) for i, part in enumerate(parts))
+
+
+def _sentence(text: str) -> str:
+    return _cell(text[0].upper() + text[1:].rstrip(".") + ".")
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    if "stages" in config:
+        return {}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value, _ in _leaves(config, prefix)}
