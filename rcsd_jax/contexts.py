@@ -77,7 +77,15 @@ _ANALYSIS = "\u2402ANALYSIS\u2403"  # stands for the sampled analysis while the 
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """What one role sees: `fields` in order (names of `FIELDS`), and the chat template's thinking switch."""
+    """What one role sees: `fields` in order (names of `FIELDS`), and the chat template's thinking switch.
+
+    Examples:
+      >>> Role(("question", "reference"))
+      Role(fields=('question', 'reference'), thinking=False)
+      >>> Role(("reference",))
+      Traceback (most recent call last):
+      rcsd_jax.errors.UserError: field 'fields' = ('reference',): a role must see the question; add 'question'
+    """
 
     fields: tuple[str, ...]
     thinking: bool = False
@@ -97,6 +105,14 @@ def user_message(
 
     Raises:
       UserError: the example lacks a field that the role must see.
+
+    Examples:
+      >>> example = Example("1", "6 * 7?", "It is 42.", None, None, "rows.jsonl:1")
+      >>> print(user_message(example, Role(("question", "reference")), ENGLISH, "solve", request="Answer."))
+      6 * 7?
+      Reference answer:
+      It is 42.
+      Answer.
     """
     parts = [prompts[task].get("definition", "")]
     for name in role.fields:
@@ -152,7 +168,13 @@ def encode_reason_first(
 
 
 def pad_left(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Left-padded tokens [B, length] int32 and their mask [B, length] bool. A row longer than `length` is an error."""
+    """Left-padded tokens [B, length] int32 and their mask [B, length] bool. A row longer than `length` is an error.
+
+    Examples:
+      >>> tokens, mask = pad_left([np.array([5, 6, 7]), np.array([8])], 4, 0)
+      >>> tokens.tolist(), mask.sum(axis=1).tolist()
+      ([[0, 5, 6, 7], [0, 0, 0, 8]], [3, 1])
+    """
     tokens = np.full((len(rows), length), pad_id, np.int32)
     mask = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):
@@ -165,7 +187,12 @@ def pad_left(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.n
 
 
 def pad_right(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded tokens [B, length] int32 and their mask [B, length] bool. A row longer than `length` is an error."""
+    """Right-padded tokens [B, length] int32 and their mask [B, length] bool. A row longer than `length` is an error.
+
+    Examples:
+      >>> pad_right([np.array([5, 6, 7]), np.array([8])], 4, 0)[0].tolist()
+      [[5, 6, 7, 0], [8, 0, 0, 0]]
+    """
     tokens, mask = pad_left([row[::-1] for row in rows], length, pad_id)
     return tokens[:, ::-1], mask[:, ::-1]
 

@@ -18,6 +18,10 @@ class UserError(Exception):
       row: its 1-based row (line) there.
       field: the field or config key.
       value: the offending value, shortened to 60 characters in the message.
+
+    Examples:
+      >>> print(UserError("is empty", remedy="fill it in", file="rows.jsonl", row=3, field="question", value=""))
+      rows.jsonl:3: field 'question' = '': is empty; fill it in
     """
 
     def __init__(

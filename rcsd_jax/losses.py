@@ -74,6 +74,16 @@ def per_token_divergence(
       token_clip: upper clamp of the per-token sum.
     Raises:
       ValueError: an option is out of its range or unknown.
+
+    Examples:
+      >>> student = jnp.log(jnp.array([[0.4, 0.6], [0.9, 0.1]]))  # [T, V]
+      >>> teacher = jnp.log(jnp.array([[0.5, 0.5], [0.5, 0.5]]))
+      >>> [round(x, 3) for x in per_token_divergence(student, teacher).tolist()]  # forward KL
+      [0.02, 0.511]
+      >>> [round(x, 3) for x in per_token_divergence(student, teacher, beta=1.0).tolist()]  # reverse KL
+      [0.02, 0.368]
+      >>> [round(x, 3) for x in per_token_divergence(student, teacher, token_clip=0.1).tolist()]
+      [0.02, 0.1]
     """
     _check(beta, temperature, top_k, top_k_support, tail)
     spec = _Spec("vocabulary", beta, temperature, top_k, top_k_support, tail, entry_clip, token_clip, 1)
@@ -87,13 +97,24 @@ def sampled_token_loss(
     """Policy-gradient estimate of the reverse KL: -stop_grad(log pT(y) - log pS(y)) * log pS(y).
 
     Args: logits [..., T, V]; tokens [..., T] int32. Returns [..., T] float32. Source: on-policy distillation, TRL SDFT.
+
+    Examples:
+      >>> student, teacher = jnp.log(jnp.array([[0.9, 0.1]])), jnp.log(jnp.array([[0.5, 0.5]]))
+      >>> round(float(sampled_token_loss(student, teacher, jnp.array([1]))[0]), 3)  # (log 0.5 - log 0.1) * -log 0.1
+      3.706
     """
     student = token_log_probs(student_logits, tokens, temperature=temperature)
     return _sampled_token(student, token_log_probs(teacher_logits, tokens, temperature=temperature))
 
 
 def importance_weight(trainer_log_probs: jax.Array, sampler_log_probs: jax.Array, *, clip: float = 2.0) -> jax.Array:
-    """Truncated importance weight min(exp(trainer - sampler), clip), [..., T] float32, without gradient."""
+    """Truncated importance weight min(exp(trainer - sampler), clip), [..., T] float32, without gradient.
+
+    Examples:
+      >>> trainer, sampler = jnp.log(jnp.array([0.5, 0.9])), jnp.log(jnp.array([0.4, 0.1]))
+      >>> [round(x, 3) for x in importance_weight(trainer, sampler, clip=2.0).tolist()]
+      [1.25, 2.0]
+    """
     if not clip > 0:
         raise ValueError(f"clip must be > 0, got {clip!r}")
     difference = trainer_log_probs.astype(jnp.float32) - sampler_log_probs.astype(jnp.float32)
@@ -105,6 +126,10 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean of `values` where `mask` is nonzero, a float32 scalar; 0 with zero gradient when the mask is empty.
 
     Values at masked-out positions never matter, even inf or NaN.
+
+    Examples:
+      >>> float(masked_mean(jnp.array([[1.0, 2.0, jnp.nan]]), jnp.array([[1, 1, 0]])))
+      1.5
     """
     mask = mask.astype(bool)
     return jnp.where(mask, values.astype(jnp.float32), 0.0).sum() / jnp.maximum(mask.sum(), 1)
@@ -121,6 +146,15 @@ def token_weights(mask: jax.Array, reduction: str, *, max_length: int | None = N
 
     Raises:
       ValueError: an unknown reduction.
+
+    Examples:
+      >>> mask = jnp.array([[1, 1, 1, 1], [1, 0, 0, 0]])
+      >>> token_weights(mask, "completions").tolist()
+      [[0.125, 0.125, 0.125, 0.125], [0.5, 0.0, 0.0, 0.0]]
+      >>> token_weights(mask, "longest").tolist()
+      [[0.125, 0.125, 0.125, 0.125], [0.125, 0.0, 0.0, 0.0]]
+      >>> [round(x, 3) for x in token_weights(mask, "tokens").sum(axis=1).tolist()]  # the longer one weighs more
+      [0.8, 0.2]
     """
     mask = mask.astype(bool)
     rows, length = mask.shape
@@ -136,19 +170,35 @@ def token_weights(mask: jax.Array, reduction: str, *, max_length: int | None = N
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Sum of weights * values, a float32 scalar; values of weight 0 never matter, even inf or NaN, nor do gradients there."""
+    """Sum of weights * values, a float32 scalar; values of weight 0 never matter, even inf or NaN, nor do gradients there.
+
+    Examples:
+      >>> float(weighted_sum(jnp.array([3.0, jnp.inf]), jnp.array([0.5, 0.0])))
+      1.5
+    """
     there = weights != 0
     return jnp.where(there, weights * jnp.where(there, values.astype(jnp.float32), 0.0), 0.0).sum()
 
 
 def entropy(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
-    """Entropy in nats of softmax(logits / temperature), [..., T, V] -> [..., T] float32."""
+    """Entropy in nats of softmax(logits / temperature), [..., T, V] -> [..., T] float32.
+
+    Examples:
+      >>> round(float(entropy(jnp.zeros(4))), 3)  # log 4
+      1.386
+    """
     _check_temperature(temperature)
     return _entropy(_log_softmax(logits, temperature))
 
 
 def token_log_probs(logits: jax.Array, tokens: jax.Array, *, temperature: float = 1.0) -> jax.Array:
-    """Log-probability of `tokens` [..., T] under softmax(logits [..., T, V] / temperature); [..., T] float32."""
+    """Log-probability of `tokens` [..., T] under softmax(logits [..., T, V] / temperature); [..., T] float32.
+
+    Examples:
+      >>> log_probs = token_log_probs(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([1]))
+      >>> round(float(jnp.exp(log_probs[0])), 3)
+      0.75
+    """
     _check_temperature(temperature)
     return _take(_log_softmax(logits, temperature), tokens)
 
@@ -169,6 +219,13 @@ def divergence_from_hidden(
 
     Args: hidden [B, T, D]; head [D, V] (the roles' D and heads may differ); mask [B, T], outside of which the divergence
       is 0; `options` as in `per_token_divergence`.
+
+    Examples:
+      >>> hidden, head = jnp.arange(8.0).reshape(1, 4, 2) / 8, jnp.eye(2, 5)  # [B, T, D], [D, V]
+      >>> whole = per_token_divergence(hidden @ head, -hidden @ head, temperature=1.2)
+      >>> chunked = divergence_from_hidden(hidden, head, -hidden, head, chunk_size=2, temperature=1.2)
+      >>> bool(jnp.allclose(chunked, whole))
+      True
     """
     if "divergence" in options:
         raise ValueError(f"divergence_from_hidden has no option divergence={options['divergence']!r}")
@@ -239,6 +296,14 @@ def weighted_divergence_from_hidden(
 
     Raises:
       ValueError: an option is out of its range or unknown.
+
+    Examples:
+      >>> hidden, head = jnp.arange(8.0).reshape(1, 4, 2) / 8, jnp.eye(2, 5)  # [B, T, D], [D, V]
+      >>> tokens, mask = jnp.zeros((1, 4), jnp.int32), jnp.array([[1, 1, 1, 0]])
+      >>> weights = token_weights(mask, "tokens")
+      >>> total, stats = weighted_divergence_from_hidden(hidden, head, -hidden, head, tokens, weights, chunk_size=2)
+      >>> bool(jnp.allclose(total, masked_mean(stats.divergence, mask)))
+      True
     """
     spec = _spec(student_hidden, chunk_size=chunk_size, **options)
     if importance_clip is None:
@@ -385,6 +450,13 @@ def token_log_probs_from_hidden(
 
     Raises:
       ValueError: an option is out of its range.
+
+    Examples:
+      >>> hidden, head = jnp.arange(8.0).reshape(1, 4, 2) / 8, jnp.eye(2, 5)  # [B, T, D], [D, V]
+      >>> tokens = jnp.array([[0, 1, 2, 3]])
+      >>> log_probs, entropies = token_log_probs_from_hidden(hidden, head, tokens, chunk_size=3)
+      >>> bool(jnp.allclose(log_probs, token_log_probs(hidden @ head, tokens)))
+      True
     """
     _check_temperature(temperature)
     if chunk_size < 1:

@@ -25,6 +25,13 @@ def group_advantages(rewards: jax.Array, *, group_size: int, scale: bool = True)
 
     Raises:
       ValueError: B is no multiple of group_size.
+
+    Examples:
+      >>> rewards = jnp.array([1.0, 0.0, 0.0, 0.0, 1.0, jnp.nan, 1.0, 1.0])  # two groups of four
+      >>> [round(x, 2) for x in group_advantages(rewards, group_size=4).tolist()]
+      [1.5, -0.5, -0.5, -0.5, 0.0, 0.0, 0.0, 0.0]
+      >>> group_advantages(rewards, group_size=4, scale=False)[:4].tolist()
+      [0.75, -0.25, -0.25, -0.25]
     """
     if group_size < 1 or rewards.shape[0] % group_size:
         raise ValueError(f"group_size must divide the {rewards.shape[0]} rewards, got {group_size!r}")
@@ -60,6 +67,13 @@ def clipped_policy_loss(
 
     Raises:
       ValueError: a clip is out of its range.
+
+    Examples:
+      >>> log_probs, sampler = jnp.log(jnp.array([[0.6, 0.5]])), jnp.log(jnp.array([[0.3, 0.5]]))  # ratios 2 and 1
+      >>> [round(x, 3) for x in clipped_policy_loss(log_probs, sampler, jnp.array([1.0]))[0].tolist()]
+      [-1.2, -1.0]
+      >>> [round(x, 3) for x in clipped_policy_loss(log_probs, sampler, jnp.array([-1.0]))[0].tolist()]
+      [2.0, 1.0]
     """
     if not 0 <= clip_low <= 1 or not clip_high >= 0:
         raise ValueError(f"clip_low must be in [0, 1] and clip_high >= 0, got {clip_low!r} and {clip_high!r}")
@@ -74,6 +88,11 @@ def reference_kl(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Ar
     """Schulman's k3 estimate of KL(model || reference) from sampled tokens, exp(d) - d - 1 with d = reference - model.
 
     Args: log_probs and reference_log_probs [B, T], the latter without gradient. Returns [B, T] float32, at least 0.
+
+    Examples:
+      >>> model, reference = jnp.log(jnp.array([[0.5, 0.25]])), jnp.log(jnp.array([[0.5, 0.5]]))
+      >>> [round(x, 3) for x in reference_kl(model, reference)[0].tolist()]  # the second: 2 - log 2 - 1
+      [0.0, 0.307]
     """
     difference = jax.lax.stop_gradient(reference_log_probs.astype(jnp.float32)) - log_probs.astype(jnp.float32)
     return jnp.expm1(difference) - difference

@@ -26,6 +26,10 @@ class SamplingConfig:
       top_p: of those, keep the smallest set of most likely tokens whose probability reaches p; None keeps all.
       eos_ids: tokens that end a completion.
       int8_cache: keep keys and values as int8, half of bfloat16; off by default.
+
+    Examples:
+      >>> SamplingConfig(max_new_tokens=64, temperature=0.7, top_p=0.9, eos_ids=(2,)).top_k is None
+      True
     """
 
     max_new_tokens: int
@@ -221,6 +225,15 @@ def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -
     Returns:
       Tokens [B] int32, and their log-probability [B] float32 under the tempered, unfiltered distribution (temperature 1
       when greedy).
+
+    Examples:
+      >>> logits, keys = jnp.log(jnp.array([[0.1, 0.7, 0.2]])), jax.random.split(jax.random.key(0), 1)
+      >>> token, log_prob = sample_token(logits, keys, SamplingConfig(1, temperature=0.0))  # greedy
+      >>> token.tolist(), round(float(log_prob[0]), 3)
+      ([1], -0.357)
+      >>> token, _ = sample_token(logits, keys, SamplingConfig(1, temperature=1.2, top_k=1))  # one token is left
+      >>> token.tolist()
+      [1]
     """
     if sampling.temperature == 0:
         # Not argmax, which XLA on CPUs runs one by one.

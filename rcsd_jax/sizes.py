@@ -93,7 +93,12 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
 
 
 def topology(variant: str) -> str | None:
-    """The slice of a variant with a size, as libtpu names it ("v5e:4x4"); None without a size."""
+    """The slice of a variant with a size, as libtpu names it ("v5e:4x4"); None without a size.
+
+    Examples:
+      >>> topology("qwen3_8b,release"), topology("qwen3_8b,v5p_2x2x1"), topology("release")
+      ('v5e:4x4', 'v5p:2x2x1', None)
+    """
     parts = variant.split(",")
     size = next((part for part in parts if part in MODELS), None)
     if size is None:

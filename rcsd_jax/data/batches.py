@@ -36,6 +36,11 @@ def batches(
     Raises:
       UserError: no examples; a batch size that is not positive or not a multiple of process_count; a seed out of range.
       ValueError: process_index is not in 0..process_count-1.
+
+    Examples:
+      >>> order = batches(list("abc"), batch_size=2, seed=0)
+      >>> [len(order[step]) for step in range(3)], sorted(order[0] + order[1] + order[2])
+      ([2, 2, 2], ['a', 'a', 'b', 'b', 'c', 'c'])
     """
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}")

@@ -50,6 +50,15 @@ def to_examples(
     Raises:
       UserError: an unknown field in `fields` or `require`, no records, a column in `fields` that no record has, a
         required field that is missing or empty, a value of the wrong type, a bad rubric, an id that occurs twice.
+
+    Examples:
+      >>> rows = [{"problem": "6 * 7?", "meta": {"solution": 42}}]
+      >>> (one,) = to_examples(enumerate(rows, 1), file="rows.jsonl", origin="rows", fields={"answer": "meta.solution"})
+      >>> one.id, one.question, one.answer
+      ('rows:1', '6 * 7?', '42')
+      >>> to_examples([(7, {"text": "6 * 7?"})], file="rows.jsonl", origin="rows", fields={"question": "problem"})
+      Traceback (most recent call last):
+      rcsd_jax.errors.UserError: rows.jsonl:7: field 'problem': no column 'problem'; set data.fields.question to one of this row's columns text
     """
     columns = _columns(fields)
     for name in require:

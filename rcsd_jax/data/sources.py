@@ -12,7 +12,12 @@ SOURCES = ("jsonl", "parquet", "hub", "tfds")
 
 
 def split_source(path: str, default: str) -> tuple[str, str]:
-    """What a path says of its source, and the rest: "hub:…" and "tfds:…", ".jsonl" and ".parquet", or else the default."""
+    """What a path says of its source, and the rest: "hub:…" and "tfds:…", ".jsonl" and ".parquet", or else the default.
+
+    Examples:
+      >>> split_source("hub:openai/gsm8k:main#test", "jsonl"), split_source("rows.parquet", "jsonl"), split_source("rows", "jsonl")
+      (('hub', 'openai/gsm8k:main#test'), ('parquet', 'rows.parquet'), ('jsonl', 'rows'))
+    """
     name, colon, rest = path.partition(":")
     if colon and name in SOURCES:
         return name, rest

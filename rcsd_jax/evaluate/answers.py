@@ -60,6 +60,10 @@ def last_boxed(text: str) -> str | None:
 
     Braces are matched and escaped ones skipped. Boxes are ordered by where they begin, so that of nested ones the
     innermost is the last.
+
+    Examples:
+      >>> last_boxed(r"First \boxed{1}, no: \boxed{\frac{1}{2}}")
+      '\\frac{1}{2}'
     """
     return _boxes(text)[0]
 
@@ -116,7 +120,14 @@ def _stated(text: str) -> Iterator[str]:
 
 
 def final_answer(text: str) -> Answer:
-    """The text of the answer, boxed or stated, to be compared by `same_expression`."""
+    """The text of the answer, boxed or stated, to be compared by `same_expression`.
+
+    Examples:
+      >>> final_answer("The answer is 42.")
+      Answer(value='42', reason='stated')
+      >>> final_answer("It depends on what is meant.").reason
+      'no_answer'
+    """
     boxed, begun = _boxes(text)
     if boxed is not None:
         return Answer(None, "too_long") if len(boxed) > MAX_ANSWER else Answer(boxed, "boxed")
@@ -245,6 +256,12 @@ def option(text: str, options: Sequence[str]) -> Answer:
 
     Returns:
       An Answer with an index into the options.
+
+    Examples:
+      >>> option("The answer is (B).", ["red", "blue"]), option("blue", ["red", "blue"])
+      (Answer(value=1, reason='stated'), Answer(value=1, reason='whole'))
+      >>> option("The answer is (D).", ["red", "blue"]).reason
+      'out_of_range'
     """
     wordings = [_wording(o) for o in options]
     return _read(text, lambda line: _option(line, wordings), lambda line: _option(line, wordings, alone=True))
@@ -376,6 +393,12 @@ def number(text: str) -> Answer:
 
     Returns:
       An Answer with a Number.
+
+    Examples:
+      >>> number(r"\boxed{3.2 \times 10^{-4}\ \text{J}}").value
+      Number(value=0.00032, unit='joule', power=0)
+      >>> number("between 3 and 4").value is None
+      True
     """
     return _read(text, _number_of_line, _number_alone)
 
@@ -534,6 +557,10 @@ def numbers_agree(found: Number, truth: Number, *, relative: float = 0.05, absol
       truth: what is right.
       relative: the tolerance as a part of the larger of both magnitudes.
       absolute: the least tolerance, in the truth's unit and power of ten; for truths of zero.
+
+    Examples:
+      >>> numbers_agree(Number(5.1, "kilojoule"), Number(5000.0, "joule")), numbers_agree(Number(5.1), Number(4.0))
+      (True, False)
     """
     scaled = _scaled(found.value, found.power - truth.power)
     values = [scaled]
@@ -583,6 +610,10 @@ def same_expression(found: str, truth: str, *, seconds: float = _ANSWER_SECONDS)
 
     Returns:
       None where it was not decided: one is no expression, is too long or too large, or time ran out.
+
+    Examples:
+      >>> same_expression("x = 2", "x=2"), same_expression("1/2", "0.5"), same_expression("0.3", "1/3")
+      (True, True, False)
     """
     if max(len(found), len(truth)) > MAX_ANSWER:
         return None

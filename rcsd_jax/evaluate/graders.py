@@ -36,6 +36,11 @@ def grade_boxed(example: Example, text: str) -> dict[str, float]:
     """Does the last \\boxed{} hold what the reference has in its box, or an expression that is equal to it?
 
     Without a box there, it must hold the whole of the reference, or the example's answer.
+
+    Examples:
+      >>> example = Example("1", "Half of one?", r"It is \\boxed{1/2}.", None, None, "rows.jsonl:1")
+      >>> grade_boxed(example, r"So \\boxed{0.5}."), grade_boxed(example, "So 0.5.")
+      ({'accuracy': 1.0, 'parsed': 1.0}, {'accuracy': 0.0, 'parsed': 0.0})
     """
     found, boxed = answers.last_boxed(text), answers.last_boxed(example.reference)
     truths = [boxed] if boxed is not None else [truth for truth in (example.reference, example.answer) if truth]

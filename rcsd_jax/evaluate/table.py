@@ -60,7 +60,14 @@ def evaluate(
 
 
 def summarise(records: Sequence[dict], *, samples: int = 1) -> dict[str, Any]:
-    """The summary of records, which come question by question, `samples` each; see `evaluate`."""
+    """The summary of records, which come question by question, `samples` each; see `evaluate`.
+
+    Examples:
+      >>> right, wrong = dict(accuracy=1.0, length=3, cut=False), dict(accuracy=0.0, length=5, cut=True)
+      >>> summary = summarise([right, wrong, right, right], samples=2)  # two questions
+      >>> summary["questions"], summary["accuracy"], summary["pass@2"], summary["share_cut"]
+      (2, 0.75, 1.0, 0.25)
+    """
     summary: dict[str, Any] = {"questions": len(records) // samples}
     if samples > 1:
         summary["samples"] = samples
@@ -85,7 +92,12 @@ def summarise(records: Sequence[dict], *, samples: int = 1) -> dict[str, Any]:
 
 
 def pass_at_k(count: int, right: int, k: int) -> float:
-    """The chance that of k completions drawn from `count`, of which `right` are right, one is right (arXiv 2107.03374)."""
+    """The chance that of k completions drawn from `count`, of which `right` are right, one is right (arXiv 2107.03374).
+
+    Examples:
+      >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 1, 4)
+      (0.25, 0.5, 1.0)
+    """
     if count - right < k:
         return 1.0
     return float(1.0 - np.prod(1.0 - k / np.arange(count - right + 1, count + 1)))

@@ -38,6 +38,12 @@ def read(text: str, names: Sequence[str]) -> list[Verdict] | Unreadable:
     Args:
       text: what the judge wrote.
       names: for each criterion that was asked about, the field of its decision.
+
+    Examples:
+      >>> read('Verdict: {"criterion": 1, "reason": "It does.", "met": true}', ["met"])
+      [Verdict(decision=True, reason='It does.')]
+      >>> read("It is met.", ["met"])
+      Unreadable(problem='it holds no JSON')
     """
     body = drop_thinking(text)
     if not body.strip():

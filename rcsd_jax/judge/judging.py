@@ -136,7 +136,14 @@ def judge_all(
 
 
 def score_of_judged(rubric: Rubric, met: Sequence[bool | None]) -> float | None:
-    """`rubrics.scoring.score` under the criteria that were judged alone; None where none of them has positive weight."""
+    """`rubrics.scoring.score` under the criteria that were judged alone; None where none of them has positive weight.
+
+    Examples:
+      >>> from rcsd_jax.rubrics.schema import from_records
+      >>> rubric = from_records(["Essential Criteria: A.", "Essential Criteria: B.", "Pitfall Criteria: C."])
+      >>> score_of_judged(rubric, [True, None, False]), score_of_judged(rubric, [None, None, True]) is None
+      (1.0, True)
+    """
     judged = [(c, one) for c, one in zip(rubric.criteria, met, strict=True) if one is not None]
     if all(criterion.weight < 0 for criterion, _ in judged):
         return None

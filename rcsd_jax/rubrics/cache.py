@@ -41,6 +41,11 @@ def key_of(
       sampling: the sampling settings, JSON values.
       attempt: 0 for the first text for this prompt, then counting resamplings.
       seed: the sampler's seed.
+
+    Examples:
+      >>> first = key_of(checkpoint="8b", prompt=[1, 2], sampling={"top_k": 20}, attempt=0, seed=0)
+      >>> len(first), first == key_of(checkpoint="8b", prompt=[1, 2], sampling={"top_k": 20}, attempt=1, seed=0)
+      (64, False)
     """
     prompt = prompt if isinstance(prompt, str) else [int(token) for token in prompt]
     parts = [checkpoint, prompt, dict(sampling), int(attempt), int(seed)]

@@ -58,6 +58,13 @@ def parse(text: str, *, min_criteria: int = MIN_CRITERIA, max_criteria: int = MA
       text: what the model wrote, with or without thinking, prose, code fences or a surrounding object.
       min_criteria: fewer make no rubric.
       max_criteria: more make no rubric.
+
+    Examples:
+      >>> parsed = parse('Sure: ["Essential Criteria: A.", "Important Criteria: B.", "Optional Criteria: C.", "Optio')
+      >>> parsed.status, parsed.code, len(parsed.rubric)
+      ('salvaged', 'unterminated', 3)
+      >>> parse("No.").reason
+      'no_array: no JSON array of objects or strings in 3 characters'
     """
     body = drop_thinking(text)
     if not body.strip():
@@ -93,7 +100,12 @@ def parse(text: str, *, min_criteria: int = MIN_CRITERIA, max_criteria: int = MA
 
 
 def drop_thinking(text: str) -> str:
-    """The text without its thinking blocks: closed ones, one whose opening tag is in the prompt, one never closed."""
+    """The text without its thinking blocks: closed ones, one whose opening tag is in the prompt, one never closed.
+
+    Examples:
+      >>> drop_thinking("<think>It asks for a unit.</think>[1]"), drop_thinking("goes on</think>[1]"), drop_thinking("<think>goes on")
+      ('[1]', '[1]', '')
+    """
     text = _CLOSED_THINKING.sub("", text)
     return _OPEN_THINKING.sub("", _HEADLESS_THINKING.sub("", text))
 
@@ -106,6 +118,10 @@ def repair(text: str) -> tuple[str, tuple[str, ...]]:
 
     Returns:
       (text, repairs): the mended text and one note per kind of fault, with its count; empty when nothing was mended.
+
+    Examples:
+      >>> repair('["Essential Criteria: A.", ] and more')
+      ('["Essential Criteria: A." ]', ('removed spare commas: 1',))
     """
     out: list[str] = []
     counts = {"escaped LaTeX backslashes": 0, "removed spare commas": 0, "inserted missing commas": 0}

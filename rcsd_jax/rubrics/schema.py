@@ -114,6 +114,14 @@ def from_records(
 
     Raises:
       RubricError: the first bad record's code, or `not_a_list`, `too_few`, `too_many`, `no_positive_weight`.
+
+    Examples:
+      >>> rows = ["Essential Criteria: States 0.228.", {"criterion": "Shows units.", "points": 2}, "Pitfall Criteria: Guesses."]
+      >>> [(c.kind, c.weight) for c in from_records(rows).criteria]
+      [('Essential', 10.0), ('Optional', 2.0), ('Pitfall', -9.0)]
+      >>> from_records(rows[:1])
+      Traceback (most recent call last):
+      rcsd_jax.rubrics.schema.RubricError: too_few: 1 usable criteria, at least 3 wanted
     """
     if isinstance(records, (str, bytes, Mapping)) or not isinstance(records, Sequence):
         raise RubricError("not_a_list", f"a rubric is a list of criteria, not {type(records).__name__}")
@@ -137,6 +145,12 @@ def criterion_from(record: Any, *, scale: float = 10.0) -> Criterion:
 
     Raises:
       RubricError: `bad_record`, `no_description`, `no_class`, `bad_class`, `bad_weight`.
+
+    Examples:
+      >>> criterion_from({"title": "Value", "description": "Essential Criteria: States 0.228.", "weight": "5 points"})
+      Criterion(title='Value', description='States 0.228.', weight=5.0, kind='Essential')
+      >>> criterion_from({"rubric_item": "Does it state 0.228?"}).kind
+      'Important'
     """
     if isinstance(record, str):
         kind, description = split_class(record)
@@ -167,6 +181,10 @@ def criterion_from(record: Any, *, scale: float = 10.0) -> Criterion:
 def kind_of_weight(weight: float, *, scale: float = 10.0) -> str:
     """The class that a weight suggests: negative Pitfall, above 4/5 of the scale Essential, from half of it Important,
     below that Optional. So 9 and 10 of ten, and 5 of five, are Essential; 5..8 of ten, and 3 and 4 of five, Important.
+
+    Examples:
+      >>> kind_of_weight(9), kind_of_weight(5), kind_of_weight(2), kind_of_weight(-1), kind_of_weight(5, scale=5)
+      ('Essential', 'Important', 'Optional', 'Pitfall', 'Essential')
     """
     if weight < 0:
         return "Pitfall"
@@ -174,7 +192,12 @@ def kind_of_weight(weight: float, *, scale: float = 10.0) -> str:
 
 
 def weight_scale(records: Sequence[Any]) -> float:
-    """The scheme a list of records uses, judged by its largest weight: 1, 5 or 10, or that weight itself above 10."""
+    """The scheme a list of records uses, judged by its largest weight: 1, 5 or 10, or that weight itself above 10.
+
+    Examples:
+      >>> weight_scale([{"weight": 3}, {"points": "4/5"}]), weight_scale([{"weight": 20}])
+      (5.0, 20.0)
+    """
     weights = [0.0]
     for record in records:
         if isinstance(record, Mapping):
@@ -192,6 +215,12 @@ def split_class(text: str) -> tuple[str | None, str]:
 
     Case, spaces before the colon, bold marks, 'Criterion' or neither word, and common other names of the classes
     ("Negative" for Pitfall, "Critical" for Essential, …) are accepted.
+
+    Examples:
+      >>> split_class("**Critical Criterion**: States 0.228.")
+      ('Essential', 'States 0.228.')
+      >>> split_class("States 0.228.")
+      (None, 'States 0.228.')
     """
     text = _clean(text)
     match = _PREFIX.match(text)
@@ -209,7 +238,12 @@ def without_repeats(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
 
 
 def normalised(description: str) -> str:
-    """A description as compared for equality: compatibility form, lower case, single spaces, no final punctuation."""
+    """A description as compared for equality: compatibility form, lower case, single spaces, no final punctuation.
+
+    Examples:
+      >>> normalised("  States  the UNIT. ")
+      'states the unit'
+    """
     return " ".join(unicodedata.normalize("NFKC", description).casefold().split()).rstrip(" .;,")
 
 
@@ -223,6 +257,13 @@ def to_json(rubric: Rubric, style: str = "objects") -> str:
 
     Raises:
       ValueError: an unknown style.
+
+    Examples:
+      >>> one = Rubric((Criterion("Unit", "Gives the unit.", 7.0, "Important"),))
+      >>> to_json(one)
+      '[{"title": "Unit", "description": "Important Criteria: Gives the unit.", "weight": 7}]'
+      >>> to_json(one, style="strings")
+      '["Important Criteria: Gives the unit."]'
     """
     if style == "strings":
         return json.dumps([_prefixed(c) for c in rubric.criteria], ensure_ascii=False)

@@ -23,6 +23,12 @@ def score(rubric: Rubric, met: Sequence[bool]) -> float:
     Raises:
       ValueError: `met` has another length.
       RubricError: code `no_positive_weight`.
+
+    Examples:
+      >>> from rcsd_jax.rubrics.schema import from_records
+      >>> rubric = from_records(["Essential Criteria: A.", "Optional Criteria: B.", "Pitfall Criteria: C."])  # 10, 3, -9
+      >>> score(rubric, [True, True, False]), round(score(rubric, [True, False, True]), 3)
+      (1.0, 0.077)
     """
     if len(met) != len(rubric.criteria):
         raise ValueError(f"{len(met)} judgements for {len(rubric.criteria)} criteria")
@@ -44,6 +50,14 @@ def f1(predicted: Rubric | None, truth: Rubric, *, key: Callable[[Criterion], Ha
       predicted: the rubric that was written.
       truth: the ground-truth rubric.
       key: what makes two criteria the same; by default the normalised description.
+
+    Examples:
+      >>> from rcsd_jax.rubrics.schema import from_records
+      >>> truth = from_records(["Essential Criteria: A.", "Essential Criteria: B."], min_criteria=1)
+      >>> f1(from_records(["Optional Criteria: a"], min_criteria=1), truth)  # one of one is right, one of two is there
+      0.6666666666666666
+      >>> f1(None, truth)
+      0.0
     """
     if predicted is None:
         return 0.0

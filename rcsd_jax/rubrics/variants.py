@@ -75,6 +75,13 @@ def noisy(rubric: Rubric, pool: Pool, *, seed: int, id: str, fraction: float = 0
 
     Raises:
       ValueError: fraction outside 0..1, or a pool without other questions or with nothing that is not here already.
+
+    Examples:
+      >>> whole = generic_rubric()
+      >>> other = Rubric(tuple(replace(c, description=f"Something else {i}.") for i, c in enumerate(whole.criteria)))
+      >>> changed = noisy(whole, [("a", whole), ("b", other)], seed=0, id="a", fraction=0.25)
+      >>> sum(c.description.startswith("Something else") for c in changed.criteria), len(changed)
+      (2, 8)
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction {fraction} is not in 0..1")
@@ -100,6 +107,10 @@ def leave_one_out(rubric: Rubric) -> list[Rubric]:
 
     Raises:
       ValueError: fewer than two criteria, of which nothing would be left.
+
+    Examples:
+      >>> len(generic_rubric()), [len(rubric) for rubric in leave_one_out(generic_rubric())]
+      (8, [7, 7, 7, 7, 7, 7, 7, 7])
     """
     criteria = rubric.criteria
     if len(criteria) < 2:
@@ -118,6 +129,10 @@ def reduced(rubric: Rubric, *, seed: int, id: str, keep: int | float = 0.5) -> R
 
     Raises:
       ValueError: keep is not positive, or a float above 1.
+
+    Examples:
+      >>> len(reduced(generic_rubric(), seed=0, id="q1", keep=0.5)), len(reduced(generic_rubric(), seed=0, id="q1", keep=3))
+      (4, 3)
     """
     if keep <= 0 or (isinstance(keep, float) and keep > 1):
         raise ValueError(f"keep {keep} is neither a positive number of criteria nor a fraction in (0, 1]")

@@ -62,6 +62,11 @@ def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED) -> l
 
     Raises:
       ValueError: an unknown split.
+
+    Examples:
+      >>> first, second = examples("stage2", 2, seed=0)
+      >>> first.id, first.origin, len(first.rubric) >= 3, first == examples("stage2", 1, seed=0)[0]
+      ('stage2-0-0', 'world:stage2:0', True, True)
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; one of {SPLITS}")
