@@ -1,4 +1,6 @@
-"""Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `judge`, `hub`, `experiments`, `tpu`, `gcs`, `docs`."""
+"""Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `judge`, `hub`, `experiments`, `notebooks`,
+`tpu`, `gcs`, `docs`.
+"""
 
 import pathlib
 import shutil
@@ -62,12 +64,16 @@ setuptools.setup(
         "judge": ["openai>=1.56"],  # judges at endpoints
         "experiments": ["matplotlib", "scipy"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0"],
+        "notebooks": ["ipykernel", "matplotlib", "nbclient", "nbformat"],  # to execute them, outside Colab
         # torch is pinned because a CPU build of it is the one the parity tests were measured with.
         "test": [
             "build",
             "datasets>=3",
             "hypothesis>=6",
+            "ipykernel",
             "matplotlib",
+            "nbclient",
+            "nbformat",
             "openai>=1.56",
             "pytest>=8",
             "pytest-xdist>=3.6",
