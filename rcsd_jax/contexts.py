@@ -157,7 +157,7 @@ def encode_reason_first(
         {"role": "user", "content": f"{prompts['reason']['transition']}\n{prompts[task]['request']}".strip()},
     ]
     text = _rendered(tokenizer, turns, thinking=role.thinking)
-    _, marker, after = text.partition(_ANALYSIS)
+    _, marker, after = text.rpartition(_ANALYSIS)  # the last: a row's text may hold the same characters
     if not marker:
         raise UserError(
             "the chat template drops the assistant's earlier turn, which reason-first needs",

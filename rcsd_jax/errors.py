@@ -38,7 +38,7 @@ class UserError(Exception):
         self.file, self.row, self.field, self.value = file, row, field, value
         place = "" if file is None else f"{file}:{row}: " if row is not None else f"{file}: "
         named = "" if field is None else f"field '{field}'" + ("" if value is None else f" = {_short(value)}") + ": "
-        super().__init__(f"{place}{named}{problem}; {remedy}".replace("\n", " "))
+        super().__init__(" ".join(f"{place}{named}{problem}; {remedy}".splitlines()))
 
     def with_remedy(self, more: str) -> UserError:
         """The same error with one more thing that the user can do about it."""

@@ -128,7 +128,7 @@ def _look_up(record: Mapping[str, Any], path: str | None, aliases: Sequence[str]
     for step in path.split("."):
         if isinstance(value, Mapping):
             value = value.get(step, _ABSENT)
-        elif isinstance(value, Sequence) and not isinstance(value, str) and step.isdigit() and int(step) < len(value):
+        elif isinstance(value, Sequence) and not isinstance(value, str) and step in map(str, range(len(value))):
             value = value[int(step)]
         else:
             value = _ABSENT
@@ -148,12 +148,17 @@ def _text(value: Any, place: Mapping[str, Any], name: str) -> str | None:
             value=value,
             **place,
         )
+    check_encodes(value, place)
+    return value.strip()
+
+
+def check_encodes(text: str, place: Mapping[str, Any]) -> None:
+    """Raises UserError, which names the place, if a string is no text that can be written or tokenized."""
     try:
-        value.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
         problem = f"half of a surrogate pair at character {error.start}, which is no text"
-        raise UserError(problem, remedy="repair the escape sequence in the row", value=value, **place) from error
-    return value.strip()
+        raise UserError(problem, remedy="repair the escape sequence in the row", value=text, **place) from error
 
 
 def _rubric(value: Any, place: Mapping[str, Any], min_criteria: int, max_criteria: int) -> Rubric | None:
@@ -173,7 +178,7 @@ def _rubric(value: Any, place: Mapping[str, Any], min_criteria: int, max_criteri
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             parsed = parsing.parse(value, **bounds)
             if parsed.status == "strict":
                 return parsed.rubric

@@ -360,7 +360,7 @@ _NUMBER = re.compile(
     r"\(?\s?(?P<sign>[-+]\s?)?\(?\s?"
     r"(?:(?P<whole>[0-9]{1,4})\s\(?(?P<part>[0-9]{1,4})\)?\s?/\s?\(?(?P<parts>[0-9]{1,4})(?:\s?\))?(?![0-9.,^])"
     rf"|{_decimal('top')}(?:(?:\s?\))?\s?/\s?\(?\s?{_decimal('bottom')})?)(?:\s?\))?"
-    rf"(?:\s?(?P<scale>{'|'.join(_SCALES)})\b)?(?:\s{_TEN % 'power'})?",
+    rf"(?:\s?(?P<scale>(?ai:{'|'.join(_SCALES)}))\b)?(?:\s{_TEN % 'power'})?",
     re.I,
 )
 _SIDES = re.compile(r"(?<![<>!≤≥])=(?!=)|≈")

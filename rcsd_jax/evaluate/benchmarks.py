@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcsd_jax.data.examples import Example
+from rcsd_jax.data.records import check_encodes
 from rcsd_jax.errors import UserError
 
 
@@ -102,7 +103,16 @@ def _asked(benchmark: Benchmark, example: Example, seed: int) -> Example:
     parts, extra = [example.question], dict(example.extra)
     if benchmark.context:
         context = _column(example, benchmark.context)
-        parts.insert(0, context if isinstance(context, str) else "\n".join(map(str, context)))
+        texts = context if isinstance(context, list) else [context]
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(
+                "neither text nor a list of texts",
+                file=example.origin,
+                field=benchmark.context,
+                value=context,
+                remedy="correct it or remove the row",
+            )
+        parts.insert(0, "\n".join(texts))
     if benchmark.options:
         options = [str(_column(example, name)).strip() for name in benchmark.options]
         right = _right(benchmark, example, options)
@@ -118,14 +128,16 @@ def _asked(benchmark: Benchmark, example: Example, seed: int) -> Example:
         extra["unit"] = "" if unit is None else str(unit).strip()
         if extra["unit"]:
             parts.append(f"Give the answer in units of {extra['unit']}.")
-    return dataclasses.replace(example, question="\n".join(parts), extra=extra)
+    question = "\n".join(parts)
+    check_encodes(question, {"file": example.origin, "field": "question"})
+    return dataclasses.replace(example, question=question, extra=extra)
 
 
 def _right(benchmark: Benchmark, example: Example, options: Sequence[str]) -> int:
     value: Any = _column(example, benchmark.correct) if benchmark.correct else 0
     if isinstance(value, str) and value.strip() in options:
         return options.index(value.strip())
-    if isinstance(value, (str, int)) and str(value).isdigit() and int(value) < len(options):
+    if isinstance(value, (str, int)) and str(value) in map(str, range(len(options))):
         return int(value)
     raise UserError(
         "says of no option that it is the right one",

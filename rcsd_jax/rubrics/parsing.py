@@ -140,7 +140,8 @@ def repair(text: str) -> tuple[str, tuple[str, ...]]:
             last = last if in_string else '"'
         elif not ch.isspace():
             if ch in "]}" and last == ",":
-                del out[len(out) - 1 - out[::-1].index(",")]
+                comma = next(at for at in range(len(out) - 1, -1, -1) if out[at] == ",")  # only spaces follow it
+                del out[comma]
                 counts["removed spare commas"] += 1
             elif ch in '"{' and last in ('"', "}") or ch == '"' and last.isdigit():
                 out.append(",")

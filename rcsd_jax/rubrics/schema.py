@@ -33,7 +33,11 @@ _CLASS_NAMES = {
     "Pitfall": "pitfall negative contradiction penalty",
 }
 _KIND_OF = {name: kind for kind, names in _CLASS_NAMES.items() for name in names.split()}
-_PREFIX = re.compile(rf"\s*\**\s*({'|'.join(_KIND_OF)})(?:\s+criteri(?:a|on))?\s*\**\s*:\s*\**\s*", re.I)
+# ASCII, as the names are: else "ı" and "ſ" would pass for i and s. Bold marks after the colon end those before the name;
+# without any they belong to the description.
+_PREFIX = re.compile(
+    rf"\s*(\*+)?\s*(?P<name>{'|'.join(_KIND_OF)})(?:\s+criteri(?:a|on))?\s*\**\s*:\s*(?(1)\**)\s*", re.I | re.A
+)
 
 _ALIASES = {
     "title": ("title", "name"),
@@ -226,7 +230,7 @@ def split_class(text: str) -> tuple[str | None, str]:
     match = _PREFIX.match(text)
     if match is None:
         return None, text
-    return _KIND_OF[match.group(1).casefold()], text[match.end() :]
+    return _KIND_OF[match["name"].casefold()], text[match.end() :]
 
 
 def without_repeats(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
@@ -294,7 +298,9 @@ def _weight_and_class(value: Any) -> tuple[float | None, str | None]:
         kind = _KIND_OF.get(value.strip().casefold())
         if number is None and kind is None:
             raise RubricError("bad_weight", f"weight {value[:40]!r} is not a number")
-        return (None, kind) if number is None else (float(number.group(1)), None)
+        if number is None:
+            return None, kind
+        value = float(number.group(1))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RubricError("bad_weight", f"weight {str(value)[:40]} of type {type(value).__name__} is not a number")
     if abs(value) > 1e6 or value != value or value == 0:

@@ -1,0 +1,338 @@
+"""Properties that hold whatever comes in: rubrics, judges' answers and contexts; and what the other property tests share.
+
+Each property is tried on some hundred inputs, always the same, and under `-m slow` on thousands, others every time. All
+files together try 100,000: 55,000 here, 19,000 in `test_properties_answers.py`, 26,000 in `test_properties_data.py`.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from rcsd_jax import contexts
+from rcsd_jax.contexts import ENGLISH, FIELDS, Role
+from rcsd_jax.data.examples import Example
+from rcsd_jax.judge import answers as judged
+from rcsd_jax.models.huggingface import load_tokenizer
+from rcsd_jax.rubrics import parsing, schema
+from rcsd_jax.rubrics.cache import RubricCache, Written
+from rcsd_jax.rubrics.schema import RubricError, from_records, to_json
+
+
+def inputs(quick, slow):
+    """Parametrizes `count`: how many inputs a test tries, in the default suite and in the slow one."""
+    return pytest.mark.parametrize("count", [quick, pytest.param(slow, marks=pytest.mark.slow)])
+
+
+def holds(check, count, *strategies):
+    """Calls `check` with `count` generated inputs."""
+    chosen = settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=count < 1000,
+        database=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    chosen(given(*strategies)(check))()
+
+
+# --- what comes in -----------------------------------------------------------------------------------------------------
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates too
+TEXT = st.text(max_size=20)
+
+
+def made_of(*pieces, text=ANY_TEXT, most=12):
+    """Texts of these pieces and any others, in any order."""
+    return st.lists(st.one_of(st.sampled_from(pieces), text), max_size=most).map("".join)
+
+
+DEEP = st.tuples(st.integers(1, 3000), st.sampled_from((("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")))).map(
+    lambda x: x[0] * x[1][0] + "1" + x[0] * x[1][1]
+)
+NUMBERS = st.one_of(
+    st.integers(-12, 12),
+    st.integers(-(10**4000), 10**4000),
+    st.floats(),
+    st.sampled_from((2_000_000, 0, -0.0, 1e308, 5e-324)),
+)
+SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, ANY_TEXT)
+VALUES = st.recursive(
+    SCALARS, lambda x: st.one_of(st.lists(x, max_size=3), st.dictionaries(ANY_TEXT, x, max_size=3)), max_leaves=6
+)
+DESCRIPTIONS = made_of(
+    "Essential", "essential criteria", "Pitfall Criterion", "Important", "mınor", "Key", ":", "**", "*", " ", "\n", "\\",
+    "\\frac", "\\times", "\\(", '"', "[", "{", ", ", "States 5", "x", most=6,
+)  # fmt: skip
+WEIGHTS = st.one_of(
+    NUMBERS, st.sampled_from(("5", "-3", "2000000", "8/10", "5 points", "critical", "Pitfall", "", "0"))
+)
+RECORDS = st.one_of(
+    DESCRIPTIONS,
+    VALUES,
+    st.fixed_dictionaries(
+        {"description": DESCRIPTIONS},
+        optional={
+            "title": st.one_of(TEXT, VALUES),
+            "weight": st.one_of(WEIGHTS, VALUES),
+            "class": st.one_of(st.sampled_from(("Essential", "pitfall", "optional thing")), VALUES),
+        },
+    ),
+    st.dictionaries(
+        st.sampled_from(("Title", " description", "POINTS", "criterion", "rubric_item", "category", "weight")), VALUES
+    ),
+)
+RUBRIC_PIECES = (
+    "[", "]", "{", "}", "[{", "}]", '["', '"]', '"title": ', '"description": ', '"weight": 5', '"Essential Criteria: a"',
+    "Essential Criteria: ", ",", ",}", ",]", ":", '"', "\\", "\\u", "\\frac", "<think>", "</think>", "```json\n", "\n", "NaN",
+    '{"description": "a", "weight": 1}', '{"criterion": "b", "points": "critical"}', "crıtical: c",
+)  # fmt: skip
+
+
+def rubric_of(records):
+    """The rubric of the records that can be used, if there are any."""
+    usable = []
+    for record in records:
+        try:
+            usable.append(schema.criterion_from(record, scale=schema.weight_scale(records)))
+        except RubricError:
+            continue
+    assume(usable)
+    return schema.Rubric(schema.without_repeats(usable))
+
+
+# --- rubrics -----------------------------------------------------------------------------------------------------------
+
+
+def check_parsed(text):
+    parsed = parsing.parse(text, min_criteria=1)
+    assert (parsed.rubric is None) == (parsed.status == "rejected")
+    assert parsed == parsing.parse(text, min_criteria=1) and parsed.code in parsed.reason
+    if parsed.rubric is not None:
+        assert 1 <= len(parsed.rubric) <= schema.MAX_CRITERIA
+
+
+@inputs(400, 15_000)
+def test_no_text_stops_the_parser(count):
+    holds(
+        check_parsed, count, st.one_of(made_of(*RUBRIC_PIECES), DEEP.map('[{{"title": {}, "weight": 1}}, "a"'.format))
+    )
+
+
+@inputs(200, 10_000)
+def test_no_records_stop_the_parser(count):
+    def check(records, cut):
+        text = json.dumps(records)
+        check_parsed(text)
+        check_parsed(text[: int(cut * len(text))])
+        try:
+            from_records(records)
+        except RubricError as error:
+            assert error.code and error.detail
+
+    holds(check, count, st.lists(RECORDS, max_size=5), st.floats(0, 1))
+
+
+@inputs(300, 10_000)
+def test_a_rubric_is_read_as_it_was_written(count):
+    def check(records):
+        rubric = rubric_of(records)
+        bounds = dict(min_criteria=1, max_criteria=len(rubric))
+        assert from_records(json.loads(to_json(rubric)), **bounds) == rubric
+        strings = from_records(json.loads(to_json(rubric, style="strings")), **bounds)
+        assert [(c.kind, c.description) for c in strings.criteria] == [(c.kind, c.description) for c in rubric.criteria]
+        text = to_json(rubric)
+        # A model that writes "\beta" means LaTeX, and tags are of its thinking.
+        if "\b" not in json.loads(text)[0]["description"] and "<" not in text and "\\b" not in text:
+            try:
+                schema.check(rubric.criteria, **bounds)
+            except RubricError:
+                return
+            assert parsing.parse(text, **bounds).rubric == rubric
+
+    holds(check, count, st.lists(RECORDS, min_size=1, max_size=4))
+
+
+@inputs(100, 3_000)
+def test_the_order_of_keys_changes_nothing(count):
+    def check(records, random):
+        shuffled = []
+        for record in records:
+            if isinstance(record, dict):
+                assume(len({str(key).strip().casefold() for key in record}) == len(record))
+                keys = list(record)
+                random.shuffle(keys)
+                record = {key: record[key] for key in keys}
+            shuffled.append(record)
+        assert repr(rubric_of(records)) == repr(rubric_of(shuffled))
+
+    holds(check, count, st.lists(RECORDS, min_size=1, max_size=4), st.randoms())
+
+
+@inputs(50, 2_000)
+def test_a_cache_gives_back_what_it_was_given(count, tmp_path):
+    path = tmp_path / "rubrics.jsonl"
+
+    def check(texts):
+        path.unlink(missing_ok=True)
+        batch = [Written(str(i), text, parsing.parse(text, min_criteria=1)) for i, text in enumerate(texts)]
+        RubricCache(path).put_many(batch)
+        assert RubricCache(path).held() == batch
+
+    rubrics = st.lists(RECORDS, min_size=1, max_size=3).map(json.dumps)
+    holds(check, count, st.lists(st.one_of(made_of(*RUBRIC_PIECES), rubrics), max_size=3))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"description": "**States** 5", "weight": 5},  # bold marks that are the description's own
+        {"description": "a", "weight": "2000000"},  # more than a weight may be
+        "crıtical: a",  # no ASCII letters
+        {"description": "**Essential: States** 5"},
+    ],
+)
+def test_records_that_were_written_otherwise_than_read(record):
+    try:
+        rubric = from_records([record], min_criteria=1)
+    except RubricError:
+        return
+    assert from_records(json.loads(to_json(rubric)), min_criteria=1) == rubric
+
+
+def test_bold_classes():
+    for text in (
+        "**Essential Criteria:** A b",
+        "**Essential**: A b",
+        "** essential criteria : ** A b",
+        "Essential**: A b",
+    ):
+        assert schema.split_class(text) == ("Essential", "A b")
+    assert schema.split_class("Essential: **A** b") == ("Essential", "**A** b")
+
+
+def test_a_loop_of_unfinished_arrays_takes_no_minutes():
+    import time
+
+    began = time.process_time()
+    parsing.parse('[{"a": 1,}' * 2000)
+    assert time.process_time() - began < 20
+
+
+# --- judges' answers ---------------------------------------------------------------------------------------------------
+
+NAMES = st.lists(st.sampled_from(("met", "present")), min_size=1, max_size=4)
+JUDGED_PIECES = (
+    '{"criterion": 1, "met": true}', '{"criterion": 2, "present": false, "reason": ', '{"verdicts": [', "]", "}", "{", "[",
+    '"met": ', "true", "false", "yes", "1", ",", ",}", '"', "\\", "<think>", "</think>", "```", "[{", '{"', "null",
+)  # fmt: skip
+
+
+@inputs(200, 7_000)
+def test_no_answer_of_a_judge_raises(count):
+    def check(text, names):
+        found = judged.read(text, names)
+        if isinstance(found, judged.Unreadable):
+            assert found.problem
+        else:
+            assert len(found) == len(names) and all(isinstance(verdict.decision, bool) for verdict in found)
+
+    reasons = st.one_of(DEEP, VALUES.map(json.dumps)).map('{{"criterion": 1, "met": true, "reason": {}}}'.format)
+    holds(check, count, st.one_of(made_of(*JUDGED_PIECES), reasons), NAMES)
+
+
+@inputs(100, 3_000)
+def test_decisions_are_found_in_any_prose(count):
+    def check(names, decisions, reason, before, after, random):
+        verdicts = [{"criterion": i + 1, name: decisions[i], "reason": reason} for i, name in enumerate(names)]
+        random.shuffle(verdicts)
+        text = f"{before}\n```json\n{json.dumps({'verdicts': verdicts})}\n```{after}"
+        assert [verdict.decision for verdict in judged.read(text, names)] == decisions[: len(names)]
+
+    prose = st.text(st.characters(exclude_characters="[{<"), max_size=30)
+    plain = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="<\\"), max_size=20)
+    decisions = st.lists(st.booleans(), min_size=4, max_size=4)
+    holds(check, count, NAMES, decisions, plain, prose, prose, st.randoms())
+
+
+# --- contexts ----------------------------------------------------------------------------------------------------------
+
+SHOWN = made_of(
+    "{{ x }}", "{% if %}", "<|im_end|>", "<think>", "\n", "  ", "␂ANALYSIS␃", "\x00", "é", text=TEXT
+).filter(str.strip)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(user_dir):
+    return load_tokenizer(user_dir / "model")
+
+
+@st.composite
+def examples(draw):
+    texts = {name: draw(SHOWN) for name in FIELDS if name != "rubric"}
+    rubric = rubric_of(draw(st.lists(DESCRIPTIONS.map("Essential Criteria: x{}".format), min_size=1, max_size=3)))
+    attempts = {name: texts[name] for name in contexts.ATTEMPT_FIELDS}
+    return Example("1", texts["question"], texts["reference"], rubric, texts["answer"], "rows:1", attempts)
+
+
+def text_of(tokenizer, tokens):
+    return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+FIELD_LISTS = st.permutations(sorted(FIELDS)).flatmap(
+    lambda names: st.integers(1, len(names)).map(lambda n: ("question", *(x for x in names[:n] if x != "question")))
+)
+TASKS = st.sampled_from(("solve", "write_rubric"))
+STYLES = st.sampled_from(("objects", "strings"))
+
+
+@inputs(100, 3_000)
+def test_a_context_holds_each_shown_field_whole_and_in_order(count, tokenizer):
+    def check(example, fields, task, style, thinking):
+        prompts = ENGLISH | {"rubric_style": style}
+        role = Role(fields, thinking)
+        tokens = contexts.encode_role(tokenizer, example, role, prompts, task)
+        text, at = text_of(tokenizer, tokens), 0
+        for name in fields:
+            content = FIELDS[name](example, style)
+            at = text.index(content, at) + len(content)
+        assert text.index(prompts[task]["request"], at)
+        np.testing.assert_array_equal(tokens, contexts.encode_role(tokenizer, example, role, prompts, task))
+
+    holds(check, count, examples(), FIELD_LISTS, TASKS, STYLES, st.booleans())
+
+
+@inputs(50, 1_000)
+def test_what_follows_an_analysis_is_the_same_for_every_row(count, tokenizer):
+    plain = Example("0", "Why?", "So.", from_records(["Essential: a"], min_criteria=1), "b", "rows:0")
+
+    def check(example, fields, task):
+        role = Role(tuple(name for name in fields if name not in contexts.ATTEMPT_FIELDS))
+        prompt, transition = contexts.encode_reason_first(tokenizer, example, role, ENGLISH, task)
+        for name in role.fields:
+            assert FIELDS[name](example, "objects") in text_of(tokenizer, prompt)
+        np.testing.assert_array_equal(
+            transition, contexts.encode_reason_first(tokenizer, plain, role, ENGLISH, task)[1]
+        )
+
+    holds(check, count, examples(), FIELD_LISTS, TASKS)
+
+
+@inputs(50, 1_000)
+def test_padding_never_cuts(count):
+    def check(rows, length):
+        rows = [np.asarray(row, np.int32) for row in rows]
+        for pad in (contexts.pad_left, contexts.pad_right):
+            if max(map(len, rows)) > length:
+                with pytest.raises(ValueError, match="never cut"):
+                    pad(rows, length, 0)
+                continue
+            tokens, mask = pad(rows, length, 0)
+            for row, padded, kept in zip(rows, tokens, mask, strict=True):
+                np.testing.assert_array_equal(padded[kept], row)
+                assert not padded[~kept].any()
+
+    holds(check, count, st.lists(st.lists(st.integers(1, 99), max_size=9), min_size=1, max_size=4), st.integers(0, 9))
