@@ -128,12 +128,15 @@ def _with_workdir(stage: ConfigDict, workdir: AnyPath) -> ConfigDict:
     return stage
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last is the limit of a file's size
+
+
 def _resource_spent(error: BaseException | None) -> str | None:
     """What to say of an error that means that memory or disk space ran out, in whatever it is wrapped; else None."""
     while error is not None:
         first_line = (str(error).splitlines() or [""])[0]
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            return f"the disk is full ({first_line}); free space, then the same command continues"
+        if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
+            return f"the disk is full, or a quota reached ({first_line}); free space, then the same command continues"
         if "RESOURCE_EXHAUSTED" in str(error):
             remedy = "raise train.microbatches or the mesh, or lower batch sizes (train, eval, rubric) and token limits"
             return f"out of device memory; {remedy} ({first_line})"

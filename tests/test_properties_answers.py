@@ -22,7 +22,7 @@ def example_of(reference=None, answer=None, **extra):
     return Example("1", "q", reference, None, answer, "rows:1", extra)
 
 
-@inputs(200, 8_000)
+@inputs(200, 8_300)
 def test_no_text_stops_an_extraction(count):
     def check(text):
         for found in (answers.option(text, OPTIONS), answers.number(text), answers.final_answer(text)):
@@ -111,7 +111,7 @@ def test_an_option_is_graded_alike_in_any_dress(count):
     holds(check, count, st.integers(0, 3), st.integers(0, 3), PROSE)
 
 
-@inputs(20, 500)
+@inputs(5, 200)
 def test_an_expression_is_graded_alike_in_any_dress(count):
     boxes = (
         "\\boxed{{{}}}",
@@ -136,4 +136,4 @@ def test_an_expression_is_graded_alike_in_any_dress(count):
 def test_scales_are_spelled_in_ascii():
     assert answers.number("5 Million").value.value == 5e6
     for text in ("5 mıllion", "5 bİllion"):  # "ı" and "İ" pass for an i where case is ignored
-        assert answers.number(text).value in (None, answers.Number(5.0))
+        assert answers.number(text).value.value == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def read_jsonl(
     Raises:
       UserError: also for a file that is missing, empty or not UTF-8, and a line that is not a JSON object.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # as it is where there is no such user
     return records.to_examples(
         _lines(path),
         file=path,
@@ -43,9 +44,9 @@ def read_jsonl(
 def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         raw = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no path
         remedy = "name a .jsonl file that can be read"
-        raise UserError(f"cannot be read ({error.strerror})", remedy=remedy, file=path) from error
+        raise UserError(f"cannot be read ({getattr(error, 'strerror', error)})", remedy=remedy, file=path) from error
     if not raw.strip():
         raise UserError("the file is empty", remedy="give a file with one JSON object per line", file=path)
     for row, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ def read_parquet(path: str | Path, **settings: Any) -> list[Example]:
     Raises:
       UserError: also for files that are missing, empty or no Parquet.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # as it is where there is no such user
     return records.to_examples(_rows(path), file=path, origin=path.stem, **settings)
 
 
@@ -33,7 +34,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 for record in batch.to_pylist():
                     row += 1
                     yield row, record
-    except (OSError, pyarrow.ArrowException) as error:
+    # Of what Python has no value for, such as text that is no UTF-8 and days beyond its calendar, any of these comes.
+    except (OSError, ValueError, ArithmeticError, LookupError, pyarrow.ArrowException) as error:
         first_line = (str(error).splitlines() or [""])[0]
         remedy = "name a .parquet file, or a folder of them, that can be read"
         raise UserError(f"cannot be read ({first_line})", remedy=remedy, file=path) from error
