@@ -122,7 +122,9 @@ def check_parsed(text):
 
 @inputs(400, 14_900)
 def test_no_text_stops_the_parser(count):
-    holds(check_parsed, count, st.one_of(made_of(*RUBRIC_PIECES), DEEP.map('[{{"title": {}, "weight": 1}}, "a"'.format)))
+    holds(
+        check_parsed, count, st.one_of(made_of(*RUBRIC_PIECES), DEEP.map('[{{"title": {}, "weight": 1}}, "a"'.format))
+    )
 
 
 @inputs(5, 100)
