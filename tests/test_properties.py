@@ -150,17 +150,14 @@ def test_no_records_stop_the_parser(count):
 def test_a_rubric_is_read_as_it_was_written(count):
     def check(records):
         rubric = rubric_of(records)
+        assume(any(criterion.weight > 0 for criterion in rubric.criteria))  # else there is nothing to score
         bounds = dict(min_criteria=1, max_criteria=len(rubric))
         assert from_records(json.loads(to_json(rubric)), **bounds) == rubric
         strings = from_records(json.loads(to_json(rubric, style="strings")), **bounds)
         assert [(c.kind, c.description) for c in strings.criteria] == [(c.kind, c.description) for c in rubric.criteria]
         text = to_json(rubric)
         # A model that writes "\beta" means LaTeX, and tags are of its thinking.
-        if "\b" not in json.loads(text)[0]["description"] and "<" not in text and "\\b" not in text:
-            try:
-                schema.check(rubric.criteria, **bounds)
-            except RubricError:
-                return
+        if "\\b" not in text and "<" not in text:
             assert parsing.parse(text, **bounds).rubric == rubric
 
     holds(check, count, st.lists(RECORDS, min_size=1, max_size=4))

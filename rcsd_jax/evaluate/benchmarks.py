@@ -103,7 +103,7 @@ def _asked(benchmark: Benchmark, example: Example, seed: int) -> Example:
     parts, extra = [example.question], dict(example.extra)
     if benchmark.context:
         context = _column(example, benchmark.context)
-        texts = context if isinstance(context, list) else [context]
+        texts = context if isinstance(context, (list, tuple)) else [context]
         if not all(isinstance(text, str) for text in texts):
             raise UserError(
                 "neither text nor a list of texts",
