@@ -108,7 +108,9 @@ class Checkpoints:
 
     def _try(self, step: int, like: Any) -> tuple[Any, Any, str | None]:
         """State and position, or what is wrong; the same problem in every process."""
-        state, position, problem = None, None, None
+        state: Any = None
+        position: Any = None
+        problem: str | None = None
         with _without_noise():
             try:
                 problem = _difference(self._directory / str(step) / "state", like)
@@ -151,7 +153,8 @@ class Checkpoints:
 def _without_noise() -> Iterator[None]:
     """Keeps off the console what the readers leave behind when one of them fails: the failure itself is raised."""
     hooks, asyncio_log = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
-    sys.excepthook = sys.unraisablehook = lambda *_: None
+    sys.excepthook = lambda *_: None
+    sys.unraisablehook = lambda *_: None
     asyncio_log.disabled = True
     try:
         yield

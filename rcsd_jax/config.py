@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -240,7 +240,7 @@ def check(config: ConfigDict, *, trains: bool = True) -> None:
 
 
 def _check_numbers(one: ConfigDict, prefix: str, *, trains: bool) -> None:
-    def need(ok: bool, key: str, problem: str, remedy: str):
+    def need(ok: bool, key: str, problem: str, remedy: str) -> None:
         if not ok:
             raise UserError(problem, field=prefix + key, value=_get(one, key), remedy=remedy)
 
@@ -346,7 +346,7 @@ def graded_by_judge(one: ConfigDict) -> bool:
     return "judge" in graders | {one.eval.grader, one.reward.grader}
 
 
-def _check_method(one: ConfigDict, need) -> None:
+def _check_method(one: ConfigDict, need: Callable[[bool, str, str, str], None]) -> None:
     rewarded = one.method in ("grpo", "self_distillation_and_grpo")
     from_attempts = [name for name in contexts.ATTEMPT_FIELDS if name in one.teacher.fields]
     if rewarded or from_attempts:

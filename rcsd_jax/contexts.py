@@ -90,7 +90,7 @@ class Role:
     fields: tuple[str, ...]
     thinking: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in self.fields:
             if name not in FIELDS:
                 raise UserError("unknown field in a role", field="fields", value=name, remedy=f"use {sorted(FIELDS)}")
@@ -129,19 +129,19 @@ def user_message(
     return "\n".join(part for part in parts if part)
 
 
-def encode_chat(tokenizer, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> np.ndarray:
+def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> np.ndarray:
     """Token ids [P] int32 of a conversation through the tokenizer's chat template, up to the generation prompt."""
     return _tokens(tokenizer, _rendered(tokenizer, messages, thinking=thinking))
 
 
-def encode_role(tokenizer, example: Example, role: Role, prompts: Mapping[str, Any], task: str) -> np.ndarray:
+def encode_role(tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str) -> np.ndarray:
     """Token ids [P] int32 of the prompt that `role` sees; the completion is appended to them."""
     message = user_message(example, role, prompts, task)
     return encode_chat(tokenizer, [{"role": "user", "content": message}], thinking=role.thinking)
 
 
 def encode_reason_first(
-    tokenizer, example: Example, role: Role, prompts: Mapping[str, Any], task: str
+    tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The teacher's context when it writes an analysis before the completion is scored (the authors' release).
 
@@ -197,7 +197,7 @@ def pad_right(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.
     return tokens[:, ::-1], mask[:, ::-1]
 
 
-def _rendered(tokenizer, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> str:
+def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> str:
     try:
         return tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
@@ -211,6 +211,6 @@ def _rendered(tokenizer, messages: Sequence[Mapping[str, str]], *, thinking: boo
         ) from error
 
 
-def _tokens(tokenizer, text: str) -> np.ndarray:
+def _tokens(tokenizer: Any, text: str) -> np.ndarray:
     # The template already wrote the special tokens; adding them again would shift every position.
     return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)

@@ -122,6 +122,7 @@ def _say_why_on_abort() -> None:
     """
     from jax._src import distributed  # the address has no public name, where JAX found it by itself
 
+    assert distributed.global_state.coordinator_address is not None, "JAX has just been started"
     host, _, port = distributed.global_state.coordinator_address.rpartition(":")
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)

@@ -14,13 +14,13 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeAlias
 
 from etils import epath
 
 from rcsd_jax.errors import UserError
 
-AnyPath = Path | epath.Path
+AnyPath: TypeAlias = Path | epath.Path
 _EVERY_S = 30.0
 
 
@@ -100,7 +100,8 @@ class Log:
     """
 
     def __init__(self, path: AnyPath):
-        self._path, self._file, self._text = path, None, ""
+        self._path, self._text = path, ""
+        self._file: IO[str] | None = None
         if is_remote(path):
             self._text, self._published = path.read_text() if path.exists() else "", time.monotonic()
         else:

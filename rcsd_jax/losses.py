@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ _MIN_LOGIT = -1e9  # stands for -inf (a masked vocabulary entry), so that 0 * lo
 _HEAD_BANDS = 8  # in which the head's gradient is added up, at most
 _HEAD_BAND_ROWS = 128  # at least: thinner products are slow
 _MAX_LOG_MASS = -1e-7  # keeps the tail bucket's log finite when the support holds all the mass (TRL's value)
+
+
+_Arrays: TypeAlias = tuple[jax.Array, ...]
 
 
 class DivergenceStats(NamedTuple):
@@ -316,8 +319,16 @@ def weighted_divergence_from_hidden(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _weighted(spec, importance_clip, student_hidden, student_head, teacher_hidden, teacher_head, *per_token):
-    def step(total, chunk):
+def _weighted(
+    spec: _Spec,
+    importance_clip: float | None,
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_head: jax.Array,
+    *per_token: jax.Array,
+) -> tuple[jax.Array, DivergenceStats]:
+    def step(total: jax.Array, chunk: _Arrays) -> tuple[jax.Array, DivergenceStats]:
         stats = _chunk_stats(spec, chunk[0], student_head, chunk[1], teacher_head, chunk[2])
         return total + _weighted_sum(stats, importance_clip, *chunk[3:]), stats
 
@@ -326,8 +337,16 @@ def _weighted(spec, importance_clip, student_hidden, student_head, teacher_hidde
     return total, _whole(stats, student_hidden.shape[1])
 
 
-def _weighted_forward(spec, importance_clip, student_hidden, student_head, teacher_hidden, teacher_head, *per_token):
-    def step(carry, chunk):
+def _weighted_forward(
+    spec: _Spec,
+    importance_clip: float | None,
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_head: jax.Array,
+    *per_token: jax.Array,
+) -> tuple[tuple[jax.Array, DivergenceStats], _Arrays]:
+    def step(carry: _Arrays, chunk: _Arrays) -> tuple[_Arrays, tuple[DivergenceStats, jax.Array]]:
         total, head_gradient = carry
         value, stats, hidden_gradient, head_gradient = _chunk_gradients(
             spec, importance_clip, student_head, teacher_head, head_gradient, *chunk
@@ -342,7 +361,9 @@ def _weighted_forward(spec, importance_clip, student_hidden, student_head, teach
     return (total, _whole(stats, length)), residuals
 
 
-def _weighted_backward(spec, importance_clip, residuals, cotangents):
+def _weighted_backward(
+    spec: _Spec, importance_clip: float | None, residuals: _Arrays, cotangents: tuple[jax.Array, Any]
+) -> tuple[jax.Array | None, ...]:
     hidden_gradient, head_gradient = residuals
     scale = cotangents[0]
     scaled = (scale * x.astype(jnp.float32) for x in (hidden_gradient, head_gradient))
@@ -354,8 +375,16 @@ _weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
 def _chunk_gradients(
-    spec, importance_clip, student_head, teacher_head, head_gradient, student_hidden, teacher_hidden, tokens, *weighting
-):
+    spec: _Spec,
+    importance_clip: float | None,
+    student_head: jax.Array,
+    teacher_head: jax.Array,
+    head_gradient: jax.Array,
+    student_hidden: jax.Array,
+    teacher_hidden: jax.Array,
+    tokens: jax.Array,
+    *weighting: jax.Array,
+) -> tuple[jax.Array, DivergenceStats, jax.Array, jax.Array]:
     """A chunk's weighted sum and stats, the sum's gradient in the hidden states, and the head's, added to what is given."""
 
     logits = _logits(student_hidden, student_head)
@@ -366,12 +395,19 @@ def _chunk_gradients(
     return value, stats, hidden_gradient, _add_head_gradient(head_gradient, student_hidden, logits_gradient)
 
 
-def _logits_gradient(spec, importance_clip, student_logits, teacher_logits, tokens, *weighting):
+def _logits_gradient(
+    spec: _Spec,
+    importance_clip: float | None,
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    tokens: jax.Array,
+    *weighting: jax.Array,
+) -> tuple[jax.Array, DivergenceStats, jax.Array]:
     """The weighted sum, the stats, and the sum's gradient in the student's logits [B, C, V] float32."""
     cut = spec.top_k is not None and spec.top_k < student_logits.shape[-1]
     if spec.divergence == "sampled_token" or cut or spec.entry_clip is not None or spec.token_clip is not None:
 
-        def value_of(logits):
+        def value_of(logits: jax.Array) -> tuple[jax.Array, DivergenceStats]:
             stats = _logits_stats(spec, logits, teacher_logits, tokens)
             return _weighted_sum(stats, importance_clip, *weighting), stats
 
@@ -392,7 +428,7 @@ def _divergence_gradient(student: jax.Array, teacher: jax.Array, beta: float, we
     From log-probabilities [..., V]. With D's derivative c_v in p_v, it is p_v (c_v - sum_u p_u c_u).
     """
 
-    def weighted(x):
+    def weighted(x: jax.Array) -> jax.Array:
         return jnp.where(weights == 0, 0.0, weights * x)
 
     # Weights come before the last operation: XLA would repeat what follows on one array for every use of the result.
@@ -404,24 +440,30 @@ def _divergence_gradient(student: jax.Array, teacher: jax.Array, beta: float, we
     return weighted(probs) * jnp.where(weights == 0, 0.0, derivative - mean)
 
 
-def _token_weights(stats, importance_clip, weights, sampler_log_probs=None):
+def _token_weights(
+    stats: DivergenceStats,
+    importance_clip: float | None,
+    weights: jax.Array,
+    sampler_log_probs: jax.Array | None = None,
+) -> jax.Array:
     if importance_clip is None:
         return weights
+    assert sampler_log_probs is not None, "`weighted_divergence_from_hidden` asks for them"
     return weights * importance_weight(stats.student_log_probs, sampler_log_probs, clip=importance_clip)
 
 
-def _weighted_sum(stats, importance_clip, *weighting):
+def _weighted_sum(stats: DivergenceStats, importance_clip: float | None, *weighting: jax.Array) -> jax.Array:
     weights = _token_weights(stats, importance_clip, *weighting)
     return weighted_sum(stats.divergence, weights)
 
 
-def _add_head_gradient(total, hidden, logits_gradient):
+def _add_head_gradient(total: jax.Array, hidden: jax.Array, logits_gradient: jax.Array) -> jax.Array:
     """total [D, V] float32 + the head's gradient for a chunk, a band of rows at a time: the product is never whole."""
     size = total.shape[0]
     rows = size // math.gcd(size, min(_HEAD_BANDS, max(size // _HEAD_BAND_ROWS, 1)))
 
-    def add_band(i, total):
-        def band_of(x, axis):
+    def add_band(i: jax.Array, total: jax.Array) -> jax.Array:
+        def band_of(x: jax.Array, axis: int) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(x, i * rows, rows, axis)
 
         # The hidden states first: in the other order the logits' gradient is transposed, and that copied, for every band.
@@ -466,8 +508,10 @@ def token_log_probs_from_hidden(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _token_log_probs(temperature, chunk_size, hidden, head, tokens):
-    def step(_, chunk):
+def _token_log_probs(
+    temperature: float, chunk_size: int, hidden: jax.Array, head: jax.Array, tokens: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    def step(_: None, chunk: _Arrays) -> tuple[None, tuple[jax.Array, jax.Array]]:
         log_probs = _log_softmax(_logits(chunk[0], head), temperature)
         return None, (_take(log_probs, chunk[1]), _entropy(log_probs))
 
@@ -475,14 +519,18 @@ def _token_log_probs(temperature, chunk_size, hidden, head, tokens):
     return _whole(both, tokens.shape[1])
 
 
-def _token_log_probs_forward(temperature, chunk_size, hidden, head, tokens):
+def _token_log_probs_forward(
+    temperature: float, chunk_size: int, hidden: jax.Array, head: jax.Array, tokens: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], _Arrays]:
     return _token_log_probs(temperature, chunk_size, hidden, head, tokens), (hidden, head, tokens)
 
 
-def _token_log_probs_backward(temperature, chunk_size, residuals, cotangents):
+def _token_log_probs_backward(
+    temperature: float, chunk_size: int, residuals: _Arrays, cotangents: _Arrays
+) -> tuple[jax.Array, jax.Array, None]:
     hidden, head, tokens = residuals
 
-    def step(head_gradient, chunk):
+    def step(head_gradient: jax.Array, chunk: _Arrays) -> tuple[jax.Array, jax.Array]:
         hidden, tokens, weights = chunk
         logits, pull = jax.vjp(lambda x: _logits(x, head), hidden)
         probs = jnp.exp(_log_softmax(logits, temperature))
@@ -500,8 +548,16 @@ _token_log_probs.defvjp(_token_log_probs_forward, _token_log_probs_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scores(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask):
-    def step(_, chunk):
+def _scores(
+    spec: _Spec,
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_head: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array,
+) -> DivergenceStats:
+    def step(_: None, chunk: _Arrays) -> tuple[None, DivergenceStats]:
         return None, _chunk_stats(spec, chunk[0], student_head, chunk[1], teacher_head, chunk[2])
 
     length = student_hidden.shape[1]
@@ -509,10 +565,18 @@ def _scores(spec, student_hidden, student_head, teacher_hidden, teacher_head, to
     return _masked(_whole(stats, length), mask)
 
 
-def _scores_forward(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask):
+def _scores_forward(
+    spec: _Spec,
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_head: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array,
+) -> tuple[DivergenceStats, tuple[_Arrays, _Arrays]]:
     # A token's divergence depends on its own hidden state alone, so its unit gradient can be had while the chunk's
     # logits are there; the backward pass then only scales it. The head's is had likewise if all weigh the same.
-    def step(head_gradient, chunk):
+    def step(head_gradient: jax.Array, chunk: _Arrays) -> tuple[jax.Array, tuple[DivergenceStats, jax.Array]]:
         _, stats, hidden_gradient, head_gradient = _chunk_gradients(
             spec, None, student_head, teacher_head, head_gradient, *chunk
         )
@@ -527,7 +591,9 @@ def _scores_forward(spec, student_hidden, student_head, teacher_hidden, teacher_
     return _masked(_whole(stats, length), mask), (inputs, gradients)
 
 
-def _scores_backward(spec, residuals, cotangents):
+def _scores_backward(
+    spec: _Spec, residuals: tuple[_Arrays, _Arrays], cotangents: DivergenceStats
+) -> tuple[jax.Array | None, ...]:
     (student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask), gradients = residuals
     hidden_gradient, head_gradient = gradients
     weights = jnp.where(mask, cotangents.divergence, 0.0)  # [B, T]
@@ -536,7 +602,7 @@ def _scores_backward(spec, residuals, cotangents):
     all_alike = smallest == largest
     chunks = _chunks((student_hidden, teacher_hidden, tokens, weights), spec.chunk_size)
 
-    def add_chunk(i, total):
+    def add_chunk(i: jax.Array, total: jax.Array) -> jax.Array:
         hidden, teacher, tokens, weights = jax.tree.map(lambda x: x[i], chunks)
 
         logits = _logits(hidden, student_head)
@@ -559,20 +625,20 @@ def _masked(stats: DivergenceStats, mask: jax.Array) -> DivergenceStats:
     return stats._replace(divergence=jnp.where(mask, stats.divergence, 0.0))
 
 
-def _chunks(tree, size: int):
+def _chunks(tree: Any, size: int) -> Any:
     """[B, T, ...] -> [T / size, B, size, ...], the end padded with zeros."""
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
     return jax.tree.map(split, tree)
 
 
-def _whole(tree, length: int):
+def _whole(tree: Any, length: int) -> Any:
     """The inverse of `_chunks`."""
 
-    def join(x):
+    def join(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x, 0, 1)
         return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
@@ -583,17 +649,26 @@ def _logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
     return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)  # [B, C, V]
 
 
-def _chunk_stats(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens) -> DivergenceStats:
+def _chunk_stats(
+    spec: _Spec,
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_head: jax.Array,
+    tokens: jax.Array,
+) -> DivergenceStats:
     return _logits_stats(spec, _logits(student_hidden, student_head), _logits(teacher_hidden, teacher_head), tokens)
 
 
-def _logits_stats(spec, student_logits, teacher_logits, tokens) -> DivergenceStats:
+def _logits_stats(
+    spec: _Spec, student_logits: jax.Array, teacher_logits: jax.Array, tokens: jax.Array
+) -> DivergenceStats:
     student = _log_softmax(student_logits, spec.temperature)
     teacher = jax.lax.stop_gradient(_log_softmax(teacher_logits, spec.temperature))
     return _stats(spec, student, teacher, tokens)
 
 
-def _stats(spec, student, teacher, tokens) -> DivergenceStats:
+def _stats(spec: _Spec, student: jax.Array, teacher: jax.Array, tokens: jax.Array) -> DivergenceStats:
     """From log-probabilities [B, C, V]."""
     student_token, teacher_token = _take(student, tokens), _take(teacher, tokens)
     if spec.divergence == "sampled_token":
@@ -651,7 +726,7 @@ def _floor(logits: jax.Array) -> jax.Array:
 
 
 @_floor.defjvp
-def _floor_jvp(primals, tangents):
+def _floor_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     # Straight through: a masked entry's probability, and with it its gradient, is 0 anyway, and the mask that the true
     # derivative needs would be one more array of the logits' size.
     return _floor(*primals), tangents[0]
@@ -696,7 +771,7 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be > 0, got {temperature!r}")
 
 
-def _check(beta, temperature, top_k, top_k_support, tail) -> None:
+def _check(beta: float, temperature: float, top_k: int | None, top_k_support: str, tail: str) -> None:
     _check_temperature(temperature)
     if not 0 <= beta <= 1:
         raise ValueError(f"beta must be in [0, 1], got {beta!r}")

@@ -20,7 +20,7 @@ from rcsd_jax.files import AnyPath, Log, is_remote, write_text
 _compilations = [0]
 
 
-def _count_compilation(event: str, duration: float, **_) -> None:
+def _count_compilation(event: str, duration_secs: float, **_: str | int) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
         _compilations[0] += 1
 
@@ -117,7 +117,7 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
         self._line()
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 _SMALL = 1e-4  # added to a group's deviation, TRL's value
 
 
-def group_advantages(rewards: jax.Array, *, group_size: int, scale: bool = True) -> jax.Array:
+def group_advantages(rewards: ArrayLike, *, group_size: int, scale: bool = True) -> jax.Array:
     """How much better each sample is than its group's mean, in the group's standard deviations.
 
     Args:
@@ -33,6 +34,7 @@ def group_advantages(rewards: jax.Array, *, group_size: int, scale: bool = True)
       >>> group_advantages(rewards, group_size=4, scale=False)[:4].tolist()
       [0.75, -0.25, -0.25, -0.25]
     """
+    rewards = jnp.asarray(rewards)
     if group_size < 1 or rewards.shape[0] % group_size:
         raise ValueError(f"group_size must divide the {rewards.shape[0]} rewards, got {group_size!r}")
     grouped = jax.lax.stop_gradient(rewards.astype(jnp.float32)).reshape(-1, group_size)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from types import FrameType
+from typing import Any
 
 from rcsd_jax import processes
 from rcsd_jax.errors import Preempted
@@ -20,16 +22,16 @@ class StopRequest:
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._received: int | None = None
-        self._old: dict[int, object] = {}
+        self._old: dict[int, Any] = {}  # what `signal.signal` returned
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             self._old = {number: signal.signal(number, self._receive) for number in self._SIGNALS}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -43,6 +45,7 @@ class StopRequest:
     def raise_if_set(self, state: str) -> None:
         """Raises Preempted, with what has been saved as `state`, if any process was asked to end. A collective."""
         if self.is_set():
+            assert self._received is not None, "all have it from the one that received it"
             raise Preempted(state, signal=self._received)
 
     def raise_if_heard(self, state: str) -> None:
@@ -50,7 +53,7 @@ class StopRequest:
         if self._received is not None:
             raise Preempted(state, signal=self._received)
 
-    def _receive(self, number: int, frame) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._received is not None:
             raise KeyboardInterrupt
         self._received = number

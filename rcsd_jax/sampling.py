@@ -115,7 +115,7 @@ def generate(
         jnp.ones((batch,), bool),
     )
 
-    def body(carry):
+    def body(carry: tuple[jax.Array, Rows, Samples]) -> tuple[jax.Array, Rows, Samples]:
         t, rows, samples = carry
         live = samples.cut  # no end token yet
         token, log_prob, rows = decode_step(
@@ -130,7 +130,7 @@ def generate(
         )
         return t + 1, rows, samples
 
-    def unfinished(carry):
+    def unfinished(carry: tuple[jax.Array, Rows, Samples]) -> jax.Array:
         t, _, samples = carry
         return (t < limit) & samples.cut.any()
 
@@ -204,13 +204,14 @@ def decode_step(
     decoder = in_sampling_layout(decoder)
     logits = constrain(logits, ("batch", "vocab"), LAYOUTS[decoder.config.layout])
     token, log_prob = sample_token(constrain(logits, ("batch", None), LAYOUTS["train"]), keys, sampling)
-    hidden, cache = decoder.apply(
+    applied: Any = decoder.apply(  # Flax declares that it may give variables as well
         weights.variables,
         token[:, None],
         positions=rows.lengths[:, None],
         cache=rows.cache,
         cache_index=rows.lengths,
     )
+    hidden, cache = applied
     return token, log_prob, Rows(hidden[:, 0], cache, rows.lengths + 1)
 
 

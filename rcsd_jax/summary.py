@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.console
@@ -108,12 +108,19 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _add_rows(table, stage: str, evaluation: dict[str, Any], teacher: str, splits, modes) -> None:
+def _add_rows(
+    table: rich.table.Table,
+    stage: str,
+    evaluation: dict[str, Any],
+    teacher: str,
+    splits: Sequence[str],
+    modes: Sequence[str],
+) -> None:
     def cell(role: str, split: str, mode: str, score: str) -> str:
         return _mean(evaluation[role].get(split, {}).get(mode, {}), score)
 
-    first = next(iter(next(iter(evaluation.values()), {}).values()), {})
-    present = next(iter(first.values()), {})
+    first: dict[str, Any] = next(iter(next(iter(evaluation.values()), {}).values()), {})
+    present: dict[str, Any] = next(iter(first.values()), {})
     for score in [s for s in SCORE_NAMES if s in present]:
         for role in [r for r in ROLE_NAMES if r in evaluation]:
             cells = [cell(role, split, mode, score) for split in splits for mode in modes]

@@ -64,7 +64,9 @@ def to_examples(
     for name in require:
         if name not in ALIASES:
             raise UserError("no such example field", remedy=f"require some of {_list(ALIASES)}", field=name)
-    examples, rows_of_ids, found, names = [], {}, set(), {}
+    rows_of_ids: dict[str, int] = {}
+    names: dict[str, None] = {}
+    examples, found = [], set()
     for row, record in records:
         names.update(dict.fromkeys(record))
         values, used = {}, set()
@@ -189,7 +191,9 @@ def _rubric(value: Any, place: Mapping[str, Any], min_criteria: int, max_criteri
         raise UserError(f"not a rubric ({error})", remedy=remedy, value=value, **place) from error
 
 
-def _missing(record, name: str, column: str | None, wanted: str | None, place: Mapping[str, Any]) -> UserError:
+def _missing(
+    record: Mapping[str, Any], name: str, column: str | None, wanted: str | None, place: Mapping[str, Any]
+) -> UserError:
     if column is not None:
         remedy = "fill it in or remove the row"
         return UserError(f"the {name} is empty", remedy=remedy, value=record.get(column), **place)

@@ -70,7 +70,9 @@ def last_boxed(text: str) -> str | None:
 
 def _boxes(text: str) -> tuple[str | None, bool]:
     """The content of the last complete box, and whether a box was begun and never closed."""
-    last, begun, opened = (-1, None), False, []  # opened: of each open brace its box's beginning and end, or None
+    last: tuple[int, str | None] = (-1, None)
+    opened: list[tuple[int, int] | None] = []  # of each open brace its box's beginning and end, or None
+    begun = False
     for match in _BRACES.finditer(text):
         start, found = match.start(), match["bare"]
         if match["box"]:
@@ -107,13 +109,15 @@ _MAX_STATEMENTS = 50  # a model caught in a loop makes thousands
 
 def _stated(text: str) -> Iterator[str]:
     """What follows the text's statements of an answer, each to the end of its line; the last statement first."""
+    found: list[tuple[int, int, str | None]]
     found = [(match.start(), match.end(), None) for match in _STATEMENT.finditer(text)]
     found += [(match.start(), match.end(), match[1]) for match in _REVERSED_STATEMENT.finditer(text)]
     for start, end, letter in sorted(found, reverse=True)[:_MAX_STATEMENTS]:
         if _HYPOTHETICAL.search(text[max(0, start - 50) : start]):
             continue
-        begin = _AFTER_STATEMENT.match(text, end, end + 100).end()
-        line = letter or text[begin : begin + MAX_EXPRESSION].split("\n")[0]
+        after = _AFTER_STATEMENT.match(text, end, end + 100)
+        assert after is not None, "it also matches nothing"
+        line = letter or text[after.end() : after.end() + MAX_EXPRESSION].split("\n")[0]
         line = line.strip().rstrip("!")  # no factorial
         if line:
             yield line
@@ -318,7 +322,9 @@ def _by_wording(text: str, wordings: list[str]) -> Answer:
 
     text = text.casefold()
     for index in reversed(begins(text, _NEXT_WORDING)):
-        rest = text[_NEXT_WORDING.match(text, len(folded[index])).end() :]
+        following = _NEXT_WORDING.match(text, len(folded[index]))
+        assert following is not None, "`begins` has seen it"
+        rest = text[following.end() :]
         if any(i != index for i in begins(rest, _AFTER_WORDING)):
             return Answer(None, "several")
     found = begins(text, _AFTER_WORDING)
@@ -494,7 +500,8 @@ def _unit(text: str) -> tuple[str | None, str]:
     A factor after a slash divides, and so do those joined to it: J/mol·K is J/(mol·K) to those who write it, while read
     from left to right nobody means it. One with a negative power of its own is taken at its word, J/K mol^-1.
     """
-    factors, at, below = [], 0, False
+    factors: list[tuple[str, float]] = []
+    at, below = 0, False
     while match := _UNIT.match(text, at):
         name, power, joint = _known(match["name"]), _power(match), (match["joint"] or " ").strip()
         before_word = not joint and match["name"] in _WORDS and re.match(r"\s[A-Za-z]", text[match.end() :])
@@ -563,7 +570,7 @@ def numbers_agree(found: Number, truth: Number, *, relative: float = 0.05, absol
       (True, False)
     """
     scaled = _scaled(found.value, found.power - truth.power)
-    values = [scaled]
+    values: list[float | None] = [scaled]
     if found.unit is None and truth.power:
         values.append(found.value)
     if found.unit != truth.unit:
@@ -676,7 +683,7 @@ def _closed_form(text: str) -> Number | None:
         return None
 
     def value() -> float:
-        expression = next(iter(_parsed(side.replace("π", r"\pi "))), None)
+        expression: Any = next(iter(_parsed(side.replace("π", r"\pi "))), None)
         return float(expression.doit().evalf()) if getattr(expression, "is_number", False) else math.nan
 
     try:
@@ -755,7 +762,7 @@ def _within(seconds: float, call: Callable, *arguments: Any) -> Any:
     logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
     end, before = time.thread_time() + seconds, sys.getprofile()
 
-    def hook(frame, *_):
+    def hook(frame: Any, *_: Any) -> None:
         if time.thread_time() > end and not _is_importing(frame):
             raise _OutOfTime
 

@@ -56,7 +56,7 @@ def read(text: str, names: Sequence[str]) -> list[Verdict] | Unreadable:
             return Unreadable("it decides twice, and differently")
         if good:
             return good[0]
-        problem = found[0].problem if found else problem
+        problem = next((one.problem for one in found if isinstance(one, Unreadable)), problem)
     return Unreadable(problem)
 
 

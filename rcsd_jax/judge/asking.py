@@ -92,7 +92,9 @@ def usage_of(
     """
     answers = list(answers)
     tokens = sum(answer.input_tokens for answer in answers), sum(answer.output_tokens for answer in answers)
-    priced = input_price is not None and output_price is not None
+    cost = None
+    if input_price is not None and output_price is not None:
+        cost = (tokens[0] * input_price + tokens[1] * output_price) / 1e6
     return Usage(
         asked=len(answers),
         reasked=reasked,
@@ -102,5 +104,5 @@ def usage_of(
         input_tokens=tokens[0],
         output_tokens=tokens[1],
         uncounted=sum(answer.uncounted for answer in answers),
-        cost=(tokens[0] * input_price + tokens[1] * output_price) / 1e6 if priced else None,
+        cost=cost,
     )

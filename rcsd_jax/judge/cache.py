@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import ItemsView, Mapping
-from typing import Any
+from typing import IO, Any
 
 from rcsd_jax.errors import UserError
 from rcsd_jax.files import AnyPath, Log, as_path, is_remote
@@ -52,7 +52,8 @@ class AnswerCache:
         self.path = None if path is None else as_path(path)
         self.torn_lines = 0
         self._held: dict[str, Answer] = {}
-        self._log = self._lock = None
+        self._log: Log | None = None
+        self._lock: IO[bytes] | None = None
         if self.path is None:
             return
         try:
@@ -67,7 +68,7 @@ class AnswerCache:
         try:
             self._claim()
             if self.path.exists():
-                self._load()
+                self._load(self.path)
             self._log = Log(self.path)
         except BaseException:
             self.close()
@@ -76,7 +77,7 @@ class AnswerCache:
     def __enter__(self) -> AnswerCache:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __len__(self) -> int:
@@ -127,11 +128,11 @@ class AnswerCache:
                 remedy="wait for it, or choose another place for them",
             ) from error
 
-    def _load(self) -> None:
-        *lines, rest = self.path.read_bytes().split(b"\n")
-        if rest and not is_remote(self.path) and (rest[: len(_START)] == _START[: len(rest)]):
+    def _load(self, path: AnyPath) -> None:
+        *lines, rest = path.read_bytes().split(b"\n")
+        if rest and not is_remote(path) and (rest[: len(_START)] == _START[: len(rest)]):
             # No line break, so not finished, even if it decodes. Another file's last line is not ours to cut off.
-            os.truncate(self.path, sum(len(line) + 1 for line in lines))
+            os.truncate(path, sum(len(line) + 1 for line in lines))
             self.torn_lines, rest = 1, b""
         for row, line in enumerate([*lines, rest] if rest else lines, start=1):
             try:
@@ -140,7 +141,7 @@ class AnswerCache:
                 raise UserError(
                     f"not a judge's answer ({error})",
                     remedy="remove this line, or the file to have everything judged again",
-                    file=self.path,
+                    file=path,
                     row=row,
                 ) from error
             self._held.setdefault(key, answer)

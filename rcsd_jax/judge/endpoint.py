@@ -172,7 +172,9 @@ class Endpoint:
             used = reply.tokens if isinstance(reply, _Failed) else (reply.input_tokens, reply.output_tokens)
             self._tokens.add(sum(used) - guess)
             tokens, uncounted = [a + b for a, b in zip(tokens, used, strict=True)], uncounted + reply.uncounted
-            spent = dict(requests=attempt + 1, input_tokens=tokens[0], output_tokens=tokens[1], uncounted=uncounted)
+            spent: dict[str, Any] = dict(
+                requests=attempt + 1, input_tokens=tokens[0], output_tokens=tokens[1], uncounted=uncounted
+            )
             if isinstance(reply, Answer):
                 self._answered, self._failed_in_a_row = self._answered + 1, 0
                 self._answered_tokens += sum(used)
@@ -186,6 +188,7 @@ class Endpoint:
             self._requests.pause(reply.after_s)  # for all: the endpoint means this client, not this prompt
             pause = min(settings.backoff_s * 2**attempt, settings.longest_backoff_s) * self._random.uniform(0.5, 1.0)
             await asyncio.sleep(pause)
+        assert isinstance(reply, _Failed), "an answer has been returned"
         # A prompt that was refused says nothing of the others: a run that continues may have such prompts alone to ask.
         self._failed_in_a_row += reply.retry
         if self._failed_in_a_row >= _HOPELESS:
@@ -213,10 +216,11 @@ class Endpoint:
     def _read(self, reply: Any) -> Answer | _Failed:
         """The client checks no types, and servers differ in what they leave out."""
         usage = getattr(reply, "usage", None)
-        tokens = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
-        counted = all(isinstance(count, int) for count in tokens)
-        tokens = tokens if counted else (0, 0)
-        choices = getattr(reply, "choices", None)
+        fields = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+        counts = [count for count in fields if isinstance(count, int)]
+        counted = len(counts) == 2
+        tokens = (counts[0], counts[1]) if counted else (0, 0)
+        choices: Any = getattr(reply, "choices", None)
         message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
         if message is None:
             said = getattr(reply, "error", None)
@@ -277,6 +281,8 @@ def _receive(item: tuple[int, Answer] | None, receive: Receive) -> None:
 
 def _retry_after(value: str | None) -> float:
     """Seconds that a Retry-After header asks for, as a number or as a date; 0 without one that can be read."""
+    if value is None:
+        return 0.0
     with contextlib.suppress(TypeError, ValueError):
         return max(0.0, float(value))
     with contextlib.suppress(TypeError, ValueError):

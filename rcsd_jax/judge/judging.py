@@ -126,9 +126,9 @@ def judge_all(
             if answer is None:
                 outcomes[i] = answers.Unreadable(failures[key])
                 continue
-            outcomes[i] = _read(answer, calls[i], requests)
-            if isinstance(outcomes[i], answers.Unreadable):
-                pending[i] = prompts.again(calls[i].prompt, outcomes[i].problem, attempt + 1)
+            outcomes[i] = outcome = _read(answer, calls[i], requests)
+            if isinstance(outcome, answers.Unreadable):
+                pending[i] = prompts.again(calls[i].prompt, outcome.problem, attempt + 1)
         if not pending:
             break
     prices = dict(input_price=settings.input_price, output_price=settings.output_price)
@@ -194,6 +194,7 @@ def _ask(
 
 def _read(answer: Answer, call: _Call, requests: Sequence[Request]) -> list[answers.Verdict] | answers.Unreadable:
     rubric = requests[call.request].rubric
+    assert answer.text is not None, "the cache keeps no other"
     outcome = answers.read(answer.text, [prompts.decision_name(rubric.criteria[c]) for c in call.criteria])
     if isinstance(outcome, answers.Unreadable) and answer.cut:
         return answers.Unreadable(f"{outcome.problem}, and it was cut at the length limit")

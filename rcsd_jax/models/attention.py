@@ -47,7 +47,7 @@ def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
     return jnp.concatenate(blocks, axis=2)
 
 
-def _masked_attention(q, k, v, mask):
+def _masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """q [B, H, C, Hd], k and v [B, K, S, Hd], mask [B, C, S]."""
     batch, heads, length, head_dim = q.shape
     kv_heads = k.shape[1]
@@ -90,7 +90,7 @@ def splash_attention(
     return kernel(q, k, v, segment_ids)[:, :, :length]
 
 
-def _splash(q, k, v, segment_ids, *, interpret):
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, interpret: bool) -> jax.Array:
     """One device's rows and heads: q [b, h, T, Hd], k and v [b, k, T, Hd], T a multiple of 128."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -132,5 +132,6 @@ def causal_attention(
 ) -> jax.Array:
     """Attention of whole sequences by the named kernels; `mask` is `segment_mask(segment_ids)`, which XLA alone reads."""
     if kernels == "xla":
+        assert mask is not None, "it is missing for other kernels alone"
         return checkpoint_name(masked_attention(q, k, v, mask), "attention")
     return splash_attention(q, k, v, segment_ids, layout=layout, interpret=kernels == "pallas_interpret")

@@ -5,6 +5,7 @@ Place j of a row holds position j, so there is no padding inside: a token at pos
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -94,7 +95,7 @@ def extended(config: Any, cache: KVCache, length: int) -> KVCache:
     """The cache with room for at least `length` places."""
     more = _places(config, length) - cache.length
     pad = lambda pools: tuple(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))) for x in pools)
-    return cache.replace(k=pad(cache.k), v=pad(cache.v))
+    return dataclasses.replace(cache, k=pad(cache.k), v=pad(cache.v))
 
 
 def _places(config: Any, length: int) -> int:
@@ -151,7 +152,7 @@ def write(
         return here(array, new, index, jnp.asarray(layer, jnp.int32))
 
     replace = lambda pools, *new: (*pools[:pool], put(pools[pool], *new), *pools[pool + 1 :])
-    return cache.replace(k=replace(cache.k, k, cache.k_scale), v=replace(cache.v, v, cache.v_scale))
+    return dataclasses.replace(cache, k=replace(cache.k, k, cache.k_scale), v=replace(cache.v, v, cache.v_scale))
 
 
 def copy_rows(cache: KVCache, source: KVCache, taken: jax.Array, put: jax.Array) -> KVCache:
@@ -176,7 +177,7 @@ def copy_rows(cache: KVCache, source: KVCache, taken: jax.Array, put: jax.Array)
             start_indices_batching_dims=(0,),
         )
         new = jax.lax.gather(other, taken[:, None], row, (*other.shape[:2], 1, 1, *other.shape[4:]))
-        row = jax.lax.ScatterDimensionNumbers(
+        place = jax.lax.ScatterDimensionNumbers(
             update_window_dims=(0, 1, 3, 4, 5),
             inserted_window_dims=(),
             scatter_dims_to_operand_dims=(3,),
@@ -184,7 +185,7 @@ def copy_rows(cache: KVCache, source: KVCache, taken: jax.Array, put: jax.Array)
             scatter_indices_batching_dims=(0,),
         )
         drop = jax.lax.GatherScatterMode.FILL_OR_DROP
-        return jax.lax.scatter(grouped(array), put[:, None], new, row, unique_indices=True, mode=drop).reshape(
+        return jax.lax.scatter(grouped(array), put[:, None], new, place, unique_indices=True, mode=drop).reshape(
             array.shape
         )
 
@@ -228,7 +229,7 @@ def _layer_of(pool: jax.Array, layer: jax.Array | int) -> jax.Array:
 
 def _pool_of(cache: KVCache, layer: jax.Array | int) -> tuple[int, jax.Array | int]:
     """The pool of a layer, and its place there."""
-    return (0, layer) if len(cache.k) == 1 else (layer, 0)
+    return (0, layer) if len(cache.k) == 1 else (int(layer), 0)
 
 
 def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:
@@ -268,7 +269,7 @@ def _blocks(q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Arr
         return new_maximum, total, sums * scale + added
 
     shape = (kv_heads, batch, group * length)
-    carry = (jnp.full((*shape, 1), -1e30), jnp.zeros((*shape, 1)), jnp.zeros((*shape, head_dim)))
+    carry: tuple[jax.Array, ...] = (jnp.full((*shape, 1), -1e30), jnp.zeros((*shape, 1)), jnp.zeros((*shape, head_dim)))
     if block == places:
         carry = add(0, carry)
     else:
@@ -291,7 +292,7 @@ def _paged(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array | int, in
 
     pool, layer = _pool_of(cache, layer)
 
-    def attend(q, keys, values, index, layer):
+    def attend(q: jax.Array, keys: jax.Array, values: jax.Array, index: jax.Array, layer: jax.Array) -> jax.Array:
         kv_heads, layers, batch, places, head_dim = keys.shape
         count = places // PAGE
         pages = lambda x: x.reshape(kv_heads, layers * batch * count, PAGE, head_dim)

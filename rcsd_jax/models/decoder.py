@@ -11,7 +11,7 @@ LoRA targets all derive from that table (the idea is jax-ml/jax-llm-examples').
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -110,10 +110,10 @@ def declarations(config: DecoderConfig) -> dict[tuple[str, ...], Parameter]:
     heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     normal, ones, zeros = nn.initializers.normal(0.02), nn.initializers.ones, nn.initializers.zeros
 
-    def vector(name: str, size: int, axis: str | None, init=ones):
+    def vector(name: str, size: int, axis: str | None, init: Callable[..., jax.Array] = ones) -> Parameter:
         return Parameter((c.num_layers, size), dtype, ("layers", axis), init, f"model.layers.{{layer}}.{name}")
 
-    def kernel(name: str, target: str, rows: int, columns: int, axes: tuple[str, str]):
+    def kernel(name: str, target: str, rows: int, columns: int, axes: tuple[str, str]) -> Parameter:
         hf_name = f"model.layers.{{layer}}.{name}.weight"
         return Parameter((c.num_layers, rows, columns), dtype, ("layers", *axes), normal, hf_name, True, target)
 
@@ -136,7 +136,8 @@ def declarations(config: DecoderConfig) -> dict[tuple[str, ...], Parameter]:
         layers["q_norm"] = vector("self_attn.q_norm.weight", c.head_dim, None)
         layers["k_norm"] = vector("self_attn.k_norm.weight", c.head_dim, None)
     embed = Parameter((c.vocab_size, c.hidden_size), dtype, ("vocab", "embed"), normal, "model.embed_tokens.weight")
-    table = {("embed",): embed, ("final_norm",): Parameter((c.hidden_size,), dtype, (None,), ones, "model.norm.weight")}
+    table: dict[tuple[str, ...], Parameter] = {("embed",): embed}
+    table["final_norm",] = Parameter((c.hidden_size,), dtype, (None,), ones, "model.norm.weight")
     table |= {("layers", name): parameter for name, parameter in layers.items()}
     if not c.tie_embeddings:
         shape = (c.hidden_size, c.vocab_size)
@@ -247,7 +248,7 @@ class Decoder(nn.Module):
           KeyError: the collection `params` is missing or lacks an entry.
         """
         if self.is_initializing():
-            params = init_params(self.config, self.make_rng("params"))
+            params: Mapping[str, Any] = init_params(self.config, self.make_rng("params"))
             for name, value in params.items():
                 self.param(name, lambda _, value=value: value)
         else:
@@ -256,13 +257,25 @@ class Decoder(nn.Module):
         return _decode(self.config, params, lora, tokens, segment_ids, positions, cache, cache_index)
 
 
-def _decode(config, params, lora, tokens, segment_ids, positions, cache, cache_index):
+def _decode(
+    config: DecoderConfig,
+    params: Mapping[str, Any],
+    lora: Mapping[str, Any],
+    tokens: jax.Array,
+    segment_ids: jax.Array | None,
+    positions: jax.Array,
+    cache: KVCache | None,
+    cache_index: jax.Array | None,
+) -> tuple[jax.Array, KVCache | None]:
     x = params["embed"][tokens].astype(config.dtype)  # [B, T, D]
     x = constrain(x, ("batch", None, None), LAYOUTS[config.layout])
     cos, sin = _rope(config, positions)  # [B, 1, T, Hd]
-    mask = segment_mask(segment_ids) if cache_index is None and config.kernels == "xla" else None
+    mask = None
+    if cache_index is None and config.kernels == "xla":
+        assert segment_ids is not None, "whole sequences have them"
+        mask = segment_mask(segment_ids)
 
-    def layer(carry, scanned):
+    def layer(carry: Any, scanned: Any) -> tuple[Any, None]:
         x, cache = carry
         index, weights, adapters = scanned
         x, cache = _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, cache, index, cache_index)
@@ -289,7 +302,19 @@ def _is_tuple(x: Any) -> bool:
     return isinstance(x, tuple)
 
 
-def _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, cache, index, cache_index):
+def _layer(
+    config: DecoderConfig,
+    weights: Mapping[str, Any],
+    adapters: Mapping[str, Any],
+    x: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    segment_ids: jax.Array | None,
+    mask: jax.Array | None,
+    cache: KVCache | None,
+    index: jax.Array | int,
+    cache_index: jax.Array | None,
+) -> tuple[jax.Array, KVCache | None]:
     def project(h: jax.Array, *names: str) -> list[jax.Array]:
         return _project(config, weights, adapters, h, names)
 
@@ -304,9 +329,11 @@ def _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, cache, ind
     if cache is not None:
         cache = write(config, cache, k, v, index, cache_index)
     if cache_index is None:
+        assert segment_ids is not None, "whole sequences have them"
         q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
         attended = causal_attention(q, k, v, segment_ids, mask, kernels=config.kernels, layout=config.layout)
     else:
+        assert cache is not None, "the index is a place in it"
         attended = decode_attention(config, q, cache, index, cache_index)
     (attended,) = project(attended.swapaxes(1, 2).reshape(batch, length, -1), "o")
     x = x + checkpoint_name(attended, "attention_out")
@@ -316,7 +343,9 @@ def _layer(config, weights, adapters, x, cos, sin, segment_ids, mask, cache, ind
     return constrain(x + h, ("batch", None, None), LAYOUTS[config.layout]), cache
 
 
-def _project(config, weights, adapters, h, names):
+def _project(
+    config: DecoderConfig, weights: Mapping[str, Any], adapters: Mapping[str, Any], h: jax.Array, names: Sequence[str]
+) -> list[jax.Array]:
     """The named projections of h [B, T, in], with bias and adapter where they have one."""
     rules = LAYOUTS[config.layout]
     adapted = [name for name in names if name in adapters]
@@ -350,12 +379,12 @@ def _matmul_with_adapter(h: jax.Array, w: matrices.Matrix, low: jax.Array, b: ja
 
 
 @jax.custom_vjp
-def _joint_matmul(h, w, low, b):
+def _joint_matmul(h: jax.Array, w: jax.Array, low: jax.Array, b: jax.Array) -> jax.Array:
     """As one product over in + r: the sum of two reads and writes [B, T, out] once more, which on a TPU costs a fourth."""
     return jnp.concatenate([h, low], axis=-1) @ jnp.concatenate([w, b], axis=0)
 
 
-def _joint_matmul_backward(residuals, gradient):
+def _joint_matmul_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
     h, w, low, b = residuals
     joint = jnp.einsum("bto,io->bti", gradient, jnp.concatenate([w, b], axis=0))
     # Apart, so that a frozen w, whose gradient nobody asks for, has none computed.
@@ -368,7 +397,8 @@ _joint_matmul.defvjp(lambda *inputs: (_joint_matmul(*inputs), inputs), _joint_ma
 
 def _whole(config: DecoderConfig, name: str) -> tuple[str | None, str | None]:
     """Axes of a layer's kernel with "embed" whole: gathered before use. Left alone, GSPMD adds partial products in a loop."""
-    return tuple(None if axis == "embed" else axis for axis in declarations(config)["layers", name].axes[1:])
+    rows, columns = (None if axis == "embed" else axis for axis in declarations(config)["layers", name].axes[1:])
+    return rows, columns
 
 
 def _rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:

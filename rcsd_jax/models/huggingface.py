@@ -207,7 +207,7 @@ def _config_json(config: decoder.DecoderConfig, dtype: np.dtype, source: Mapping
     Without a source it is written in the older place, which transformers 4 and 5 both read.
     """
     scaling = config.rope_scaling
-    rope = {"rope_type": "default"} if scaling is None else {
+    rope: dict[str, Any] = {"rope_type": "default"} if scaling is None else {
         "rope_type": "llama3",
         "factor": scaling.factor,
         "low_freq_factor": scaling.low_freq_factor,
@@ -215,7 +215,7 @@ def _config_json(config: decoder.DecoderConfig, dtype: np.dtype, source: Mapping
         "original_max_position_embeddings": scaling.original_max_position,
     }  # fmt: skip
     if "rope_parameters" in source:
-        positions = {"rope_parameters": {"rope_theta": config.rope_theta, **rope}}
+        positions: dict[str, Any] = {"rope_parameters": {"rope_theta": config.rope_theta, **rope}}
     else:
         positions = {"rope_theta": config.rope_theta, "rope_scaling": rope if scaling else None}
     return {
@@ -302,7 +302,12 @@ def load(
     def place(path: tuple[str, ...], parameter: decoder.Parameter) -> jax.Array:
         sources = [stored[name] for name in _hf_names(parameter)]
         sharding = on_one_device if shardings is None else _at(shardings, path)
-        array = jax.make_array_from_callback(parameter.shape, sharding, lambda index: _read(parameter, sources, index))
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None, "JAX gives the slices of a device that holds a part"
+            return _read(parameter, sources, index)
+
+        array = jax.make_array_from_callback(parameter.shape, sharding, part)
         return array.block_until_ready()
 
     return config, decoder.tree_of(config, place)
@@ -566,6 +571,7 @@ def gathered(array: jax.Array) -> jax.sharding.Sharding | None:
     """The sharding under which every process holds the whole array; None if this one holds all of it as it is."""
     if array.is_fully_addressable:
         return None
+    assert isinstance(array.sharding, jax.sharding.NamedSharding), "several processes hold arrays over their mesh"
     return jax.sharding.NamedSharding(array.sharding.mesh, jax.sharding.PartitionSpec())
 
 

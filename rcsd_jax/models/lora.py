@@ -210,8 +210,9 @@ def load_peft(directory: str | os.PathLike, config: decoder.DecoderConfig) -> Pe
             continue
         stacked = []
         for side, shape in ((0, (rank, fan_in)), (1, (fan_out, rank))):
-            found = [tensors.pop(pair[side], None) for pair in names]
-            for pair, tensor in zip(names, found, strict=True):
+            found: list[np.ndarray] = []
+            for pair in names:
+                tensor = tensors.pop(pair[side], None)
                 if tensor is None or tensor.shape != shape:
                     raise UserError(
                         f"tensor is missing or not of shape {shape}",
@@ -220,6 +221,7 @@ def load_peft(directory: str | os.PathLike, config: decoder.DecoderConfig) -> Pe
                         field=pair[side],
                         value=None if tensor is None else tensor.shape,
                     )
+                found.append(tensor)
             stacked.append(jnp.asarray(np.stack([tensor.T for tensor in found]), jnp.float32))
         adapters[target] = {"a": stacked[0], "b": stacked[1]}
     if tensors or not adapters:
@@ -259,7 +261,7 @@ def _unreadable(directory: pathlib.Path, error: Exception) -> UserError:
 
 
 def _reject_other_than_lora(fields: Mapping[str, Any], file: pathlib.Path) -> None:
-    plain = {
+    plain: dict[str, tuple[Any, ...]] = {
         "peft_type": ("LORA",),
         "bias": ("none", None),
         "use_rslora": (False, None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.struct
 import jax
@@ -24,7 +24,7 @@ class Transposed:
     values: jax.Array
 
 
-Matrix = jax.Array | qwix.QArray | Transposed
+Matrix: TypeAlias = jax.Array | qwix.QArray | Transposed
 
 
 def cast(params: Any, dtype: Any) -> Any:

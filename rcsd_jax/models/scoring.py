@@ -104,13 +104,14 @@ def run_prefix(
     """
     tokens, lengths = pack(tokens, mask)
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    hidden, cache = decoder.apply(
+    applied: Any = decoder.apply(  # Flax declares that it may give variables as well
         variables,
         tokens,
         segment_ids=(places < lengths[:, None]).astype(jnp.int32),
         positions=places,
         cache=init_cache(decoder.config, tokens.shape[0], cache_length),
     )
+    hidden, cache = applied
     return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0], cache, lengths
 
 

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rcsd_jax.plan import hlo
 
@@ -121,7 +121,10 @@ class Cost:
         self.windowed += other.windowed
 
 
-def _sum(ours, theirs, times):
+_Part = TypeVar("_Part", Kernel, Traffic)
+
+
+def _sum(ours: _Part, theirs: _Part, times: float) -> _Part:
     changed = {}
     for field in dataclasses.fields(theirs):
         if field.name != "operands":
@@ -193,23 +196,25 @@ class _Pricer:
             self._instruction(computation, i, cost, line)
         return cost
 
-    def _called(self, computation, i) -> Cost:
-        total, of = Cost(), self.module.computations
+    def _called(self, computation: hlo.Computation, i: hlo.Instruction) -> Cost:
+        total = Cost()
         if i.opcode == "call":
-            total.add(self.computation(of[i.called("to_apply") or i.called("calls")]))
+            total.add(self.computation(self.module.called(i, "to_apply" if i.called("to_apply") else "calls")))
         elif i.opcode == "conditional":  # the dearest branch
-            total.add(max((self.computation(of[name]) for name in i.branches), key=lambda c: c.seconds))
+            total.add(
+                max((self.computation(self.module.computations[name]) for name in i.branches), key=lambda c: c.seconds)
+            )
         else:
             loop = hlo.loop_of(self.module, computation, i)
             trips = self.dynamic_trips if loop.dynamic and self.dynamic_trips is not None else loop.trips
-            body = self.computation(of[i.called("body")])
-            condition = self.computation(of[i.called("condition")])
+            body = self.computation(self.module.called(i, "body"))
+            condition = self.computation(self.module.called(i, "condition"))
             total.add(body, 1 if trips is None else trips)
             total.add(condition, 1 if trips is None else trips)
             total.loops.append(
                 LoopCount(i.op_name or i.name, 1 if trips is None else trips, loop.dynamic, trips is not None)
             )
-            if self._is_windowed(of[i.called("body")]):
+            if self._is_windowed(self.module.called(i, "body")):
                 total.windowed.append(i.op_name or i.name)
         return total
 
@@ -218,7 +223,7 @@ class _Pricer:
         sends = any(j.opcode.startswith("collective-permute") for j in inside)
         return sends and any(j.opcode in ("dot", "convolution") for j in inside)
 
-    def _instruction(self, computation, i, cost: Cost, line: _TimeLine) -> None:
+    def _instruction(self, computation: hlo.Computation, i: hlo.Instruction, cost: Cost, line: _TimeLine) -> None:
         if i.opcode in _FREE or (i.opcode == "custom-call" and any(t in _target(i) for t in _FREE_CALLS)):
             return
         flops = self._flops(computation, i)
@@ -247,21 +252,21 @@ class _Pricer:
 
     # --- what a fusion holds ---------------------------------------------------------------------------------------
 
-    def _fused_computation(self, i) -> hlo.Computation | None:
+    def _fused_computation(self, i: hlo.Instruction) -> hlo.Computation | None:
         inner = i.called("calls")
         return self.module.computations[inner] if inner else None
 
-    def _fused(self, i) -> tuple[hlo.Instruction, ...]:
+    def _fused(self, i: hlo.Instruction) -> tuple[hlo.Instruction, ...]:
         inner = self._fused_computation(i)
         return () if inner is None else inner.instructions
 
-    def _flops(self, computation, i) -> float:
+    def _flops(self, computation: hlo.Computation, i: hlo.Instruction) -> float:
         inner = self._fused_computation(i)
         if inner is None:
             return hlo.product_flops(computation, i)
         return sum(self._flops(inner, j) for j in inner.instructions)
 
-    def _hbm_bytes(self, computation, i) -> float:
+    def _hbm_bytes(self, computation: hlo.Computation, i: hlo.Instruction) -> float:
         """Bytes that an instruction reads from and writes to HBM; of an operand that is sliced, the slice."""
         pages = _pages_bytes(computation, i)
         if pages is not None:
@@ -293,7 +298,7 @@ class _Pricer:
             elif user.opcode == "dynamic-update-slice" and user.operands[0] in _aliases(inner, name):
                 continue  # updated in place
             elif user.opcode == "fusion":
-                deeper = self.module.computations[user.called("calls")]
+                deeper = self.module.called(user, "calls")
                 places = [k for k, o in enumerate(user.operands) if o in _aliases(inner, name)]
                 total += sum(self._read(deeper, k, whole) for k in places)
             else:
@@ -308,7 +313,9 @@ class _Pricer:
 
     # --- collectives -----------------------------------------------------------------------------------------------
 
-    def _collective(self, computation, i, started: set):
+    def _collective(
+        self, computation: hlo.Computation, i: hlo.Instruction, started: set[str | None]
+    ) -> tuple[str, tuple[int, ...], float, str] | None:
         """(kind, group, bytes sent, how) of a collective; None of anything else.
 
         `how`: "waited", "start" and "done" of an asynchronous one, or "continued": work that goes on beside one.
@@ -320,7 +327,7 @@ class _Pricer:
             return *self._wire(computation, i, kind), "start" if i.opcode.endswith("-start") else "waited"
         inner = self._fused_computation(i)
         found = [j for j in self._fused(i) if j.opcode in hlo.COLLECTIVES]
-        if not found:
+        if inner is None or not found:
             return None
         if _is_start(inner):
             return *self._wire(inner, found[0], found[0].opcode), "start"
@@ -333,7 +340,7 @@ class _Pricer:
             kind = "reduce-scatter"  # TPUs write it as an all-reduce of which every chip keeps its slice
         return *self._wire(inner, found[0], kind), "waited"
 
-    def _wire(self, computation, i, kind):
+    def _wire(self, computation: hlo.Computation, i: hlo.Instruction, kind: str) -> tuple[str, tuple[int, ...], float]:
         group = hlo.replica_group(i)
         operand = sum(computation.by_name[o].bytes for o in i.operands)
         result = i.bytes

@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
@@ -105,6 +105,17 @@ class Module(NamedTuple):
     computations: dict[str, Computation]
     entry: Computation
 
+    def called(self, instruction: Instruction, role: str) -> Computation:
+        """The computation that an instruction calls as `role`, which it has to.
+
+        Raises:
+          KeyError: it calls none.
+        """
+        name = instruction.called(role)
+        if name is None:
+            raise KeyError(role)
+        return self.computations[name]
+
 
 def parse(text: str) -> Module:
     """Reads the text of `jax.stages.Compiled.as_text()`.
@@ -112,7 +123,9 @@ def parse(text: str) -> Module:
     Raises:
       ValueError: it has no entry computation.
     """
-    computations, entry, name, lines = {}, None, None, []
+    computations: dict[str, Computation] = {}
+    lines: list[str] = []
+    entry = name = None
     for line in text.splitlines():
         if name is None:
             header = _COMPUTATION.match(line)
@@ -133,7 +146,7 @@ def parse(text: str) -> Module:
 
 
 def _instruction(line: str) -> Instruction:
-    head = _INSTRUCTION.match(line)
+    head = _found(_INSTRUCTION, line)
     rest = line[head.end() :]
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     opcode = _OPCODE.match(rest, end)
@@ -145,6 +158,14 @@ def _instruction(line: str) -> Instruction:
     return Instruction(
         head.group(2), opcode.group(1), shapes_of(rest[:end]), operands, inside, rest[close + 1 :], bool(head.group(1))
     )
+
+
+def _found(pattern: str | re.Pattern[str], text: str) -> re.Match[str]:
+    """What a pattern finds where every compiler writes it."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"no {re.compile(pattern).pattern} in the HLO text: {text.strip()[:200]}")
+    return found
 
 
 def _closing(text: str, start: int) -> int:
@@ -171,6 +192,10 @@ def shapes_of(text: str) -> tuple[Shape, ...]:
 # Loops
 
 
+# The call, at most one, through which a computation is reached: where it stands, and the instruction.
+_Call: TypeAlias = tuple[tuple[Computation, Instruction], ...]
+
+
 class Loop(NamedTuple):
     """How often a loop's body runs."""
 
@@ -188,18 +213,18 @@ def loop_of(module: Module, computation: Computation, loop: Instruction) -> Loop
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
         return Loop(int(known.group(1)), False)
-    condition = module.computations[loop.called("condition")]
+    condition = module.called(loop, "condition")
     init = computation.operand(loop, 0)
     root = condition.root
     while root.opcode in ("copy", "bitcast", "convert"):
         root = condition.operand(root, 0)
     if root.opcode == "fusion":
-        inner = module.computations[root.called("calls")].root
+        inner = module.called(root, "calls").root
         dynamic = inner.opcode != "compare"
     else:
         dynamic = root.opcode != "compare"
     for place, compare, given in _comparisons(module, condition):
-        direction = re.search(r"direction=(\w+)", compare.attributes).group(1)
+        direction = _found(r"direction=(\w+)", compare.attributes).group(1)
         sides = [_resolve(module, place, name, given, computation, init) for name in compare.operands]
         if direction in ("GT", "GE"):
             sides, direction = sides[::-1], {"GT": "LT", "GE": "LE"}[direction]
@@ -209,7 +234,7 @@ def loop_of(module: Module, computation: Computation, loop: Instruction) -> Loop
     return Loop(None, True)
 
 
-def _comparisons(module, condition) -> Iterator[tuple[Computation, Instruction, tuple]]:
+def _comparisons(module: Module, condition: Computation) -> Iterator[tuple[Computation, Instruction, _Call]]:
     """Comparisons of integers in a condition and in what it calls, with the operands of the call."""
     for i in condition.instructions:
         if i.opcode == "compare":
@@ -222,7 +247,9 @@ def _comparisons(module, condition) -> Iterator[tuple[Computation, Instruction, 
                     yield place, j, ((condition, i),)
 
 
-def _resolve(module, place, name, given, outer, init) -> tuple[int | None, int | None]:
+def _resolve(
+    module: Module, place: Computation, name: str, given: _Call, outer: Computation, init: Instruction
+) -> tuple[int | None, int | None]:
     """(its place in the loop's state, its constant value), each None if it has none; at entry to the loop."""
     i = place.by_name[name]
     while i.opcode in ("copy", "bitcast", "convert", "reshape"):
@@ -233,7 +260,7 @@ def _resolve(module, place, name, given, outer, init) -> tuple[int | None, int |
         ((caller, call),) = given
         return _resolve(module, caller, call.operands[int(i.literal)], (), outer, init)
     if i.opcode == "get-tuple-element":
-        index = int(re.search(r"index=(\d+)", i.attributes).group(1))
+        index = int(_found(r"index=(\d+)", i.attributes).group(1))
         value = None
         if init.opcode == "tuple":
             _, value = _constant(outer, init.operands[index])
@@ -274,12 +301,12 @@ def replica_group(instruction: Instruction) -> tuple[int, ...]:
         return tuple(_position(n, dims, order) for n in range(sizes[-1]))
     axes = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", instruction.attributes)
     if axes:
-        sizes = [(n, int(s)) for n, s in re.findall(r"'([^']+)'=(\d+)", axes.group(1))]
+        mesh = [(n, int(s)) for n, s in re.findall(r"'([^']+)'=(\d+)", axes.group(1))]
         chosen = [a for a in re.findall(r"'([^']+)'", axes.group(2))]
         ids = [0]
         for name in chosen:
-            stride = math.prod(s for _, s in sizes[[n for n, _ in sizes].index(name) + 1 :])
-            ids = [i + k * stride for i in ids for k in range(dict(sizes)[name])]
+            stride = math.prod(s for _, s in mesh[[n for n, _ in mesh].index(name) + 1 :])
+            ids = [i + k * stride for i in ids for k in range(dict(mesh)[name])]
         return tuple(ids)
     return ()
 
@@ -322,7 +349,7 @@ def product_flops(computation: Computation, instruction: Instruction) -> float:
     """FLOPs (a multiplication and an addition are two) of a `dot` or `convolution`; 0 of anything else."""
     if instruction.opcode == "dot":
         left = computation.operand(instruction, 0).shapes[0]
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes).group(1)
+        contracted = _found(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes).group(1)
         depth = math.prod(left.dims[int(d)] for d in contracted.split(",") if d)
         return 2.0 * instruction.shapes[0].size * depth
     if instruction.opcode == "convolution":
@@ -334,7 +361,7 @@ def product_flops(computation: Computation, instruction: Instruction) -> float:
 def _convolution_flops(left: Shape, right: Shape, out: Shape, attributes: str) -> float:
     # The TPU compiler turns matrix products into convolutions; batches become space, with windows that are mostly
     # padding. So only the products of real elements are counted, as XLA's own cost analysis does.
-    lhs_labels, rhs_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
+    lhs_labels, rhs_labels, out_labels = _found(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
     lhs, rhs, result = (dict(zip(labels, shape.dims, strict=True)) for labels, shape in (
         (lhs_labels, left), (rhs_labels, right), (out_labels, out)))  # fmt: skip
     window = re.search(r"window=\{([^}]*)\}", attributes)
@@ -344,13 +371,13 @@ def _convolution_flops(left: Shape, right: Shape, out: Shape, attributes: str) -
     positions = 1
     for k, label in enumerate(sorted(spatial, key=int)):
 
-        def field(name, default, k=k):
+        def field(name: str, default: str, k: int = k) -> str:
             return fields[name].split("x")[k] if name in fields else default
 
         low, high = map(int, field("pad", "0_0").split("_"))
         positions *= _valid_positions(
-            lhs[label], rhs[label], result[label], int(field("stride", 1)), low, int(field("lhs_dilate", 1)),
-            int(field("rhs_dilate", 1)),
+            lhs[label], rhs[label], result[label], int(field("stride", "1")), low, int(field("lhs_dilate", "1")),
+            int(field("rhs_dilate", "1")),
         )  # fmt: skip
     batch = result["b"] / groups.get("batch_group_count", 1)
     # The kernel's input features are already those of one group.
@@ -358,7 +385,9 @@ def _convolution_flops(left: Shape, right: Shape, out: Shape, attributes: str) -
 
 
 @functools.cache
-def _valid_positions(inputs: int, kernel: int, outputs: int, stride: int, low: int, dilate: int, kernel_dilate: int):
+def _valid_positions(
+    inputs: int, kernel: int, outputs: int, stride: int, low: int, dilate: int, kernel_dilate: int
+) -> int:
     """Pairs (output place, kernel place) of one spatial dimension that meet a real input, not padding or a hole."""
     if kernel == 1 and low == 0 and stride == 1 and dilate == 1:
         return min(outputs, inputs)

@@ -118,7 +118,7 @@ def _stage(stage: Mapping[str, Any], pieces: dict[str, int], blocks: list[list[n
     name = stage.get("name") or ""
     return {
         "name": name,
-        "task": {"solve": "solves", "write_rubric": "writes rubrics"}.get(stage.get("task"), ""),
+        "task": {"solve": "solves", "write_rubric": "writes rubrics"}.get(stage.get("task") or "", ""),
         "headline": _headline(evaluation, score, labels),
         "numbers": _numbers(evaluation, labels),
         "has_curves": len(curves.get("step") or ()) > 0 or bool(lengths),

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rcsd_jax.errors import UserError
 from rcsd_jax.files import AnyPath, append, as_path
 from rcsd_jax.rubrics import schema
@@ -31,7 +33,7 @@ class Written:
 
 
 def key_of(
-    *, checkpoint: str, prompt: str | Sequence[int], sampling: Mapping[str, Any], attempt: int, seed: int
+    *, checkpoint: str, prompt: str | Sequence[int] | np.ndarray, sampling: Mapping[str, Any], attempt: int, seed: int
 ) -> str:
     """The hash (SHA-256, hexadecimal) of all that decides what is written.
 
@@ -75,7 +77,7 @@ class RubricCache:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            self._load()
+            self._load(self.path)
 
     def __len__(self) -> int:
         return len(self._held)
@@ -109,8 +111,8 @@ class RubricCache:
             self._held[written.key] = written
             self.counts[written.parsed.status] += 1
 
-    def _load(self) -> None:
-        lines = self.path.read_bytes().split(b"\n")
+    def _load(self, path: AnyPath) -> None:
+        lines = path.read_bytes().split(b"\n")
         good = 0
         if lines[-1] == b"":
             lines.pop()
@@ -122,12 +124,12 @@ class RubricCache:
             except (ValueError, KeyError, TypeError) as error:
                 if row == len(lines):
                     self.torn_lines = 1
-                    os.truncate(self.path, good)
+                    os.truncate(path, good)
                     return
                 raise UserError(
                     f"not a cached rubric ({error})",
                     remedy="remove this line, or the file to have all rubrics written again",
-                    file=self.path,
+                    file=path,
                     row=row,
                 ) from error
             self._hold(written)

@@ -170,7 +170,7 @@ def _is_escape(text: str, i: int) -> bool:
     return _LATEX_ON_ESCAPE.match(text, i + 1) is None
 
 
-def _whole_array(body: str, start: int, problems: list[RubricError], **bounds) -> Parsed | None:
+def _whole_array(body: str, start: int, problems: list[RubricError], **bounds: int) -> Parsed | None:
     """The outcome for the array at `start` if it decodes whole and makes a rubric; else None, see `_from_elements`."""
     try:
         value, end = _DECODER.raw_decode(body, start)
@@ -182,7 +182,13 @@ def _whole_array(body: str, start: int, problems: list[RubricError], **bounds) -
 
 
 def _from_elements(
-    elements: list[Any], problems: list, *, code: str, details: Sequence[str], min_criteria: int, max_criteria: int
+    elements: list[Any],
+    problems: list[RubricError],
+    *,
+    code: str,
+    details: Sequence[str],
+    min_criteria: int,
+    max_criteria: int,
 ) -> Parsed | None:
     """A rubric of the usable elements, or None, with what was wrong added to `problems`."""
     criteria, dropped = [], []
@@ -211,9 +217,12 @@ def _from_elements(
 
 def _leading_elements(text: str) -> tuple[list[Any], bool]:
     """The complete elements of the array that `text` begins with, and whether the array then closed."""
-    elements, at = [], 1
+    elements: list[Any] = []
+    at = 1
     while True:
-        at = _SEPARATORS.match(text, at).end()
+        separators = _SEPARATORS.match(text, at)
+        assert separators is not None, "it also matches nothing"
+        at = separators.end()
         try:
             element, at = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):

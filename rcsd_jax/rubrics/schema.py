@@ -77,7 +77,7 @@ class Criterion:
     weight: float
     kind: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not any(map(str.isalnum, self.description)):
             raise RubricError("no_description", f"criterion {self.title!r} says {self.description!r}")
         if self.kind not in KINDS:
@@ -276,7 +276,8 @@ def to_json(rubric: Rubric, style: str = "objects") -> str:
     records = []
     for c in rubric.criteria:
         weight = int(c.weight) if float(c.weight).is_integer() else c.weight
-        records.append(({"title": c.title} if c.title else {}) | {"description": _prefixed(c), "weight": weight})
+        title = {"title": c.title} if c.title else {}
+        records.append({**title, "description": _prefixed(c), "weight": weight})
     return json.dumps(records, ensure_ascii=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 
 from rcsd_jax.world.problems import Problem, Quantity
 
@@ -111,10 +112,10 @@ def _met(problem: Problem, step: str, flat: str) -> bool:
     if step in ("convert_a", "convert_b"):
         return _converts(problem, 0 if step == "convert_a" else 1, flat)
     if step == "distractor":
-        return problem.distractor[1] in _factors(flat)
+        return problem.distractor is not None and problem.distractor[1] in _factors(flat)
     if step == "twice":
-        products = [_integer(p) for p in re.findall(r"so [^;=]*= ([\d ]+);", flat)]
-        doubles = [_integer(d) for d in re.findall(r"double ([\d ]+);", flat)]
+        products = _integers(re.findall(r"so [^;=]*= ([\d ]+);", flat))
+        doubles = _integers(re.findall(r"double ([\d ]+);", flat))
         return bool(products and doubles) and doubles[-1] == 2 * products[-1]
     if step == "check":
         return f"{CHECK} ;" in flat
@@ -137,10 +138,14 @@ def _converts(problem: Problem, i: int, flat: str) -> bool:
 
 def _factors(flat: str) -> list[int]:
     """The numbers on the left of every line of computing."""
-    found = []
+    found: list[int] = []
     for left in re.findall(r"so ([\d *+]+)=", flat):
-        found += [_integer(part) for part in re.split(r"[*+]", left)]
-    return [number for number in found if number is not None]
+        found += _integers(re.split(r"[*+]", left))
+    return found
+
+
+def _integers(parts: Iterable[str]) -> list[int]:
+    return [number for number in map(_integer, parts) if number is not None]
 
 
 def _integer(digits: str) -> int | None:

@@ -111,8 +111,8 @@ def write_solution(
     if final is not None:
         product = final
         zeros = sum(factor_zeros(problem, i) for i in range(2))
-    value = f"{number(product, zeros)} {problem.law.unit if done['unit'] else ''}".strip()
-    lines.append(f"answer \\boxed{{ {value} }}" if done["box"] else f"answer {value}")
+    stated = f"{number(product, zeros)} {problem.law.unit if done['unit'] else ''}".strip()
+    lines.append(f"answer \\boxed{{ {stated} }}" if done["box"] else f"answer {stated}")
     return " ; ".join(lines)
 
 

@@ -136,7 +136,10 @@ class Problem:
     def shown_unit(self, i: int) -> str:
         """The unit in which the question gives quantity i."""
         quantity = self.quantities[i]
-        return quantity.other_unit if self.converted[i] else quantity.unit
+        if not self.converted[i]:
+            return quantity.unit
+        assert quantity.other_unit is not None, "nothing else is converted"
+        return quantity.other_unit
 
     def base_value(self, i: int) -> int:
         """Quantity i in the unit of the law."""
@@ -176,6 +179,7 @@ def question(problem: Problem) -> str:
     given = []
     for i in problem.order:
         if i == 2:
+            assert problem.distractor is not None, "the order names it only where there is one"
             name, value, unit = problem.distractor
         else:
             name, value, unit = problem.quantities[i].name, problem.values[i], problem.shown_unit(i)
@@ -223,10 +227,11 @@ def _draw(rng: random.Random, split: str) -> Problem:
         count = rng.choices((0, 1, 2), (0.1, 0.45, 0.45))[0]
     chosen = set(rng.sample(possible, count))
     converted = ("convert_a" in chosen, "convert_b" in chosen)
-    values = tuple(
+    a, b = (
         rng.choice(MINUTES if is_on and quantity.factor == 60 else NUMBERS)
         for quantity, is_on in zip((kind.a, kind.b), converted, strict=True)
     )
+    values = (a, b)
     distractor = None
     if "distractor" in chosen:
         other = rng.choice(DISTRACTORS)
