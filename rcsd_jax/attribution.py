@@ -18,7 +18,7 @@ import numpy as np
 
 from rcsd_jax import losses
 from rcsd_jax.contexts import pad_left, pad_right
-from rcsd_jax.data.examples import Example
+from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.models.decoder import Decoder, head_matrix
 from rcsd_jax.models.scoring import completion_hidden_shared
 from rcsd_jax.rubrics import variants
@@ -40,8 +40,9 @@ def leave_one_out(example: Example, encode: Callable[[Example], np.ndarray]) -> 
 
     Raises:
       ValueError: fewer than two criteria.
+      UserError: no rubric.
     """
-    rest = variants.leave_one_out(example.rubric)
+    rest = variants.leave_one_out(rubric_of(example))
     prompts = [encode(example), *(encode(dataclasses.replace(example, rubric=rubric)) for rubric in rest)]
     shortest = min(map(len, prompts))
     alike = np.all([prompt[:shortest] == prompts[0][:shortest] for prompt in prompts], axis=0)
@@ -90,7 +91,17 @@ def attribution(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _changes(decoder, options, variables, prefix_tokens, prefix_mask, suffix_tokens, suffix_mask, tokens, mask):
+def _changes(
+    decoder: Decoder,
+    options: tuple[float, int],
+    variables: Any,
+    prefix_tokens: jax.Array,
+    prefix_mask: jax.Array,
+    suffix_tokens: jax.Array,
+    suffix_mask: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
     """[B, M - 1, N]: log-probabilities [B, N] after the first of M contexts, less those after each of the others."""
     temperature, chunk_size = options
     batch, contexts, _ = suffix_tokens.shape

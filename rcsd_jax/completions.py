@@ -29,9 +29,9 @@ GROUP = 4  # batches of a group: more keep slots busier, fewer lose less when a 
 
 @functools.cache
 def _sampler(decoder: Decoder, sampling: SamplingConfig, slots: int, pad_id: int) -> Callable[..., Samples]:
-    def sample(variables, tokens, mask, seeds, limits):
+    def sample(variables: Any, tokens: jax.Array, mask: jax.Array, seeds: jax.Array, limits: jax.Array) -> Samples:
         keys = jax.vmap(jax.random.key)(seeds)
-        bound = dict(slots=slots, limits=limits, pad_id=pad_id)
+        bound: dict[str, Any] = dict(slots=slots, limits=limits, pad_id=pad_id)
         return generate_queue(decoder, variables, tokens, mask, keys, sampling, **bound)[0]
 
     return jax.jit(sample)

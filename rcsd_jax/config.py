@@ -353,6 +353,8 @@ def _check_method(one: ConfigDict, need: Callable[[bool, str, str, str], None]) 
         need(bool(one.reward.grader), "reward.grader", "nothing grades the completions", "set reward.grader")
     if one.reward.grader == "world":
         need(one.data.source == "world", "reward.grader", "grades the embedded world's problems only", "use 'boxed'")
+    if "feedback" in from_attempts:
+        need(one.reward.grader != "judge", "reward.grader", "gives no feedback", "take 'feedback' from teacher.fields")
     if rewarded or "success" in from_attempts:
         remedy = "set sampling.group, to 4 as in the paper"
         need(one.sampling.group > 1, "sampling.group", "leaves nothing to compare a completion with", remedy)

@@ -68,8 +68,9 @@ def graded(
         means["share_graded"] = float(graded.mean())
     if not set(contexts.ATTEMPT_FIELDS) & set(config.teacher.fields):
         return completions, means
+    feedback = grader.feedback or (lambda truth, text: None)
     told = [
-        dataclasses.replace(one, extra={**one.extra, "success": success, "feedback": grader.feedback(truth, text)})
+        dataclasses.replace(one, extra={**one.extra, "success": success, "feedback": feedback(truth, text)})
         for one, truth, text, success in zip(shown, asked, texts, _successes(texts, rewards, config), strict=True)
     ]
     return _with_attempts(completions, told, own, means, model, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,10 @@ def int8_divergence(
     return {role: {name: float(value) for name, value in result.items()} for role, result in results.items()}
 
 
-def _compare(decoder: Decoder, plain, int8, tokens, mask, *, chunk_size: int) -> dict[str, jax.Array]:
-    def hidden(variables):
+def _compare(
+    decoder: Decoder, plain: Any, int8: Any, tokens: jax.Array, mask: jax.Array, *, chunk_size: int
+) -> dict[str, jax.Array]:
+    def hidden(variables: Any) -> jax.Array:
         return decoder.apply(
             variables, tokens, segment_ids=mask.astype(jnp.int32), positions=positions_from_mask(mask)
         )[0]

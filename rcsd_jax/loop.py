@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +56,8 @@ def setup(model: Model, params: Any, config: ConfigDict, mesh: jax.sharding.Mesh
     opt_placement = optax.tree_map_params(
         optimizer, lambda _, s: s, abstract.opt_state, placement, transform_non_params=lambda _: everywhere
     )
-    shardings = train.TrainState(everywhere, placement, opt_placement, None if abstract.ema is None else placement)
+    of_ema = None if abstract.ema is None else placement
+    shardings = train.TrainState(everywhere, placement, opt_placement, of_ema)  # type: ignore[arg-type]  # of shardings
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     frozen = params if config.lora.rank or configs.teacher_weights(config) == "fixed" else None
     return Setup(frozen, optimizer, rate, abstract)
@@ -180,7 +181,7 @@ def _step_function(setup: Setup, model: Model, data: Encoded, run: Run, examples
     shardings = jax.tree.map(lambda x: x.sharding, setup.abstract)
     static = step_settings(config, model, setup.optimizer)
 
-    def batch_of(rows):
+    def batch_of(rows: list[int]) -> tuple[Batch, np.uint32]:
         batch = make_batch(rows, data, config, model.pad_id, run.mesh)
         return sharding.to_mesh(batch, run.mesh), np.uint32(config.seed)
 
@@ -189,7 +190,7 @@ def _step_function(setup: Setup, model: Model, data: Encoded, run: Run, examples
         return lambda state, rows: whole(state, setup.frozen, *batch_of(rows))[:2]
     sample, learn = train.jit_halves(shardings, **static)
 
-    def step(state, rows):
+    def step(state: train.TrainState, rows: list[int]) -> tuple[train.TrainState, dict[str, Any]]:
         completions = sample(state, setup.frozen, *batch_of(rows))
         asked = [examples[data.examples[i].id] for i in rows]
         shown = [data.examples[i] for i in rows]
@@ -252,11 +253,11 @@ def make_batch(
     own = np.arange(len(rows)) if mesh is None else sharding.own_rows(len(rows), mesh)
     references = config.sampling.max_new_tokens if config.sampling.source == "reference" else 0
 
-    def padded(prompts):
+    def padded(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         length = padded_length([prompts[i] for i in rows], prompts, config.data.pad_to)  # the same in every process
         return contexts.pad_left([prompts[rows[i]] for i in own], length, pad_id)
 
-    return Batch(
+    arrays: tuple[Any, ...] = (  # NumPy's, until they are on the mesh
         own.astype(np.int32),
         *padded(data.student),
         *padded(data.teacher),
@@ -264,14 +265,18 @@ def make_batch(
         *contexts.pad_right([data.references[rows[i]] for i in own], references, pad_id),
         _without([rows[i] for i in own], data, config, pad_id),
     )
+    return Batch(*arrays)
 
 
 def _without(rows: list[int], data: Encoded, config: ConfigDict, pad_id: int) -> Without:
     """The prompts without each criterion of `rows`, as many for all as the longest rubric of the run has criteria."""
     count = max(len(one.weights) for one in data.without) if configs.guided_by_criteria(config) else 0
-    weights = np.zeros((len(rows), count), np.float32)
+    tokens: Any  # NumPy's arrays, until they are on the mesh
+    mask: Any
+    weights: Any = np.zeros((len(rows), count), np.float32)
     if not count:
-        return Without(np.zeros((len(rows), 0, 0), np.int32), np.zeros((len(rows), 0, 0), bool), weights)
+        tokens, mask = np.zeros((len(rows), 0, 0), np.int32), np.zeros((len(rows), 0, 0), bool)
+        return Without(tokens, mask, weights)
     for at, i in zip(weights, rows, strict=True):
         at[: len(data.without[i].weights)] = data.without[i].weights
     # A rubric with fewer has its whole prompt in the places that are left, which weigh nothing.
@@ -281,7 +286,7 @@ def _without(rows: list[int], data: Encoded, config: ConfigDict, pad_id: int) ->
     return Without(tokens, mask, weights)
 
 
-def padded_length(rows, everything, pad_to: int) -> int:
+def padded_length(rows: Sequence[np.ndarray], everything: Sequence[np.ndarray], pad_to: int) -> int:
     """The length that a batch's prompts are padded to: `pad_to` times a power of two, or what the longest prompt needs.
 
     So a run whose longest prompt takes n times `pad_to` compiles for at most log2(n) + 1 lengths of each role.
@@ -305,7 +310,7 @@ def _scalars(metrics: dict[str, jax.Array], rate: Any, began: float) -> dict[str
     }
 
 
-def _not_finite(step: int, metrics, examples) -> UserError:
+def _not_finite(step: int, metrics: Mapping[str, jax.Array], examples: Sequence[Example]) -> UserError:
     row_loss = multihost_utils.process_allgather(metrics["row_loss"], tiled=True)
     bad = [e.origin for e, x in zip(examples, row_loss, strict=True) if not np.isfinite(x)]
     return UserError(

@@ -346,7 +346,9 @@ def _weighted_forward(
     teacher_head: jax.Array,
     *per_token: jax.Array,
 ) -> tuple[tuple[jax.Array, DivergenceStats], _Arrays]:
-    def step(carry: _Arrays, chunk: _Arrays) -> tuple[_Arrays, tuple[DivergenceStats, jax.Array]]:
+    def step(
+        carry: tuple[jax.Array, jax.Array], chunk: _Arrays
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[DivergenceStats, jax.Array]]:
         total, head_gradient = carry
         value, stats, hidden_gradient, head_gradient = _chunk_gradients(
             spec, importance_clip, student_head, teacher_head, head_gradient, *chunk

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -98,7 +99,8 @@ def start(argv: list[str], *, example: str) -> tuple[ConfigDict, AnyPath]:
             logging.FATAL
         )  # orbax tells of every file it writes, and of errors that it raises as well
     _join_processes()
-    name = Path(flags.FLAGS["config"].config_filename).stem
+    config_flag: Any = flags.FLAGS["config"]  # of `config_flags`
+    name = Path(config_flag.config_filename).stem
     return config, as_path(_WORKDIR.value or Path("runs") / name)
 
 
@@ -115,7 +117,7 @@ def _join_processes() -> None:
         try:
             numbers[name] = int(os.environ[variable]) if value is None and variable in os.environ else value
         except ValueError as error:
-            problem = dict(field=variable, value=os.environ[variable], remedy="set a number")
+            problem: dict[str, Any] = dict(field=variable, value=os.environ[variable], remedy="set a number")
             raise UserError("not a number", **problem) from error
     distributed.start(coordinator=_COORDINATOR.value, **numbers, heartbeat_timeout=_HEARTBEAT_TIMEOUT.value)
 

@@ -14,7 +14,7 @@ from rcsd_jax import config as configs
 from rcsd_jax import contexts, processes
 from rcsd_jax.contexts import Role
 from rcsd_jax.data import sources
-from rcsd_jax.data.examples import Example
+from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS
 from rcsd_jax.evaluate.benchmarks import questions as benchmark_questions
@@ -96,8 +96,8 @@ def required_fields(config: ConfigDict) -> tuple[str, ...]:
         seen |= dict.fromkeys(GRADERS[config.reward.grader].needs)
     if config.rubric.source == "written" and "rubric" in seen:
         seen |= dict.fromkeys(config.rubric.writer_fields)
-    seen = [name for name in seen if name not in contexts.ATTEMPT_FIELDS]
-    return tuple(name for name in seen if name != "rubric" or from_row or config.reward.grader)
+    rows = [name for name in seen if name not in contexts.ATTEMPT_FIELDS]
+    return tuple(name for name in rows if name != "rubric" or from_row or config.reward.grader)
 
 
 def fallback_rubric(config: ConfigDict) -> Rubric:
@@ -150,7 +150,7 @@ def prompts_of(config: ConfigDict) -> Mapping[str, Any]:
     return config.prompts.to_dict() | {"rubric_style": config.rubric.style}
 
 
-def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encoded:
+def encode(examples: Sequence[Example], tokenizer: Any, config: ConfigDict) -> Encoded:
     """Both roles' prompts of every example, before the run starts: a row that cannot be used is known at once.
 
     Raises:
@@ -160,7 +160,7 @@ def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encode
     known = tuple(name for name in teacher_role.fields if name not in contexts.ATTEMPT_FIELDS)
     teacher_role = dataclasses.replace(teacher_role, fields=known)  # the rest comes while it trains
 
-    def all_of(example: Example):
+    def all_of(example: Example) -> tuple[Any, ...]:
         return (
             _encode(tokenizer, example, student_role, config, reasons=False)[0],
             *_encode(tokenizer, example, teacher_role, config, reasons=config.teacher.reason_tokens > 0),
@@ -181,27 +181,27 @@ def encode(examples: Sequence[Example], tokenizer, config: ConfigDict) -> Encode
     return Encoded([examples[i] for i in kept], student, teacher, transitions[0], skipped, *rest)
 
 
-def teacher_prompt(tokenizer, example: Example, config: ConfigDict) -> np.ndarray:
+def teacher_prompt(tokenizer: Any, example: Example, config: ConfigDict) -> np.ndarray:
     """What the teacher sees of an example that has all of its fields, also those of attempts; [Q] int32."""
     return _encode(tokenizer, example, roles(config)[1], config, reasons=False)[0]
 
 
-def _encode_without(tokenizer, example: Example, role: Role, config: ConfigDict) -> Without:
+def _encode_without(tokenizer: Any, example: Example, role: Role, config: ConfigDict) -> Without:
     """The teacher's prompts without each criterion. Of a rubric of one criterion there are none: nothing is pushed along."""
     criteria = example.rubric.criteria if example.rubric else ()
     if not configs.guided_by_criteria(config) or len(criteria) < 2:
         return Without([], np.zeros(0, np.float32))
-    shown = [dataclasses.replace(example, rubric=rubric) for rubric in variants.leave_one_out(example.rubric)]
+    shown = [dataclasses.replace(example, rubric=rubric) for rubric in variants.leave_one_out(rubric_of(example))]
     weights = np.abs([criterion.weight for criterion in criteria]).astype(np.float32)
     prompts = [_encode(tokenizer, one, role, config, reasons=False)[0] for one in shown]
     return Without(prompts, weights / weights.mean())
 
 
-def _encode_reference(tokenizer, example: Example, config: ConfigDict) -> np.ndarray:
+def _encode_reference(tokenizer: Any, example: Example, config: ConfigDict) -> np.ndarray:
     """The completion that the data holds, with its end; empty where a role writes completions."""
     if config.sampling.source != "reference":
         return np.zeros((0,), np.int32)
-    text = example.reference if config.task == "solve" else to_json(example.rubric, style=config.rubric.style)
+    text = example.reference if config.task == "solve" else to_json(rubric_of(example), style=config.rubric.style)
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     return np.asarray([*tokens, tokenizer.eos_token_id], np.int32)
 
@@ -216,7 +216,7 @@ def reference_fits(example: Example, tokens: np.ndarray, config: ConfigDict) -> 
     return _within(limit, "sampling.max_new_tokens", "reference", "the reference", example, tokens, config)
 
 
-def evaluation_questions(config: ConfigDict, tokenizer) -> dict[str, dict[str, Questions]]:
+def evaluation_questions(config: ConfigDict, tokenizer: Any) -> dict[str, dict[str, Questions]]:
     """Role of `eval.roles` -> split -> its questions, of every row that will be graded; empty where nothing is.
 
     Splits are those of `eval.path` or `eval.splits`, graded by `eval.grader`, and the benchmarks, of which the teacher, who has
@@ -260,7 +260,7 @@ def _benchmark(name: str, path: str, config: ConfigDict) -> list[Example]:
 
 
 def _questions(
-    examples: Sequence[Example], grader: str, tokenizer, role: Role, name: str, config: ConfigDict
+    examples: Sequence[Example], grader: str, tokenizer: Any, role: Role, name: str, config: ConfigDict
 ) -> Questions:
     examples = examples[: config.eval.count]
     reasons = name == "teacher" and config.teacher.reason_tokens > 0
@@ -273,7 +273,9 @@ def _questions(
     return Questions([examples[i] for i in kept], [encoded[i][0] for i in kept], encoded[0][1], grader)
 
 
-def _encode(tokenizer, example: Example, role: Role, config: ConfigDict, *, reasons: bool):
+def _encode(
+    tokenizer: Any, example: Example, role: Role, config: ConfigDict, *, reasons: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """A role's prompt, and what follows its analysis: nothing unless it reasons first."""
     if reasons:
         return contexts.encode_reason_first(tokenizer, example, role, prompts_of(config), config.task)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def write_rubrics(
     decode: Callable[[np.ndarray], str],
     cache: RubricCache,
     checkpoint: str,
-    settings: dict,
+    settings: Mapping[str, Any],
     resample: int,
     fallback: Rubric | None,
     min_criteria: int,
@@ -74,10 +75,11 @@ def write_rubrics(
             cache.put_many(Written(keys[missing[i]], t, p) for i, t, p in zip(chosen, texts, parsed, strict=True))
             counts["cut"] += sum(completion.cut for completion in completions)
         for i in pending:
-            written = cache.get(keys[i]).parsed
-            counts[written.status] += 1
-            if written.rubric is not None:
-                rubrics[i] = written.rubric
+            written = cache.get(keys[i])
+            assert written is not None, "what was missing has been written"
+            counts[written.parsed.status] += 1
+            if written.parsed.rubric is not None:
+                rubrics[i] = written.parsed.rubric
     counts["fallback" if fallback is not None else "dropped"] += len(examples) - len(rubrics)
     with_rubrics = [dataclasses.replace(e, rubric=rubrics.get(i, fallback)) for i, e in enumerate(examples)]
     return [e for e in with_rubrics if e.rubric is not None], dict(counts)

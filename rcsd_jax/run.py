@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import rich.console
 from ml_collections import ConfigDict
 
-from rcsd_jax.completions import complete
+from rcsd_jax.completions import Completion, complete
 from rcsd_jax.errors import UserError
 from rcsd_jax.files import AnyPath, fetched
 from rcsd_jax.models import huggingface, lora, sharding
@@ -74,7 +75,9 @@ def load_weights(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh) -> A
     return huggingface.load(model.directory, shardings=placement, **precision(config))[1]
 
 
-def open_served(path: str, config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Model, str, Callable[[], dict]]:
+def open_served(
+    path: str, config: ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[Model, str, Callable[[], dict[str, Any]]]:
     """A model that only writes: what identifies its weights beside it, and a function that reads its variables.
 
     `path` is a model, or a LoRA adapter: then its base is read, and the adapter is in use. (Merged into weights of bfloat16,
@@ -88,7 +91,7 @@ def open_served(path: str, config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple
     model = open_model(base, config, lora_rank=rank, lora_alpha=alpha)
     adapters = lora.load_peft(path, model.decoder.config).adapters
 
-    def load():
+    def load() -> dict[str, Any]:
         placement = sharding.lora_shardings(model.decoder.config, mesh, adapters)
         return {"params": load_weights(model, config, mesh), "lora": jax.device_put(adapters, placement)}
 
@@ -110,7 +113,9 @@ def sampling_of(settings: ConfigDict, model: Model, *, temperature: float | None
 def completer(model: Model, variables: Any, sampling: SamplingConfig, batch_size: int, run: Run) -> Callable:
     """(prompts, seeds) -> batches of (indexes, completions), with everything else bound; ends when the run is stopped."""
 
-    def complete_all(prompts, seeds):
+    def complete_all(
+        prompts: Sequence[np.ndarray], seeds: Sequence[int]
+    ) -> Iterator[tuple[list[int], list[Completion]]]:
         bound = dict(mesh=run.mesh, batch_size=batch_size, pad_to=run.config.data.pad_to, pad_id=model.pad_id)
         for batch in complete(model.decoder, variables, prompts, seeds, sampling, **bound):
             yield batch

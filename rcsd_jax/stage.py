@@ -12,17 +12,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import rich.console
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
 from rcsd_jax import contexts, loop, preparation, processes, train
 from rcsd_jax.checkpoints import Checkpoints
+from rcsd_jax.completions import Completion
 from rcsd_jax.contexts import Role
+from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate.judged import judge_of
 from rcsd_jax.evaluate.role import evaluate_role
@@ -67,7 +71,7 @@ def run_stage(
         check_positions(model, data, config)
 
         params = load_weights(model, config, mesh)
-        evaluation = {
+        evaluation: dict[str, Any] = {
             role: evaluate_role(role, questions[role], model, {"params": params}, run)
             for role in ("base", "teacher")
             if role in questions
@@ -76,10 +80,10 @@ def run_stage(
         training = loop.setup(model, params, config, mesh)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
 
-        def student(trained):
+        def student(trained: Any) -> Any:
             return train.student_variables(trained, training.frozen, lora=bool(config.lora.rank))
 
-        def evaluate_at(step, trained):
+        def evaluate_at(step: int, trained: Any) -> None:
             asked = {s: questions["trained"][s] for s in config.eval.every_splits or questions["trained"]}
             evaluate_role(f"step_{step}", asked, model, student(trained), run)
 
@@ -138,7 +142,7 @@ def check_positions(model: Model, data: preparation.Encoded, config: ConfigDict)
 # --- rubrics ---------------------------------------------------------------------------------------------------------
 
 
-def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
+def rubrics_for(examples: list[Example], run: Run) -> tuple[list[Example], dict[str, int]]:
     """The examples with the rubrics that the teacher sees: from the rows, a variant of them, or written by a model."""
     config = run.config
     if config.rubric.source != "written" or "rubric" not in config.teacher.fields:
@@ -157,7 +161,7 @@ def rubrics_for(examples, run: Run) -> tuple[list, dict[str, int]]:
     sampling = sampling_of(settings, writer)
     with Progress(run.console, "write rubrics", 0) as progress:
 
-        def write(wanted, seeds):
+        def write(wanted: Sequence[np.ndarray], seeds: Sequence[int]) -> Iterator[tuple[list[int], list[Completion]]]:
             if not wanted:
                 return
             progress.extend(len(wanted))
@@ -207,7 +211,7 @@ def open_cache(path: AnyPath) -> RubricCache:
 # --- export -------------------------------------------------------------------------------------------
 
 
-def export(variables, model: Model, config: ConfigDict, workdir: AnyPath) -> dict[str, str]:
+def export(variables: Mapping[str, Any], model: Model, config: ConfigDict, workdir: AnyPath) -> dict[str, str]:
     """Writes the trained model as a Hugging Face directory, and under LoRA also as a PEFT adapter; returns the paths."""
     paths, decoder_config = {}, model.decoder.config
     params, adapters = variables["params"], variables.get("lora")

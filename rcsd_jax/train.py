@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.struct
 import jax
@@ -16,7 +16,7 @@ from rcsd_jax.methods import METHODS, rollout
 from rcsd_jax.methods.rollout import Batch, Completions, Options, Variables
 from rcsd_jax.models.decoder import Decoder
 
-Params = Any
+Params: TypeAlias = Any
 
 
 @flax.struct.dataclass
@@ -134,13 +134,13 @@ def learn_step(
     teacher_vars = teacher_variables(state, frozen, teacher=teacher, lora=lora)
     weights = losses.token_weights(completions.loss_mask, options.reduction)  # [B, N], of the whole batch
 
-    def value_and_grad(trained, part):
+    def value_and_grad(trained: Params, part: Any) -> Any:
         completions, weights = part
         hidden = None
         if teacher_vars is not None:
             hidden = rollout.teacher_hidden(decoder, teacher_vars, completions, guidance=options.guidance)
 
-        def loss_fn(trained):
+        def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             variables = student_variables(trained, frozen, lora=lora)
             scored = rollout.score(decoder, variables, teacher_vars, hidden, completions)
             return METHODS[method](scored, completions, weights, options)
@@ -177,7 +177,7 @@ def update(
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state), grad_norm, finite
 
 
-def _accumulate(value_and_grad: Callable, trained: Params, rows: Any, microbatches: int):
+def _accumulate(value_and_grad: Callable, trained: Params, rows: Any, microbatches: int) -> Any:
     """Loss, sums and gradients added up over microbatches of the rows, one in memory at a time."""
     if microbatches == 1:
         return value_and_grad(trained, rows)
@@ -190,7 +190,7 @@ def _accumulate(value_and_grad: Callable, trained: Params, rows: Any, microbatch
     (zero_value, zero_sums), zero_grads = zeros
     zero_sums = {k: v for k, v in zero_sums.items() if k != "row_loss"}
 
-    def body(carry, part):
+    def body(carry: Any, part: Any) -> tuple[Any, jax.Array]:
         (value, sums), grads = value_and_grad(trained, part)
         row_loss = sums.pop("row_loss")
         return jax.tree.map(jnp.add, carry, ((value, sums), grads)), row_loss
@@ -200,7 +200,9 @@ def _accumulate(value_and_grad: Callable, trained: Params, rows: Any, microbatch
     return (value, sums), grads
 
 
-def _metrics(loss, grad_norm, finite, sums: dict, completions: Completions) -> dict[str, jax.Array]:
+def _metrics(
+    loss: jax.Array, grad_norm: jax.Array, finite: jax.Array, sums: dict[str, jax.Array], completions: Completions
+) -> dict[str, jax.Array]:
     mask, cut = completions.samples.mask, completions.samples.cut
     count = jnp.maximum(mask.sum(), 1)
     row_loss = sums.pop("row_loss")
@@ -221,13 +223,13 @@ def _of_sampling(static: dict[str, Any]) -> dict[str, Any]:
     return {name: static[name] for name in ("decoder", "options", "teacher", "lora")}
 
 
-def jit_train_step(shardings: Any = None, **static) -> Callable:
+def jit_train_step(shardings: Any = None, **static: Any) -> jax.stages.Wrapped:
     """`train_step` with its static choices bound, the state donated and, over a mesh, its sharding kept."""
     out = None if shardings is None else (shardings, None, None)
     return jax.jit(functools.partial(train_step, **static), donate_argnums=0, out_shardings=out)
 
 
-def jit_halves(shardings: Any = None, **static) -> tuple[Callable, Callable]:
+def jit_halves(shardings: Any = None, **static: Any) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     """`sample_step` and `learn_step` likewise, for methods that grade in between on the host."""
     sample = jax.jit(functools.partial(sample_step, **_of_sampling(static)))
     out = None if shardings is None else (shardings, None)

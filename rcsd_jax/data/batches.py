@@ -7,18 +7,19 @@ step, and a run may change its number of processes and still see the same global
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import grain
 
-from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
 
+_Row = TypeVar("_Row")  # an example, or what stands for it
 _EPOCHS = 10**9  # for ever; grain's own endless repeat overflows when it is batched by one and sliced
 
 
 def batches(
-    examples: Sequence[Example], *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
-) -> grain.MapDataset:
+    examples: Sequence[_Row], *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> grain.MapDataset[list[_Row]]:
     """The endless sequence of this process's batches: `batches(...)[step]` is a list of Examples, for any step >= 0.
 
     Every epoch is shuffled anew, and batches run on over its end: none is short, no example is ever dropped, and among

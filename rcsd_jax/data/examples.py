@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rcsd_jax.errors import UserError
 from rcsd_jax.rubrics.schema import Rubric
 
 
@@ -30,3 +31,14 @@ class Example:
     answer: str | None
     origin: str
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def rubric_of(example: Example) -> Rubric:
+    """The rubric of an example, where one is needed.
+
+    Raises:
+      UserError: it has none.
+    """
+    if example.rubric is None:
+        raise UserError("no rubric", file=example.origin, field="rubric", remedy="give the row a rubric")
+    return example.rubric

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rcsd_jax.data.examples import Example
+from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate import answers
 from rcsd_jax.evaluate.table import GradeAll
@@ -29,7 +29,7 @@ def grade_rubric(example: Example, text: str) -> dict[str, float]:
     """Is the text a rubric, and how well do its criteria agree with the example's own (F1 by description)?"""
     parsed = parse(text, min_criteria=1, max_criteria=10**6)
     scores = {"valid": float(parsed.status == "strict"), "salvaged": float(parsed.status == "salvaged")}
-    return scores | {"criterion_f1": f1(parsed.rubric, example.rubric)}
+    return scores | {"criterion_f1": f1(parsed.rubric, rubric_of(example))}
 
 
 def grade_boxed(example: Example, text: str) -> dict[str, float]:
@@ -37,13 +37,19 @@ def grade_boxed(example: Example, text: str) -> dict[str, float]:
 
     Without a box there, it must hold the whole of the reference, or the example's answer.
 
+    Raises:
+      UserError: the example has neither.
+
     Examples:
       >>> example = Example("1", "Half of one?", r"It is \\boxed{1/2}.", None, None, "rows.jsonl:1")
       >>> grade_boxed(example, r"So \\boxed{0.5}."), grade_boxed(example, "So 0.5.")
       ({'accuracy': 1.0, 'parsed': 1.0}, {'accuracy': 0.0, 'parsed': 0.0})
     """
-    found, boxed = answers.last_boxed(text), answers.last_boxed(example.reference)
+    found, boxed = answers.last_boxed(text), answers.last_boxed(example.reference or "")
     truths = [boxed] if boxed is not None else [truth for truth in (example.reference, example.answer) if truth]
+    if not truths:
+        remedy = "give the row one of them"
+        raise UserError("neither a reference nor an answer", file=example.origin, field="reference", remedy=remedy)
     correct = found is not None and _equals_one(found, truths)
     return {"accuracy": float(correct), "parsed": float(found is not None)}
 
@@ -60,8 +66,8 @@ def grade_number(example: Example, text: str) -> dict[str, float]:
     Raises:
       UserError: the example's answer is no number.
     """
-    unit = example.extra.get("unit", "")
-    truth = answers.number(f"{example.answer} {unit}").value or answers.number(example.answer).value
+    unit, answer = example.extra.get("unit", ""), example.answer or ""
+    truth = answers.number(f"{answer} {unit}").value or answers.number(answer).value
     if truth is None:
         raise UserError(
             "not a number",
@@ -111,11 +117,16 @@ def grade_all(
     """Scores of a text for each example, by a grader of `GRADERS`; "judge" asks the judge that is given.
 
     What stands in thinking blocks is not graded; of one that was cut, nothing is left.
+
+    Raises:
+      ValueError: there is no judge to ask.
     """
     texts = [drop_thinking(text) for text in texts]
-    if grader == "judge":
-        return judge(examples, texts)
     grade = GRADERS[grader].grade
+    if grade is None:
+        if judge is None:
+            raise ValueError("grading by a judge needs one")
+        return judge(examples, texts)
     return [grade(example, text) for example, text in zip(examples, texts, strict=True)]
 
 

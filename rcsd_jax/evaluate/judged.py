@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rcsd_jax import contexts, processes
-from rcsd_jax.data.examples import Example
+from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.errors import Preempted, UserError
 from rcsd_jax.evaluate.table import GradeAll
 from rcsd_jax.judge import judging
@@ -42,6 +42,7 @@ def judge_of(run: Run) -> Iterator[GradeAll]:
     mine = _agreed(
         lambda: AnswerCache(run.workdir / "verdicts.jsonl" if processes.is_main() else None), everywhere=True
     )
+    ask: Ask | None
     with mine as cache:
         if local:
             for key, answer in processes.from_main(lambda: dict(cache.items())).items():
@@ -64,7 +65,7 @@ def _grade(
     local: bool,
 ) -> list[dict[str, float]]:
     settings = run.config.judge
-    requests = [judging.Request(e.question, text, e.rubric) for e, text in zip(examples, texts, strict=True)]
+    requests = [judging.Request(e.question, text, rubric_of(e)) for e, text in zip(examples, texts, strict=True)]
     of_judging = judging.JudgeSettings(
         per_call=settings.per_call,
         reasks=settings.reasks,
@@ -78,6 +79,7 @@ def _grade(
             run.stop.raise_if_heard("the judge's answers so far are kept")
 
     def judge() -> tuple[list[judging.Judgement], Usage]:
+        assert ask is not None, "an endpoint is missing in processes that do not judge"
         with Progress(run.console, f"{run.name}: judge", 0) as progress:
 
             def told(done: int, of: int) -> None:

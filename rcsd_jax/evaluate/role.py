@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rcsd_jax import preparation, processes
+from rcsd_jax.completions import Completion
 from rcsd_jax.evaluate.graders import grade_all
 from rcsd_jax.evaluate.kept import Complete, resumable
 from rcsd_jax.evaluate.table import evaluate
@@ -78,7 +79,7 @@ def _after_analyses(
     count, config = len(asked.prompts), run.config
     sampling = dataclasses.replace(sampling, max_new_tokens=config.teacher.reason_tokens)
     complete = _resumable_completer(model, variables, sampling, run, unfinished)
-    written = {}
+    written: dict[int, Completion] = {}
     for chosen, completions in complete(asked.prompts, range(count, 2 * count)):  # seeds apart from the answers'
         written.update(zip(chosen, completions, strict=True))
     return [np.concatenate([p, written[i].tokens, asked.transition]) for i, p in enumerate(asked.prompts)]

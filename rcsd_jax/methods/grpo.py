@@ -6,6 +6,8 @@ model: it sees what the student sees (`teacher.fields`), with the weights that `
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -18,7 +20,7 @@ def loss_and_sums(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The clipped policy loss (+ kl * the reference's KL); arguments and results as in `self_distillation.loss_and_sums`."""
     samples, settings = completions.samples, dict(options.policy)
-    of_tokens = dict(chunk_size=options.chunk_size, temperature=options.temperature)
+    of_tokens: dict[str, Any] = dict(chunk_size=options.chunk_size, temperature=options.temperature)
     log_probs, entropy = losses.token_log_probs_from_hidden(
         scored.student_hidden, scored.student_head, samples.tokens, **of_tokens
     )
@@ -32,6 +34,7 @@ def loss_and_sums(
         "sampler_trainer_log_prob_difference": jnp.abs(log_probs - samples.log_probs),
     }
     if settings["kl"]:
+        assert scored.teacher_hidden is not None and scored.teacher_head is not None, "it is the reference model"
         reference, _ = losses.token_log_probs_from_hidden(
             scored.teacher_hidden, scored.teacher_head, samples.tokens, **of_tokens
         )

@@ -10,7 +10,7 @@ data (`Batch`, `Options`).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from rcsd_jax.models.decoder import Decoder, head_matrix
 from rcsd_jax.models.scoring import completion_hidden
 from rcsd_jax.sampling import Samples, SamplingConfig, generate
 
-Variables = Any
+Variables: TypeAlias = Any
 
 
 class Without(NamedTuple):
@@ -115,7 +115,9 @@ def sample(
     )
 
 
-def _completions(decoder, student, teacher, batch: Batch, keys, options: Options) -> Samples:
+def _completions(
+    decoder: Decoder, student: Variables, teacher: Variables, batch: Batch, keys: jax.Array, options: Options
+) -> Samples:
     if options.source == "reference":
         tokens, mask = batch.reference_tokens, batch.reference_mask
         return Samples(tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.zeros(tokens.shape[:1], bool))
@@ -126,11 +128,20 @@ def _completions(decoder, student, teacher, batch: Batch, keys, options: Options
     return _write(decoder, *prompts, keys, options, options.sampling, group=options.group)
 
 
-def _write(decoder, variables, tokens, mask, keys, options: Options, sampling: SamplingConfig, group=1) -> Samples:
+def _write(
+    decoder: Decoder,
+    variables: Variables,
+    tokens: jax.Array,
+    mask: jax.Array,
+    keys: jax.Array,
+    options: Options,
+    sampling: SamplingConfig,
+    group: int = 1,
+) -> Samples:
     """A completion of every prompt; the same ones however many slots there are."""
     if options.slots:
         queue = tokens[::group], mask[::group], keys, sampling  # one prefill for all samples of a prompt
-        bound = dict(slots=options.slots, samples_per_prompt=group, pad_id=options.pad_id)
+        bound: dict[str, Any] = dict(slots=options.slots, samples_per_prompt=group, pad_id=options.pad_id)
         return generate_queue(decoder, variables, *queue, **bound)[0]
     return generate(decoder, variables, tokens, mask, keys, sampling, pad_id=options.pad_id)
 
@@ -189,7 +200,7 @@ def score(
     c, samples = completions, completions.samples
     hidden = completion_hidden(decoder, student, c.student_tokens, c.student_mask, samples.tokens, samples.mask)
     head = head_matrix(decoder.config, student["params"])
-    if teacher_hidden is None:
+    if teacher is None or teacher_hidden is None:
         return Scored(hidden, head, None, None)
     return Scored(hidden, head, teacher_hidden, jax.lax.stop_gradient(head_matrix(decoder.config, teacher["params"])))
 

@@ -32,8 +32,12 @@ def loss_and_sums(
     """
     samples = completions.samples
     weights = jnp.where(completions.taught[:, None], weights, 0.0)
+    assert scored.teacher_hidden is not None and scored.teacher_head is not None, "this method has a teacher"
     loss, scores = losses.weighted_divergence_from_hidden(
-        *scored,
+        scored.student_hidden,
+        scored.student_head,
+        scored.teacher_hidden,
+        scored.teacher_head,
         samples.tokens,
         weights,
         chunk_size=options.chunk_size,

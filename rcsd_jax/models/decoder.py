@@ -288,8 +288,9 @@ def _decode(
             )
             (x, cache), _ = layer((x, cache), (i, weights, adapters))
     else:
-        if REMAT[config.remat] is not None:
-            policy = jax.checkpoint_policies.save_only_these_names(*REMAT[config.remat])
+        kept = REMAT[config.remat]
+        if kept is not None:
+            policy = jax.checkpoint_policies.save_only_these_names(*kept)
             # A loop keeps XLA from merging the recomputation with the forward pass; without one it has to be told.
             layer = jax.checkpoint(layer, prevent_cse=config.unrolled, policy=policy)
         scanned = (jnp.arange(config.num_layers), params["layers"], lora)

@@ -7,6 +7,8 @@ import os
 import shutil
 from collections.abc import Iterator
 
+from etils import epath
+
 from rcsd_jax.errors import UserError
 from rcsd_jax.files import AnyPath, as_path, is_remote
 
@@ -28,7 +30,7 @@ def replaced_directory(directory: str | os.PathLike) -> Iterator[AnyPath]:
             "exists and holds something other than a model", remedy="give a new or empty directory", file=directory
         )
     if is_remote(directory):
-        directory.rmtree(missing_ok=True)
+        epath.Path(directory).rmtree(missing_ok=True)
         directory.mkdir(parents=True, exist_ok=True)
         yield directory
         return

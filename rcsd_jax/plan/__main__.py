@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before JAX is imported: nothing runs on a device, and libtpu must not look for the metadata of a cloud machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -35,7 +37,9 @@ _DECODE_STEPS = flags.DEFINE_integer(
 )
 
 
-def plan_stage(config: ConfigDict, topology: str, title: dict, report) -> dict:
+def plan_stage(
+    config: ConfigDict, topology: str, title: dict[str, Any], report: Callable[[str], None]
+) -> dict[str, Any]:
     """Plans one stage; returns what `report.as_json` documents, with "largest" after a search.
 
     Raises:
@@ -62,7 +66,8 @@ def plan_stage(config: ConfigDict, topology: str, title: dict, report) -> dict:
 def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
     config = command_line.one_config(argv, _CONFIG.value, example="configs/stage2.py")
-    filename = flags.FLAGS["config"].config_filename
+    config_flag: Any = flags.FLAGS["config"]  # of `config_flags`
+    filename: str = config_flag.config_filename
     topology = _TOPOLOGY.value or sizes.topology(filename.partition(":")[2])
     if topology is None:
         raise UserError("no slice given", field="--topology", remedy="pass --topology=v5e:4x4")

@@ -114,9 +114,10 @@ class Cost:
         """Adds another part that runs so many times."""
         for name in ("flops", "hbm_bytes", "compute", "kernel", "hbm_wait", "collective"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
-        for ours, theirs in ((self.kernels, other.kernels), (self.collectives, other.collectives)):
-            for key, value in theirs.items():
-                ours[key] = _sum(ours.get(key, type(value)()), value, times)
+        for name, kernel in other.kernels.items():
+            self.kernels[name] = _sum(self.kernels.get(name, Kernel()), kernel, times)
+        for kind, traffic in other.collectives.items():
+            self.collectives[kind] = _sum(self.collectives.get(kind, Traffic()), traffic, times)
         self.loops += other.loops
         self.windowed += other.windowed
 

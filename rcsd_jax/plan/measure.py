@@ -111,13 +111,24 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[str, Memory | None, str, floa
             raise
         return "", None, str(error), time.monotonic() - began
     m = compiled.memory_analysis()
+    text = compiled.as_text()
+    assert m is not None and text is not None, "the TPU compiler gives both"
     results = m.output_size_in_bytes - m.alias_size_in_bytes
     needed = m.argument_size_in_bytes + m.temp_size_in_bytes + results
     memory = Memory(m.argument_size_in_bytes, m.temp_size_in_bytes, results, m.peak_memory_in_bytes, needed)
-    return compiled.as_text(), memory, "", time.monotonic() - began
+    return text, memory, "", time.monotonic() - began
 
 
-def _measured(plan, chip, program, text, memory, refused, seconds, decode_steps) -> Measured:
+def _measured(
+    plan: Plan,
+    chip: Chip,
+    program: Program,
+    text: str,
+    memory: Memory | None,
+    refused: str,
+    seconds: float,
+    decode_steps: int | None,
+) -> Measured:
     spent = cost.Cost()
     if text:
         spent = cost.cost_of(hlo.parse(text), rates(chip, plan), dynamic_trips=decode_steps)

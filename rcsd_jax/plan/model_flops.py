@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rcsd_jax.models.decoder import DecoderConfig, declarations
 
@@ -22,7 +23,9 @@ def scoring(config: DecoderConfig, rows: int, length: int) -> float:
     return rows * (2.0 * layer_parameters(config) * length + _attention(config, length))
 
 
-def student(config: DecoderConfig, rows: int, prompt: int, completion: int, *, lora_rank: int, targets=()) -> float:
+def student(
+    config: DecoderConfig, rows: int, prompt: int, completion: int, *, lora_rank: int, targets: Sequence[str] = ()
+) -> float:
     """Forward and backward of the student, and the loss of both roles' logits at the completion.
 
     Backward, attention takes twice its forward pass. The matrices take once theirs for the activations' gradient, and once

@@ -152,7 +152,9 @@ def _bytes_of_a_chip(arrays: Sequence[jax.ShapeDtypeStruct]) -> float:
 class _Programs:
     """The trainer's functions with abstract arguments. The mesh is set while they are traced, as the trainer sets it."""
 
-    def __init__(self, config, mesh, model, setup, sizes: Lengths):
+    def __init__(
+        self, config: ConfigDict, mesh: jax.sharding.Mesh, model: run.Model, setup: loop.Setup, sizes: Lengths
+    ):
         self.config, self.mesh, self.model, self.setup, self.sizes = config, mesh, model, setup, sizes
         self.decoder, self.lora = model.decoder, bool(config.lora.rank)
         self.options = loop.options_of(config, model)
@@ -164,7 +166,7 @@ class _Programs:
     def _scalar(self, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((), dtype, sharding=sharding.replicated(self.mesh))
 
-    def _lower(self, function, *arguments, **settings) -> jax.stages.Lowered:
+    def _lower(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> jax.stages.Lowered:
         with jax.set_mesh(self.mesh):
             return jax.jit(function, **settings).lower(*arguments)
 
@@ -224,7 +226,7 @@ class _Programs:
         placed = _on(placement, jax.eval_shape(functools.partial(matrices.cast, dtype=config.dtype), student))
         head = self._sampling_array((config.hidden_size, config.vocab_size), (None, "vocab"), config.dtype)
 
-        def layers(x):
+        def layers(x: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
             """A stacked array as the tuple that an unrolled decoder reads."""
             rest = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(*x.sharding.spec[1:]))
             return (jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=rest),) * config.num_layers
@@ -317,14 +319,18 @@ class _Programs:
 
     def gradients(self) -> jax.stages.Lowered:
         completions, config = self._completions(), self.decoder.config
-        hidden = self._array(*completions.samples.tokens.shape, config.hidden_size, dtype=config.dtype)
+        hidden: jax.ShapeDtypeStruct | None = self._array(
+            *completions.samples.tokens.shape, config.hidden_size, dtype=config.dtype
+        )
 
         weights = self._array(*completions.samples.tokens.shape, dtype=jnp.float32)
         if configs.teacher_weights(self.config) == "none":
             hidden = None
 
-        def gradients(trained, frozen, teacher, hidden, completions, weights):
-            def loss(trained):
+        def gradients(
+            trained: Any, frozen: Any, teacher: Any, hidden: Any, completions: rollout.Completions, weights: jax.Array
+        ) -> Any:
+            def loss(trained: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
                 student = train.student_variables(trained, frozen, lora=self.lora)
                 scored = rollout.score(self.decoder, student, teacher, hidden, completions)
                 return METHODS[self.config.method](scored, completions, weights, self.options)

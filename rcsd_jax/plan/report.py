@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import rich.box
@@ -142,16 +143,19 @@ def _table(data: dict[str, Any]) -> rich.table.Table:
     for name in programs:
         table.add_column(name, justify="right")
 
-    def row(label, value):
+    def row(label: str, value: Callable[[dict[str, Any]], str]) -> None:
         cells = [value(p) for p in programs.values()]
         if any(cells):
             table.add_row(label, *(cell or "" for cell in cells))
 
-    def gib(key):
+    def gib(key: str) -> Callable[[dict[str, Any]], str]:
         return lambda p: f"{p['hbm'][key] / GIB:.2f}" if p["hbm"].get(key) is not None else ""
 
-    def seconds(key):
+    def seconds(key: str) -> Callable[[dict[str, Any]], str]:
         return lambda p: _time(p["modelled_seconds"][key]) if p["modelled_seconds"]["total"] else ""
+
+    def sent(kind: str) -> Callable[[dict[str, Any]], str]:
+        return lambda p: f"{p['ici'][kind]['bytes'] / 1e9:.3g}" if kind in p["ici"] else ""
 
     row("runs a step", lambda p: str(p["runs_per_step"]))
     row("HBM, GiB: allocated", gib("needed"))
@@ -171,7 +175,7 @@ def _table(data: dict[str, Any]) -> rich.table.Table:
     row("matrix units in use", lambda p: _percent(p["hardware_utilisation"]))
     row("share of HBM-bandwidth bound", lambda p: _percent(p["share_of_bandwidth_bound"]))
     for kind in sorted({k for p in programs.values() for k in p["ici"]}):
-        row(f"ICI, GB sent: {kind}", lambda p, k=kind: f"{p['ici'][k]['bytes'] / 1e9:.3g}" if k in p["ici"] else "")
+        row(f"ICI, GB sent: {kind}", sent(kind))
     return table
 
 

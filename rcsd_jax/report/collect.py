@@ -128,7 +128,14 @@ def _asked(config: ConfigDict) -> dict[tuple[str, str], Example]:
     return {(split, e.id): e for splits in questions.values() for split, q in splits.items() for e in q.examples}
 
 
-def _scored(config, folder, chosen, examples, texts, console) -> list[dict] | None:
+def _scored(
+    config: ConfigDict,
+    folder: AnyPath,
+    chosen: Sequence[tuple[str, str]],
+    examples: Sequence[Example],
+    texts: Sequence[Mapping[str, tuple[str, bool]]],
+    console: Any,
+) -> list[dict[str, Any]] | None:
     """Kept in `report_tokens.json`: weights are read once."""
     kept = folder / "report_tokens.json"
     names = [list(key) for key in chosen]

@@ -108,7 +108,13 @@ def _pieces(model: Model, text: str, cut: bool) -> tuple[np.ndarray, list[str]]:
     return np.asarray(ids, np.int32), texts
 
 
-def _attributions(model: Model, teacher: Any, flat, completions: Sequence[np.ndarray], config: ConfigDict) -> list:
+def _attributions(
+    model: Model,
+    teacher: Any,
+    flat: Sequence[tuple[Example, str]],
+    completions: Sequence[np.ndarray],
+    config: ConfigDict,
+) -> list[np.ndarray | None]:
     """A matrix for each completion, or None."""
     found: list[np.ndarray | None] = [None] * len(flat)
     if "rubric" not in preparation.roles(config)[1].fields:

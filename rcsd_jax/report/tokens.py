@@ -86,21 +86,31 @@ def _row(scores: Scores, at: int, length: int) -> Scores:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
-    decoder, options, student, teacher, student_tokens, student_mask, teacher_tokens, teacher_mask, tokens, mask
-):
+    decoder: Decoder,
+    options: tuple[float, float, int],
+    student: Any,
+    teacher: Any,
+    student_tokens: jax.Array,
+    student_mask: jax.Array,
+    teacher_tokens: jax.Array,
+    teacher_mask: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array,
+) -> Scores:
     beta, temperature, chunk_size = options
     after_student = completion_hidden(decoder, student, student_tokens, student_mask, tokens, mask)  # [B, N, D]
     after_teacher = completion_hidden(decoder, teacher, teacher_tokens, teacher_mask, tokens, mask)
     heads = [head_matrix(decoder.config, variables["params"]) for variables in (student, teacher)]
 
-    def one_chunk(chunk):
+    def one_chunk(chunk: tuple[jax.Array, ...]) -> Scores:
         hidden_s, hidden_t, ids = chunk  # [B, C, D], [B, C, D], [B, C]
         logits = [(h @ head).astype(jnp.float32) for h, head in zip((hidden_s, hidden_t), heads, strict=True)]
         log_probs = [jax.nn.log_softmax(x / temperature) for x in logits]
         of_token = [jnp.take_along_axis(x, ids[..., None], axis=-1)[..., 0] for x in log_probs]
         tops = [jax.lax.top_k(x, TOP) for x in log_probs]
         value = losses.per_token_divergence(*logits, beta=beta, temperature=temperature)
-        return Scores(value, *of_token, *((ids.astype(jnp.int32), jnp.exp(x)) for x, ids in tops))
+        fields: tuple[Any, ...] = (value, *of_token, *((ids.astype(jnp.int32), jnp.exp(x)) for x, ids in tops))
+        return Scores(*fields)  # of JAX's arrays, until the caller has them on the host
 
     batch, length = tokens.shape
     size = next(c for c in range(min(chunk_size, length), 0, -1) if length % c == 0)

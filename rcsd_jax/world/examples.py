@@ -7,7 +7,7 @@ import importlib.resources
 import pathlib
 import random
 
-from rcsd_jax.data.examples import Example
+from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.rubrics.schema import Rubric, from_records
 from rcsd_jax.rubrics.scoring import f1, score
 from rcsd_jax.world import criteria
@@ -87,19 +87,19 @@ def grade_solution(example: Example, text: str) -> SolutionGrade:
     """Grades a solution by programs: the final answer, and every criterion of the true rubric."""
     problem = example.extra["problem"]
     met = tuple(criteria.grade(problem, text).values())
-    return SolutionGrade(criteria.answer_correct(problem, text), met, score(example.rubric, met))
+    return SolutionGrade(criteria.answer_correct(problem, text), met, score(rubric_of(example), met))
 
 
 def failed_criteria(example: Example, text: str) -> Rubric | None:
     """What of the true rubric a solution fails (of a Pitfall: falls into), or None."""
     met = grade_solution(example, text).criteria_met
-    failed = [c for c, m in zip(example.rubric.criteria, met, strict=True) if m == (c.kind == "Pitfall")]
+    failed = [c for c, m in zip(rubric_of(example).criteria, met, strict=True) if m == (c.kind == "Pitfall")]
     return Rubric(tuple(failed)) if failed else None
 
 
 def grade_rubric(example: Example, rubric: Rubric | None) -> float:
     """F1 of a written rubric's criteria against the true ones; 0 for a rubric that could not be parsed."""
-    return f1(rubric, example.rubric)
+    return f1(rubric, rubric_of(example))
 
 
 def generic_rubric() -> Rubric:
