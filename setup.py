@@ -1,5 +1,5 @@
 """Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `judge`, `hub`, `experiments`, `notebooks`,
-`tpu`, `gcs`, `docs`.
+`tpu`, `gcs`, `docs`, `lint`.
 """
 
 import pathlib
@@ -65,6 +65,7 @@ setuptools.setup(
         "experiments": ["matplotlib", "scipy"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0"],
         "notebooks": ["ipykernel", "matplotlib", "nbclient", "nbformat"],  # to execute them, outside Colab
+        "lint": ["mypy>=2", "ruff"],
         # torch is pinned because a CPU build of it is the one the parity tests were measured with.
         "test": [
             "build",

@@ -7,12 +7,14 @@ endpoint, or `judge.checkpoint`). Each is read from where it is published, or fr
 --config.eval.benchmarks.piqa=FILE.jsonl (or FILE.parquet, tfds:NAME#SPLIT, hub:OWNER/NAME#SPLIT).
 """
 
+from ml_collections import ConfigDict
+
 from rcsd_jax import config as c
 
 EXACT = "gpqa_diamond,scibench,piqa,medmcqa,pubmedqa"
 
 
-def get_config(benchmarks=EXACT):
+def get_config(benchmarks: str = EXACT) -> ConfigDict:
     config = c.stage()
     config.eval.update(roles=("base",), samples=4, greedy=(False,), count=10**6, temperature=0.6)
     for name in (benchmarks or EXACT).split(","):

@@ -7,6 +7,8 @@ reference; "release", both see question and reference and the teacher also the r
 `configs/stage1.py:qwen3_8b`, also model, mesh and memory settings for a slice: see `rcsd_jax/sizes.py`.
 """
 
+from ml_collections import ConfigDict
+
 from rcsd_jax import config as c
 from rcsd_jax import sizes
 
@@ -16,7 +18,7 @@ ROLES = {
 }
 
 
-def get_config(variant="paper"):
+def get_config(variant: str = "paper") -> ConfigDict:
     variant, parts = sizes.split(variant or "", tuple(ROLES))
     config = c.stage()
     sizes.apply(config, parts, tuple(ROLES))

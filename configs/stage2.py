@@ -20,6 +20,10 @@ With a size, as in `configs/stage2.py:qwen3_8b,release`, also model, mesh and me
 `rcsd_jax/sizes.py`.
 """
 
+from typing import Any
+
+from ml_collections import ConfigDict
+
 from rcsd_jax import config as c
 from rcsd_jax import sizes
 
@@ -27,7 +31,7 @@ QUESTION, REFERENCE = ("question",), ("question", "reference")
 REWARDED = dict(reward=dict(grader="boxed"), sampling=dict(group=4))
 STEPS = dict(train=dict(steps=500))  # the paper's for SFT and GRPO
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "paper": dict(rubric=dict(source="written")),
     "release": dict(
         rubric=dict(source="written"),
@@ -66,7 +70,7 @@ VARIANTS["grpo_rubric"] = VARIANTS["grpo"] | dict(reward=dict(grader="judge", sc
 VARIANTS["dr_grpo"] = VARIANTS["grpo"] | dict(policy=dict(scale_advantages=False), loss=dict(reduction="longest"))
 
 
-def get_config(variant="paper"):
+def get_config(variant: str = "paper") -> ConfigDict:
     variant, parts = sizes.split(variant or "", tuple(VARIANTS))
     config = c.stage()
     sizes.apply(config, parts, tuple(VARIANTS))

@@ -1,15 +1,17 @@
 """The main job on the embedded world: Stage I, rubrics for Stage II, Stage II, evaluation. Minutes on two cores."""
 
+from ml_collections import ConfigDict
+
 from rcsd_jax import config as c
 from rcsd_jax.world import RUBRIC_TOKENS, SOLUTION_TOKENS, base_directory
 from rcsd_jax.world.prompts import PROMPTS
 
 
-def get_config():
+def get_config() -> ConfigDict:
     return c.job(stage1=_stage1(), stage2=solving())
 
 
-def _common():
+def _common() -> ConfigDict:
     config = c.stage()
     config.prompts = PROMPTS
     config.model.update(path=str(base_directory()), dtype="float32", param_dtype="float32", remat="none")
@@ -25,7 +27,7 @@ def _common():
     return config
 
 
-def _stage1():
+def _stage1() -> ConfigDict:
     """Paper's Stage I: the teacher sees the reference, the student learns to write the rubric without it."""
     config = _common()
     config.task = "write_rubric"
@@ -38,7 +40,7 @@ def _stage1():
     return config
 
 
-def solving():
+def solving() -> ConfigDict:
     """Paper's Stage II: the teacher sees the rubric that Stage I's model wrote."""
     config = _common()
     config.seed = 1

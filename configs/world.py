@@ -8,6 +8,8 @@ Rubrics that a model wrote ("paper", "release", "mixed") need `rubric.writer`, a
 under `runs/tiny/stage1/export`.
 """
 
+from ml_collections import ConfigDict
+
 from configs import stage2, tiny
 
 FEEDBACK = dict(teacher=dict(fields=("question", "feedback")), sampling=dict(group=1))
@@ -19,7 +21,7 @@ LEARNING_RATE = 1.5e-4
 OTHER_RATES = {"sft": 4.5e-4, "sdpo_feedback": 5e-5}
 
 
-def get_config(variant="ground_truth"):
+def get_config(variant: str = "ground_truth") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}: use one of {', '.join(VARIANTS)}")
     name = {"sdpo_feedback": "sdpo"}.get(variant, variant)

@@ -161,3 +161,13 @@ def test_thinking_is_not_graded():
     seen = []
     grade_all("judge", [EXAMPLE], texts[:1], judge=lambda examples, given: seen.extend(given) or [{}])
     assert seen == [" \\boxed{4 m}"]
+    with pytest.raises(ValueError, match="judge"):
+        grade_all("judge", [EXAMPLE], texts[:1])
+
+
+@pytest.mark.parametrize("grader, field", [("rubric", "rubric"), ("boxed", "reference"), ("number", "answer")])
+def test_what_a_grader_needs_and_a_row_lacks_is_named(grader, field):
+    bare = Example("1", "Why?", None, None, None, "rows:1")
+    with pytest.raises(UserError, match="rows:1") as error:
+        grade_all(grader, [bare], ["\\boxed{4}"])
+    assert error.value.field == field

@@ -191,8 +191,9 @@ def rows_of_texts(texts, model, length):
     return Samples(jnp.asarray(tokens), jnp.asarray(mask), jnp.zeros(tokens.shape), jnp.zeros(len(texts), bool))
 
 
-def grade_texts(config, tmp_path, texts, examples):
+def grade_texts(config, tmp_path, texts, examples, judge=None):
     run, model = context(config, tmp_path)
+    run = run._replace(judge=judge)
     with jax.set_mesh(run.mesh):
         data = preparation.encode(examples, model.tokenizer, config)
         rows = list(range(len(examples)))
@@ -226,6 +227,22 @@ def test_advantages_and_teachers_that_see_the_groups_own_success(tmp_path):
         shown = np.asarray(completions.teacher_tokens[row])[np.asarray(completions.teacher_mask[row])]
         text = model.decode(shown)
         assert f"reference : {success}" in " ".join(text.split()), text
+
+
+def test_a_success_that_a_judge_found_is_shown(tmp_path):
+    config = config_of("sdpo", tmp_path)
+    config.reward.update(dict(grader="judge", score="rubric_score"))
+    config.judge.model = "some"
+    configs.check(config)
+    one = world.examples("stage2", 1, seed=5)[0]
+    right = [0, 1, 0, 0]
+    judge = lambda examples, texts: [{"rubric_score": float(is_right)} for is_right in right]
+    completions, _, _ = grade_texts(config, tmp_path, group_of(one, right), [one] * 4, judge)
+    assert completions.taught.tolist() == [True, False, True, True]
+    config.teacher.fields = ("question", "feedback")
+    with pytest.raises(UserError, match="no feedback") as error:
+        configs.check(config)
+    assert error.value.field == "reward.grader"
 
 
 def test_teachers_that_see_what_the_grader_says(tmp_path):
