@@ -35,8 +35,8 @@ def locate(given: str) -> str:
         if os.path.dirname(path) not in ("", "configs") or name not in own:
             nearest = difflib.get_close_matches(name, own, n=1, cutoff=0.4)
             hint = f"did you mean '{nearest[0]}'? " if nearest else ""
-            problem = dict(field="--config", value=path, remedy=f"{hint}give a file, or one of {', '.join(own)}")
-            raise UserError("no such config file", **problem)
+            remedy = f"{hint}give a file, or one of {', '.join(own)}"
+            raise UserError("no such config file", field="--config", value=path, remedy=remedy)
         found = own[name]
     if found.parent.name == "configs":
         root = str(found.resolve().parent.parent)

@@ -36,7 +36,7 @@ def as_path(path: epath.PathLike) -> AnyPath:
 
 def modified(path: AnyPath) -> float:
     """When a file was last written, in seconds of the store's clock."""
-    return path.stat().mtime if is_remote(path) else path.stat().st_mtime
+    return path.stat().st_mtime if isinstance(path, Path) else path.stat().mtime
 
 
 def write_text(path: AnyPath, text: str) -> None:

@@ -24,7 +24,9 @@ def resumable(complete: Complete, path: AnyPath, sampling: SamplingConfig) -> Co
     Process 0 keeps the file. It serves one model: what it holds is known by prompt, seed and settings alone.
     """
 
-    def complete_all(prompts, seeds):
+    def complete_all(
+        prompts: Sequence[np.ndarray], seeds: Sequence[int]
+    ) -> Iterator[tuple[list[int], list[Completion]]]:
         settings = dataclasses.asdict(sampling)
         keys = [
             key_of(checkpoint="", prompt=prompt, sampling=settings, attempt=0, seed=seed)
