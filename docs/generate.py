@@ -147,13 +147,17 @@ def configuration() -> str:
     sections: dict[str, list[Key]] = {}
     for key in keys():
         sections.setdefault(key.key.partition(".")[0] if "." in key.key else "", []).append(key)
+    sections["prompts"] = sections.pop("prompts")  # the longest comes last
     parts = []
     for name, members in sections.items():
         parts.append(f"### `{name}`" if name else "### A stage")
         if said.get(name):
             parts.append(_sentence(said[name]))
         rows = [(_anchored(k.key), _default(k), ", ".join(map(_code, k.choices)), _cell(k.comment)) for k in members]
-        parts.append(_table(("key", "default", "allowed", ""), rows))
+        columns = ("key", "default", "allowed", "")
+        filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+        columns, *rows = (tuple(line[i] for i in filled) for line in (columns, *rows))
+        parts.append(_table(columns, rows))
     return "\n\n".join(parts)
 
 

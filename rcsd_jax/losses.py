@@ -75,6 +75,7 @@ def per_token_divergence(
       entry_clip: upper clamp of each vocabulary entry's pointwise term before the sum. For 0 < beta < 1 that term is
         the weighted combination of both KLs' terms, clamped once, as in the RCSD release.
       token_clip: upper clamp of the per-token sum.
+
     Raises:
       ValueError: an option is out of its range or unknown.
 
@@ -261,6 +262,7 @@ def score_from_hidden(
       mask: [B, T], outside of which `divergence` is 0; None: nowhere.
       options: those of `per_token_divergence`, and `divergence`: "vocabulary" (the default) or "sampled_token"
         (`sampled_token_loss`, which takes temperature and token_clip alone).
+
     Raises:
       ValueError: an option is out of its range or unknown.
     """
