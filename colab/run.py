@@ -31,7 +31,7 @@ def small_settings(name: str, scratch: Path) -> dict[str, Any]:
     """Parameters with which a notebook takes a minute or so; what it writes and reads lies under `scratch`."""
     workdir = {"WORKDIR": str(scratch / "run")}
     if name == "embedded_world":
-        return workdir | dict(STAGE1_STEPS=2, STAGE2_STEPS=2, TRAINING_QUESTIONS=64, EVAL_QUESTIONS=32)
+        return workdir | dict(STAGE1_STEPS=2, STAGE2_STEPS=2, TRAINING_QUESTIONS=32, EVAL_QUESTIONS=4)
     if name == "own_data":
         model, rows = _made_up_inputs(scratch)
         short = dict(
