@@ -50,6 +50,8 @@ class Checkpoints:
         self._directory = epath.Path(directory)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_failed_writes_told_once())
 
     def latest_step(self) -> int | None:
         """The newest checkpoint's step, or None."""
@@ -146,7 +148,26 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits, and ends the background threads."""
-        self._manager.close()
+        with self._quiet:
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _failed_writes_told_once() -> Iterator[None]:
+    """Where a write fails, orbax raises that, and closes the event loop to which the threads of the other writes report:
+    what each of them prints of that is kept off the console.
+    """
+    on_error, on_unraisable = sys.excepthook, sys.unraisablehook
+
+    def is_noise(error: BaseException | None) -> bool:
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    sys.excepthook = lambda kind, error, trace: None if is_noise(error) else on_error(kind, error, trace)
+    sys.unraisablehook = lambda told: None if is_noise(told.exc_value) else on_unraisable(told)
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = on_error, on_unraisable
 
 
 @contextlib.contextmanager
