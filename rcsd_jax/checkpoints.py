@@ -48,7 +48,8 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, *, keep: int):
         self._directory = epath.Path(directory)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        # Also removed is what a kill left of a checkpoint: of a step that may never be saved again.
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(_failed_writes_told_once())

@@ -15,8 +15,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
+from rcsd_jax.checkpoints import Checkpoints
 from tests.test_main import ROOT
 
 pytestmark = pytest.mark.slow
@@ -164,6 +166,15 @@ def state_of(workdir):
     files = [path for path in workdir.rglob("*") if path.is_file() and "tensorboard" not in path.parts]
     newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
     return "nothing written" if newest is None else "/".join(newest.relative_to(workdir).parts[:4])
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path):
+    left = tmp_path / "7.orbax-checkpoint-tmp"
+    (left / "state.orbax-checkpoint-tmp").mkdir(parents=True)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(8, {"x": jnp.zeros(2)}, {})
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["8"]
 
 
 # --- disks -------------------------------------------------------------------------------------------------------------

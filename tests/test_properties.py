@@ -120,14 +120,14 @@ def check_parsed(text):
         assert 1 <= len(parsed.rubric) <= schema.MAX_CRITERIA
 
 
-@inputs(400, 14_900)
+@inputs(400, 14_950)
 def test_no_text_stops_the_parser(count):
     holds(
         check_parsed, count, st.one_of(made_of(*RUBRIC_PIECES), DEEP.map('[{{"title": {}, "weight": 1}}, "a"'.format))
     )
 
 
-@inputs(5, 100)
+@inputs(3, 50)
 def test_no_depth_stops_the_parser(count):
     holds(check_parsed, count, st.one_of(nested('[{"a":', "}]"), nested('["', "")))
 
