@@ -62,9 +62,8 @@ def keys() -> list[Key]:
     found = []
     for key, default, kind in _leaves(configs.stage()):
         section, _, _ = key.rpartition(".")
-        comment = (
-            said.get(key) or ("." in section and said.get(section)) or ""
-        )  # of fields and benchmarks: of all alike
+        of_all = said.get(section, "") if "." in section else ""  # a top section's stands above its table
+        comment = said.get(key) or of_all
         found.append(Key(key, default, kind, configs.CHOICES.get(key, ()), comment))
 
     def place(key: Key) -> tuple[int, ...]:
