@@ -748,8 +748,9 @@ class _OutOfTime(BaseException):
 
 @functools.cache
 def _warm_up() -> None:
-    """A process's first expression makes the tables of the grammar: seconds that are not its answer's."""
-    _verified(r"\frac{x^{2}}{2} + \sqrt{y}", "x^2/2 + y")
+    """A process's first expressions import much, and make tables: seconds that are not an answer's."""
+    _verified("(x+1)^2", "x^2+2x+1")
+    _verified(r"\sin(2x)", r"2\sin(x)\cos(x)")
 
 
 def _within(seconds: float, call: Callable, *arguments: Any) -> Any:
