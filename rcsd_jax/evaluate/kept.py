@@ -54,8 +54,10 @@ def _to_line(key: str, completion: Completion) -> str:
 
 
 def _read(path: AnyPath) -> dict[str, Completion]:
-    held = {}
-    for row, line in enumerate(whole_lines(path), start=1):
+    held: dict[str, Completion] = {}
+    if not path.exists():
+        return held
+    for row, line in enumerate(whole_lines(path)[0], start=1):
         try:
             record = json.loads(line)
             held[record["key"]] = Completion(np.asarray(record["tokens"], np.int32), bool(record["cut"]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rcsd_jax.errors import UserError
-from rcsd_jax.files import AnyPath, append, as_path
+from rcsd_jax.files import AnyPath, append, as_path, whole_lines
 from rcsd_jax.rubrics import schema
 from rcsd_jax.rubrics.parsing import Parsed
 
@@ -67,7 +66,7 @@ class RubricCache:
         """Opens the cache, making the file and its folder where absent.
 
         Raises:
-          UserError: a line other than the last is not one that this class wrote.
+          UserError: a whole line is not one that this class wrote.
         """
         self.path = None if path is None else as_path(path)
         self.torn_lines = 0
@@ -112,20 +111,12 @@ class RubricCache:
             self.counts[written.parsed.status] += 1
 
     def _load(self, path: AnyPath) -> None:
-        lines = path.read_bytes().split(b"\n")
-        good = 0
-        if lines[-1] == b"":
-            lines.pop()
-        elif lines:
-            lines[-1] += b"\0"  # no line break, so not finished, even if what is there happens to decode
+        lines, torn = whole_lines(path)
+        self.torn_lines = int(torn)
         for row, line in enumerate(lines, start=1):
             try:
                 written = _from_line(line)
             except (ValueError, KeyError, TypeError) as error:
-                if row == len(lines):
-                    self.torn_lines = 1
-                    os.truncate(path, good)
-                    return
                 raise UserError(
                     f"not a cached rubric ({error})",
                     remedy="remove this line, or the file to have all rubrics written again",
@@ -133,7 +124,6 @@ class RubricCache:
                     row=row,
                 ) from error
             self._hold(written)
-            good += len(line) + 1
 
 
 def _to_line(written: Written) -> str:
