@@ -36,7 +36,15 @@ SHORT = [
 
 def start(workdir, environment, **settings):
     return subprocess.Popen(
-        [sys.executable, "-m", "rcsd_jax.main", "--config=configs/tiny.py", f"--workdir={workdir}", *SHORT],
+        [
+            sys.executable,
+            "-m",
+            "rcsd_jax.main",
+            "--config=configs/tiny.py",
+            f"--workdir={workdir}",
+            "--noreport",
+            *SHORT,
+        ],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
