@@ -152,11 +152,15 @@ def test_a_stop_is_heard_between_batches_and_steps(user_dir, tmp_path, monkeypat
 
 
 def test_a_second_ctrl_c_ends_at_once():
-    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.is_set()
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.is_set()
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
@@ -191,7 +195,9 @@ def test_a_teacher_that_reasons_first_is_evaluated_after_its_analysis(user_dir, 
         this = Run(config, tmp_path, mesh, rich.console.Console(quiet=True), stop, "")
         variables = {"params": load_weights(model, config, mesh)}
         teacher = asked["teacher"]["eval"]
-        prompts = evaluated_role._after_analyses(teacher, model, variables, sampling_of(config.sampling, model), this)
+        sampling = sampling_of(config.sampling, model)
+        unfinished = tmp_path / "unfinished.jsonl"
+        prompts = evaluated_role._after_analyses(teacher, model, variables, sampling, this, unfinished)
     transition = teacher.transition
     for before, after in zip(teacher.prompts, prompts, strict=True):
         assert list(after[: len(before)]) == list(before) and list(after[-len(transition) :]) == list(transition)
