@@ -113,7 +113,7 @@ SAID = {
         "report.html",
         "<iframe srcdoc=",
     ),
-    "plan_tpu": ("verdict: fits", "chip-hours", "Nothing was run on a TPU"),
+    "plan_tpu": ("verdict: these programs fit", "Nothing was run on a TPU"),
 }
 PLOTS = {"embedded_world": 4, "losses_in_flax": 2, "own_data": 1, "plan_tpu": 2}
 
