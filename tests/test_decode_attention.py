@@ -1,6 +1,7 @@
 """models/decode_attention.py: block by block, or by the paged kernel, it is plain attention to the places in use."""
 
 import contextlib
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -176,3 +177,13 @@ def test_attention_to_an_int8_cache_with_new_tokens(tokens, kernels):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-5 if kernels == "xla" else 3e-2)
     near = expected(q, da.write(c, plain, k, v, 2, lengths), 2, lengths)
     assert np.abs(got - near)[:2].max() < 0.2  # the third row's prompt is one token: new ones go beyond its scale
+
+
+def test_heads_that_do_not_fill_registers_are_not_the_kernels():
+    # Its blocks cannot be lowered for TPU; `configs/tiny.py` has heads of 32.
+    narrow = dataclasses.replace(config("pallas"), head_dim=32)
+    q = jnp.zeros((2, HEADS, 1, 32))
+    text = str(
+        jax.make_jaxpr(lambda q: da.decode_attention(narrow, q, da.init_cache(narrow, 2, 128), 0, jnp.zeros(2, int)))(q)
+    )
+    assert "pallas_call" not in text

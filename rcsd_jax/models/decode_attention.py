@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh, spec
 
 PAGE = 128  # places, what the Pallas kernel copies at once
+LANES = 128  # of a TPU's vector registers: the kernel's blocks are multiples of them
 POOL_AXES = ("kv_heads", "layers", "batch", None, None)  # logical axes of a pool
 BLOCK = 256  # places, what the plain path reads at once of a longer cache
 _FEW_QUERIES = 8  # of a key/value head, up to which the plain path takes one at a time
@@ -196,7 +197,7 @@ def decode_attention(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array
     """Grouped-query attention of new tokens to a layer of the cache, which holds their own keys and values already.
 
     Args:
-      config: of the decoder; `kernels` "pallas" takes the paged kernel for single tokens.
+      config: of the decoder; `kernels` "pallas" takes the paged kernel for single tokens, where heads fill vector registers.
       q: [B, H, T, Hd]; row b's token t attends to the places up to index[b] + t.
       cache: [.., B, S, ..], see `KVCache`.
       layer: as in `write`.
@@ -206,7 +207,7 @@ def decode_attention(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array
       [B, H, T, Hd] in the dtype of q.
     """
     q = _scaled(q, cache.k_scale, cache, layer)
-    if config.kernels == "pallas" and q.shape[2] == 1:
+    if config.kernels == "pallas" and q.shape[2] == 1 and q.shape[3] % LANES == 0:
         attended = _paged(config, q[:, :, 0], cache, layer, index)[:, :, None]
     else:
         attended = _blocks(q, cache, layer, index)
