@@ -1,0 +1,122 @@
+"""Which option of a multiple choice a text chose."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rcsd_jax.evaluate.answers.places import Answer, read
+from rcsd_jax.evaluate.answers.plain import plain
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LETTER = re.compile(
+    r"(?i:(?:the\s)?(?:(?:correct|final|best|right)\s)?(?:answer|option|choice)\s?(?:is\s)?:?\s?)?"
+    r"(?P<open>[(\[]?)\s?(?P<letter>[A-Za-z])(?:\s?(?P<close>[)\]]))?(?P<rest>.*)",
+    re.S,
+)
+_AFTER_LETTER = re.compile(r"[,;\s]|[:.](?![0-9])")
+_ANOTHER_LETTER = re.compile(r"\s?(?:[,;/&+]|and\s|or\s)\s?(?:and\s|or\s)?(?:option\s)?[(\[]?([A-Za-z])(?![\w'-])")
+# "A" and "I" are words too: before another word they are letters only where it is one of these.
+_AFTER_A = re.compile(r"\s(?:because|since|as|which|due|given|with|and|or|is|was|for|in|\W)", re.I)
+_AFTER_WORDING = re.compile(r"\Z|\s?[,;:.!)](?![0-9])|\s(?:because|since|as|due)\b")
+_NEXT_WORDING = re.compile(r"\s?(?:[,;/&]|and\s|or\s)\s?(?:and\s|or\s)?")
+
+
+def option(text: str, options: Sequence[str]) -> Answer:
+    r"""Which of the options a completion chose, by letter or by the option's text.
+
+    A letter stands alone (`(B)`, `\text{B}`, `option b`) or before its text (`B. mitochondria`); a text is compared up to
+    case, spaces and LaTeX's wrappers. A single letter is a letter, also where an option's text is one.
+
+    Args:
+      text: what the model wrote.
+      options: the options' texts, A first. "yes", "no" and "maybe" are options like others.
+
+    Returns:
+      An Answer with an index into the options.
+
+    Examples:
+      >>> option("The answer is (B).", ["red", "blue"]), option("blue", ["red", "blue"])
+      (Answer(value=1, reason='stated'), Answer(value=1, reason='whole'))
+      >>> option("The answer is (D).", ["red", "blue"]).reason
+      'out_of_range'
+    """
+    wordings = [_wording(o) for o in options]
+    return read(text, lambda line: _option(line, wordings), lambda line: _option(line, wordings, alone=True))
+
+
+def _option(text: str, wordings: list[str], *, alone: bool = False) -> Answer:
+    """The option of a box or line; `alone`: of a text that may be prose, and then is nothing but the option."""
+    text = _wording(text)
+    match = _LETTER.fullmatch(text)
+    if match and not match["rest"]:
+        return _at(match["letter"], wordings)
+    named = _named(text, wordings)
+    if named is not None:
+        return named
+    worded = Answer(None, "not_an_option") if alone else _by_wording(text, wordings)
+    if worded.value is not None or not match:
+        return worded
+    return _by_letter(match, wordings, alone=alone) or worded
+
+
+def _named(text: str, wordings: list[str]) -> Answer | None:
+    """The option whose text this is; None where it is none's."""
+    exact = [i for i, wording in enumerate(wordings) if wording and wording == text]  # genotypes: AA, Aa, aa
+    alike = [i for i, wording in enumerate(wordings) if wording and _folded(wording) == _folded(text)]
+    same = exact or alike
+    return None if not same else Answer(same[0], "") if len(same) == 1 else Answer(None, "several")
+
+
+def _by_letter(match: re.Match, wordings: list[str], *, alone: bool) -> Answer | None:
+    """The option of a letter before something else; None where it is a word, or part of one."""
+    letter, rest = match["letter"], match["rest"]
+    another = _ANOTHER_LETTER.match(rest)
+    if another and another[1] != letter and another[1].isupper() == letter.isupper():
+        return Answer(None, "several")
+    if not match["close"]:
+        if not _AFTER_LETTER.match(rest):
+            return None
+        if rest[0].isspace() and (letter.islower() or letter in "AI") and not (letter in "AI" and _AFTER_A.match(rest)):
+            return None
+    wording = re.sub(r"\A[\s.:,;(]*(?:-\s)?", "", rest).rstrip(")")
+    chosen, named = _at(letter, wordings), _named(_bare(wording), wordings)
+    if named is not None and named != chosen:
+        return Answer(None, "several")
+    return None if alone and named is None else chosen
+
+
+def _by_wording(text: str, wordings: list[str]) -> Answer:
+    """The longest option whose text `text` begins with, if no other follows it in a list."""
+    folded = [wording.casefold() for wording in wordings]
+
+    def begins(text: str, ends: re.Pattern) -> list[int]:
+        fits = [i for i, w in enumerate(folded) if len(w) > 1 and text.startswith(w) and ends.match(text, len(w))]
+        return sorted(fits, key=lambda i: len(folded[i]))
+
+    text = text.casefold()
+    for index in reversed(begins(text, _NEXT_WORDING)):
+        following = _NEXT_WORDING.match(text, len(folded[index]))
+        assert following is not None, "`begins` has seen it"
+        rest = text[following.end() :]
+        if any(i != index for i in begins(rest, _AFTER_WORDING)):
+            return Answer(None, "several")
+    found = begins(text, _AFTER_WORDING)
+    return Answer(found[-1], "") if found else Answer(None, "not_an_option")
+
+
+def _at(letter: str, wordings: list[str]) -> Answer:
+    index = _LETTERS.index(letter.upper())
+    return Answer(index, "") if index < len(wordings) else Answer(None, "out_of_range")
+
+
+def _wording(text: str) -> str:
+    return _bare(plain(text).replace("_", ""))
+
+
+def _bare(text: str) -> str:
+    return text.strip(" *\"'").rstrip(" *.,;:\"'")
+
+
+def _folded(text: str) -> str:
+    return text.replace(" ", "").casefold()

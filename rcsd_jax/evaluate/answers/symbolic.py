@@ -1,0 +1,145 @@
+"""math-verify and sympy within limits of time and size: what a model wrote may be anything."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+ANSWER_SECONDS = 5.0  # math-verify's own default
+# latex2sympy evaluates these while it parses, and python's integers cannot be interrupted: nothing large beside them.
+_EAGER = re.compile(r"binom|choose|gamma|gcd|lcm|det", re.I)
+_SMALL_POWER = re.compile(r"\^\s?(?:\{(?:[A-Za-z+\- ]|[0-9]{1,2}(?![0-9])){1,9}\}|-?[0-9A-Za-z])")
+_LARGE = re.compile(r"[0-9]{5}|[!^]")
+_MAX_POWER = 10_000
+
+
+def equal(found: str, truth: str, *, seconds: float = ANSWER_SECONDS) -> bool | None:
+    """Whether math-verify takes two LaTeX expressions for equal; None where one is none, is too large, or time ran out."""
+    try:
+        return _within(seconds, _verified, found, truth)
+    except (_OutOfTime, RecursionError, MemoryError, _TooLarge):
+        return None
+
+
+def value(text: str) -> float | None:
+    r"""The value of a LaTeX expression such as \frac{\pi}{4} that is a finite real number; None of another."""
+    try:
+        found = _within(ANSWER_SECONDS, _evaluated, text)
+    except (_OutOfTime, _TooLarge, RecursionError, MemoryError, TypeError, ValueError, ArithmeticError, AttributeError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _evaluated(text: str) -> float:
+    expression: Any = next(iter(_parsed(text)), None)
+    return float(expression.doit().evalf()) if getattr(expression, "is_number", False) else math.nan
+
+
+def _verified(found: str, truth: str) -> bool | None:
+    from math_verify import verify
+
+    ours, theirs = _parsed(found), _parsed(truth)
+    if verify(theirs, ours, timeout_seconds=None, allow_set_relation_comp=True):
+        return True
+    return False if all(any(not isinstance(e, str) for e in parsed) for parsed in (ours, theirs)) else None
+
+
+def _parsed(text: str) -> list[Any]:
+    """The expression as math-verify parses it, before and after a fallback to the text; none of them large.
+
+    Raises:
+      _TooLarge: it holds a number that would take long to compute.
+    """
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse
+
+    if _EAGER.search(text) and (text.count("^") > 3 or _LARGE.search(_SMALL_POWER.sub("", text))):
+        raise _TooLarge
+    # Units are not dropped: 5 m is not 5 kg. Units are for `number`.
+    keep = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+    config = LatexExtractionConfig(boxed_match_priority=-1, normalization_config=keep)
+    expressions = parse(f"${text}$", [config], parsing_timeout=None)
+    for expression in expressions:
+        _size(expression)
+    return expressions
+
+
+def _size(expression: Any) -> float:
+    """An upper bound, and at least 1, of the magnitudes in an expression; symbols count as 1.
+
+    Raises:
+      _TooLarge: a power or a factorial beyond `_MAX_POWER`; python's integers would compute it without a break.
+    """
+    parts = expression.flat() if hasattr(expression, "flat") else getattr(expression, "args", ())
+    name, sizes = type(expression).__name__, [_size(part) for part in parts]
+    if sizes and name in ("Pow", "factorial", "factorial2", "gamma", "binomial"):
+        if max(sizes[1:] or sizes) > _MAX_POWER:
+            raise _TooLarge
+    try:
+        if getattr(expression, "is_Number", False):
+            size = abs(float(expression))
+        elif name == "Pow":
+            size = sizes[0] ** sizes[1]
+        elif name in ("exp", "factorial", "factorial2", "gamma"):
+            size = math.gamma(sizes[0] + 3)  # above them all
+        else:
+            size = math.prod(sizes) if name == "Mul" else math.fsum(sizes)
+    except (OverflowError, ValueError):
+        return math.inf
+    return max(size, 1.0) if size == size else math.inf
+
+
+class _TooLarge(Exception):
+    """An expression holds a number that would take long to compute."""
+
+
+class _OutOfTime(BaseException):
+    """Not an Exception, as sympy and math-verify go on after those."""
+
+
+@functools.cache
+def _warm_up() -> None:
+    """A process's first expressions import much, and make tables: seconds that are not an answer's."""
+    _verified("(x+1)^2", "x^2+2x+1")
+    _verified(r"\sin(2x)", r"2\sin(x)\cos(x)")
+
+
+def _within(seconds: float, call: Callable, *arguments: Any) -> Any:
+    """`call(*arguments)`, in any thread.
+
+    math-verify's own timeout is a signal, for the main thread alone. A profile hook is called at every call and return of
+    its own thread and may raise there. It does not interrupt one long operation on python's integers: see `_size`. Time
+    is the thread's own, so that what others do on the machine decides nothing.
+
+    Raises:
+      _OutOfTime: after so many seconds.
+    """
+    import math_verify
+
+    # Its one warning says that timeouts are now the caller's: they are.
+    logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
+    _warm_up()
+    end, before = time.thread_time() + seconds, sys.getprofile()
+
+    def hook(frame: Any, *_: Any) -> None:
+        if time.thread_time() > end and not _is_importing(frame):
+            raise _OutOfTime
+
+    sys.setprofile(hook)
+    try:
+        return call(*arguments)
+    finally:
+        sys.setprofile(before)
+
+
+def _is_importing(frame: Any) -> bool:
+    """Whether a module is being imported; one that was interrupted could not be imported again."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
