@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 
+from rcsd_jax.errors import UserError
 from rcsd_jax.models import huggingface, published
-from rcsd_jax.plan import model_flops
+from rcsd_jax.plan import measure, model_flops, programs
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -25,6 +29,23 @@ def plan(*arguments, timeout=500):
 
 def shape_of(name, **settings):
     return huggingface.config_of_fields(published.PUBLISHED[name], name, dtype=jnp.bfloat16, **settings)
+
+
+def test_a_kernel_that_refuses_a_model_is_told_in_one_line():
+    def lower():
+        block = pl.BlockSpec((8, 20), lambda i: (0, i))
+        copy = pl.pallas_call(
+            lambda x, out: out.__setitem__(..., x[...]), jax.ShapeDtypeStruct((8, 100), jnp.float32), grid=(5,),
+            in_specs=[block], out_specs=block,
+        )  # fmt: skip
+        return jax.jit(copy).trace(jnp.zeros((8, 100))).lower(lowering_platforms=("tpu",))
+
+    plan = SimpleNamespace(programs={"decode": programs.Program("decode", 1, 1, lower)})
+    with pytest.raises(
+        UserError, match=r"^the program 'decode' cannot be compiled .*block shape.*; try .*kernels=xla"
+    ) as told:
+        measure.compile_one(plan, "decode")
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from rcsd_jax.errors import UserError
 from rcsd_jax.plan import cost, hlo, model_flops
 from rcsd_jax.plan.chips import VMEM_OVER_HBM, Chip, Interconnect
 from rcsd_jax.plan.programs import Plan, Program
@@ -83,11 +84,14 @@ def measure(
       names: of programs.
       decode_steps: tokens that the longest completion of a batch has; None: as many as it may have.
       report: is told of every program that is done.
+
+    Raises:
+      UserError: a kernel or the compiler refuses a program for another reason than its memory.
     """
-    lowered = {name: plan.programs[name].lower() for name in names}  # one by one: a thread has one mesh
+    lowered = {name: _lowered(plan, name) for name in names}  # one by one: a thread has one mesh
     done: dict[str, Measured] = {}
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-        waiting = {pool.submit(_compile, lowered[name]): name for name in names}
+        waiting = {pool.submit(_compile, name, lowered[name]): name for name in names}
         for future in concurrent.futures.as_completed(waiting):
             name = waiting[future]
             text, memory, refused, seconds = future.result()
@@ -97,18 +101,31 @@ def measure(
 
 
 def compile_one(plan: Plan, name: str) -> tuple[Memory | None, str]:
-    """Memory of a program, or the compiler's reason to refuse it."""
-    _, memory, refused, _ = _compile(plan.programs[name].lower())
+    """Memory of a program, or the compiler's reason to refuse it; UserError as of `measure`."""
+    _, memory, refused, _ = _compile(name, _lowered(plan, name))
     return memory, refused
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[str, Memory | None, str, float]:
+def _lowered(plan: Plan, name: str) -> jax.stages.Lowered:
+    try:
+        return plan.programs[name].lower()
+    except (ValueError, NotImplementedError) as error:  # as Pallas refuses shapes
+        raise _refusal(name, error) from error
+
+
+def _refusal(name: str, error: Exception) -> UserError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    remedy = "try --config.model.kernels=xla; if that plans, a Pallas kernel does not take this model's shapes"
+    return UserError(f"the program {name!r} cannot be compiled for this slice ({reason})", remedy=remedy)
+
+
+def _compile(name: str, lowered: jax.stages.Lowered) -> tuple[str, Memory | None, str, float]:
     began = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            raise _refusal(name, error) from error
         return "", None, str(error), time.monotonic() - began
     m = compiled.memory_analysis()
     text = compiled.as_text()
