@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from configs import tiny
 from configs import world as world_config
 from experiments import bases
+from rcsd_jax.world import documents
 
-FLAWED = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of references with a wrong step
+FLAWED = (0.0, 0.25, documents.FLAWED, 0.5, 0.75, 1.0)  # shares of references with a wrong step; the world's own is one
 
 # Those evaluated every quarter of the steps, for `experiments.curves` and `experiments.cost`.
 CURVES = (
@@ -79,20 +80,22 @@ ARMS: dict[str, Arm] = {
     # flawed references: of OPSD, and of the Stage I that writes RCSD's rubrics
     **{
         f"opsd_flawed_{_percent(x)}": Arm(f"OPSD, {_percent(x)}% flawed", "opsd", dict(data=dict(flawed=x)))
-        for x in FLAWED[1:]
+        for x in FLAWED
+        if x != documents.FLAWED
     },
     **{
         f"rcsd_flawed_{_percent(x)}": Arm(
             f"RCSD, {_percent(x)}% flawed", "paper", dict(data=dict(flawed=x)), writer=f"stage1_flawed_{_percent(x)}"
         )
-        for x in FLAWED[1:]
+        for x in FLAWED
+        if x != documents.FLAWED
     },
 }
 
 
 def flawed(method: str, share: float) -> str:
     """The arm of a method ("opsd", "rcsd") with a share of `FLAWED`."""
-    return f"{method}_flawed_{_percent(share)}" if share else method
+    return method if share == documents.FLAWED else f"{method}_flawed_{_percent(share)}"
 
 
 def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:

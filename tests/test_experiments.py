@@ -17,6 +17,7 @@ from experiments import arms, bases, cost, curves, divergences, main_table, nois
 from rcsd_jax import config as configs
 from rcsd_jax.errors import UserError
 from rcsd_jax.preemption import StopRequest
+from rcsd_jax.world import documents
 
 
 @pytest.mark.parametrize("name", arms.ARMS)
@@ -37,6 +38,16 @@ def test_arms_differ_and_tables_name_arms_that_exist(tmp_path):
     assert cost.main_table is main_table and noise.arms is arms
     assert {arms.flawed(m, x) for m in ("opsd", "rcsd") for x in arms.FLAWED} <= set(arms.ARMS)
     assert set(main_table.ARMS) | set(curves.ARMS) == set(arms.CURVES)  # cost is of the former
+
+
+@pytest.mark.parametrize("method", ("opsd", "rcsd"))
+@pytest.mark.parametrize("share", arms.FLAWED)
+def test_an_arm_has_the_share_of_flawed_references_that_it_names(method, share, tmp_path):
+    name = arms.flawed(method, share)
+    configs_of_run = [arms.stage2(name, 0, tmp_path, quick=False)]
+    if method == "rcsd":
+        configs_of_run.append(arms.stage1(arms.ARMS[name].writer, 0, tmp_path, quick=False))
+    assert {documents.FLAWED if c.data.flawed is None else c.data.flawed for c in configs_of_run} == {share}
 
 
 def test_all_methods_have_the_same_budget(tmp_path):
