@@ -27,6 +27,16 @@ _OF_TOKENS = ("tokens", *_FLOATS, "student_top", "teacher_top", "attribution")
 _STATUSES = ("strict", "salvaged", "rejected")
 _NONE = -32768  # stands for a number that is not there
 _MILLI, _PER_PROBABILITY = 1000, 10_000
+_SCRIPT = (
+    "elements",
+    "theme",
+    "charts",
+    "scores",
+    "tooltip",
+    "completion",
+    "examples",
+    "navigation",
+)  # parts, in order
 _SIMILAR = 0.5  # share of words in common from which two criteria are shown beside each other
 _COUNTS = ("questions", "samples", "length")
 
@@ -60,7 +70,7 @@ def render(data: Mapping[str, Any]) -> str:
         "scoreNames": SCORE_NAMES,
         "stages": [stage["drawn"] for stage in stages],
     }
-    script, style = _beside("report.js"), _beside("report.css")
+    script, style = _script(), _beside("report.css")
     page = _template().render(
         title=data.get("title") or "report",
         made=data.get("made"),
@@ -75,6 +85,12 @@ def render(data: Mapping[str, Any]) -> str:
         blocks=(markupsafe.Markup(_packed(arrays, id_type)) for arrays in blocks),
     )
     return page.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair is in no file
+
+
+def _script() -> str:
+    """The parts of the script, in their order, with one scope of their own."""
+    parts = "\n".join(_beside(f"script/{name}.js") for name in _SCRIPT)
+    return f'"use strict";\n(() => {{\n{parts}}})();\n'
 
 
 def _beside(name: str) -> str:

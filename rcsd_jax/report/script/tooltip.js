@@ -1,0 +1,93 @@
+// The tooltip of a token.
+
+const tooltip = byId("tooltip");
+let shown = null; // the token whose tooltip is open
+
+function describe(completion, criteria, i) {
+  const { scores_of: scores, count } = completion,
+    written = pieces[scores.ids[i]];
+  // Decoded alone, a token may lack the space before it, and the end has a name: then its probability tells.
+  const stands = (piece, p, logProb) =>
+    piece === written ||
+    ((piece.trim() === written.trim() || written === END_OF_TEXT) &&
+      logProb !== NONE &&
+      Math.abs(p - Math.exp(logProb / 1000)) < 0.001);
+  const column = (name, ofTeacher, logProb) => {
+    const rows = likeliest(completion, i, ofTeacher).map(([piece, p]) => [piece, p, stands(piece, p, logProb)]);
+    if (logProb !== NONE && !rows.some(([, , same]) => same)) rows.push([written, Math.exp(logProb / 1000), true]);
+    return h(
+      `div.top.${name}`,
+      {},
+      h("p", {}, h("b", {}, name), h("span.muted", {}, " log p "), nats(logProb)),
+      rows.map(([piece, p, same]) => {
+        const bar = h("span.bar");
+        bar.style.setProperty("--p", p);
+        return h(
+          same ? "div.row.written" : "div.row",
+          {},
+          h("span.piece", {}, visible(piece)),
+          bar,
+          h("span.p", {}, share(p)),
+        );
+      }),
+    );
+  };
+  const speaking = scores.attribution
+    .map((values, k) => [k, values[i]])
+    .filter(([k]) => scores.notable[k].has(i))
+    .sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]))
+    .slice(0, 3);
+  return [
+    h("p.head", {}, h("b.piece", {}, visible(written)), h("span.muted", {}, `token ${i + 1} of ${count}`)),
+    h(
+      "p.divergence",
+      {},
+      h(`i.swatch.${toned(scores.divergence[i], "d", "n")}`),
+      "divergence ",
+      h("b", {}, nats(scores.divergence[i])),
+      " nats",
+    ),
+    h("div.tops", {}, column("student", 0, scores.student[i]), column("teacher", 1, scores.teacher[i])),
+    speaking.map(([k, value]) =>
+      h(
+        "p.speaks",
+        {},
+        h(`i.swatch.${toned(value, "a", "b")}`),
+        h("b", {}, signed(value)),
+        ` ${criteria[k].title || criteria[k].description}`,
+      ),
+    ),
+  ].flat();
+}
+
+function place() {
+  const target = shown.getClientRects()[0] ?? shown.getBoundingClientRect(),
+    box = tooltip.getBoundingClientRect();
+  const below = target.bottom + 8 + box.height <= innerHeight || target.top - 8 - box.height < 0;
+  const x = Math.min(
+    Math.max(8, target.left + target.width / 2 - box.width / 2),
+    document.documentElement.clientWidth - box.width - 8,
+  );
+  const y = below ? Math.min(target.bottom + 8, innerHeight - box.height - 4) : target.top - 8 - box.height;
+  tooltip.style.transform = `translate(${Math.round(x)}px, ${Math.round(y)}px)`;
+}
+
+function show(token, completion, criteria) {
+  hide();
+  shown = token;
+  token.setAttribute("aria-describedby", "tooltip");
+  token.classList.add("shown");
+  tooltip.replaceChildren(...describe(completion, criteria, token.place));
+  tooltip.hidden = false;
+  place();
+}
+
+function hide() {
+  shown?.removeAttribute("aria-describedby");
+  shown?.classList.remove("shown");
+  shown = null;
+  tooltip.hidden = true;
+}
+
+addEventListener("scroll", () => shown && place(), { capture: true, passive: true });
+addEventListener("resize", () => shown && place());
