@@ -2,7 +2,7 @@
 
     python -m experiments.scale [--seeds=5] [--workdir=runs/experiments] [--quick]
 
-Also rubrics of an untrained larger writer. The small and the large base are made first, which takes an hour or two.
+The small and the large base are made first, which takes an hour or two.
 """
 
 import rich.console
@@ -10,7 +10,7 @@ import rich.console
 from experiments import cells, statistics, tables
 
 SIZES = ("small", "medium", "large")
-ARMS = ("rcsd_small", "rcsd_true_small", "rcsd", "rcsd_true", "rcsd_untrained_large", "rcsd_large", "rcsd_true_large")
+ARMS = ("rcsd_small", "rcsd_true_small", "rcsd", "rcsd_true", "rcsd_large", "rcsd_true_large")
 
 
 def main() -> None:
@@ -31,8 +31,6 @@ def main() -> None:
             after = [cell.score("trained", *place) for cell in runs[f"rcsd{end}"]]
             before = [cell.score("base", *place) for cell in runs[f"rcsd_true{end}"]]
             gained[tables.column(place)] = statistics.paired(after, before)
-    if "rcsd_untrained_large" in names:
-        rows |= {"medium: " + k: v for k, v in tables.scores(runs, ["rcsd_untrained_large"], against="rcsd").items()}
     console = rich.console.Console(width=170)
     tables.show(console, f"accuracy, percent, mean ± 95% interval of {flags.seeds} seeds", rows)
     folder = tables.write(console, flags, "scale", rows)
