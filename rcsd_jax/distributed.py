@@ -5,6 +5,8 @@ cause. So every process has a thread, the watch, that talks to the coordination 
 once of a process that announced why it failed, and within `heartbeat_timeout` of one that is gone without a word.
 
 Exit statuses: 2 for bad input in any process, 3 where another process is gone, 1 for other exceptions.
+
+JAX, which takes seconds to import, is imported by what needs it: bad settings are told before.
 """
 
 from __future__ import annotations
@@ -20,8 +22,6 @@ import sys
 import threading
 import time
 from typing import Any, NoReturn
-
-import jax
 
 from rcsd_jax.errors import UserError
 
@@ -55,6 +55,8 @@ def start(
       UserError: settings are missing or contradict each other.
     """
     global _watch
+    import jax
+
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is `rcsd_jax.preemption`'s
     try:
@@ -87,6 +89,8 @@ def finish() -> None:
         _watch.client.wait_at_barrier("rcsd_jax/finished", timeout_in_ms=_watch.timeout_s * 1000)
     except Exception as error:
         raise_or_end(error)
+    import jax
+
     _watch.end()
     _watch = None
     jax.distributed.shutdown()
@@ -142,6 +146,7 @@ class _Watch(threading.Thread):
 
     def __init__(self, timeout_s: int):
         super().__init__(name="watch", daemon=True)
+        import jax
         from jax._src import distributed  # the key-value store has no public name
 
         self.client: Any = distributed.global_state.client

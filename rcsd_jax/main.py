@@ -16,11 +16,10 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rcsd_jax import command_line, distributed, processes
+from rcsd_jax import command_line, distributed
 from rcsd_jax import config as configs
 from rcsd_jax.errors import Preempted, UserError
 from rcsd_jax.files import AnyPath, as_path, modified
-from rcsd_jax.preemption import StopRequest
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -46,6 +45,8 @@ def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
     """
     import rich.console
 
+    from rcsd_jax import processes
+    from rcsd_jax.preemption import StopRequest
     from rcsd_jax.stage import run_stage
     from rcsd_jax.summary import print_summary
 
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
     config, workdir = start(argv, example="configs/tiny.py")
     results = run_job(config, workdir)
-    if _REPORT.value and processes.is_main():
+    if _REPORT.value:
         _report(workdir, [workdir / name / "summary.json" for name in results])
 
 
@@ -76,8 +77,11 @@ def _report(workdir: AnyPath, summaries: list[AnyPath]) -> None:
     """Writes the report where none is newer than the runs. What goes wrong there is told, and no reason for a run to fail."""
     import rich.console
 
+    from rcsd_jax import processes
     from rcsd_jax.report.write import report_path, write_report
 
+    if not processes.is_main():
+        return
     console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
     path = report_path(workdir)
     try:
@@ -91,14 +95,18 @@ def _report(workdir: AnyPath, summaries: list[AnyPath]) -> None:
     console.print(f"report: {path}", soft_wrap=True, highlight=False)
 
 
-def start(argv: list[str], *, example: str) -> tuple[ConfigDict, AnyPath]:
-    """The config and the workdir that the flags name; the process has joined the others of its job, if there are any."""
+def start(argv: list[str], *, example: str, trains: bool = True) -> tuple[ConfigDict, AnyPath]:
+    """The config, checked, and the workdir that the flags name; the process has joined the others of its job, if any."""
     config = command_line.one_config(argv, _CONFIG.value, example=example)
+    if not _DISTRIBUTED.value:
+        configs.check(config, trains=trains)  # before JAX is imported, which takes seconds
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(
             logging.FATAL
         )  # orbax tells of every file it writes, and of errors that it raises as well
     _join_processes()
+    if _DISTRIBUTED.value:
+        configs.check(config, trains=trains)  # all are to hear of one that has other settings
     config_flag: Any = flags.FLAGS["config"]  # of `config_flags`
     name = Path(config_flag.config_filename).stem
     return config, as_path(_WORKDIR.value or Path("runs") / name)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from rcsd_jax import config as configs
 from rcsd_jax import main as job
-from rcsd_jax import processes
-from rcsd_jax.preemption import StopRequest
 
 
 def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
+    config, workdir = job.start(argv, example="configs/evaluate.py", trains=False)
     import rich.console
 
+    from rcsd_jax import processes
     from rcsd_jax.evaluate.model import evaluate_model
+    from rcsd_jax.preemption import StopRequest
     from rcsd_jax.summary import print_evaluation
 
-    config, workdir = job.start(argv, example="configs/evaluate.py")
-    configs.check(config, trains=False)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 140, quiet=not processes.is_main())
     with StopRequest() as stop:
         evaluation = evaluate_model(config, workdir, console, stop)
