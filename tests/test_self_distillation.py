@@ -83,13 +83,22 @@ def options_for(tokenizer, config, **changes):
     return dataclasses.replace(options, **changes)
 
 
+LONGEST = 1024  # of a context with its completion; one length, so that `by_hand` compiles once
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def hidden_by_hand(decoder, params, tokens, length):
+    at = jnp.arange(LONGEST)[None]
+    return decoder.apply({"params": params}, tokens, segment_ids=(at < length).astype(jnp.int32), positions=at)[0]
+
+
 def by_hand(decoder, params, context, completion):
-    """Log-probabilities [N, V] that predict `completion` after `context`: one unpadded row, nothing else."""
-    tokens = np.concatenate([context, completion])[None]
-    ones = np.ones_like(tokens)
-    positions = np.arange(tokens.shape[1])[None]
-    hidden, _ = decoder.apply({"params": params}, tokens, segment_ids=ones, positions=positions)
-    logits = hidden[0, len(context) - 1 : -1] @ head_matrix(decoder.config, params)
+    """Log-probabilities [N, V] that predict `completion` after `context`: one row from its first position on, nothing else."""
+    tokens = np.concatenate([context, completion])
+    padded = np.zeros((1, LONGEST), np.int32)
+    padded[0, : len(tokens)] = tokens
+    hidden = hidden_by_hand(decoder, params, padded, len(tokens))
+    logits = hidden[0, len(context) - 1 : len(tokens) - 1] @ head_matrix(decoder.config, params)
     return np.asarray(jax.nn.log_softmax(logits / TEMPERATURE), np.float64)
 
 
