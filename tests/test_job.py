@@ -1,14 +1,12 @@
-"""The two-stage job on the embedded world, shortened: what it writes, and that kills between its parts change nothing."""
+"""The two-stage job on the embedded world, shortened: what it writes. Its kills are in `test_faults.py`."""
 
 import json
 import os
 import time
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from tests.test_main import run, start
+from tests.test_main import run
 
 pytestmark = pytest.mark.slow
 SHORT = [
@@ -47,27 +45,6 @@ def test_the_job_ends_with_a_table_and_paths(undisturbed):
     summary = json.loads((workdir / "stage2" / "summary.json").read_text())
     assert set(summary["evaluation"]) == {"base", "teacher", "trained"}
     assert sum(summary["rubrics"][k] for k in ("strict", "salvaged")) + summary["rubrics"].get("fallback", 0) == 48
-
-
-@pytest.mark.parametrize("moment", ["stage1/metrics.jsonl", "stage2/rubrics.jsonl", "stage2/metrics.jsonl"])
-def test_killed_when_a_file_appears_and_started_again(undisturbed, tmp_path, moment):
-    workdir = tmp_path / "run"
-    process = start(*arguments(workdir))
-    deadline = time.monotonic() + 240
-    while not ((workdir / moment).exists() and (workdir / moment).stat().st_size):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    code, _, err = run(*arguments(workdir))
-    assert code == 0, err
-    for stage in ("stage1", "stage2"):
-        ours, theirs = (load_file(w / stage / "export" / "model.safetensors") for w in (workdir, undisturbed[0]))
-        for name in theirs:
-            np.testing.assert_array_equal(ours[name], theirs[name])
-        for role in ("base", "teacher", "trained"):
-            file = f"{stage}/evaluation_{role}.json"
-            assert json.loads((workdir / file).read_text()) == json.loads((undisturbed[0] / file).read_text())
 
 
 def test_a_report_that_is_there_is_not_written_again(undisturbed):
