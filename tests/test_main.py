@@ -38,7 +38,10 @@ def start(*arguments, **environment):
 
 def run(*arguments, **environment):
     process = start(*arguments, **environment)
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=600)  # beside several processes of another test
+    finally:
+        process.kill()
     return process.returncode, out, err
 
 
