@@ -13,6 +13,7 @@ from experiments import bases
 from rcsd_jax.world import documents
 
 FLAWED = (0.0, 0.25, documents.FLAWED, 0.5, 0.75, 1.0)  # shares of references with a wrong step; the world's own is one
+_OTHER_FLAWED = tuple(x for x in FLAWED if x != documents.FLAWED)  # those with arms of their own
 
 # Those evaluated every quarter of the steps, for `experiments.curves` and `experiments.cost`.
 CURVES = (
@@ -80,15 +81,13 @@ ARMS: dict[str, Arm] = {
     # flawed references: of OPSD, and of the Stage I that writes RCSD's rubrics
     **{
         f"opsd_flawed_{_percent(x)}": Arm(f"OPSD, {_percent(x)}% flawed", "opsd", dict(data=dict(flawed=x)))
-        for x in FLAWED
-        if x != documents.FLAWED
+        for x in _OTHER_FLAWED
     },
     **{
         f"rcsd_flawed_{_percent(x)}": Arm(
             f"RCSD, {_percent(x)}% flawed", "paper", dict(data=dict(flawed=x)), writer=f"stage1_flawed_{_percent(x)}"
         )
-        for x in FLAWED
-        if x != documents.FLAWED
+        for x in _OTHER_FLAWED
     },
 }
 

@@ -85,12 +85,12 @@ def finish() -> None:
     global _watch
     if _watch is None:
         return
+    import jax
+
     try:
         _watch.client.wait_at_barrier("rcsd_jax/finished", timeout_in_ms=_watch.timeout_s * 1000)
     except Exception as error:
         raise_or_end(error)
-    import jax
-
     _watch.end()
     _watch = None
     jax.distributed.shutdown()

@@ -27,16 +27,8 @@ _OF_TOKENS = ("tokens", *_FLOATS, "student_top", "teacher_top", "attribution")
 _STATUSES = ("strict", "salvaged", "rejected")
 _NONE = -32768  # stands for a number that is not there
 _MILLI, _PER_PROBABILITY = 1000, 10_000
-_SCRIPT = (
-    "elements",
-    "theme",
-    "charts",
-    "scores",
-    "tooltip",
-    "completion",
-    "examples",
-    "navigation",
-)  # parts, in order
+# The parts of the script, in their order.
+_SCRIPT = ("elements", "theme", "charts", "scores", "tooltip", "completion", "examples", "navigation")
 _SIMILAR = 0.5  # share of words in common from which two criteria are shown beside each other
 _COUNTS = ("questions", "samples", "length")
 
