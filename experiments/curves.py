@@ -15,7 +15,7 @@ EVERY_STEP = {"entropy of the student, nats": "student_entropy", "completion len
 def main() -> None:
     """Runs what is missing, prints the numbers at evaluated steps, and draws all."""
     flags = tables.arguments(__doc__)
-    names = ("grpo", "rcsd_true", "rcsd") if flags.quick else ARMS
+    names = ("grpo", "rcsd_true") if flags.quick else ARMS
     runs = cells.run(names, flags)
     base = runs["rcsd_true"]
     evaluated = {"accuracy, percent": "accuracy", "rubric score, percent": "rubric_score"}

@@ -14,8 +14,10 @@ import scipy.stats
 
 from configs import world as world_config
 from experiments import arms, bases, cost, curves, divergences, main_table, noise, rubrics, scale, statistics, workers
+from experiments.world import make_base
 from rcsd_jax import config as configs
 from rcsd_jax.errors import UserError
+from rcsd_jax.models import huggingface
 from rcsd_jax.preemption import StopRequest
 from rcsd_jax.world import documents
 
@@ -53,6 +55,22 @@ def test_an_arm_has_the_share_of_flawed_references_that_it_names(method, share, 
 def test_all_methods_have_the_same_budget(tmp_path):
     made = [arms.stage2(name, 0, tmp_path, quick=False) for name in arms.ARMS]
     assert len({(c.train.steps, c.train.batch_size, c.sampling.max_new_tokens, c.eval.count) for c in made}) == 1
+
+
+@pytest.mark.slow
+def test_a_shortened_table_makes_the_base_of_another_size(tmp_path):
+    for _ in range(2):  # the second time it is there
+        bases.ensure(arms.ARMS["rcsd_small"], tmp_path, quick=True)
+    config = huggingface.read_config(bases.directory("small", tmp_path), dtype="float32")
+    assert (config.hidden_size, config.num_layers) == (72, 3)
+
+
+@pytest.mark.parametrize("steps", (1, 12, 1600))
+def test_a_base_may_be_made_in_few_steps(steps):
+    optimizer = make_base.make_optimizer(learning_rate=1e-3, steps=steps)
+    params = {"w": np.ones(3, np.float32)}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert np.isfinite(updates["w"]).all()
 
 
 def test_unknown_variants_of_the_world_are_named():
@@ -116,6 +134,7 @@ def test_the_program_ends_although_tasks_are_left(tmp_path):
     script = f"""
 import pathlib, rich.console
 from experiments import workers
+from experiments.world import make_base
 from rcsd_jax import config as configs
 from rcsd_jax.preemption import StopRequest
 from tests.test_experiments import _nothing, _work

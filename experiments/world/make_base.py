@@ -116,7 +116,8 @@ def loss_of(decoder: decoders.Decoder, params: Any, batch: Batch) -> tuple[jax.A
 
 
 def make_optimizer(*, learning_rate: float, steps: int) -> optax.GradientTransformation:
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, 60, steps, learning_rate * 0.02)
+    warmup = min(60, steps // 4)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps, learning_rate * 0.02)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.05))
 
 
