@@ -119,6 +119,7 @@ def stage() -> ConfigDict:
                 group=1,  # completions of each question; a batch has batch_size / group questions
                 slots=0,  # > 0: so many rows at a time, finished ones making room for the next; 0: the whole batch
                 int8_cache=False,  # keep keys and values as int8; evaluation never does
+                merged_adapters=False,  # decode with LoRA added into the weights, faster; evaluation never does
             ),
             # Completions are graded where a method needs rewards, or the teacher the student's own success or feedback.
             reward=dict(grader="", score="accuracy", success=1.0),  # a success has at least this score
@@ -305,6 +306,12 @@ def _check_numbers(one: ConfigDict, prefix: str, *, trains: bool) -> None:
         "model.int8_weights",
         "all weights change: none can be held as int8",
         "train a LoRA (lora.rank), or take teacher.weights=fixed",
+    )
+    need(
+        not (one.model.int8_weights and one.sampling.merged_adapters),
+        "sampling.merged_adapters",
+        "adapters cannot be added into int8 weights",
+        "set it or model.int8_weights to False",
     )
     need(0.0 <= one.loss.beta <= 1.0, "loss.beta", "must lie in [0, 1]", "0 is forward KL, 1 is reverse KL")
     if one.eval.every:

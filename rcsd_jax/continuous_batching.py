@@ -112,7 +112,7 @@ def generate_queue(
     if limits is None:
         limits = jnp.full((count * samples_per_prompt,), sampling.max_new_tokens, jnp.int32)
     limits = jnp.minimum(limits, sampling.max_new_tokens)
-    weights = decoding_weights(decoder, variables)
+    weights = decoding_weights(decoder, variables, merge_adapters=sampling.merged_adapters)
     by_shard = lambda x: x.reshape(shards, x.shape[0] // shards, *x.shape[1:])
     queue = _Queue(*map(by_shard, (prompt_tokens, prompt_mask, keys, limits)))
     state = _empty(config, queue, sampling, slots // shards, refill // shards, pad_id)

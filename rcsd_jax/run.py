@@ -107,6 +107,7 @@ def sampling_of(settings: ConfigDict, model: Model, *, temperature: float | None
         top_p=settings.top_p if settings.top_p < 1.0 else None,
         eos_ids=model.eos_ids,
         int8_cache=settings.get("int8_cache", False),
+        merged_adapters=settings.get("merged_adapters", False),
     )
 
 

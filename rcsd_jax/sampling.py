@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from rcsd_jax.models import matrices, quantization
 from rcsd_jax.models.decode_attention import POOL_AXES, KVCache, extended, int8_cache
 from rcsd_jax.models.decoder import Decoder, head_matrix, unstacked
+from rcsd_jax.models.merged_adapters import merged
 from rcsd_jax.models.scoring import run_prefix
 from rcsd_jax.models.sharding import LAYOUTS, adapter_axes, constrain, sampling_layout
 
@@ -26,6 +27,7 @@ class SamplingConfig:
       top_p: of those, keep the smallest set of most likely tokens whose probability reaches p; None keeps all.
       eos_ids: tokens that end a completion.
       int8_cache: keep keys and values as int8, half of bfloat16; off by default.
+      merged_adapters: decode with adapters added into the weights, see `merged_adapters.merged`; off by default.
 
     Examples:
       >>> SamplingConfig(max_new_tokens=64, temperature=0.7, top_p=0.9, eos_ids=(2,)).top_k is None
@@ -38,6 +40,7 @@ class SamplingConfig:
     top_p: float | None = None
     eos_ids: tuple[int, ...] = ()
     int8_cache: bool = False
+    merged_adapters: bool = False
 
 
 class Samples(NamedTuple):
@@ -104,7 +107,7 @@ def generate(
     """
     batch, prompt_length = prompt_tokens.shape
     limit = sampling.max_new_tokens
-    weights = decoding_weights(decoder, variables)
+    weights = decoding_weights(decoder, variables, merge_adapters=sampling.merged_adapters)
     cache_length = prompt_length + limit
     rows = prefill(decoder, variables, prompt_tokens, prompt_mask, cache_length, int8=sampling.int8_cache)
     eos = jnp.asarray(sampling.eos_ids, jnp.int32)
@@ -143,13 +146,15 @@ def in_sampling_layout(decoder: Decoder) -> Decoder:
     return decoder if layout == decoder.config.layout else Decoder(dataclasses.replace(decoder.config, layout=layout))
 
 
-def decoding_weights(decoder: Decoder, variables: Any) -> Weights:
+def decoding_weights(decoder: Decoder, variables: Any, *, merge_adapters: bool = False) -> Weights:
     """The weights as every token reads them: in the activations' dtype or int8, split for sampling, and the layers apart.
 
-    Once before the loop instead of for every token.
+    Once before the loop instead of for every token. With `merge_adapters` there are none left in them.
     """
     config = in_sampling_layout(decoder).config
     rules = LAYOUTS[config.layout]
+    if merge_adapters and "lora" in variables:
+        variables = merged(config, variables, rules)
     axes = {"params": quantization.parameter_axes(config, variables["params"])}
     if "lora" in variables:
         axes["lora"] = adapter_axes(config, variables["lora"])

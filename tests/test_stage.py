@@ -267,6 +267,10 @@ def test_int8_weights_need_weights_that_do_not_change(user_dir):
     config = config_for(user_dir)
     config.model.int8_weights = True
     check(config)
+    config.sampling.merged_adapters = True
+    with pytest.raises(UserError, match="sampling.merged_adapters.* cannot be added into int8"):
+        check(config)
+    config.sampling.merged_adapters = False
     config.teacher.weights = "ema"
     with pytest.raises(UserError, match="model.int8_weights"):
         check(config)

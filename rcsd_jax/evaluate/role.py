@@ -39,7 +39,7 @@ def evaluate_role(
         for greedy in config.eval.greedy:
             temperature = 0.0 if greedy else config.eval.temperature
             sampling = sampling_of(config.sampling, model, temperature=temperature)
-            sampling = dataclasses.replace(sampling, int8_cache=False)
+            sampling = dataclasses.replace(sampling, int8_cache=False, merged_adapters=False)
             scores, records = evaluate(
                 asked.examples,
                 _after_analyses(asked, model, variables, sampling, run, unfinished),

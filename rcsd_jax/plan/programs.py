@@ -220,8 +220,10 @@ class _Programs:
     def _weights(self) -> sampling.Weights:
         """What `sampling.decoding_weights` gives."""
         config, student, rules = self.decoder.config, self._student(), self._rules()
+        if self.options.sampling.merged_adapters:
+            student = {"params": student["params"]}
         placement = {"params": quantization.shardings(config, student["params"], self.mesh, rules)}
-        if self.lora:
+        if "lora" in student:
             placement["lora"] = sharding.lora_shardings(config, self.mesh, student["lora"], rules)
         placed = _on(placement, jax.eval_shape(functools.partial(matrices.cast, dtype=config.dtype), student))
         head = self._sampling_array((config.hidden_size, config.vocab_size), (None, "vocab"), config.dtype)
@@ -233,7 +235,7 @@ class _Programs:
 
         if config.unrolled:
             placed["params"] = placed["params"] | {"layers": jax.tree.map(layers, placed["params"]["layers"])}
-            placed |= {"lora": jax.tree.map(layers, placed["lora"])} if self.lora else {}
+            placed |= {"lora": jax.tree.map(layers, placed["lora"])} if "lora" in placed else {}
         return sampling.Weights(placed, head)
 
     def weight_bytes(self) -> float:

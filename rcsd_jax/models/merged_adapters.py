@@ -1,0 +1,60 @@
+"""Adapters added into the weights before a decoding loop, in which their small products would take as long as large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rcsd_jax.models.decoder import DecoderConfig, declarations
+from rcsd_jax.models.sharding import constrain
+
+
+def merged(config: DecoderConfig, variables: Mapping[str, Any], rules: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables without adapters that give what these give with them, up to rounding (inside jit).
+
+    Where `config.dtype` is bfloat16, W + scale * a @ b is rounded up or down at random, in proportion to how near each is.
+    To the nearest, what is smaller than half the distance of two bfloat16 numbers, 0.2 to 0.4% of a weight, would be lost:
+    in early steps nearly all of an adapter. At random it is kept on average over the thousands of weights that an output
+    sums up. The random numbers are the same every time, so that equal adapters give equal weights.
+
+    Args:
+      config: of the decoder.
+      variables: "params", none of them in int8, and "lora".
+      rules: of the layout that the weights are wanted in, see `sharding.LAYOUTS`.
+
+    Returns:
+      {"params"}: kernels with adapters in `config.dtype`, on a mesh as `rules` say; all else as it was. One layer at a time
+      is in float32.
+    """
+    params = variables["params"]
+    layers = dict(params["layers"])
+    declared = {parameter.lora_target: parameter for parameter in declarations(config).values()}
+    for number, (target, adapter) in enumerate(sorted(variables["lora"].items())):
+        rows, columns = declared[target].axes[1:]
+
+        def one_layer(layer: Any, number: int = number, rows: Any = rows, columns: Any = columns) -> jax.Array:
+            index, w, a, b = layer  # [], [in, out], [in, r], [r, out]
+            w, a, b = (
+                constrain(x.astype(jnp.float32), axes, rules)
+                for x, axes in ((w, (rows, columns)), (a, (rows, None)), (b, (None, columns)))
+            )
+            total = w + config.lora_scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+            key = jax.random.fold_in(jax.random.key(number), index)
+            return constrain(rounded_at_random(total, config.dtype, key), (rows, columns), rules)
+
+        stacks = (jnp.arange(config.num_layers), layers[target], adapter["a"], adapter["b"])
+        layers[target] = jax.lax.map(one_layer, stacks)
+    return {"params": {**params, "layers": layers}}
+
+
+def rounded_at_random(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
+    """float32 x in `dtype`; for bfloat16 one of its two neighbours, with x as the expected value."""
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return x.astype(dtype)
+    # A bfloat16 is the upper half of a float32. A carry out of the lower half comes as often as that half says.
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(dtype)
