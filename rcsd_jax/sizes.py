@@ -40,7 +40,7 @@ LORA = {
 }
 FULL = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 8, "mlp")},
-    "qwen3_1.7b": {"v5e_2x4": _slice(1, 8, 1, 4, "mlp")},
+    "qwen3_1.7b": {"v5e_2x4": _slice(1, 8, 1, 4, "attention")},
     "qwen3_4b": {
         "v5e_4x4": _slice(2, 8, 1, 2, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=2048),

@@ -249,6 +249,7 @@ def test_more_than_a_chip_has_is_said_even_if_the_compiler_accepts_it():
     step = {"seconds": None, "seconds_from_parts": None}
     lines = report._verdict({"programs": {"decode": program}, "fits": True, "chip": {"capacity": 16e9}, "step": step})
     assert "decode: the compiler accepts it" in lines[0] and "do not count on it" in lines[0]
+    assert lines[1].startswith("verdict: may not fit, 15.83 of 14.90 GiB")
 
 
 @needs_compiler

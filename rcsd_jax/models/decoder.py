@@ -321,7 +321,11 @@ def _layer(
 
     batch, length, _ = x.shape
     h = _rms_norm(x, weights["input_norm"], config.rms_norm_eps)
-    heads = (y.reshape(batch, length, -1, config.head_dim) for y in project(h, "q", "k", "v"))
+    projected = project(h, "q", "k", "v")
+    if length == 1 and "q" not in adapters:
+        # Of one token, XLA would make the product with heads apart, and for that exchange a matrix's axes every time.
+        projected = jax.lax.optimization_barrier(projected)
+    heads = (y.reshape(batch, length, -1, config.head_dim) for y in projected)
     q, k, v = (y.swapaxes(1, 2) for y in heads)  # [B, heads, T, Hd]: each head's sequence in one piece
     if config.qk_norm:
         q = _rms_norm(q, weights["q_norm"], config.rms_norm_eps)

@@ -199,6 +199,8 @@ def _verdict(data: dict[str, Any]) -> list[str]:
     most = max((p["hbm"]["needed"] or 0) for p in programs.values())
     if data["fits"]:
         which = "fits" if whole else "these programs fit"
+        if most > data["chip"]["capacity"]:
+            which = "may not fit"
         lines.append(f"verdict: {which}, {most / GIB:.2f} of {data['chip']['capacity'] / GIB:.2f} GiB a chip")
     else:
         lines.append(
