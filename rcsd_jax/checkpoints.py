@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from rcsd_jax import processes
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, first_line
 
 _CHECK_SUM = "check_sum"
 # What errors say that are no fault of the files.
@@ -120,7 +120,7 @@ class Checkpoints:
                 if problem is None:
                     state, position = self.restore(step, like)
             except Exception as error:  # whatever orbax and its readers raise on a damaged file
-                problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+                problem = f"{type(error).__name__}: {first_line(error, 200)}"
         problem = next((p for p in processes.gather(problem) if p), None)
         if problem is None and position.pop(_CHECK_SUM, None) != _check_sum(state, position):
             problem = "its bytes are not those that were saved"

@@ -23,7 +23,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, first_line
 
 LOST = 3  # the exit status where another process is gone
 _FAILED, _HEARD, _BEAT = "rcsd_jax/failed", "rcsd_jax/heard/", "rcsd_jax/beat/"
@@ -70,7 +70,7 @@ def start(
         )
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"the processes cannot be joined ({(str(error).splitlines() or [''])[0]})",
+            f"the processes cannot be joined ({first_line(error)})",
             field="--distributed",
             remedy="give --coordinator=HOST:PORT --num_processes=N --process_id=I (on TPU VMs, GKE and SLURM none of them)",
         ) from error
@@ -109,8 +109,7 @@ def raise_or_end(error: BaseException) -> NoReturn:
         raise error
     time.sleep(2 * _watch.interval_s)  # should that process have said why it went, the watch ends this one
     _watch.announce("another process of the job is gone", LOST)
-    first_line = (str(error).splitlines() or [""])[0]
-    _exit(_gone("another process of the job", first_line[:160]), LOST)
+    _exit(_gone("another process of the job", first_line(error, 160)), LOST)
 
 
 def told() -> bool:

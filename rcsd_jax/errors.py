@@ -57,6 +57,12 @@ class Preempted(Exception):
         super().__init__(state)
 
 
+def first_line(error: BaseException, limit: int | None = None) -> str:
+    """The first line of what an error says, or its type's name where it says nothing; at most `limit` characters."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:limit]
+
+
 def _short(value: Any, limit: int = 60) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from rcsd_jax import command_line, distributed
 from rcsd_jax import config as configs
-from rcsd_jax.errors import Preempted, UserError
+from rcsd_jax.errors import Preempted, UserError, first_line
 from rcsd_jax.files import AnyPath, as_path, modified
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
@@ -88,8 +88,7 @@ def _report(workdir: AnyPath, summaries: list[AnyPath]) -> None:
         if not path.exists() or modified(path) < max(map(modified, summaries)):
             write_report(workdir, tokens=processes.count() == 1, console=console)
     except Exception as error:
-        first_line = (str(error).splitlines() or [""])[0][:200]
-        problem = f"no report ({type(error).__name__}: {first_line})"
+        problem = f"no report ({type(error).__name__}: {first_line(error, 200)})"
         console.print(f"{problem}; python -m rcsd_jax.report {workdir} tries again", markup=False, highlight=False)
         return
     console.print(f"report: {path}", soft_wrap=True, highlight=False)
@@ -144,12 +143,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last is the limit of a 
 def _resource_spent(error: BaseException | None) -> str | None:
     """What to say of an error that means that memory or disk space ran out, in whatever it is wrapped; else None."""
     while error is not None:
-        first_line = (str(error).splitlines() or [""])[0]
         if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
-            return f"the disk is full, or a quota reached ({first_line}); free space, then the same command continues"
+            return f"the disk is full, or a quota reached ({first_line(error)}); free space, then the same command continues"
         if "RESOURCE_EXHAUSTED" in str(error):
             remedy = "raise train.microbatches or the mesh, or lower batch sizes (train, eval, rubric) and token limits"
-            return f"out of device memory; {remedy} ({first_line})"
+            return f"out of device memory; {remedy} ({first_line(error)})"
         error = error.__cause__ or error.__context__
     return None
 
@@ -176,8 +174,7 @@ def _end_all(error: Exception) -> None:
         distributed.raise_or_end(error)
     except Exception:
         traceback.print_exc()
-        first_line = (str(error).splitlines() or [""])[0]
-        distributed.end(f"{type(error).__name__}: {first_line}", 1)
+        distributed.end(f"{type(error).__name__}: {first_line(error)}", 1)
 
 
 def run(program: Callable[[list[str]], None], name: str) -> None:

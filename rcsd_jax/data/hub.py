@@ -6,7 +6,7 @@ from typing import Any
 
 from rcsd_jax.data import records
 from rcsd_jax.data.examples import Example
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, first_line
 
 
 def read_hub(name: str, *, split: str, **settings: Any) -> list[Example]:
@@ -33,9 +33,8 @@ def read_hub(name: str, *, split: str, **settings: Any) -> list[Example]:
     try:
         rows = datasets.load_dataset(repository, configuration or None, split=split)
     except Exception as error:  # downloads, licences to be accepted, missing splits: what it says is the message
-        first_line = (str(error).strip().splitlines() or [""])[0][:200]
         remedy = "check name, configuration and split (OWNER/NAME:CONFIGURATION#SPLIT), the network, and huggingface-cli login"
-        problem = f"the hub does not give it ({type(error).__name__}: {first_line})"
+        problem = f"the hub does not give it ({type(error).__name__}: {first_line(error, 200)})"
         raise UserError(problem, remedy=remedy, field="data.path", value=f"{name}#{split}") from error
     origin = repository.rstrip("/").rpartition("/")[2]
     return records.to_examples(enumerate(rows, start=1), file=f"hub:{name}[{split}]", origin=origin, **settings)

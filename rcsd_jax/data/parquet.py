@@ -9,7 +9,7 @@ from typing import Any
 
 from rcsd_jax.data import records
 from rcsd_jax.data.examples import Example
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, first_line
 
 
 def read_parquet(path: str | Path, **settings: Any) -> list[Example]:
@@ -36,6 +36,5 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     yield row, record
     # Of what Python has no value for, such as text that is no UTF-8 and days beyond its calendar, any of these comes.
     except (OSError, ValueError, ArithmeticError, LookupError, pyarrow.ArrowException) as error:
-        first_line = (str(error).splitlines() or [""])[0]
         remedy = "name a .parquet file, or a folder of them, that can be read"
-        raise UserError(f"cannot be read ({first_line})", remedy=remedy, file=path) from error
+        raise UserError(f"cannot be read ({first_line(error)})", remedy=remedy, file=path) from error

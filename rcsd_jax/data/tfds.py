@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from rcsd_jax.data import records
 from rcsd_jax.data.examples import Example
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, first_line
 from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA
 
 
@@ -66,7 +66,7 @@ def _open(name: str, split: str, data_dir: str | None) -> tuple[Sequence[Mapping
         remedy = "correct the name, or set data.tfds_dir to the folder that holds it"
         raise UserError(problem, remedy=remedy, field="data.path", value=name) from error
     except Exception as error:  # builders are other people's code: downloads, licences and missing packages fail here
-        problem = f"TFDS cannot prepare it ({type(error).__name__}: {_first_line(error)})"
+        problem = f"TFDS cannot prepare it ({type(error).__name__}: {first_line(error, 120)})"
         remedy = "prepare it elsewhere with file_format='array_record' and set data.tfds_dir"
         raise UserError(problem, remedy=remedy, field="data.path", value=name) from error
     try:
@@ -101,7 +101,3 @@ def _plain(value: Any, feature: Any) -> Any:
         plain = value.tolist()
         return plain.decode("utf-8", "replace") if isinstance(plain, bytes) else plain
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:120]

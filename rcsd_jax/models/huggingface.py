@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, first_line
 from rcsd_jax.files import AnyPath, as_path
 from rcsd_jax.models import decoder
 from rcsd_jax.models.replaced_directory import replaced_directory
@@ -76,9 +76,8 @@ def resolve(path_or_repo_id: str | os.PathLike) -> pathlib.Path:
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(str(path_or_repo_id), allow_patterns=patterns))
     except Exception as error:  # the client raises its own, httpx's and the system's errors alike
-        first_line = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"neither a directory here nor a model that the hub gives ({type(error).__name__}: {first_line})",
+            f"neither a directory here nor a model that the hub gives ({type(error).__name__}: {first_line(error)})",
             remedy="check the name, the network and HF_TOKEN, or download the model and give its directory",
             file=path_or_repo_id,
         ) from error

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, first_line
 
 
 class Chip(NamedTuple):
@@ -97,9 +97,8 @@ def open_topology(topology: str) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **settings).devices
     except Exception as error:  # the plugin's own, of several types
-        first_line = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"no such slice ({first_line})",
+            f"no such slice ({first_line(error)})",
             field="--topology",
             value=topology,
             remedy=f"give a chip and its slice's shape, such as {EXAMPLES}",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, first_line
 from rcsd_jax.plan import cost, hlo, model_flops
 from rcsd_jax.plan.chips import VMEM_OVER_HBM, Chip, Interconnect
 from rcsd_jax.plan.programs import Plan, Program
@@ -114,9 +114,8 @@ def _lowered(plan: Plan, name: str) -> jax.stages.Lowered:
 
 
 def _refusal(name: str, error: Exception) -> UserError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     remedy = "try --config.model.kernels=xla; if that plans, a Pallas kernel does not take this model's shapes"
-    return UserError(f"the program {name!r} cannot be compiled for this slice ({reason})", remedy=remedy)
+    return UserError(f"the program {name!r} cannot be compiled for this slice ({first_line(error)})", remedy=remedy)
 
 
 def _compile(name: str, lowered: jax.stages.Lowered) -> tuple[str, Memory | None, str, float]:
