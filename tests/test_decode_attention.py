@@ -63,15 +63,17 @@ def test_blocks_beyond_the_places_in_use_are_not_read():
     assert np.isfinite(run([255, 9])).all() and np.isnan(run([256, 9])).any()
 
 
-@pytest.mark.parametrize("kernels", ["xla", "pallas"])
+@pytest.mark.parametrize("kernels, dtype", [("xla", "float32"), ("pallas", "float32"), ("pallas", "bfloat16")])
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_writes_go_to_each_rows_own_place_and_nowhere_else(unrolled, kernels):
-    cache = filled(config(kernels, unrolled), 3, 20)
-    draw = lambda seed, n: jax.random.normal(jax.random.key(seed), (3, KV_HEADS, n, HEAD_DIM))
+def test_writes_go_to_each_rows_own_place_and_nowhere_else(unrolled, kernels, dtype):
+    cache = jax.tree.map(lambda x: x.astype(dtype), filled(config(kernels, unrolled), 3, 20))
+    draw = lambda seed, n: jax.random.normal(jax.random.key(seed), (3, KV_HEADS, n, HEAD_DIM)).astype(dtype)
     whole = lambda pools: np.concatenate([np.asarray(x) for x in pools], axis=1)
+    interpreted = pltpu.force_tpu_interpret_mode if kernels == "pallas" else contextlib.nullcontext
     for index, tokens in ((None, 7), ([0, 5, 19], 1), ([3, 16, 8], 4)):
         k, v = draw(5, tokens), draw(6, tokens)
-        written = da.write(config(kernels, unrolled), cache, k, v, 2, None if index is None else jnp.asarray(index))
+        with interpreted():
+            written = da.write(config(kernels, unrolled), cache, k, v, 2, None if index is None else jnp.asarray(index))
         for old, new, values in ((cache.k, written.k, k), (cache.v, written.v, v)):
             wanted = whole(old).copy()
             for b, start in enumerate(index or [0] * 3):
@@ -166,16 +168,18 @@ def test_attention_to_an_int8_cache_with_new_tokens(tokens, kernels):
     plain, int8 = int8_and_plain(c, lengths, da.PAGE)
     k, v = (jax.random.normal(jax.random.key(s), (3, KV_HEADS, tokens, HEAD_DIM)) for s in (5, 6))
     q = jax.random.normal(jax.random.key(7), (3, HEADS, tokens, HEAD_DIM)) / 4
-    written = da.write(c, int8, k, v, 2, lengths)
+    interpreted = pltpu.force_tpu_interpret_mode if kernels == "pallas" else contextlib.nullcontext
+    with interpreted():
+        written = da.write(c, int8, k, v, 2, lengths)
     dequantized = da.KVCache(*(
         tuple(np.asarray(x, np.float32) * s for x, s in zip(pools, scales, strict=True))
         for pools, scales in ((written.k, written.k_scale), (written.v, written.v_scale))
     ))  # fmt: skip
     wanted = expected(q, dequantized, 2, lengths)
-    with pltpu.force_tpu_interpret_mode() if kernels == "pallas" else contextlib.nullcontext():
+    with interpreted():
         got = da.decode_attention(c, q, written, 2, lengths)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-5 if kernels == "xla" else 3e-2)
-    near = expected(q, da.write(c, plain, k, v, 2, lengths), 2, lengths)
+    near = expected(q, da.write(config(), plain, k, v, 2, lengths), 2, lengths)
     assert np.abs(got - near)[:2].max() < 0.2  # the third row's prompt is one token: new ones go beyond its scale
 
 

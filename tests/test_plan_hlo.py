@@ -266,6 +266,23 @@ def test_paged_attention_reads_the_pages_of_its_table_and_not_the_pool(dtype, it
     assert spent.kernel == pytest.approx(spent.hbm_bytes / RATES.hbm)
 
 
+WRITE = """HloModule jit_f
+
+ENTRY %main (l: s32[1], i: s32[64], n: bf16[1,64,1,128], p: bf16[1,64,64,6144,128]) -> bf16[1,64,64,6144,128] {
+  %l = s32[1]{0} parameter(0)
+  %i = s32[64]{0} parameter(1)
+  %n = bf16[1,64,1,128]{3,2,1,0} parameter(2)
+  %p = bf16[1,64,64,6144,128]{4,3,2,1,0} parameter(3)
+  ROOT %write_places.1 = bf16[1,64,64,6144,128]{4,3,2,1,0} custom-call(%l, %i, %n, %p), custom_call_target="tpu_custom_call", output_to_operand_aliasing={{}: (3, {})}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"0","bytes_accessed":"524288"}}}
+}
+"""
+
+
+def test_a_write_of_single_places_does_not_pay_for_the_pool():
+    spent = cost.cost_of(hlo.parse(WRITE), RATES)
+    assert spent.hbm_bytes == 524288 and spent.kernel == pytest.approx(524288 / RATES.hbm)
+
+
 def test_a_kernels_own_estimate_comes_first():
     extra = '"custom_call_config":{"cost_estimate":{"flops":"4096","bytes_accessed":"7"}}'
     text = KERNEL.replace("NAME", "fwd").replace("OUT", "bf16[2,8,1024,128]{3,2,1,0}").replace("EXTRA", extra)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from rcsd_jax.models.cache_write import write_places
 from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh, spec
 
 PAGE = 128  # places, what the Pallas kernel copies at once
@@ -121,6 +122,8 @@ def write(
     pool, layer = _pool_of(cache, layer)
 
     def put_here(array: jax.Array, new: jax.Array, index: jax.Array, layer: jax.Array) -> jax.Array:
+        if config.kernels == "pallas" and _fits_kernels(new):
+            return write_places(array, new, layer, index)
         if config.kernels == "pallas":
             # Row by row: TPUs run a scatter as a loop of many small instructions a row.
             for row in range(new.shape[1]):
@@ -207,7 +210,7 @@ def decode_attention(config: Any, q: jax.Array, cache: KVCache, layer: jax.Array
       [B, H, T, Hd] in the dtype of q.
     """
     q = _scaled(q, cache.k_scale, cache, layer)
-    if config.kernels == "pallas" and q.shape[2] == 1 and q.shape[3] % LANES == 0:
+    if config.kernels == "pallas" and _fits_kernels(q):
         attended = _paged(config, q[:, :, 0], cache, layer, index)[:, :, None]
     else:
         attended = _blocks(q, cache, layer, index)
@@ -226,6 +229,11 @@ def _scaled(x: jax.Array, scales: tuple[jax.Array, ...], cache: KVCache, layer: 
 
 def _layer_of(pool: jax.Array, layer: jax.Array | int) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(pool, layer, axis=1, keepdims=False)
+
+
+def _fits_kernels(x: jax.Array) -> bool:
+    """Whether [., ., T, Hd] is of single tokens, and of heads that fill vector registers."""
+    return x.shape[2] == 1 and x.shape[3] % LANES == 0
 
 
 def _pool_of(cache: KVCache, layer: jax.Array | int) -> tuple[int, jax.Array | int]:

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rcsd_jax.plan import hlo
 
@@ -237,7 +237,7 @@ class _Pricer:
             cost.compute += seconds
         else:
             in_place = i.opcode in ("fusion", "dynamic-update-slice", "dynamic-slice", "slice", "gather")
-            in_place = in_place or _pages_bytes(computation, i) is not None
+            in_place = in_place or _stated_bytes(computation, i) is not None
             touched = moved if in_place else i.bytes + sum(computation.by_name[o].bytes for o in i.operands)
             kernel_flops = _kernel_flops(computation, i) if i.opcode == "custom-call" else flops
             # Without an estimate: as fast as its FLOPs at the stated rate, or its bytes, allow.
@@ -269,9 +269,9 @@ class _Pricer:
 
     def _hbm_bytes(self, computation: hlo.Computation, i: hlo.Instruction) -> float:
         """Bytes that an instruction reads from and writes to HBM; of an operand that is sliced, the slice."""
-        pages = _pages_bytes(computation, i)
-        if pages is not None:
-            return pages
+        stated = _stated_bytes(computation, i)
+        if stated is not None:
+            return stated
         inner = self._fused_computation(i) if i.opcode == "fusion" else None
         if i.opcode == "dynamic-slice" or i.opcode == "gather" or i.opcode == "slice":
             source = computation.operand(i, 0).shapes[0].space in _HBM
@@ -441,8 +441,13 @@ def _show(i: hlo.Instruction) -> str:
     return ", ".join(f"{s.dtype}[{','.join(map(str, s.dims))}]" for s in i.shapes)
 
 
-def _pages_bytes(computation: hlo.Computation, i: hlo.Instruction) -> float | None:
-    """Bytes of keys and values that a paged attention kernel reads: the pages in its table, not the pool; else None."""
+def _stated_bytes(computation: hlo.Computation, i: hlo.Instruction) -> float | None:
+    """Bytes of a pool of keys or values that a kernel touches, where that is not all of it; else None.
+
+    `cache_write` says so itself; paged attention reads the pages in its table.
+    """
+    if i.opcode == "custom-call" and i.name.startswith("write_places"):
+        return float(_said_of_kernel(i)["bytes_accessed"])
     if i.opcode != "custom-call" or not i.name.startswith("paged_attention"):
         return None
     arrays = [computation.by_name[o].shapes[0] for o in i.operands]
@@ -457,11 +462,16 @@ _ATTENTION_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _FUSED_BACKWARD_PRODUCTS = 5
 
 
+def _said_of_kernel(i: hlo.Instruction) -> dict[str, Any]:
+    """A Pallas kernel's own `cost_estimate`; empty without one."""
+    said = re.search(r'"cost_estimate":(\{[^}]*\})', i.attributes)
+    return json.loads(said.group(1)) if said else {}
+
+
 def _kernel_flops(computation: hlo.Computation, i: hlo.Instruction) -> float:
     """FLOPs of a Pallas kernel: as it says itself, or of attention by its operands' shapes, causal; else 0."""
-    said = re.search(r'"cost_estimate":(\{[^}]*\})', i.attributes)
-    if said:
-        return float(json.loads(said.group(1)).get("flops", 0))
+    if said := _said_of_kernel(i):
+        return float(said.get("flops", 0))
     named = re.search(r"(?:splash|flash)_\w*?(fwd|dq|dkv)", i.name)
     if not named:
         return 0.0
