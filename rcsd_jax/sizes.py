@@ -36,7 +36,7 @@ LORA = {
         "v5e_4x8": _slice(4, 8, 1, 1, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=1024),
     },
-    "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "mlp", chunk_size=1024)},
+    "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024)},
 }
 FULL = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 8, "mlp")},
