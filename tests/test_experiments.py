@@ -134,7 +134,6 @@ def test_the_program_ends_although_tasks_are_left(tmp_path):
     script = f"""
 import pathlib, rich.console
 from experiments import workers
-from experiments.world import make_base
 from rcsd_jax import config as configs
 from rcsd_jax.preemption import StopRequest
 from tests.test_experiments import _nothing, _work
