@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from rcsd_jax import processes
-from rcsd_jax.errors import UserError, first_line
+from rcsd_jax.errors import UserError, WriteFailed, first_line
 
 _CHECK_SUM = "check_sum"
 # What errors say that are no fault of the files.
@@ -59,12 +59,18 @@ class Checkpoints:
         return processes.from_main(self._manager.latest_step)
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
-        """Starts to save `state` and `position` (JSON: data position, seed, rubric cache) as of `step`."""
+        """Starts to save `state` and `position` (JSON: data position, seed, rubric cache) as of `step`.
+
+        Raises:
+          WriteFailed: this or the checkpoint before cannot be written. (With several processes, whatever orbax raises, as
+            it may mean that another one is gone.)
+        """
         if step in self._manager.all_steps():
             return
         position = position | {_CHECK_SUM: _check_sum(state, position)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
-        self._manager.save(step, args=args)
+        with self._telling_of_the_storage():
+            self._manager.save(step, args=args)
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """State and position of `step`, placed as `like` is (arrays or ShapeDtypeStructs with shardings).
@@ -144,8 +150,22 @@ class Checkpoints:
         return [(self._directory / name, problem) for name, problem in zip(names, problems, strict=True)]
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on disk; raises as `save` does."""
+        with self._telling_of_the_storage():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _telling_of_the_storage(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of whatever lies between orbax and the disk or the bucket
+            if processes.count() > 1:
+                raise
+            raise WriteFailed(
+                f"a checkpoint cannot be written ({type(error).__name__}: {first_line(error, 200)})",
+                file=self._directory,
+                remedy="see to the storage, and the same command continues from the last that was",
+            ) from error
 
     def close(self) -> None:
         """Waits, and ends the background threads."""

@@ -46,6 +46,10 @@ class UserError(Exception):
         return UserError(self.problem, remedy=f"{self.remedy}, {more}", **place)
 
 
+class WriteFailed(UserError):
+    """The storage did not take what threads were writing to it."""
+
+
 class Preempted(Exception):
     """The process was asked to end by a signal; everything is saved and the same command continues.
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from rcsd_jax import command_line, distributed
 from rcsd_jax import config as configs
-from rcsd_jax.errors import Preempted, UserError, first_line
+from rcsd_jax.errors import Preempted, UserError, WriteFailed, first_line
 from rcsd_jax.files import AnyPath, as_path, modified
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
@@ -185,9 +185,10 @@ def run(program: Callable[[list[str]], None], name: str) -> None:
     try:
         app.run(functools.partial(_and_finish, program), flags_parser=command_line.parser(name))
     except UserError as error:
-        if distributed.told():
-            distributed.end(str(error), 2)
-        print(f"error: {error}", file=sys.stderr)
+        said = _resource_spent(error.__cause__) or str(error)
+        if distributed.told() or isinstance(error, WriteFailed):
+            distributed.end(said, 2)  # threads that were writing would end with tracebacks of their own
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
     except Preempted as stopped:
         print(f"stopped: {stopped}; the same command continues", file=sys.stderr)

@@ -29,8 +29,11 @@ def _slice(group: int, fsdp: int, tensor: int, microbatches: int, remat: str, **
 # fsdp x tensor divides the 8 key/value heads, so that sampling can split the model over it.
 LORA = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 4, "mlp")},
-    "qwen3_1.7b": {"v5e_2x2": _slice(1, 4, 1, 8, "projections")},
-    "qwen3_4b": {"v5e_2x4": _slice(1, 8, 1, 4, "mlp"), "v5e_4x4": _slice(2, 8, 1, 2, "mlp")},
+    "qwen3_1.7b": {"v5e_2x2": _slice(1, 4, 1, 8, "projections", chunk_size=512)},
+    "qwen3_4b": {
+        "v5e_2x4": _slice(1, 8, 1, 4, "mlp", chunk_size=512),
+        "v5e_4x4": _slice(2, 8, 1, 2, "mlp", chunk_size=512),
+    },
     "qwen3_8b": {"v5e_4x4": _slice(2, 8, 1, 2, "mlp"), "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=1024)},
     "qwen3_14b": {
         "v5e_4x8": _slice(4, 8, 1, 1, "attention"),

@@ -1,6 +1,7 @@
 """Checkpoints come back bit for bit, on any mesh; a damaged one is found, named and passed over."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from rcsd_jax.checkpoints import Checkpoints
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, WriteFailed
 from tests import eight_devices
 
 
@@ -44,6 +45,19 @@ def test_the_newest_comes_back_and_old_ones_go(tmp_path):
     save(tmp_path, 1, 2, 3, keep=2)
     assert_is(restore(tmp_path), 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_storage_that_takes_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", keep=2)
+    checkpoints.save(1, state_of(1), {"data_position": 1})
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").write_text("no folder")
+    with pytest.raises(
+        WriteFailed, match=r"run: a checkpoint cannot be written \(NotADirectoryError: .*\); see to the storage"
+    ):
+        checkpoints.save(2, state_of(2), {"data_position": 2})
+        checkpoints.wait()
 
 
 def torn(data):

@@ -1,9 +1,15 @@
-"""A workdir behind a URL: everything but checkpoints against a stand-in for gs://, which cannot append or rename folders."""
+"""A workdir behind a URL, against a stand-in for gs://: objects that cannot be appended to, nor folders of them renamed at once.
+
+All but orbax reach them as a file system of fsspec's, where gcsfs would stand; orbax over HTTP, by tensorstore's own driver.
+"""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import fsspec
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
@@ -14,13 +20,14 @@ from safetensors.numpy import load
 from configs import stage2
 from rcsd_jax import files, stage
 from rcsd_jax.checkpoints import Checkpoints
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, WriteFailed
 from rcsd_jax.metrics import MetricWriter, read_metrics
 from rcsd_jax.models import decoder, huggingface, sharding
 from rcsd_jax.preemption import StopRequest
 from rcsd_jax.rubrics.cache import RubricCache, Written
 from rcsd_jax.rubrics.parsing import Parsed
 from rcsd_jax.run import open_served
+from tests.gcs_server import GcsServer
 
 
 class Bucket(MemoryFileSystem):
@@ -44,12 +51,35 @@ class Bucket(MemoryFileSystem):
     rename = mv
 
 
+def read_objects():
+    return {path.lstrip("/"): file.getvalue() for path, file in list(Bucket.store.items())}
+
+
+def write_object(path, data):
+    if data is None:
+        Bucket.store.pop(f"/{path}", None)
+    else:
+        Bucket().pipe_file(f"/{path}", data)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with GcsServer(read_objects, write_object) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", server.url)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+        # Orbax asks Google's own client one thing, whether the bucket has folders.
+        client = SimpleNamespace(get_bucket=lambda name: SimpleNamespace(hierarchical_namespace_enabled=False))
+        patch.setitem(sys.modules, "google.cloud", SimpleNamespace(storage=SimpleNamespace(Client=lambda: client)))
+        yield server
+
+
 @pytest.fixture
-def bucket(monkeypatch):
+def bucket(server, monkeypatch):
     for name in Bucket.protocol:
         fsspec.register_implementation(name, Bucket, clobber=True)
     monkeypatch.setenv("EPATH_USE_TF", "false")
     Bucket.store.clear()
+    server.refuses = False
     return epath.Path("gs://bucket")
 
 
@@ -113,10 +143,44 @@ def test_a_model_out_and_in(bucket, user_dir):
         huggingface.save("gs://bucket/run/other", config, params)
 
 
+def test_checkpoints(bucket, server, monkeypatch):
+    state = {"kernel": jax.random.normal(jax.random.key(0), (64, 48)), "step": jnp.int32(0)}
+
+    def save(*steps):
+        checkpoints = Checkpoints(bucket / "run", keep=2)
+        for step in steps:
+            checkpoints.save(step, state | {"step": jnp.int32(step)}, {"data_position": step})
+        checkpoints.wait()
+        checkpoints.close()
+
+    def restored():
+        checkpoints = Checkpoints(bucket / "run", keep=2)
+        found = checkpoints.restore_newest(state)
+        checkpoints.close()
+        return found
+
+    save(1, 2, 3)
+    assert sorted(folder.name for folder in (bucket / "run").iterdir()) == ["2", "3"]
+    assert restored().step == 3 and restored().position == {"data_position": 3}
+    jax.tree.map(np.testing.assert_array_equal, restored().state, state | {"step": jnp.int32(3)})
+
+    objects = {path: data for path, data in read_objects().items() if path.startswith("bucket/run/3/state")}
+    path, data = max(objects.items(), key=lambda item: len(item[1]))
+    write_object(path, data[: len(data) // 2])
+    monkeypatch.setattr(Bucket, "rename", MemoryFileSystem.mv)  # as gcsfs has it: object by object
+    found = restored()
+    assert found.step == 2 and [where.name for where, _ in found.damaged] == ["damaged_3"]
+    assert sorted(folder.name for folder in (bucket / "run").iterdir()) == ["2", "damaged_3"]
+
+    server.refuses = True
+    with pytest.raises(WriteFailed, match="gs://bucket/run: a checkpoint cannot be written .*; see to the storage"):
+        save(4)
+    server.refuses = False
+    assert restored().step == 2
+
+
 @pytest.mark.slow
-def test_a_stage_whose_workdir_is_a_url(bucket, user_dir, tmp_path, monkeypatch):
-    # Orbax reaches gs:// by a driver of its own, for which there is no stand-in here.
-    monkeypatch.setattr(stage, "Checkpoints", lambda _, keep: Checkpoints(tmp_path / "checkpoints", keep=keep))
+def test_a_stage_whose_workdir_is_a_url(bucket, user_dir):
     config = stage2.get_config("paper")
     config.model.path = config.rubric.writer = str(user_dir / "model")
     config.data.path = str(user_dir / "rows.jsonl")
@@ -133,7 +197,7 @@ def test_a_stage_whose_workdir_is_a_url(bucket, user_dir, tmp_path, monkeypatch)
     summary = run(config, "gs://bucket/run")
     assert summary["paths"]["export"] == "gs://bucket/run/export"
     assert {p.name for p in (bucket / "run").iterdir()} >= {
-        "config.json", "summary.json", "metrics.jsonl", "tensorboard", "rubrics.jsonl", "export", "adapter",
+        "checkpoints", "config.json", "summary.json", "metrics.jsonl", "tensorboard", "rubrics.jsonl", "export", "adapter",
         "evaluation_trained.json", "completions_trained.jsonl",
     }  # fmt: skip
     assert [row["step"] for row in read_metrics(bucket / "run")] == [0, 1]

@@ -1,5 +1,6 @@
 """The loss over a mesh: the vocabulary stays split over `tensor` and rows over the other axes; logits are never gathered."""
 
+import importlib.util
 import re
 
 import pytest
@@ -7,16 +8,19 @@ import pytest
 from tests import eight_devices
 
 SCRIPT = """
-import json, sys
+import json, os, sys
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 import jax, jax.numpy as jnp
 from rcsd_jax import losses
 from rcsd_jax.models import sharding
 from rcsd_jax.models.decoder import DecoderConfig, head_matrix
+from rcsd_jax.plan import chips
 
 B, N, D, V, CHUNK = 8, 24, 64, 1016, 6
 config = DecoderConfig(family="qwen3", vocab_size=V, hidden_size=D, intermediate_size=96, num_layers=2, num_heads=4,
     num_kv_heads=4, head_dim=16)
-mesh = sharding.make_mesh(data=1, group=1, fsdp=2, tensor=4)
+devices = list(chips.open_topology(sys.argv[2])) if sys.argv[2:] else None
+mesh = sharding.make_mesh(data=1, group=1, fsdp=2, tensor=4, devices=devices)
 place = lambda shape, axes, dtype: jax.ShapeDtypeStruct(
     shape, dtype, sharding=jax.sharding.NamedSharding(mesh, sharding.spec(axes)))
 head = place((D, V), ("embed", "vocab"), jnp.float32)
@@ -40,6 +44,9 @@ with jax.set_mesh(mesh):
 ROWS, CHUNK, D, PART = 4, 6, 64, 254  # of one device
 
 
+needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
 @pytest.mark.parametrize(
     "options",
     ['"tokens alone"', '{"divergence": "sampled_token"}', "{}", '{"beta": 0.5}', '{"beta": 1.0, "temperature": 1.2}'],
@@ -59,3 +66,40 @@ def test_logits_stay_split(options):
     ]
     # What is gathered is the head, over fsdp, once for each role.
     assert gathered and {tuple(sorted(s)) for s in gathered} == {(D, PART)}, gathered
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "options", ["{}", '{"top_k": 5}', '{"top_k": 5, "top_k_support": "student", "tail": "bucket"}']
+)
+def test_on_a_tpu_logits_stay_split(options):
+    text = eight_devices.run(SCRIPT, options, "v5e:2x4")
+    shapes = [tuple(map(int, s.split(","))) for s in re.findall(r"\b(?:f32|bf16)\[([\d,]+)\]", text)]
+    assert any(PART in s and CHUNK in s and ROWS in s for s in shapes)
+    assert not [s for s in shapes if 4 * PART in s], "an array has the whole vocabulary"
+
+
+TOP_K = """
+import json, sys
+import jax, jax.numpy as jnp
+from rcsd_jax import losses
+
+# Few distinct logits: of equals, the first are taken.
+student, teacher = jnp.round(2 * jax.random.normal(jax.random.key(0), (2, 3, 5, 1024)))
+
+def gradient(student, teacher):
+    value = lambda x: losses.per_token_divergence(x, teacher, top_k=30, top_k_support=sys.argv[1], tail="bucket")
+    return value(student), jax.grad(lambda x: value(x).sum())(student)
+
+alone = jax.jit(gradient)(student, teacher)
+with jax.set_mesh(jax.make_mesh((2, 4), ("data", "tensor"))):
+    over_a_mesh = jax.jit(gradient)(student, teacher)
+    asked = str(jax.make_jaxpr(gradient)(student, teacher)).count("top_k[")
+print(json.dumps([[float(jnp.abs(a - b).max()) for a, b in zip(alone, over_a_mesh)], asked]))
+"""
+
+
+@pytest.mark.parametrize("support", ["teacher", "student"])
+def test_the_largest_of_parts_are_the_largest(support):
+    apart, asked = eight_devices.run(TOP_K, support)
+    assert max(apart) < 1e-6 and asked >= 4, "of parts, then among their winners, for the value and for its gradient"

@@ -1,5 +1,7 @@
 """Programs read from HLO text and priced: hand-written texts with known answers, and what XLA writes for a scanned MLP."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -220,29 +222,34 @@ ENTRY %main (q: bf16[2,8,1024,128], k: bf16[2,8,1024,128]) -> bf16[2,8,1024,128]
   %q = bf16[2,8,1024,128]{3,2,1,0} parameter(0)
   %k = bf16[2,8,1024,128]{3,2,1,0} parameter(1)
   ROOT %splash_mha_NAME.1 = OUT custom-call(%q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
-"xprof_metadata":"{\\"block_q\\": 512}"
+"xprof_metadata":"BLOCKS"
 }}, backend_config={EXTRA}
 }
 """
 
 
 @pytest.mark.parametrize(
-    "name, outputs, products",
+    "name, outputs, products, blocks, computed",
     [
-        ("fwd_residuals", 1, 2),
-        ("dq_no_residuals", 1, 3),
-        ("dkv_no_residuals", 2, 4),
-        ("dkv_no_residuals", 3, 5),  # the fused backward pass writes dq, dk and dv
+        # Of 2 x 2 blocks, the one above the diagonal is left out.
+        ("fwd_residuals", 1, 2, {"block_q": 512, "block_kv": 512, "block_kv_dkv": 1024}, 3 / 4),
+        ("dq_no_residuals", 1, 3, {"block_q_dq": 512, "block_kv_dq": 512}, 3 / 4),
+        ("dkv_no_residuals", 2, 4, {"block_q_dkv": 512, "block_kv_dkv": 512}, 3 / 4),
+        # The fused backward pass writes dq, dk and dv. Half of a block of keys is after half of the queries.
+        ("dkv_no_residuals", 3, 5, {"block_q_dkv": 256, "block_kv_dkv": 512, "block_kv_dkv_compute": 256}, 3 / 4),
+        ("dkv_no_residuals", 3, 5, {"block_q_dkv": 256, "block_kv_dkv": 1024, "block_kv_dkv_compute": 256}, 1),
+        ("dkv_no_residuals", 3, 5, {"block_q_dkv": 256, "block_kv_dkv": 256}, 5 / 8),
+        ("fwd_residuals", 1, 2, {}, 1),
     ],
 )
-def test_attention_kernels_have_their_products_flops(name, outputs, products):
+def test_attention_kernels_have_the_flops_of_what_they_compute(name, outputs, products, blocks, computed):
     array = "bf16[2,8,1024,128]{3,2,1,0}"
     out = array if outputs == 1 else "(" + ", ".join([array] * outputs) + ")"
-    text = KERNEL.replace("NAME", name).replace("OUT", out).replace("EXTRA", "")
+    blocks = json.dumps(json.dumps(blocks))[1:-1]
+    text = KERNEL.replace("NAME", name).replace("OUT", out).replace("EXTRA", "").replace("BLOCKS", blocks)
     found = cost.cost_of(hlo.parse(text), RATES)
     (kernel,) = found.kernels.values()
-    whole = products * 2 * 2 * 8 * 1024 * 1024 * 128
-    assert kernel.flops == whole * 3 / 4  # of 2 x 2 blocks, the one above the diagonal is left out
+    assert kernel.flops == products * 2 * 2 * 8 * 1024 * 1024 * 128 * computed
     assert kernel.seconds == pytest.approx(kernel.flops / RATES.kernel_flops) and found.kernel == kernel.seconds
 
 

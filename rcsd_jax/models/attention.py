@@ -96,15 +96,14 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *,
 
     heads, length, head_dim = q.shape[1:]
     block = next(b for b in range(min(_BLOCK, length), 0, -_LANES) if length % b == 0)
-    # Keys and values of the backward pass come in larger pieces: every piece gives queries a gradient of its own to add. Of
-    # three blocks, a v5p has too little scoped VMEM.
-    piece = next(b for b in range(min(2 * _BLOCK, length), 0, -block) if b % block == 0 and length % b == 0)
+    # The fused backward kernel makes a gradient of the queries for every block of keys, which are then added up. Larger blocks
+    # of keys would be fewer, but of those on the diagonal it computes what is masked as well.
     blocks = splash.BlockSizes(
         block_q=block,
         block_kv=block,
         block_kv_compute=block,
         block_q_dkv=block,
-        block_kv_dkv=piece,
+        block_kv_dkv=block,
         block_kv_dkv_compute=block,
         use_fused_bwd_kernel=True,
     )

@@ -72,7 +72,7 @@ REMAT: dict[str, tuple[str, ...] | None] = {
     "full": (),
     "attention": ("attention",),
     "mlp": ("attention", "qkv", "attention_out"),
-    "projections": ("attention", "qkv", "attention_out", "mlp_in"),
+    "projections": ("attention", "qkv", "attention_out", "mlp_in", "adapters_in"),
 }
 """What a layer keeps for the backward pass, beside its input: everything (None), or the named activations; it computes the
 rest again. From "full" down to "projections", and then "none", more memory and less work: "mlp" recomputes the MLP alone."""
@@ -360,7 +360,8 @@ def _project(
         a = [adapters[name]["a"].astype(config.dtype) for name in adapted]
         a = [constrain(x, (_whole(config, name)[0], None), rules) for name, x in zip(adapted, a, strict=True)]
         edges = np.cumsum([x.shape[1] for x in a[:-1]])
-        low = dict(zip(adapted, jnp.split(h @ jnp.concatenate(a, axis=1), edges, axis=-1), strict=True))
+        products = checkpoint_name(h @ jnp.concatenate(a, axis=1), "adapters_in")
+        low = dict(zip(adapted, jnp.split(products, edges, axis=-1), strict=True))
     outputs = []
     for name in names:
         w = matrices.whole(weights[name], _whole(config, name), rules, config.dtype)

@@ -480,11 +480,13 @@ def _kernel_flops(computation: hlo.Computation, i: hlo.Instruction) -> float:
     if len(arrays) < 2:
         return 0.0
     q, k = arrays[0], arrays[1]
-    products = _ATTENTION_PRODUCTS[named.group(1)]
-    if named.group(1) == "dkv" and sum(len(s.dims) >= len(k.dims) for s in i.shapes) >= 3:
-        products = _FUSED_BACKWARD_PRODUCTS  # it writes dq as well
+    part = named.group(1)
+    fused = part == "dkv" and sum(len(s.dims) >= len(k.dims) for s in i.shapes) >= 3  # it writes dq as well
+    products = _FUSED_BACKWARD_PRODUCTS if fused else _ATTENTION_PRODUCTS[part]
     length, keys, width = q.dims[-2], k.dims[-2], q.dims[-1]
-    block = re.search(r"block_q\w*\W+(\d+)", i.attributes)
-    blocks = max(length // int(block.group(1)), 1) if block else 1
-    causal = (blocks + 1) / (2 * blocks)  # blocks on the diagonal are computed whole
-    return products * 2.0 * math.prod(q.dims[:-2]) * length * keys * width * causal
+    # Queries and keys come in blocks; what a block of queries sees of a block of keys is computed with all the rest of it.
+    names = {"fwd": ("block_q", "block_kv")}.get(part, (f"block_q_{part}", f"block_kv_{part}"))
+    found = [re.search(rf"{name}\W+(\d+)", i.attributes) for name in names]
+    rows, columns = (min(int(n[1]), whole) if n else whole for n, whole in zip(found, (length, keys), strict=True))
+    seen = sum(min(-(-end // columns) * columns, keys) for end in range(rows, length + 1, rows))
+    return products * 2.0 * math.prod(q.dims[:-2]) * rows * seen * width
