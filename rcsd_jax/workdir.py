@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
 from rcsd_jax import processes
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, first_line
 from rcsd_jax.files import AnyPath, is_remote, read_json, write_text
 
 
@@ -24,10 +24,19 @@ def claimed(workdir: AnyPath, config: ConfigDict) -> Iterator[None]:
     A workdir behind a URL cannot be locked: that no other job uses it is then for the user to see to.
 
     Raises:
-      UserError: it cannot be written, belongs to a run with another config, or is in use by another process.
+      UserError: it cannot be written or reached, belongs to a run with another config, or is in use by another process.
     """
     if is_remote(workdir):
-        processes.from_main(lambda: _match_config(workdir / "config.json", config))
+        try:
+            processes.from_main(lambda: _match_config(workdir / "config.json", config))
+        except UserError:
+            raise
+        except Exception as error:  # of many types: a client that is not installed, credentials, no such bucket
+            raise UserError(
+                f"the workdir cannot be reached ({type(error).__name__}: {first_line(error, 160)})",
+                file=workdir,
+                remedy="see to the bucket and the credentials; gs:// needs pip install 'rcsd_jax[gcs]'",
+            ) from error
         yield
         return
     try:
@@ -46,7 +55,16 @@ def claimed(workdir: AnyPath, config: ConfigDict) -> Iterator[None]:
                 file=workdir,
                 remedy="wait for it, or choose another with --workdir",
             ) from error
-        processes.from_main(lambda: _match_config(workdir / "config.json", config))
+        try:
+            processes.from_main(lambda: _match_config(workdir / "config.json", config))
+        except UserError:
+            raise
+        except Exception as error:  # of many types: a client that is not installed, credentials, no such bucket
+            raise UserError(
+                f"the workdir cannot be reached ({type(error).__name__}: {first_line(error, 160)})",
+                file=workdir,
+                remedy="see to the bucket and the credentials; gs:// needs pip install 'rcsd_jax[gcs]'",
+            ) from error
         yield
 
 

@@ -27,6 +27,7 @@ from rcsd_jax.preemption import StopRequest
 from rcsd_jax.rubrics.cache import RubricCache, Written
 from rcsd_jax.rubrics.parsing import Parsed
 from rcsd_jax.run import open_served
+from rcsd_jax.workdir import claimed
 from tests.gcs_server import GcsServer
 
 
@@ -177,6 +178,19 @@ def test_checkpoints(bucket, server, monkeypatch):
         save(4)
     server.refuses = False
     assert restored().step == 2
+
+
+@pytest.mark.parametrize("problem", [ImportError("Please install gcsfs"), OSError("Forbidden\nby the bucket")])
+def test_a_bucket_out_of_reach(problem, bucket, monkeypatch):
+    def fail(*_, **__):
+        raise problem
+
+    monkeypatch.setattr(Bucket, "info", fail)
+    monkeypatch.setattr(Bucket, "exists", fail)
+    first = str(problem).partition("\n")[0]
+    with pytest.raises(UserError, match=rf"gs://bucket/run: the workdir cannot be reached .*{first}\); .*rcsd_jax\[gcs\]"):
+        with claimed(bucket / "run", stage2.get_config("paper")):
+            pass
 
 
 @pytest.mark.slow
