@@ -34,7 +34,7 @@ LORA = {
         "v5e_2x4": _slice(1, 8, 1, 4, "mlp", chunk_size=512),
         "v5e_4x4": _slice(2, 8, 1, 2, "mlp", chunk_size=512),
     },
-    "qwen3_8b": {"v5e_4x4": _slice(2, 8, 1, 2, "mlp"), "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=1024)},
+    "qwen3_8b": {"v5e_4x4": _slice(2, 8, 1, 2, "mlp"), "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024)},
     "qwen3_14b": {
         "v5e_4x8": _slice(4, 8, 1, 1, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),

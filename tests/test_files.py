@@ -188,7 +188,9 @@ def test_a_bucket_out_of_reach(problem, bucket, monkeypatch):
     monkeypatch.setattr(Bucket, "info", fail)
     monkeypatch.setattr(Bucket, "exists", fail)
     first = str(problem).partition("\n")[0]
-    with pytest.raises(UserError, match=rf"gs://bucket/run: the workdir cannot be reached .*{first}\); .*rcsd_jax\[gcs\]"):
+    with pytest.raises(
+        UserError, match=rf"gs://bucket/run: the workdir cannot be reached .*{first}\); .*rcsd_jax\[gcs\]"
+    ):
         with claimed(bucket / "run", stage2.get_config("paper")):
             pass
 

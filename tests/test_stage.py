@@ -3,6 +3,7 @@
 import gc
 import signal
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import rich.console
 from safetensors.numpy import load_file
 
 from configs import stage2
-from rcsd_jax import loop, preparation, stage
+from rcsd_jax import loop, preparation, stage, train
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.errors import Preempted, UserError
 from rcsd_jax.evaluate import role as evaluated_role
@@ -63,6 +64,20 @@ def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir,
     assert all(1e-7 < m < 2e-5 for m in jax.tree.leaves(moved)), moved
     exported = load_file(tmp_path / "run" / "export" / "model.safetensors")
     np.testing.assert_array_equal(exported["model.embed_tokens.weight"], state.trained["embed"])
+
+
+def test_all_steps_are_one_program(user_dir, tmp_path, monkeypatch):
+    made = []
+
+    def jit_train_step(*arguments, **static):
+        made.append(train.jit_train_step(*arguments, **static))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "train", SimpleNamespace(**vars(train) | {"jit_train_step": jit_train_step}))
+    config = config_for(user_dir)
+    config.train.steps = 3
+    run(config, tmp_path / "run")
+    assert [step._cache_size() for step in made] == [1]
 
 
 @pytest.mark.slow

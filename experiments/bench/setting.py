@@ -95,7 +95,8 @@ class Step:
         optimizer, _ = train.make_optimizer(learning_rate=LEARNING_RATE, steps=1000)
         static = dict(decoder=self.decoder, optimizer=optimizer, options=self.options, teacher="fixed", lora=False)
         copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)  # the step donates its state
-        self.state = train.init_state(copy, optimizer, ema=False)
+        # On its device, as both programs below leave it: the first step would otherwise be compiled for itself.
+        self.state = jax.device_put(train.init_state(copy, optimizer, ema=False), jax.devices()[0])
         self._whole = train.jit_train_step(**static)
         self._sample = jax.jit(functools.partial(rollout.sample, self.decoder, options=self.options))
         self.completions = self.sample()
