@@ -97,7 +97,7 @@ class Log:
     """A text file that grows by lines.
 
     Locally a line is with the operating system when `write` returns. Behind a URL everything is written again, at most
-    every 30 seconds and when the log is closed: a kill loses at most the lines of that time.
+    every 30 seconds, and by `sync` and `close`: a kill loses at most the lines of that time.
     """
 
     def __init__(self, path: AnyPath):
@@ -118,14 +118,19 @@ class Log:
         if time.monotonic() - self._published > _EVERY_S:
             self._publish()
 
-    def close(self) -> None:
-        """Syncs and closes."""
+    def sync(self) -> None:
+        """Returns when every line is on disk, or in the store."""
         if self._file is None:
             self._publish()
             return
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._file.close()
+
+    def close(self) -> None:
+        """Syncs and closes."""
+        self.sync()
+        if self._file is not None:
+            self._file.close()
 
     def _publish(self) -> None:
         self._path.write_text(self._text)

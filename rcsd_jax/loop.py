@@ -141,7 +141,8 @@ def train_loop(
     # What a checkpoint holds beside the state: on what the steps to come depend. Their keys follow from seed and step.
     position = {"seed": config.seed, "data": _digest(data), "rubric_cache": "rubrics.jsonl"}
 
-    def save(step: int) -> None:
+    def save(step: int, writer: MetricWriter) -> None:
+        writer.sync()  # a run that goes on from this checkpoint has the rows of all steps before it
         checkpoints.save(step, state, position | {"data_position": step})
 
     if evaluated_after(start):
@@ -154,7 +155,7 @@ def train_loop(
             state, metrics = step_fn(state, rows)
             scalars = _scalars(metrics, setup.rate(step), began)
             if not metrics["finite"]:
-                save(step)  # the step kept the state that it was given
+                save(step, writer)  # the step kept the state that it was given
                 checkpoints.wait()
                 raise _not_finite(step, metrics, [data.examples[i] for i in rows])
             if step % config.train.log_every == 0 or step == steps - 1:
@@ -162,7 +163,7 @@ def train_loop(
             progress.advance(1, int(scalars["completion_tokens"]), f"loss {scalars['loss']:.4f}")
             done, stopping = step + 1, run.stop.is_set()  # read once: what is saved and whether to go on must agree
             if done % config.checkpoint.every == 0 or done == steps or stopping or evaluated_after(done):
-                save(done)
+                save(done, writer)
             if stopping:
                 checkpoints.wait()
                 run.stop.raise_if_set(f"saved at step {done} of {steps}")

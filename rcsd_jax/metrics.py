@@ -61,6 +61,11 @@ class MetricWriter:
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 
+    def sync(self) -> None:
+        """What was written to `metrics.jsonl` outlasts whatever happens to this machine."""
+        if self._writes:
+            self._log.sync()
+
     def close(self) -> None:
         """Flushes and closes both."""
         if not self._writes:

@@ -119,6 +119,9 @@ def test_metrics_and_rubrics(bucket):
     writer.close()
     writer = MetricWriter(bucket / "run", first_step=1)
     writer.write(1, {"loss": 0.25})
+    assert read_metrics(bucket / "run") == [{"step": 0, "loss": 0.5}]
+    writer.sync()
+    assert read_metrics(bucket / "run") == [{"step": 0, "loss": 0.5}, {"step": 1, "loss": 0.25}]
     writer.close()
     assert read_metrics(bucket / "run") == [{"step": 0, "loss": 0.5}, {"step": 1, "loss": 0.25}]
     assert all(file.stat().length for file in (bucket / "run" / "tensorboard").iterdir())

@@ -1,6 +1,7 @@
 """Programs read from HLO text and priced: hand-written texts with known answers, and what XLA writes for a scanned MLP."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -406,18 +407,30 @@ def test_the_compilers_refusals_name_what_is_needed():
 
 
 @pytest.mark.parametrize(
-    "limit, start, expected", [(100, 8, 96), (8, 8, 8), (7, 64, 4), (3, 64, None), (10**6, 8, 128), (26, 16, 24)]
+    "capacity, start, expected",
+    [(100.0, 8, 96), (10.5, 8, 8), (9.0, 64, 4), (3.0, 64, None), (1e6, 8, 128), (29.5, 16, 24), (503.0, 64, 500)],
 )
-def test_the_search_brackets_the_largest_that_fits(limit, start, expected):
+@pytest.mark.parametrize("told", [True, False])
+def test_the_search_finds_the_largest_that_fits(capacity, start, expected, told):
     tried = []
 
-    def fits(value):
+    def needed(value):
         tried.append(value)
-        return value <= limit
+        amount = 2 + value + 0.3 * (value % 8 == 0)
+        return amount if told or amount <= capacity else math.inf
 
-    assert largest.largest(fits, start, unit=4) == expected
-    assert len(tried) <= largest.DOUBLINGS + 2 and all(v % 4 == 0 for v in tried)
+    found = largest.largest(needed, start, needed(start), capacity, unit=4)
+    assert len(tried) == len(set(tried)) <= largest.TRIES and all(v % 4 == 0 for v in tried)
+    if told:
+        assert found == expected
+    else:  # of what does not fit, nobody says how much more it needs
+        assert (found is None) == (expected is None) or start > 8 * expected
+        assert found is None or expected / 1.5 <= found <= expected
 
 
 def test_the_search_stops_at_the_models_positions():
-    assert largest.largest(lambda v: True, 1024, unit=128, limit=5000) == 5000
+    assert largest.largest(lambda v: 1.0 * v, 1024, 1024.0, 1e9, unit=128, limit=5000) == 5000
+
+
+def test_what_the_compiler_takes_and_the_chip_has_not_does_not_fit():
+    assert largest.largest(lambda v: 10.0 * v, 8, 80.0, 75.0, unit=1) == 7

@@ -59,7 +59,9 @@ def plan_stage(
     measured = measure.measure(planned, chip, names, decode_steps=_DECODE_STEPS.value, report=report)
     data = reports.as_json(planned, chip, measured, title=title)
     if _SEARCH.value:
-        data["largest"] = largest.search(config, devices, report)
+        step = measured.get("train step")
+        own = step.memory.needed if step and step.memory else None
+        data["largest"] = largest.search(config, devices, chip.capacity, report, own=own)
     return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,71 +10,111 @@ from ml_collections import ConfigDict
 
 from rcsd_jax.models import sharding
 from rcsd_jax.plan import measure, programs
+from rcsd_jax.plan.chips import GIB
 
-DOUBLINGS = 4
-"""How far from the config's own value the search goes, up or down."""
+TRIES = 6
+"""Values tried, the config's own among them."""
+
+SPAN = 16
+"""How many times the config's own value the search goes up."""
 
 
-def search(config: ConfigDict, devices: Sequence[Any], report: Callable[[str], None]) -> dict[str, int | None]:
+def search(
+    config: ConfigDict,
+    devices: Sequence[Any],
+    capacity: float,
+    report: Callable[[str], None],
+    *,
+    own: float | None = None,
+) -> dict[str, int | None]:
     """The largest batch at the config's completion length, and the longest completion at its batch.
 
-    Doubled or halved from the config's value, then once half-way: about five compilations each.
+    Args:
+      config: of a stage.
+      devices: of the slice.
+      capacity: bytes of HBM of a chip.
+      report: is told of every value that was tried.
+      own: bytes that the step needs as the config has it, if that is known.
 
     Returns:
       {"batch": ..., "completion": ...}; None where nothing tried fits.
     """
+    own = _needed(config, devices, capacity) if own is None else own
 
-    def fits(key: str, value: int) -> bool:
+    def needed(key: str, value: int) -> float:
         section, name = key.split(".")
         changed = config.copy_and_resolve_references()
         changed[section][name] = value
-        memory, refused = measure.compile_one(programs.plan(changed, devices), "train step")
-        report(f"{key} = {value}: {'does not fit' if refused else 'fits'}")
-        return memory is not None
+        found = _needed(changed, devices, capacity)
+        amount = f"{found / GIB:.2f} of {capacity / GIB:.2f} GiB" if math.isfinite(found) else "the compiler refuses it"
+        report(f"{key} = {value}: {'fits' if found <= capacity else 'does not fit'}, {amount}")
+        return found
 
     rows = config.train.microbatches * sharding.row_shards("train", programs.plan(config, devices).mesh)
     limit = programs.decoder_config(config).max_position
     reason = config.teacher.reason_tokens
     longest = limit - max(config.data.max_student_prompt, config.data.max_teacher_prompt + reason)
+    batch, completion = config.train.batch_size, config.sampling.max_new_tokens
     return {
-        "batch": largest(lambda n: fits("train.batch_size", n), config.train.batch_size, unit=rows),
+        "batch": largest(lambda n: needed("train.batch_size", n), batch, own, capacity, unit=rows),
         "completion": largest(
-            lambda n: fits("sampling.max_new_tokens", n), config.sampling.max_new_tokens, unit=128, limit=longest
+            lambda n: needed("sampling.max_new_tokens", n), completion, own, capacity, unit=128, limit=longest
         ),
     }
 
 
-def largest(fits: Callable[[int], bool], start: int, *, unit: int, limit: int | None = None) -> int | None:
+def _needed(config: ConfigDict, devices: Sequence[Any], capacity: float) -> float:
+    """Bytes that the step needs on a chip; more than its capacity where the compiler refuses it."""
+    memory, refused = measure.compile_one(programs.plan(config, devices), "train step")
+    if memory is not None:
+        return memory.needed
+    return max(measure.needed_bytes(refused) or math.inf, math.nextafter(capacity, math.inf))
+
+
+def largest(
+    needed: Callable[[int], float], start: int, own: float, capacity: float, *, unit: int, limit: int | None = None
+) -> int | None:
     """The largest value tried that fits, among multiples of `unit` up to `limit`; None if none does.
 
+    Memory grows about as a line with batch and length, so that two values tell where the capacity is reached; what is
+    returned was tried itself.
+
     Args:
-      fits: whether a value fits; what is below one that fits, fits.
+      needed: bytes that a value needs, infinite if nobody knows how many.
       start: the first value.
+      own: what it needs.
+      capacity: what there is.
       unit: values are multiples of it, at least one.
       limit: the largest value of interest.
     """
-
-    def rounded(value: float) -> int:
-        value = max(int(value) // unit, 1) * unit
-        return value if limit is None else min(value, limit)
-
-    best, too_large, value = None, None, start
-    for _ in range(DOUBLINGS + 1):
-        if fits(value):
-            best = value
-            if too_large is not None or value == limit:
-                break
-            following = rounded(2 * value)
-        else:
-            too_large = value
-            if best is not None:
-                break
-            following = rounded(value / 2)
-        if following == value:
+    highest = SPAN * start if limit is None else min(limit, SPAN * start)
+    tried = {start: own}
+    while len(tried) < TRIES:
+        value = _next(tried, capacity, unit, highest)
+        if value is None:
             break
-        value = following
-    if best is not None and too_large is not None:
-        between = rounded((best + too_large) / 2)
-        if best < between < too_large and fits(between):
-            best = between
-    return best
+        tried[value] = needed(value)
+    return max((value for value, amount in tried.items() if amount <= capacity), default=None)
+
+
+def _next(tried: dict[int, float], capacity: float, unit: int, highest: int) -> int | None:
+    """The value to try next; None where the largest is known, or nearly."""
+    best = max((value for value, amount in tried.items() if amount <= capacity), default=0)
+    too_large = min((value for value, amount in tried.items() if amount > capacity), default=None)
+    near = sorted((abs(amount - capacity), value) for value, amount in tried.items() if math.isfinite(amount))[:2]
+    if len(near) == 2 and (slope := _slope(tried, near[0][1], near[1][1])) > 0:
+        guess = near[0][1] + (capacity - tried[near[0][1]]) / slope
+    elif too_large is None:
+        guess = 2.0 * best
+    else:
+        guess = (best + too_large) / 2
+    if too_large is not None:
+        guess = min(guess, too_large - 1)
+        if best and too_large - best <= max(unit, best / 16):
+            return None
+    value = min(max(int(guess) // unit, 1) * unit, highest)
+    return None if value <= best or value in tried else value
+
+
+def _slope(tried: dict[int, float], a: int, b: int) -> float:
+    return (tried[a] - tried[b]) / (a - b)
