@@ -168,9 +168,12 @@ class Checkpoints:
             ) from error
 
     def close(self) -> None:
-        """Waits, and ends the background threads."""
+        """Waits, and ends the background threads; raises as `save` does."""
         with self._quiet:
-            self._manager.close()
+            try:
+                self.wait()
+            finally:
+                self._manager.close()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The exceptions that end a run in one line: bad input, and a request to stop."""
+"""The exceptions that end a run in one line: bad input, storage that takes nothing, and a request to stop."""
 
 from __future__ import annotations
 

@@ -7,18 +7,20 @@ appended to, an object is written again.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from etils import epath
 
-from rcsd_jax.errors import UserError
+from rcsd_jax.errors import UserError, WriteFailed, first_line
 
 AnyPath: TypeAlias = Path | epath.Path
 _EVERY_S = 30.0
@@ -93,11 +95,25 @@ def whole_lines(path: AnyPath) -> tuple[list[bytes], bool]:
     return lines, bool(rest)
 
 
+@contextlib.contextmanager
+def told_if_refused(path: AnyPath) -> Iterator[None]:
+    """Raises `WriteFailed` of `path`, which is behind a URL, for whatever the store's client raises."""
+    try:
+        yield
+    except Exception as error:
+        raise WriteFailed(
+            f"cannot be written ({type(error).__name__}: {first_line(error, 160)})",
+            file=path,
+            remedy="see to the storage, and the same command continues from the last checkpoint",
+        ) from error
+
+
 class Log:
     """A text file that grows by lines.
 
     Locally a line is with the operating system when `write` returns. Behind a URL everything is written again, at most
-    every 30 seconds, and by `sync` and `close`: a kill loses at most the lines of that time.
+    every 30 seconds, and by `sync` and `close`: a kill loses at most the lines of that time. All three raise `WriteFailed` when
+    the store takes nothing.
     """
 
     def __init__(self, path: AnyPath):
@@ -133,7 +149,8 @@ class Log:
             self._file.close()
 
     def _publish(self) -> None:
-        self._path.write_text(self._text)
+        with told_if_refused(self._path):
+            self._path.write_text(self._text)
         self._published = time.monotonic()
 
 

@@ -142,8 +142,10 @@ def train_loop(
     position = {"seed": config.seed, "data": _digest(data), "rubric_cache": "rubrics.jsonl"}
 
     def save(step: int, writer: MetricWriter) -> None:
-        writer.sync()  # a run that goes on from this checkpoint has the rows of all steps before it
-        checkpoints.save(step, state, position | {"data_position": step})
+        try:
+            writer.sync()  # a run that goes on from this checkpoint has the rows of all steps before it
+        finally:
+            checkpoints.save(step, state, position | {"data_position": step})
 
     if evaluated_after(start):
         evaluate_at(start, state.trained)

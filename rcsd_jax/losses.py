@@ -706,10 +706,11 @@ def _top_indices(values: jax.Array, k: int) -> jax.Array:
     """Where the k largest of the last axis stand, as `jax.lax.top_k`.
 
     Over a mesh, first those of parts, then the largest of these: each device looks through its own part of the vocabulary,
-    of which XLA would gather the whole. Without one, that would be the slower way.
+    of which XLA would gather the whole. Without one, that would be the slower way. The axis that splits the vocabulary is
+    `tensor`; of a mesh without an axis of that name, any may.
     """
-    size = values.shape[-1]
-    parts = math.gcd(size, max(jax.sharding.get_abstract_mesh().size, 1))
+    size, mesh = values.shape[-1], jax.sharding.get_abstract_mesh()
+    parts = math.gcd(size, mesh.shape.get("tensor", max(mesh.size, 1)))
     if parts == 1 or size // parts < k:
         return jax.lax.top_k(values, k)[1]
     best, places = jax.lax.top_k(values.reshape(*values.shape[:-1], parts, size // parts), k)

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,16 +140,30 @@ def _with_workdir(stage: ConfigDict, workdir: AnyPath) -> ConfigDict:
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last is the limit of a file's size
 
 
-def _resource_spent(error: BaseException | None) -> str | None:
+def _resource_spent(error: BaseException) -> str | None:
     """What to say of an error that means that memory or disk space ran out, in whatever it is wrapped; else None."""
-    while error is not None:
-        if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
-            return f"the disk is full, or a quota reached ({first_line(error)}); free space, then the same command continues"
-        if "RESOURCE_EXHAUSTED" in str(error):
+    if (line := _disk_full(error)) is not None:
+        return line
+    for cause in _causes(error):
+        if "RESOURCE_EXHAUSTED" in str(cause):
             remedy = "raise train.microbatches or the mesh, or lower batch sizes (train, eval, rubric) and token limits"
-            return f"out of device memory; {remedy} ({first_line(error)})"
-        error = error.__cause__ or error.__context__
+            return f"out of device memory; {remedy} ({first_line(cause)})"
     return None
+
+
+def _disk_full(error: BaseException) -> str | None:
+    for cause in _causes(error):
+        if getattr(cause, "errno", None) in _FULL or any(os.strerror(number) in str(cause) for number in _FULL):
+            return f"the disk is full, or a quota reached ({first_line(cause)}); free space, then the same command continues"
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those in whose handling it arose."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _peak_memory_gib() -> float:
@@ -185,7 +199,7 @@ def run(program: Callable[[list[str]], None], name: str) -> None:
     try:
         app.run(functools.partial(_and_finish, program), flags_parser=command_line.parser(name))
     except UserError as error:
-        said = _resource_spent(error.__cause__) or str(error)
+        said = (_disk_full(error.__cause__) if error.__cause__ else None) or str(error)
         if distributed.told() or isinstance(error, WriteFailed):
             distributed.end(said, 2)  # threads that were writing would end with tracebacks of their own
         print(f"error: {said}", file=sys.stderr)

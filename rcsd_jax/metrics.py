@@ -15,7 +15,7 @@ import rich.progress
 import tensorboardX
 
 from rcsd_jax import processes
-from rcsd_jax.files import AnyPath, Log, is_remote, write_text
+from rcsd_jax.files import AnyPath, Log, is_remote, told_if_refused, write_text
 
 _compilations = [0]
 
@@ -70,13 +70,21 @@ class MetricWriter:
         """Flushes and closes both."""
         if not self._writes:
             return
-        self._log.close()
-        self._events.close()
-        if self._copy_to:
-            self._copy_to.mkdir(parents=True, exist_ok=True)
+        try:
+            self._log.close()
+        finally:
+            self._events.close()
+            if self._copy_to:
+                try:
+                    self._publish_events(self._copy_to)
+                finally:
+                    shutil.rmtree(self._folder)
+
+    def _publish_events(self, folder: AnyPath) -> None:
+        with told_if_refused(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             for file in self._folder.iterdir():
-                (self._copy_to / file.name).write_bytes(file.read_bytes())
-            shutil.rmtree(self._folder)
+                (folder / file.name).write_bytes(file.read_bytes())
 
 
 def read_metrics(directory: AnyPath) -> list[dict[str, float]]:

@@ -27,16 +27,7 @@ def claimed(workdir: AnyPath, config: ConfigDict) -> Iterator[None]:
       UserError: it cannot be written or reached, belongs to a run with another config, or is in use by another process.
     """
     if is_remote(workdir):
-        try:
-            processes.from_main(lambda: _match_config(workdir / "config.json", config))
-        except UserError:
-            raise
-        except Exception as error:  # of many types: a client that is not installed, credentials, no such bucket
-            raise UserError(
-                f"the workdir cannot be reached ({type(error).__name__}: {first_line(error, 160)})",
-                file=workdir,
-                remedy="see to the bucket and the credentials; gs:// needs pip install 'rcsd_jax[gcs]'",
-            ) from error
+        processes.from_main(lambda: _match_remote_config(workdir / "config.json", config))
         yield
         return
     try:
@@ -55,22 +46,26 @@ def claimed(workdir: AnyPath, config: ConfigDict) -> Iterator[None]:
                 file=workdir,
                 remedy="wait for it, or choose another with --workdir",
             ) from error
-        try:
-            processes.from_main(lambda: _match_config(workdir / "config.json", config))
-        except UserError:
-            raise
-        except Exception as error:  # of many types: a client that is not installed, credentials, no such bucket
-            raise UserError(
-                f"the workdir cannot be reached ({type(error).__name__}: {first_line(error, 160)})",
-                file=workdir,
-                remedy="see to the bucket and the credentials; gs:// needs pip install 'rcsd_jax[gcs]'",
-            ) from error
+        processes.from_main(lambda: _match_config(workdir / "config.json", config))
         yield
 
 
 def from_main_if_written(path: AnyPath) -> Any:
     """What process 0 finds in a JSON file, or None where it is not there."""
     return processes.from_main(lambda: read_json(path) if path.exists() else None)
+
+
+def _match_remote_config(path: AnyPath, config: ConfigDict) -> None:
+    try:
+        _match_config(path, config)
+    except UserError:
+        raise
+    except Exception as error:  # of many types: a client that is not installed, credentials, no such bucket
+        raise UserError(
+            f"the workdir cannot be reached ({type(error).__name__}: {first_line(error, 160)})",
+            file=path.parent,
+            remedy="see to the bucket and the credentials; gs:// needs pip install 'rcsd_jax[gcs]'",
+        ) from error
 
 
 def _match_config(path: AnyPath, config: ConfigDict) -> None:

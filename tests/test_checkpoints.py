@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit, on any mesh; a damaged one is found, named and passed over."""
 
+import contextlib
 import json
 import shutil
 
@@ -47,17 +48,20 @@ def test_the_newest_comes_back_and_old_ones_go(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
 
 
-def test_storage_that_takes_nothing(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "run", keep=2)
-    checkpoints.save(1, state_of(1), {"data_position": 1})
-    checkpoints.wait()
-    shutil.rmtree(tmp_path / "run")
-    (tmp_path / "run").write_text("no folder")
-    with pytest.raises(
-        WriteFailed, match=r"run: a checkpoint cannot be written \(NotADirectoryError: .*\); see to the storage"
+@pytest.mark.parametrize("waits", [True, False])
+def test_storage_that_takes_nothing(waits, tmp_path):
+    told = r"run: a checkpoint cannot be written \(NotADirectoryError: .*\); see to the storage"
+    with (
+        pytest.raises(WriteFailed, match=told),
+        contextlib.closing(Checkpoints(tmp_path / "run", keep=2)) as checkpoints,
     ):
-        checkpoints.save(2, state_of(2), {"data_position": 2})
+        checkpoints.save(1, state_of(1), {"data_position": 1})
         checkpoints.wait()
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").write_text("no folder")
+        checkpoints.save(2, state_of(2), {"data_position": 2})
+        if waits:
+            checkpoints.wait()
 
 
 def torn(data):

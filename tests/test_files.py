@@ -3,6 +3,7 @@
 All but orbax reach them as a file system of fsspec's, where gcsfs would stand; orbax over HTTP, by tensorstore's own driver.
 """
 
+import contextlib
 import json
 import sys
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ class Bucket(MemoryFileSystem):
 
     protocol = ("gs", "gcs")
     store, pseudo_dirs = {}, [""]
+    refuses = False  # what is to be written
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -44,6 +46,8 @@ class Bucket(MemoryFileSystem):
     def _open(self, path, mode="rb", **options):
         if "a" in mode:
             raise NotImplementedError("objects cannot be appended to")
+        if "w" in mode and Bucket.refuses:
+            raise OSError("Forbidden\nby the bucket")
         return super()._open(path, mode, **options)
 
     def mv(self, *_, **__):
@@ -80,7 +84,7 @@ def bucket(server, monkeypatch):
         fsspec.register_implementation(name, Bucket, clobber=True)
     monkeypatch.setenv("EPATH_USE_TF", "false")
     Bucket.store.clear()
-    server.refuses = False
+    Bucket.refuses = server.refuses = False
     return epath.Path("gs://bucket")
 
 
@@ -110,6 +114,18 @@ def test_a_log_is_written_now_and_then_and_at_its_end(bucket, monkeypatch):
     log.write("four")
     log.close()
     assert (bucket / "log").read_text() == "one\ntwo\nthree\nfour\n"
+
+
+def test_a_bucket_that_takes_nothing_more(bucket):
+    writer = MetricWriter(bucket / "run", first_step=0)
+    writer.write(0, {"loss": 0.5})
+    Bucket.refuses = True
+    with pytest.raises(
+        WriteFailed, match=r"metrics.jsonl: cannot be written \(OSError: Forbidden\); see to the storage"
+    ):
+        writer.sync()
+    with pytest.raises(WriteFailed, match=r"tensorboard: cannot be written"):
+        writer.close()
 
 
 def test_metrics_and_rubrics(bucket):
@@ -151,17 +167,13 @@ def test_checkpoints(bucket, server, monkeypatch):
     state = {"kernel": jax.random.normal(jax.random.key(0), (64, 48)), "step": jnp.int32(0)}
 
     def save(*steps):
-        checkpoints = Checkpoints(bucket / "run", keep=2)
-        for step in steps:
-            checkpoints.save(step, state | {"step": jnp.int32(step)}, {"data_position": step})
-        checkpoints.wait()
-        checkpoints.close()
+        with contextlib.closing(Checkpoints(bucket / "run", keep=2)) as checkpoints:
+            for step in steps:
+                checkpoints.save(step, state | {"step": jnp.int32(step)}, {"data_position": step})
 
     def restored():
-        checkpoints = Checkpoints(bucket / "run", keep=2)
-        found = checkpoints.restore_newest(state)
-        checkpoints.close()
-        return found
+        with contextlib.closing(Checkpoints(bucket / "run", keep=2)) as checkpoints:
+            return checkpoints.restore_newest(state)
 
     save(1, 2, 3)
     assert sorted(folder.name for folder in (bucket / "run").iterdir()) == ["2", "3"]
@@ -199,7 +211,14 @@ def test_a_bucket_out_of_reach(problem, bucket, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_stage_whose_workdir_is_a_url(bucket, user_dir):
+def test_a_stage_whose_workdir_is_a_url(bucket, user_dir, monkeypatch):
+    rows_when_saved, save = [], Checkpoints.save
+
+    def counted(self, step, *rest):
+        rows_when_saved.append((step, len(read_metrics(bucket / "run"))))
+        save(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", counted)
     config = stage2.get_config("paper")
     config.model.path = config.rubric.writer = str(user_dir / "model")
     config.data.path = str(user_dir / "rows.jsonl")
@@ -220,6 +239,7 @@ def test_a_stage_whose_workdir_is_a_url(bucket, user_dir):
         "evaluation_trained.json", "completions_trained.jsonl",
     }  # fmt: skip
     assert [row["step"] for row in read_metrics(bucket / "run")] == [0, 1]
+    assert rows_when_saved == [(2, 2)]
     assert load((bucket / "run" / "adapter" / "adapter_model.safetensors").read_bytes())
     assert run(config, "gs://bucket/run") == json.loads(json.dumps(summary))
     config.loss.beta = 0.5

@@ -428,6 +428,18 @@ def test_the_search_finds_the_largest_that_fits(capacity, start, expected, told)
         assert found is None or expected / 1.5 <= found <= expected
 
 
+@pytest.mark.parametrize(
+    "needed, capacity, start, unit, least, most",
+    [
+        (lambda v: max(90 + v / 40, 60 + v / 2), 100.0, 8, 4, 60, 80),  # flat, then steep
+        (lambda v: max(13 + v / 40000, 10 + v / 1500), 15.75, 2048, 128, 6400, 8576),
+        (lambda v: min(2 + v, 90 + v / 100), 80.0, 256, 4, 56, 78),  # steep, then flat
+    ],
+)
+def test_memory_that_is_no_line_is_searched_all_the_same(needed, capacity, start, unit, least, most):
+    assert least <= largest.largest(needed, start, needed(start), capacity, unit=unit) <= most
+
+
 def test_the_search_stops_at_the_models_positions():
     assert largest.largest(lambda v: 1.0 * v, 1024, 1024.0, 1e9, unit=128, limit=5000) == 5000
 

@@ -33,7 +33,7 @@ def search(
       config: of a stage.
       devices: of the slice.
       capacity: bytes of HBM of a chip.
-      report: is told of every value that was tried.
+      report: is told of every other value that is tried.
       own: bytes that the step needs as the config has it, if that is known.
 
     Returns:
@@ -51,14 +51,23 @@ def search(
         return found
 
     rows = config.train.microbatches * sharding.row_shards("train", programs.plan(config, devices).mesh)
+    rows = math.lcm(rows, config.sampling.group, config.sampling.slots or 1)  # as `config.check` wants it
     limit = programs.decoder_config(config).max_position
     reason = config.teacher.reason_tokens
     longest = limit - max(config.data.max_student_prompt, config.data.max_teacher_prompt + reason)
-    batch, completion = config.train.batch_size, config.sampling.max_new_tokens
+    batch, completion = config.train.batch_size, min(config.sampling.max_new_tokens, longest)
+    own_completion = own
+    if completion < config.sampling.max_new_tokens:
+        own_completion = needed("sampling.max_new_tokens", completion)
     return {
         "batch": largest(lambda n: needed("train.batch_size", n), batch, own, capacity, unit=rows),
         "completion": largest(
-            lambda n: needed("sampling.max_new_tokens", n), completion, own, capacity, unit=128, limit=longest
+            lambda n: needed("sampling.max_new_tokens", n),
+            completion,
+            own_completion,
+            capacity,
+            unit=128,
+            limit=longest,
         ),
     }
 
@@ -74,7 +83,7 @@ def _needed(config: ConfigDict, devices: Sequence[Any], capacity: float) -> floa
 def largest(
     needed: Callable[[int], float], start: int, own: float, capacity: float, *, unit: int, limit: int | None = None
 ) -> int | None:
-    """The largest value tried that fits, among multiples of `unit` up to `limit`; None if none does.
+    """The largest value tried that fits, among `start`, multiples of `unit` and `limit`; None if none does.
 
     Memory grows about as a line with batch and length, so that two values tell where the capacity is reached; what is
     returned was tried itself.
@@ -84,8 +93,8 @@ def largest(
       start: the first value.
       own: what it needs.
       capacity: what there is.
-      unit: values are multiples of it, at least one.
-      limit: the largest value of interest.
+      unit: other values are multiples of it, at least one.
+      limit: the largest value of interest, at least `start`.
     """
     highest = SPAN * start if limit is None else min(limit, SPAN * start)
     tried = {start: own}
@@ -109,11 +118,12 @@ def _next(tried: dict[int, float], capacity: float, unit: int, highest: int) -> 
     else:
         guess = (best + too_large) / 2
     if too_large is not None:
-        guess = min(guess, too_large - 1)
         if best and too_large - best <= max(unit, best / 16):
             return None
+        if not best < guess < too_large:  # no line after all
+            guess = (best + too_large) / 2
     value = min(max(int(guess) // unit, 1) * unit, highest)
-    return None if value <= best or value in tried else value
+    return None if value <= best or (too_large is not None and value >= too_large) else value
 
 
 def _slope(tried: dict[int, float], a: int, b: int) -> float:

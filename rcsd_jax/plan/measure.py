@@ -58,7 +58,7 @@ class Measured:
 
     @property
     def fits(self) -> bool:
-        """The compiler allocated it. (It refuses what does not fit.)"""
+        """The compiler allocated it. (It may accept a little more than the chip has.)"""
         return not self.refused
 
 
