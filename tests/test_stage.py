@@ -66,6 +66,7 @@ def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir,
     np.testing.assert_array_equal(exported["model.embed_tokens.weight"], state.trained["embed"])
 
 
+@pytest.mark.slow
 def test_all_steps_are_one_program(user_dir, tmp_path, monkeypatch):
     made = []
 
