@@ -21,7 +21,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from rcsd_jax import processes
-from rcsd_jax.errors import UserError, WriteFailed, first_line
+from rcsd_jax.errors import UserError, first_line
+from rcsd_jax.files import told_if_refused
 
 _CHECK_SUM = "check_sum"
 # What errors say that are no fault of the files.
@@ -154,18 +155,10 @@ class Checkpoints:
         with self._telling_of_the_storage():
             self._manager.wait_until_finished()
 
-    @contextlib.contextmanager
-    def _telling_of_the_storage(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # of whatever lies between orbax and the disk or the bucket
-            if processes.count() > 1:
-                raise
-            raise WriteFailed(
-                f"a checkpoint cannot be written ({type(error).__name__}: {first_line(error, 200)})",
-                file=self._directory,
-                remedy="see to the storage, and the same command continues from the last that was",
-            ) from error
+    def _telling_of_the_storage(self) -> contextlib.AbstractContextManager[None]:
+        if processes.count() > 1:
+            return contextlib.nullcontext()
+        return told_if_refused(self._directory, problem="a checkpoint cannot be written")
 
     def close(self) -> None:
         """Waits, and ends the background threads; raises as `save` does."""

@@ -96,13 +96,13 @@ def whole_lines(path: AnyPath) -> tuple[list[bytes], bool]:
 
 
 @contextlib.contextmanager
-def told_if_refused(path: AnyPath) -> Iterator[None]:
-    """Raises `WriteFailed` of `path`, which is behind a URL, for whatever the store's client raises."""
+def told_if_refused(path: epath.PathLike, *, problem: str = "cannot be written") -> Iterator[None]:
+    """Raises `WriteFailed`, that `path` has this problem, for whatever a store's client or orbax raises."""
     try:
         yield
     except Exception as error:
         raise WriteFailed(
-            f"cannot be written ({type(error).__name__}: {first_line(error, 160)})",
+            f"{problem} ({type(error).__name__}: {first_line(error, 200)})",
             file=path,
             remedy="see to the storage, and the same command continues from the last checkpoint",
         ) from error

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class GcsServer(ThreadingHTTPServer):
-    """Serves `objects`, which others may change meanwhile, under `url`.
+    """Serves objects, which others may change meanwhile, under `url`; takes none while `refuses`.
 
     Args:
       read: () -> {"bucket/name": bytes}, all objects.

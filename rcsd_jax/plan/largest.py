@@ -111,8 +111,9 @@ def _next(tried: dict[int, float], capacity: float, unit: int, highest: int) -> 
     best = max((value for value, amount in tried.items() if amount <= capacity), default=0)
     too_large = min((value for value, amount in tried.items() if amount > capacity), default=None)
     near = sorted((abs(amount - capacity), value) for value, amount in tried.items() if math.isfinite(amount))[:2]
-    if len(near) == 2 and (slope := _slope(tried, near[0][1], near[1][1])) > 0:
-        guess = near[0][1] + (capacity - tried[near[0][1]]) / slope
+    a, b = (value for _, value in near) if len(near) == 2 else (0, 0)
+    if a != b and (slope := (tried[a] - tried[b]) / (a - b)) > 0:
+        guess = a + (capacity - tried[a]) / slope
     elif too_large is None:
         guess = 2.0 * best
     else:
@@ -124,7 +125,3 @@ def _next(tried: dict[int, float], capacity: float, unit: int, highest: int) -> 
             guess = (best + too_large) / 2
     value = min(max(int(guess) // unit, 1) * unit, highest)
     return None if value <= best or (too_large is not None and value >= too_large) else value
-
-
-def _slope(tried: dict[int, float], a: int, b: int) -> float:
-    return (tried[a] - tried[b]) / (a - b)
