@@ -34,6 +34,12 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
     "heartbeat_timeout", 60, "Seconds without a sign of life after which another process counts as gone.", lower_bound=2
 )
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "",
+    "A folder or URL that keeps compiled programs for later starts, or 'off'; by default $JAX_COMPILATION_CACHE_DIR, else a "
+    "folder of the user's cache, or one beside a workdir behind a URL.",
+)
 _REPORT = flags.DEFINE_bool("report", True, "Write WORKDIR/report.html at the end; see python -m rcsd_jax.report.")
 
 
@@ -108,7 +114,17 @@ def start(argv: list[str], *, example: str, trains: bool = True) -> tuple[Config
         configs.check(config, trains=trains)  # all are to hear of one that has other settings
     config_flag: Any = flags.FLAGS["config"]  # of `config_flags`
     name = Path(config_flag.config_filename).stem
-    return config, as_path(_WORKDIR.value or Path("runs") / name)
+    workdir = as_path(_WORKDIR.value or Path("runs") / name)
+    _keep_compiled_programs(workdir)
+    return config, workdir
+
+
+def _keep_compiled_programs(workdir: AnyPath) -> None:
+    from rcsd_jax import compiled_programs, processes
+
+    line = compiled_programs.keep(_COMPILATION_CACHE.value, workdir)
+    if processes.is_main():
+        print(line)
 
 
 def _join_processes() -> None:
@@ -195,6 +211,7 @@ def run(program: Callable[[list[str]], None], name: str) -> None:
     """Runs a program of these flags; a `UserError` becomes one line on stderr and exit status 2, a signal status 128 + its
     number.
     """
+    command_line.without_torch()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch would be the first line
     try:
         app.run(functools.partial(_and_finish, program), flags_parser=command_line.parser(name))

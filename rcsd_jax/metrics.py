@@ -17,20 +17,26 @@ import tensorboardX
 from rcsd_jax import processes
 from rcsd_jax.files import AnyPath, Log, is_remote, told_if_refused, write_text
 
-_compilations = [0]
+_programs = {"made": 0, "read": 0}  # "made" counts those that were read as well
 
 
-def _count_compilation(event: str, duration_secs: float, **_: str | int) -> None:
+def _count_made(event: str, duration_secs: float, **_: str | int) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
-        _compilations[0] += 1
+        _programs["made"] += 1
 
 
-jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+def _count_read(event: str, **_: str | int) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+        _programs["read"] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_made)
+jax.monitoring.register_event_listener(_count_read)
 
 
 def compilations() -> int:
-    """How many programs XLA has compiled in this process so far."""
-    return _compilations[0]
+    """How many programs XLA has compiled in this process so far; those read from the folder of kept programs do not count."""
+    return _programs["made"] - _programs["read"]
 
 
 class MetricWriter:

@@ -17,14 +17,6 @@ LONG = (*FLAGS, "--config.train.steps=150")
 TIMEOUT_S = 10  # of heartbeats
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """What one run compiles, the next one of the same number of processes reads."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
-    yield
-    del os.environ["JAX_COMPILATION_CACHE_DIR"]
-
-
 def start_all(count, *arguments, of_process=()):
     """`count` processes of one job; `of_process` holds further arguments of some of them: (index, argument)."""
     with socket.socket() as probe:

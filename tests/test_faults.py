@@ -1,6 +1,6 @@
 """Faults of the machine under the two-stage job: it goes on exactly when it is started again, or ends with one line.
 
-Every run takes its programs from one compilation cache, which the first, undisturbed one fills.
+Every run takes its programs from the tests' compilation cache, which the first, undisturbed one fills.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ SHORT = [
 ] + ["--config.stage2.rubric.batch_size=8"]  # fmt: skip
 
 
-def start(workdir, environment, **settings):
+def start(workdir, **settings):
     return subprocess.Popen(
         [
             sys.executable,
@@ -46,7 +46,7 @@ def start(workdir, environment, **settings):
             *SHORT,
         ],
         cwd=ROOT,
-        env=os.environ | environment,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -54,8 +54,8 @@ def start(workdir, environment, **settings):
     )
 
 
-def run(workdir, environment, **settings):
-    process = start(workdir, environment, **settings)
+def run(workdir, **settings):
+    process = start(workdir, **settings)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
@@ -96,21 +96,10 @@ def assert_same_result(workdir, expected):
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    return {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        or str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
-@pytest.fixture(scope="module")
-def undisturbed(environment, tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """The workdir of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, _, err = run(workdir, environment)
+    code, _, err = run(workdir)
     assert code == 0, err
     return workdir
 
@@ -119,12 +108,12 @@ def undisturbed(environment, tmp_path_factory):
 def again(undisturbed, tmp_path):
     """Continues a copy of the undisturbed run, which `damage(workdir)` changes first: (its result, its workdir)."""
 
-    def continued(damage, environment):
+    def continued(damage):
         # In the place of the original, whose path is in its config.
         shutil.copytree(undisturbed, tmp_path / "kept")
         try:
             damage(undisturbed)
-            result = run(undisturbed, environment)
+            result = run(undisturbed)
             undisturbed.rename(tmp_path / "continued")
         finally:
             shutil.rmtree(undisturbed, ignore_errors=True)
@@ -137,12 +126,12 @@ def again(undisturbed, tmp_path):
 # --- kills -------------------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_random_moments(environment, undisturbed, tmp_path):
+def test_killed_at_random_moments(undisturbed, tmp_path):
     generator = random.Random(0)
     moments = [(i + generator.random()) / KILLS for i in range(KILLS)]  # parts of a run's time, all over it
     generator.shuffle(moments)
     began = time.monotonic()
-    assert run(tmp_path / "timed", environment)[0] == 0
+    assert run(tmp_path / "timed")[0] == 0
     seconds, killed, number = time.monotonic() - began, [], 0
     assert_same_result(tmp_path / "timed", undisturbed)
     while moments:
@@ -150,7 +139,7 @@ def test_killed_at_random_moments(environment, undisturbed, tmp_path):
         assert number <= 3 * KILLS, "runs end before they are killed"
         workdir = tmp_path / f"run{number}"
         while True:
-            began, process = time.monotonic(), start(workdir, environment)
+            began, process = time.monotonic(), start(workdir)
             try:
                 _, err = process.communicate(timeout=moments[0] * seconds if moments else 600)
             except subprocess.TimeoutExpired:
@@ -204,13 +193,13 @@ def remounted(folder, options):
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_again_and_again(environment, undisturbed, tmp_path):
+def test_a_disk_that_is_full_again_and_again(undisturbed, tmp_path):
     needed = sum(path.stat().st_size for path in undisturbed.rglob("*") if path.is_file()) // 1024
     full, said = 0, []
     with mounted(tmp_path / "disk", "size=16k") as disk:
         for part in (0, 0.1, 0.25, 0.4, 0.6, 0.8, 3):
             remounted(disk, f"size={16 + int(part * needed)}k")
-            code, out, err = run(disk / "run", environment)
+            code, out, err = run(disk / "run")
             said.append(err)
             assert "damaged" not in out, out
             if code == 0:
@@ -221,30 +210,30 @@ def test_a_disk_that_is_full_again_and_again(environment, undisturbed, tmp_path)
         assert_same_result(disk / "run", undisturbed)
 
 
-def test_files_that_may_not_grow(environment, undisturbed, tmp_path):
+def test_files_that_may_not_grow(undisturbed, tmp_path):
     """A limit of the size of a file is met at the first checkpoint, and is told as a full disk is."""
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 
-    assert_one_line(run(tmp_path / "run", environment, preexec_fn=limit), "the same command continues")
-    code, out, err = run(tmp_path / "run", environment)
+    assert_one_line(run(tmp_path / "run", preexec_fn=limit), "the same command continues")
+    code, out, err = run(tmp_path / "run")
     assert code == 0 and "damaged" not in out, err
     assert_same_result(tmp_path / "run", undisturbed)
 
 
-def test_a_workdir_that_cannot_be_written(environment, undisturbed, tmp_path):
+def test_a_workdir_that_cannot_be_written(undisturbed, tmp_path):
     with mounted(tmp_path / "disk", "size=1m") as disk:
         (disk / "run" / "stage1").mkdir(parents=True)
         remounted(disk, "ro")
-        assert_one_line(run(disk / "run", environment), "the workdir cannot be written", "--workdir")
-        assert_one_line(run(disk / "another", environment), "the workdir cannot be written", "--workdir")
+        assert_one_line(run(disk / "run"), "the workdir cannot be written", "--workdir")
+        assert_one_line(run(disk / "another"), "the workdir cannot be written", "--workdir")
 
 
-def test_a_workdir_that_cannot_be_made(environment, tmp_path):
+def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("kept")
     for workdir in (tmp_path / "file", Path("/proc/no/such/place")):
-        assert_one_line(run(workdir, environment), "the workdir cannot be written", "--workdir")
+        assert_one_line(run(workdir), "the workdir cannot be written", "--workdir")
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -295,8 +284,8 @@ def export_torn(workdir):
 
 
 @pytest.mark.parametrize("damage", [rubrics_torn, metrics_torn, checkpoint_torn, export_torn])
-def test_what_can_be_made_again_is(damage, again, environment, undisturbed):
-    (code, out, err), workdir = again(damage, environment)
+def test_what_can_be_made_again_is(damage, again, undisturbed):
+    (code, out, err), workdir = again(damage)
     assert code == 0 and "Traceback" not in err, err
     if damage is checkpoint_torn:
         moved = workdir / "stage2" / "checkpoints" / "damaged_2"
@@ -316,7 +305,7 @@ TORN = {
 
 
 @pytest.mark.parametrize("name", TORN)
-def test_what_cannot_is_named(name, again, environment):
+def test_what_cannot_is_named(name, again):
     def damage(workdir):
         if name != "stage2/summary.json":
             unfinished(workdir)
@@ -327,21 +316,21 @@ def test_what_cannot_is_named(name, again, environment):
         else:
             tear(workdir / name)
 
-    result, _ = again(damage, environment)
+    result, _ = again(damage)
     assert_one_line(result, Path(name).name, TORN[name])
 
 
 # --- two at once -------------------------------------------------------------------------------------------------------
 
 
-def test_two_runs_on_one_workdir(environment, undisturbed, tmp_path):
-    first = start(tmp_path / "run", environment)
+def test_two_runs_on_one_workdir(undisturbed, tmp_path):
+    first = start(tmp_path / "run")
     deadline = time.monotonic() + 300
     while not (tmp_path / "run" / "stage1" / "config.json").exists():
         assert first.poll() is None and time.monotonic() < deadline, first.communicate()
         time.sleep(0.05)
     first.send_signal(signal.SIGSTOP)  # it holds the workdir for as long as the second run takes to see it
-    assert_one_line(run(tmp_path / "run", environment), "another run is using this workdir", "--workdir")
+    assert_one_line(run(tmp_path / "run"), "another run is using this workdir", "--workdir")
     first.send_signal(signal.SIGCONT)
     _, err = first.communicate(timeout=600)
     assert first.returncode == 0, err

@@ -21,7 +21,7 @@ os.environ["TPU_ACCELERATOR_TYPE"], os.environ["TPU_WORKER_HOSTNAMES"] = "v5lite
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rcsd_jax import command_line, sizes
+from rcsd_jax import command_line, compiled_programs, sizes
 from rcsd_jax import config as configs
 from rcsd_jax.errors import UserError
 
@@ -32,15 +32,22 @@ _TOPOLOGY = flags.DEFINE_string(
 _JSON = flags.DEFINE_string("json", None, "Write JSON to this file; --json alone prints it instead of the table.")
 _ONLY = flags.DEFINE_list("only", None, "Compile only these programs.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch and completion that fit; takes minutes more.")
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache", "", "A folder that keeps the compiler's answers for later plans, or 'off'; by default the user's cache."
+)
 _DECODE_STEPS = flags.DEFINE_integer(
     "decode_steps", None, "Tokens of a batch's longest completion; by default sampling.max_new_tokens.", lower_bound=1
 )
 
 
 def plan_stage(
-    config: ConfigDict, topology: str, title: dict[str, Any], report: Callable[[str], None]
+    config: ConfigDict,
+    topology: str,
+    title: dict[str, Any],
+    report: Callable[[str], None],
+    folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Plans one stage; returns what `report.as_json` documents, with "largest" after a search.
+    """Plans one stage; returns what `report.as_json` documents, with "largest" after a search. `folder` keeps the compiler's answers.
 
     Raises:
       UserError: settings that cannot run, an unknown slice or model, or libtpu is missing.
@@ -56,12 +63,13 @@ def plan_stage(
     chip, devices = chips.chip_of(topology), chips.open_topology(topology)
     planned = programs.plan(config, devices)
     names = [name for name in names if name in planned.programs]  # a method may do without a teacher
-    measured = measure.measure(planned, chip, names, decode_steps=_DECODE_STEPS.value, report=report)
+    settings: dict[str, Any] = dict(decode_steps=_DECODE_STEPS.value, report=report, folder=folder)
+    measured = measure.measure(planned, chip, names, **settings)
     data = reports.as_json(planned, chip, measured, title=title)
     if _SEARCH.value:
         step = measured.get("train step")
         own = step.memory.needed if step and step.memory else None
-        data["largest"] = largest.search(config, devices, chip.capacity, report, own=own)
+        data["largest"] = largest.search(config, devices, chip.capacity, report, own=own, folder=folder)
     return data
 
 
@@ -84,11 +92,11 @@ def main(argv: list[str]) -> None:
         configs.check(stage)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
     progress = rich.console.Console(stderr=True)
-    results = {}
+    results, folder = {}, compiled_programs.folder_of_plans(_COMPILATION_CACHE.value)
     for name, stage in stages.items():
         title = {"config": filename, "stage": name, "topology": topology, "model": stage.model.path}
         results[name] = plan_stage(
-            stage, topology, title, lambda line: progress.print(line, style="dim", highlight=False)
+            stage, topology, title, lambda line: progress.print(line, style="dim", highlight=False), folder
         )
         if _JSON.value != "-":
             report.print_report(console, results[name])
@@ -109,6 +117,7 @@ def _without_data(stage: ConfigDict) -> ConfigDict:
 
 def run() -> None:
     """Runs the program; a `UserError` becomes one line on stderr and exit status 2."""
+    command_line.without_torch()
     argv = ["--json=-" if a == "--json" else a for a in sys.argv]
     try:
         app.run(main, argv=argv, flags_parser=command_line.parser("rcsd_jax.plan"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,6 +27,7 @@ def search(
     report: Callable[[str], None],
     *,
     own: float | None = None,
+    folder: Path | None = None,
 ) -> dict[str, int | None]:
     """The largest batch at the config's completion length, and the longest completion at its batch.
 
@@ -35,17 +37,18 @@ def search(
       capacity: bytes of HBM of a chip.
       report: is told of every other value that is tried.
       own: bytes that the step needs as the config has it, if that is known.
+      folder: keeps the compiler's answers.
 
     Returns:
       {"batch": ..., "completion": ...}; None where nothing tried fits.
     """
-    own = _needed(config, devices, capacity) if own is None else own
+    own = _needed(config, devices, capacity, folder) if own is None else own
 
     def needed(key: str, value: int) -> float:
         section, name = key.split(".")
         changed = config.copy_and_resolve_references()
         changed[section][name] = value
-        found = _needed(changed, devices, capacity)
+        found = _needed(changed, devices, capacity, folder)
         amount = f"{found / GIB:.2f} of {capacity / GIB:.2f} GiB" if math.isfinite(found) else "the compiler refuses it"
         report(f"{key} = {value}: {'fits' if found <= capacity else 'does not fit'}, {amount}")
         return found
@@ -72,9 +75,9 @@ def search(
     }
 
 
-def _needed(config: ConfigDict, devices: Sequence[Any], capacity: float) -> float:
+def _needed(config: ConfigDict, devices: Sequence[Any], capacity: float, folder: Path | None) -> float:
     """Bytes that the step needs on a chip; more than its capacity where the compiler refuses it."""
-    memory, refused = measure.compile_one(programs.plan(config, devices), "train step")
+    memory, refused = measure.compile_one(programs.plan(config, devices), "train step", folder)
     if memory is not None:
         return memory.needed
     return max(measure.needed_bytes(refused) or math.inf, math.nextafter(capacity, math.inf))

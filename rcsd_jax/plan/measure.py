@@ -6,30 +6,19 @@ import concurrent.futures
 import dataclasses
 import os
 import re
-import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 
 from rcsd_jax.errors import UserError, first_line
 from rcsd_jax.plan import cost, hlo, model_flops
 from rcsd_jax.plan.chips import VMEM_OVER_HBM, Chip, Interconnect
+from rcsd_jax.plan.compiler import Answer, Memory, ask
 from rcsd_jax.plan.programs import Plan, Program
 
 KERNEL_EFFICIENCY = 0.5
 """Share of the peak that Pallas kernels are taken to reach; attention kernels are published at 40 to 60%."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes of HBM on one chip. `needed` is what the compiler allocates: arguments, results that reuse none of them, and
-    temporaries; `peak` is what is in use at once, at most."""
-
-    arguments: float
-    temporaries: float
-    results: float
-    peak: float
-    needed: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +33,7 @@ class Measured:
       cost: of one run on one chip.
       model_flops: of one run on all chips, for MFU; None where MFU says nothing.
       bandwidth_bound: seconds that reading weights and cache takes at HBM's bandwidth; of decoding only.
-      compile_seconds: on this machine.
+      compile_seconds: on the machine that compiled it.
     """
 
     program: Program
@@ -75,6 +64,7 @@ def measure(
     *,
     decode_steps: int | None = None,
     report: Callable[[str], None] = lambda line: None,
+    folder: Path | None = None,
 ) -> dict[str, Measured]:
     """Compiles the named programs, several at once, and measures each.
 
@@ -84,6 +74,7 @@ def measure(
       names: of programs.
       decode_steps: tokens that the longest completion of a batch has; None: as many as it may have.
       report: is told of every program that is done.
+      folder: keeps the compiler's answers for later plans.
 
     Raises:
       UserError: a kernel or the compiler refuses a program for another reason than its memory.
@@ -91,19 +82,27 @@ def measure(
     lowered = {name: _lowered(plan, name) for name in names}  # one by one: a thread has one mesh
     done: dict[str, Measured] = {}
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-        waiting = {pool.submit(_compile, name, lowered[name]): name for name in names}
+        waiting = {pool.submit(_answer, plan, name, lowered[name], folder): name for name in names}
         for future in concurrent.futures.as_completed(waiting):
             name = waiting[future]
-            text, memory, refused, seconds = future.result()
-            done[name] = _measured(plan, chip, plan.programs[name], text, memory, refused, seconds, decode_steps)
-            report(f"{name}: {'does not fit' if refused else 'compiled'} after {seconds:.0f} s")
+            answer = future.result()
+            done[name] = _measured(plan, chip, plan.programs[name], answer, decode_steps)
+            verb = "does not fit" if answer.refused else "compiled"
+            report(f"{name}: {verb} after {answer.seconds:.0f} s{', by an earlier plan' if answer.kept else ''}")
     return {name: done[name] for name in names}
 
 
-def compile_one(plan: Plan, name: str) -> tuple[Memory | None, str]:
+def compile_one(plan: Plan, name: str, folder: Path | None = None) -> tuple[Memory | None, str]:
     """Memory of a program, or the compiler's reason to refuse it; UserError as of `measure`."""
-    _, memory, refused, _ = _compile(name, _lowered(plan, name))
-    return memory, refused
+    answer = _answer(plan, name, _lowered(plan, name), folder)
+    return answer.memory, answer.refused
+
+
+def _answer(plan: Plan, name: str, lowered: jax.stages.Lowered, folder: Path | None) -> Answer:
+    try:
+        return ask(lowered, list(plan.mesh.devices.flat), folder)
+    except jax.errors.JaxRuntimeError as error:
+        raise _refusal(name, error) from error
 
 
 def _lowered(plan: Plan, name: str) -> jax.stages.Lowered:
@@ -118,41 +117,22 @@ def _refusal(name: str, error: Exception) -> UserError:
     return UserError(f"the program {name!r} cannot be compiled for this slice ({first_line(error)})", remedy=remedy)
 
 
-def _compile(name: str, lowered: jax.stages.Lowered) -> tuple[str, Memory | None, str, float]:
-    began = time.monotonic()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise _refusal(name, error) from error
-        return "", None, str(error), time.monotonic() - began
-    m = compiled.memory_analysis()
-    text = compiled.as_text()
-    assert m is not None and text is not None, "the TPU compiler gives both"
-    results = m.output_size_in_bytes - m.alias_size_in_bytes
-    needed = m.argument_size_in_bytes + m.temp_size_in_bytes + results
-    memory = Memory(m.argument_size_in_bytes, m.temp_size_in_bytes, results, m.peak_memory_in_bytes, needed)
-    return text, memory, "", time.monotonic() - began
-
-
 def _measured(
     plan: Plan,
     chip: Chip,
     program: Program,
-    text: str,
-    memory: Memory | None,
-    refused: str,
-    seconds: float,
+    answer: Answer,
     decode_steps: int | None,
 ) -> Measured:
     spent = cost.Cost()
-    if text:
-        spent = cost.cost_of(hlo.parse(text), rates(chip, plan), dynamic_trips=decode_steps)
+    if answer.text:
+        spent = cost.cost_of(hlo.parse(answer.text), rates(chip, plan), dynamic_trips=decode_steps)
     if decode_steps is not None and program.name == "decode":
         program = program._replace(runs=decode_steps)
     bound = (plan.weight_bytes + plan.cache_bytes) / chip.hbm if program.name == "decode" else None
-    needed = memory.needed if memory else needed_bytes(refused)
-    return Measured(program, memory, refused, needed, spent, _model_flops(plan, program), bound, seconds)
+    needed = answer.memory.needed if answer.memory else needed_bytes(answer.refused)
+    flops = _model_flops(plan, program)
+    return Measured(program, answer.memory, answer.refused, needed, spent, flops, bound, answer.seconds)
 
 
 def _model_flops(plan: Plan, program: Program) -> float | None:

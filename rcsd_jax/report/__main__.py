@@ -7,6 +7,7 @@ import sys
 
 import rich.console
 
+from rcsd_jax import command_line
 from rcsd_jax.errors import UserError
 from rcsd_jax.files import as_path
 
@@ -17,6 +18,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("workdir", help="of a run, a folder or a URL")
     parser.add_argument("--no-tokens", action="store_true", help="read no weights: completions without token scores")
     flags = parser.parse_args(argv)
+    if argv is None:
+        command_line.without_torch()
 
     from rcsd_jax.report.write import write_report
 

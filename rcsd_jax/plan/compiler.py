@@ -1,0 +1,120 @@
+"""Asks the TPU compiler for a program, and keeps its answers: the next plan of the same program does not compile it again.
+
+JAX's own store of compiled programs writes those of a slice that is not there, but cannot read them; a plan needs their text alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of HBM on one chip. `needed` is what the compiler allocates: arguments, results that reuse none of them, and
+    temporaries; `peak` is what is in use at once, at most."""
+
+    arguments: float
+    temporaries: float
+    results: float
+    peak: float
+    needed: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the compiler says of a program.
+
+    Attributes:
+      text: the optimised HLO; empty if it was refused.
+      memory: None if it was refused.
+      refused: the compiler's reason, that the program does not fit into HBM; else empty.
+      seconds: that compiling took, when it was compiled.
+      kept: it was compiled by an earlier plan.
+    """
+
+    text: str
+    memory: Memory | None
+    refused: str
+    seconds: float
+    kept: bool = False
+
+
+def ask(lowered: jax.stages.Lowered, devices: Sequence[Any], folder: Path | None = None) -> Answer:
+    """The compiler's answer, read from `folder` if an earlier plan left it there.
+
+    Args:
+      lowered: the program.
+      devices: of the slice, in the mesh's order.
+      folder: keeps answers; None keeps none.
+
+    Raises:
+      JaxRuntimeError: the compiler refuses the program for another reason than its memory.
+    """
+    path = None if folder is None else folder / f"tpu_{_key(lowered, devices)}.json.gz"
+    if path is not None and (answer := _read(path)) is not None:
+        return answer
+    answer = _compile(lowered)
+    if path is not None:
+        _write(path, answer)
+    return answer
+
+
+def _compile(lowered: jax.stages.Lowered) -> Answer:
+    began = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Answer("", None, str(error), time.monotonic() - began)
+    m = compiled.memory_analysis()
+    text = compiled.as_text()
+    assert m is not None and text is not None, "the TPU compiler gives both"
+    results = m.output_size_in_bytes - m.alias_size_in_bytes
+    needed = m.argument_size_in_bytes + m.temp_size_in_bytes + results
+    memory = Memory(m.argument_size_in_bytes, m.temp_size_in_bytes, results, m.peak_memory_in_bytes, needed)
+    return Answer(text, memory, "", time.monotonic() - began)
+
+
+def _key(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> str:
+    """Of everything that the answer follows from: program, slice, versions, and the compiler's flags."""
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
+    places = [(d.device_kind, d.id, list(d.coords), d.core_on_chip) for d in devices]
+    settings = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    hashed = hashlib.sha256(json.dumps([versions, places, settings]).encode())
+    hashed.update(lowered.as_text().encode())
+    return hashed.hexdigest()
+
+
+def _read(path: Path) -> Answer | None:
+    try:
+        fields = json.loads(gzip.decompress(path.read_bytes()))
+        memory = fields.pop("memory")
+        return Answer(**fields, memory=Memory(**memory) if memory else None, kept=True)
+    except (OSError, EOFError, ValueError, KeyError, TypeError):  # not there, torn, or of another version
+        return None
+
+
+def _write(path: Path, answer: Answer) -> None:
+    """Writes the whole file or nothing; a disk that takes no more is no reason for a plan to fail."""
+    fields = dataclasses.asdict(answer)
+    del fields["kept"]
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(gzip.compress(json.dumps(fields).encode(), 5))
+        os.replace(file.name, path)
+    except OSError:
+        return
