@@ -20,7 +20,7 @@ from absl import logging
 
 from experiments import arms, bases, workers
 from experiments.workers import Task
-from rcsd_jax import world
+from rcsd_jax import compiled_programs, world
 from rcsd_jax.errors import Preempted, UserError
 from rcsd_jax.files import as_path, read_json
 from rcsd_jax.metrics import read_metrics
@@ -100,7 +100,7 @@ def running(workdir: Path) -> Iterator[tuple[rich.console.Console, StopRequest]]
 def prepare(workdir: Path) -> None:
     """What every process that runs cells sets: what one of them compiles, all find."""
     logging.set_verbosity(logging.WARNING)
-    jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    compiled_programs.keep("", workdir)
 
 
 def run(names: Sequence[str], flags: argparse.Namespace) -> dict[str, list[Cell]]:

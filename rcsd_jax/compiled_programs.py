@@ -40,7 +40,7 @@ def keep(setting: str, workdir: AnyPath) -> str:
     if setting == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return "compiled programs are not kept"
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen: str | None = getattr(jax.config, "jax_compilation_cache_dir")
     folder = setting or chosen or str(default_folder(workdir))
     if not is_remote(folder):
         folder = os.path.abspath(folder)
@@ -62,7 +62,7 @@ def folder_of_plans(setting: str) -> Path | None:
     """Where the planner keeps the compiler's answers: a folder as in `keep`, or None. JAX itself is told to keep nothing."""
     import jax
 
-    chosen = setting or jax.config.jax_compilation_cache_dir or str(default_folder(Path()))
+    chosen = setting or getattr(jax.config, "jax_compilation_cache_dir") or str(default_folder(Path()))
     jax.config.update("jax_enable_compilation_cache", False)
     return None if setting == OFF or is_remote(chosen) else Path(chosen).absolute()
 
@@ -76,8 +76,11 @@ def _tidy(folder: Path) -> None:
     since, now = checked.stat().st_mtime if checked.exists() else 0.0, time.time()
     kept = []
     for path in (*folder.glob("*-cache"), *folder.glob("tpu_*.json.gz")):
-        stat = path.stat()
-        if path.suffix != ".gz" and stat.st_mtime >= since - 1 and not _is_whole(path.read_bytes()):
+        try:
+            stat = path.stat()
+        except FileNotFoundError:  # another process has removed it
+            continue
+        if path.suffix != ".gz" and stat.st_mtime >= since - 1 and not _is_whole(path):
             path.unlink(missing_ok=True)
         else:
             kept.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
@@ -91,15 +94,16 @@ def _tidy(folder: Path) -> None:
     os.utime(checked, (now, now))
 
 
-def _is_whole(data: bytes) -> bool:
-    """Whether data compressed as JAX does it, by zlib or zstandard, can be read to its end."""
+def _is_whole(path: Path) -> bool:
+    """Whether a file that JAX compressed, by zlib or zstandard, can be read to its end."""
     try:
-        if data[:1] == b"\x78":
+        data = path.read_bytes()
+        if data.startswith(b"\x78"):
             zlib.decompress(data)
-        else:
+        elif data.startswith(b"\x28\xb5\x2f\xfd"):
             importlib.import_module("zstandard").ZstdDecompressor().decompress(data)
-    except ImportError:
-        return True  # nor can JAX read it; it is another environment's
+        return bool(data)
+    except (ImportError, FileNotFoundError):  # JAX cannot read it here, or another process has removed it
+        return True
     except Exception:  # zlib.error, zstandard.ZstdError
         return False
-    return True

@@ -1,7 +1,6 @@
 """Several processes train as one does: same losses, one report; and when one fails, none of the others waits for it."""
 
 import json
-import os
 import signal
 import socket
 import time

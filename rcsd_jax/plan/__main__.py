@@ -33,7 +33,9 @@ _JSON = flags.DEFINE_string("json", None, "Write JSON to this file; --json alone
 _ONLY = flags.DEFINE_list("only", None, "Compile only these programs.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch and completion that fit; takes minutes more.")
 _COMPILATION_CACHE = flags.DEFINE_string(
-    "compilation_cache", "", "A folder that keeps the compiler's answers for later plans, or 'off'; by default the user's cache."
+    "compilation_cache",
+    "",
+    "A folder that keeps the compiler's answers for later plans, or 'off'; by default the user's cache.",
 )
 _DECODE_STEPS = flags.DEFINE_integer(
     "decode_steps", None, "Tokens of a batch's longest completion; by default sampling.max_new_tokens.", lower_bound=1
