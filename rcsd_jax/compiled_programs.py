@@ -40,7 +40,7 @@ def keep(setting: str, workdir: AnyPath) -> str:
     if setting == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return "compiled programs are not kept"
-    chosen: str | None = getattr(jax.config, "jax_compilation_cache_dir")
+    chosen = _chosen_for_jax()
     folder = setting or chosen or str(default_folder(workdir))
     if not is_remote(folder):
         folder = os.path.abspath(folder)
@@ -58,11 +58,18 @@ def keep(setting: str, workdir: AnyPath) -> str:
     return f"compiled programs are kept in {folder}"
 
 
+def _chosen_for_jax() -> str | None:
+    """The folder of `$JAX_COMPILATION_CACHE_DIR`, or what a notebook set."""
+    import jax
+
+    return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+
+
 def folder_of_plans(setting: str) -> Path | None:
     """Where the planner keeps the compiler's answers: a folder as in `keep`, or None. JAX itself is told to keep nothing."""
     import jax
 
-    chosen = setting or getattr(jax.config, "jax_compilation_cache_dir") or str(default_folder(Path()))
+    chosen = setting or _chosen_for_jax() or str(default_folder(Path()))
     jax.config.update("jax_enable_compilation_cache", False)
     return None if setting == OFF or is_remote(chosen) else Path(chosen).absolute()
 
