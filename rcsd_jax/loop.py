@@ -230,10 +230,11 @@ def options_of(config: ConfigDict, model: Model) -> Options:
     """The step's static choices from the config."""
     apart = ("reduction", "chunk_size", "importance_clip", "mask_cut", "skip_first")
     policy = {name: config.policy[name] for name in ("clip_low", "clip_high", "kl", "weight")}
+    sampling = sampling_of(config.sampling, model)
     return Options(
-        sampling=sampling_of(config.sampling, model),
+        sampling=sampling,
         divergence=tuple(sorted((k, v) for k, v in config.loss.items() if k not in apart)),
-        temperature=config.sampling.temperature or 1.0,
+        temperature=sampling.scoring_temperature,
         chunk_size=config.loss.chunk_size,
         source=config.sampling.source,
         reduction=config.loss.reduction,

@@ -1,7 +1,14 @@
 """Divergences between a teacher's and a student's next-token distributions, on logits and from hidden states.
 
-Pure functions on arrays of any leading shape; bfloat16 or float32 in, float32 arithmetic and out; one value per token,
-the reduction (`masked_mean`) apart. Gradient flows to the student only.
+Pure functions on arrays; bfloat16 or float32 in, float32 arithmetic and out; one value per token, the reduction
+(`masked_mean`) apart. Gradient flows to the student only. Functions of logits take any leading shape, functions of hidden
+states take [B, T, D]. Shapes must match exactly: nothing is broadcast.
+
+`beta`, `temperature`, `entry_clip`, `token_clip` and `clip` may be traced scalars, such as schedules under `jit`; then their range
+is not checked, and no gradient flows to them. All other options are static. Tokens below 0 or beyond the vocabulary give NaN,
+unless they equal `ignore_index` (-100 in many data sets): those score 0 and weigh nothing.
+
+Arrays may be sharded over a mesh of automatic or of explicit axes (as `jax.make_mesh` makes them); the vocabulary stays split.
 
     beta = 0        KL(T || S)
     beta = 1        KL(S || T)
@@ -15,10 +22,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 _MIN_LOGIT = -1e9  # stands for -inf (a masked vocabulary entry), so that 0 * log 0 is 0 and not NaN
 _HEAD_BANDS = 8  # in which the head's gradient is added up, at most
@@ -27,6 +36,8 @@ _MAX_LOG_MASS = -1e-7  # keeps the tail bucket's log finite when the support hol
 
 
 _Arrays: TypeAlias = tuple[jax.Array, ...]
+_Scalar: TypeAlias = Any
+"""A number, or a traced scalar."""
 
 
 class DivergenceStats(NamedTuple):
@@ -41,27 +52,28 @@ class DivergenceStats(NamedTuple):
 
 class _Spec(NamedTuple):
     divergence: str
-    beta: float
-    temperature: float
+    beta: _Scalar
+    temperature: _Scalar
     top_k: int | None
     top_k_support: str
     tail: str
-    entry_clip: float | None
-    token_clip: float | None
+    entry_clip: _Scalar | None
+    token_clip: _Scalar | None
     chunk_size: int
+    importance_clip: _Scalar | None = None
 
 
 def per_token_divergence(
     student_logits: jax.Array,
     teacher_logits: jax.Array,
     *,
-    beta: float = 0.0,
-    temperature: float = 1.0,
+    beta: ArrayLike = 0.0,
+    temperature: ArrayLike = 1.0,
     top_k: int | None = None,
     top_k_support: str = "teacher",
     tail: str = "renormalize",
-    entry_clip: float | None = None,
-    token_clip: float | None = None,
+    entry_clip: ArrayLike | None = None,
+    token_clip: ArrayLike | None = None,
 ) -> jax.Array:
     """Divergence per token, [..., T, V] twice -> [..., T] float32.
 
@@ -77,7 +89,7 @@ def per_token_divergence(
       token_clip: upper clamp of the per-token sum.
 
     Raises:
-      ValueError: an option is out of its range or unknown.
+      ValueError: shapes differ, or an option is out of its range or unknown.
 
     Examples:
       >>> student = jnp.log(jnp.array([[0.4, 0.6], [0.9, 0.1]]))  # [T, V]
@@ -89,14 +101,24 @@ def per_token_divergence(
       >>> [round(x, 3) for x in per_token_divergence(student, teacher, token_clip=0.1).tolist()]
       [0.02, 0.1]
     """
-    _check(beta, temperature, top_k, top_k_support, tail)
-    spec = _Spec("vocabulary", beta, temperature, top_k, top_k_support, tail, entry_clip, token_clip, 1)
-    student, teacher = _log_softmax(student_logits, temperature), _log_softmax(teacher_logits, temperature)
-    return _divergence(student, jax.lax.stop_gradient(teacher), spec)
+    _check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
+    spec = _checked(_Spec("vocabulary", beta, temperature, top_k, top_k_support, tail, entry_clip, token_clip, 1))
+
+    def value(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+        student = _log_softmax(student_logits, spec.temperature)
+        teacher = jax.lax.stop_gradient(_log_softmax(teacher_logits, spec.temperature))
+        return _divergence(student, teacher, spec)
+
+    return _automatic(value, student_logits, teacher_logits)
 
 
 def sampled_token_loss(
-    student_logits: jax.Array, teacher_logits: jax.Array, tokens: jax.Array, *, temperature: float = 1.0
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    tokens: jax.Array,
+    *,
+    temperature: ArrayLike = 1.0,
+    ignore_index: int | None = None,
 ) -> jax.Array:
     """Policy-gradient estimate of the reverse KL: -stop_grad(log pT(y) - log pS(y)) * log pS(y).
 
@@ -107,11 +129,17 @@ def sampled_token_loss(
       >>> round(float(sampled_token_loss(student, teacher, jnp.array([1]))[0]), 3)  # (log 0.5 - log 0.1) * -log 0.1
       3.706
     """
-    student = token_log_probs(student_logits, tokens, temperature=temperature)
-    return _sampled_token(student, token_log_probs(teacher_logits, tokens, temperature=temperature))
+    _check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
+    student, teacher = (
+        token_log_probs(logits, tokens, temperature=temperature, ignore_index=ignore_index)
+        for logits in (student_logits, teacher_logits)
+    )
+    return _sampled_token(student, teacher)
 
 
-def importance_weight(trainer_log_probs: jax.Array, sampler_log_probs: jax.Array, *, clip: float = 2.0) -> jax.Array:
+def importance_weight(
+    trainer_log_probs: jax.Array, sampler_log_probs: jax.Array, *, clip: ArrayLike = 2.0
+) -> jax.Array:
     """Truncated importance weight min(exp(trainer - sampler), clip), [..., T] float32, without gradient.
 
     Examples:
@@ -119,11 +147,13 @@ def importance_weight(trainer_log_probs: jax.Array, sampler_log_probs: jax.Array
       >>> [round(x, 3) for x in importance_weight(trainer, sampler, clip=2.0).tolist()]
       [1.25, 2.0]
     """
-    if not clip > 0:
-        raise ValueError(f"clip must be > 0, got {clip!r}")
+    _check_same(trainer_log_probs=trainer_log_probs, sampler_log_probs=sampler_log_probs)
+    limit: Any = _static(clip)
+    _require(limit, lambda x: x > 0, "clip must be > 0")
     difference = trainer_log_probs.astype(jnp.float32) - sampler_log_probs.astype(jnp.float32)
     # The minimum is taken on the log, so that exp cannot overflow.
-    return jax.lax.stop_gradient(jnp.exp(_clamp(difference, math.log(clip))))
+    log_limit = jnp.log(limit) if _is_traced(limit) else math.log(limit)
+    return jax.lax.stop_gradient(jnp.exp(_clamp(difference, log_limit)))
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -135,11 +165,14 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
       >>> float(masked_mean(jnp.array([[1.0, 2.0, jnp.nan]]), jnp.array([[1, 1, 0]])))
       1.5
     """
-    mask = mask.astype(bool)
-    return jnp.where(mask, values.astype(jnp.float32), 0.0).sum() / jnp.maximum(mask.sum(), 1)
+    _check_same(values=values, mask=mask)
+    mask = jnp.asarray(mask).astype(bool)
+    return jnp.where(mask, jnp.asarray(values).astype(jnp.float32), 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
-def token_weights(mask: jax.Array, reduction: str, *, max_length: int | None = None) -> jax.Array:
+def token_weights(
+    mask: jax.Array, reduction: str, *, max_length: int | None = None, counted: jax.Array | None = None
+) -> jax.Array:
     """How much each token of a batch weighs in its loss, [B, T] float32, 0 outside the mask [B, T].
 
     Args:
@@ -147,6 +180,7 @@ def token_weights(mask: jax.Array, reduction: str, *, max_length: int | None = N
       reduction: "tokens": all alike, the mean over the batch's tokens; "completions": all completions alike, whatever
         their length, an empty one counting as 0 (GRPO); "longest": 1 / (B max_length), as if all were so long (Dr. GRPO).
       max_length: of "longest"; None: T.
+      counted: [B], the completions that belong to the batch at all; the others leave numerator and denominator. None: all.
 
     Raises:
       ValueError: an unknown reduction.
@@ -157,17 +191,25 @@ def token_weights(mask: jax.Array, reduction: str, *, max_length: int | None = N
       [[0.125, 0.125, 0.125, 0.125], [0.5, 0.0, 0.0, 0.0]]
       >>> token_weights(mask, "longest").tolist()
       [[0.125, 0.125, 0.125, 0.125], [0.125, 0.0, 0.0, 0.0]]
+      >>> token_weights(mask, "completions", counted=jnp.array([1, 0])).tolist()
+      [[0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.0, 0.0]]
       >>> [round(x, 3) for x in token_weights(mask, "tokens").sum(axis=1).tolist()]  # the longer one weighs more
       [0.8, 0.2]
     """
-    mask = mask.astype(bool)
-    rows, length = mask.shape
+    mask = jnp.asarray(mask).astype(bool)
+    if mask.ndim != 2:
+        raise ValueError(f"mask must be [B, T], got {_shape(mask)}")
+    rows: int | jax.Array = mask.shape[0]
+    if counted is not None:
+        _check_shape("counted", counted, mask.shape[:1], "of mask [B, T]")
+        mask &= counted.astype(bool)[:, None]
+        rows = counted.astype(bool).sum()
     if reduction == "tokens":
         total = mask.sum()
     elif reduction == "completions":
         total = mask.sum(axis=1, keepdims=True) * rows
     elif reduction == "longest":
-        total = jnp.asarray(rows * (max_length or length))
+        total = jnp.asarray(rows * (max_length or mask.shape[1]))
     else:
         raise ValueError(f"reduction must be 'tokens', 'completions' or 'longest', got {reduction!r}")
     return mask / jnp.maximum(total, 1).astype(jnp.float32)
@@ -180,31 +222,41 @@ def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
       >>> float(weighted_sum(jnp.array([3.0, jnp.inf]), jnp.array([0.5, 0.0])))
       1.5
     """
+    _check_same(values=values, weights=weights)
     there = weights != 0
     return jnp.where(there, weights * jnp.where(there, values.astype(jnp.float32), 0.0), 0.0).sum()
 
 
-def entropy(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+def entropy(logits: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
     """Entropy in nats of softmax(logits / temperature), [..., T, V] -> [..., T] float32.
 
     Examples:
       >>> round(float(entropy(jnp.zeros(4))), 3)  # log 4
       1.386
     """
-    _check_temperature(temperature)
-    return _entropy(_log_softmax(logits, temperature))
+    _check_logits(logits=logits)
+    temperature = _check_temperature(temperature)
+    return _automatic(lambda x: _entropy(_log_softmax(x, temperature)), logits)
 
 
-def token_log_probs(logits: jax.Array, tokens: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+def token_log_probs(
+    logits: jax.Array, tokens: jax.Array, *, temperature: ArrayLike = 1.0, ignore_index: int | None = None
+) -> jax.Array:
     """Log-probability of `tokens` [..., T] under softmax(logits [..., T, V] / temperature); [..., T] float32.
+
+    It is 0, without gradient, where the token is `ignore_index`, and NaN where it is no token of the vocabulary.
 
     Examples:
       >>> log_probs = token_log_probs(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([1]))
       >>> round(float(jnp.exp(log_probs[0])), 3)
       0.75
     """
-    _check_temperature(temperature)
-    return _take(_log_softmax(logits, temperature), tokens)
+    _check_logits(logits=logits)
+    _check_tokens(tokens, logits.shape[:-1], "logits [..., T, V]")
+    temperature = _check_temperature(temperature)
+    tokens, ignored = _without_ignored(tokens, ignore_index)
+    log_probs = _automatic(lambda x, tokens: _take(_log_softmax(x, temperature), tokens), logits, tokens)
+    return log_probs if ignored is None else jnp.where(ignored, 0.0, log_probs)
 
 
 def divergence_from_hidden(
@@ -231,9 +283,11 @@ def divergence_from_hidden(
       >>> bool(jnp.allclose(chunked, whole))
       True
     """
-    if "divergence" in options:
-        raise ValueError(f"divergence_from_hidden has no option divergence={options['divergence']!r}")
-    tokens = jnp.zeros(student_hidden.shape[:2], jnp.int32)
+    for name in ("divergence", "ignore_index"):
+        if name in options:
+            raise ValueError(f"divergence_from_hidden has no option {name}={options[name]!r}: it takes no tokens")
+    _check_hidden(student_hidden, student_head, teacher_hidden, teacher_head)
+    tokens = jnp.zeros_like(student_hidden[..., 0], jnp.int32)
     inputs = (student_hidden, student_head, teacher_hidden, teacher_head)
     return score_from_hidden(*inputs, tokens, chunk_size=chunk_size, mask=mask, **options).divergence
 
@@ -247,6 +301,7 @@ def score_from_hidden(
     *,
     chunk_size: int,
     mask: jax.Array | None = None,
+    ignore_index: int | None = None,
     **options: Any,
 ) -> DivergenceStats:
     """All per-token quantities of a step in one pass over chunks of T, never holding more than one chunk of logits.
@@ -260,15 +315,20 @@ def score_from_hidden(
       student_hidden, teacher_hidden: [B, T, D]; student_head, teacher_head: [D, V]; tokens: [B, T] int32.
       chunk_size: positions per chunk; T need not be a multiple.
       mask: [B, T], outside of which `divergence` is 0; None: nowhere.
+      ignore_index: a token that is outside of the mask wherever it stands.
       options: those of `per_token_divergence`, and `divergence`: "vocabulary" (the default) or "sampled_token"
         (`sampled_token_loss`, which takes temperature and token_clip alone).
 
     Raises:
       ValueError: an option is out of its range or unknown.
     """
-    spec = _spec(student_hidden, chunk_size=chunk_size, **options)
-    mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
-    return _scores(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask)
+    _check_hidden(student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask=mask)
+    spec, traced = _apart(_spec("score_from_hidden", student_hidden, chunk_size=chunk_size, **options))
+    mask = jnp.ones_like(tokens, bool) if mask is None else jnp.asarray(mask).astype(bool)
+    tokens, ignored = _without_ignored(tokens, ignore_index)
+    mask = mask if ignored is None else mask & ~ignored
+    inputs = (student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask)
+    return _silent(_automatic(lambda *x: _scores(spec, traced, *x), *inputs, axes=2), ignored)
 
 
 def weighted_divergence_from_hidden(
@@ -281,7 +341,8 @@ def weighted_divergence_from_hidden(
     *,
     chunk_size: int,
     sampler_log_probs: jax.Array | None = None,
-    importance_clip: float | None = None,
+    importance_clip: ArrayLike | None = None,
+    ignore_index: int | None = None,
     **options: Any,
 ) -> tuple[jax.Array, DivergenceStats]:
     """sum_t weights_t * divergence_t as one scalar, and the per-token quantities without gradient.
@@ -295,6 +356,7 @@ def weighted_divergence_from_hidden(
       sampler_log_probs: [B, T], of the tokens as the sampler saw them; with `importance_clip` every token's weight is
         multiplied by its `importance_weight`.
       importance_clip: the clip of that weight; None: no importance weight.
+      ignore_index: a token that weighs nothing wherever it stands.
 
     Returns:
       (weighted sum, float32 scalar, differentiable in student_hidden and student_head; `DivergenceStats`).
@@ -310,29 +372,37 @@ def weighted_divergence_from_hidden(
       >>> bool(jnp.allclose(total, masked_mean(stats.divergence, mask)))
       True
     """
-    spec = _spec(student_hidden, chunk_size=chunk_size, **options)
+    by_token = dict(weights=weights, sampler_log_probs=sampler_log_probs)
+    _check_hidden(student_hidden, student_head, teacher_hidden, teacher_head, tokens, **by_token)
+    options |= dict(chunk_size=chunk_size, importance_clip=importance_clip)
+    spec, traced = _apart(_spec("weighted_divergence_from_hidden", student_hidden, **options))
     if importance_clip is None:
-        sampler_log_probs = jnp.zeros(tokens.shape, jnp.float32)
+        sampler_log_probs = jnp.zeros_like(tokens, jnp.float32)
     elif sampler_log_probs is None:
         raise ValueError(f"importance_clip={importance_clip!r} needs sampler_log_probs")
-    inputs = (student_hidden, student_head, teacher_hidden, teacher_head)
-    total, stats = _weighted(spec, importance_clip, *inputs, tokens, weights.astype(jnp.float32), sampler_log_probs)
-    return total, jax.lax.stop_gradient(stats)
+    tokens, ignored = _without_ignored(tokens, ignore_index)
+    weights = jnp.asarray(weights).astype(jnp.float32)
+    weights = weights if ignored is None else jnp.where(ignored, 0.0, weights)
+    inputs = (student_hidden, student_head, teacher_hidden, teacher_head, tokens, weights, sampler_log_probs)
+    total, stats = _automatic(lambda *x: _weighted(spec, traced, *x), *inputs, axes=2, scalar_first=True)
+    return total, jax.lax.stop_gradient(_silent(stats, ignored))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _weighted(
     spec: _Spec,
-    importance_clip: float | None,
+    traced: _Arrays,
     student_hidden: jax.Array,
     student_head: jax.Array,
     teacher_hidden: jax.Array,
     teacher_head: jax.Array,
     *per_token: jax.Array,
 ) -> tuple[jax.Array, DivergenceStats]:
+    spec = _together(spec, traced)
+
     def step(total: jax.Array, chunk: _Arrays) -> tuple[jax.Array, DivergenceStats]:
         stats = _chunk_stats(spec, chunk[0], student_head, chunk[1], teacher_head, chunk[2])
-        return total + _weighted_sum(stats, importance_clip, *chunk[3:]), stats
+        return total + _weighted_sum(stats, spec, *chunk[3:]), stats
 
     chunks = _chunks((student_hidden, teacher_hidden, *per_token), spec.chunk_size)
     total, stats = jax.lax.scan(step, jnp.float32(0.0), chunks)
@@ -341,19 +411,21 @@ def _weighted(
 
 def _weighted_forward(
     spec: _Spec,
-    importance_clip: float | None,
+    traced: _Arrays,
     student_hidden: jax.Array,
     student_head: jax.Array,
     teacher_hidden: jax.Array,
     teacher_head: jax.Array,
     *per_token: jax.Array,
 ) -> tuple[tuple[jax.Array, DivergenceStats], _Arrays]:
+    spec = _together(spec, traced)
+
     def step(
         carry: tuple[jax.Array, jax.Array], chunk: _Arrays
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[DivergenceStats, jax.Array]]:
         total, head_gradient = carry
         value, stats, hidden_gradient, head_gradient = _chunk_gradients(
-            spec, importance_clip, student_head, teacher_head, head_gradient, *chunk
+            spec, student_head, teacher_head, head_gradient, *chunk
         )
         return (total + value, head_gradient), (stats, hidden_gradient)
 
@@ -366,13 +438,13 @@ def _weighted_forward(
 
 
 def _weighted_backward(
-    spec: _Spec, importance_clip: float | None, residuals: _Arrays, cotangents: tuple[jax.Array, Any]
+    spec: _Spec, residuals: _Arrays, cotangents: tuple[jax.Array, Any]
 ) -> tuple[jax.Array | None, ...]:
     hidden_gradient, head_gradient = residuals
     scale = cotangents[0]
     scaled = (scale * x.astype(jnp.float32) for x in (hidden_gradient, head_gradient))
     hidden_gradient, head_gradient = (x.astype(g.dtype) for x, g in zip(scaled, residuals, strict=True))
-    return hidden_gradient, head_gradient, None, None, None, None, None
+    return None, hidden_gradient, head_gradient, None, None, None, None, None
 
 
 _weighted.defvjp(_weighted_forward, _weighted_backward)
@@ -380,7 +452,6 @@ _weighted.defvjp(_weighted_forward, _weighted_backward)
 
 def _chunk_gradients(
     spec: _Spec,
-    importance_clip: float | None,
     student_head: jax.Array,
     teacher_head: jax.Array,
     head_gradient: jax.Array,
@@ -393,7 +464,7 @@ def _chunk_gradients(
 
     logits = _logits(student_hidden, student_head)
     value, stats, logits_gradient = _logits_gradient(
-        spec, importance_clip, logits, _logits(teacher_hidden, teacher_head), tokens, *weighting
+        spec, logits, _logits(teacher_hidden, teacher_head), tokens, *weighting
     )
     (hidden_gradient,) = jax.vjp(lambda x: _logits(x, student_head), student_hidden)[1](logits_gradient)
     return value, stats, hidden_gradient, _add_head_gradient(head_gradient, student_hidden, logits_gradient)
@@ -401,7 +472,6 @@ def _chunk_gradients(
 
 def _logits_gradient(
     spec: _Spec,
-    importance_clip: float | None,
     student_logits: jax.Array,
     teacher_logits: jax.Array,
     tokens: jax.Array,
@@ -413,7 +483,7 @@ def _logits_gradient(
 
         def value_of(logits: jax.Array) -> tuple[jax.Array, DivergenceStats]:
             stats = _logits_stats(spec, logits, teacher_logits, tokens)
-            return _weighted_sum(stats, importance_clip, *weighting), stats
+            return _weighted_sum(stats, spec, *weighting), stats
 
         (value, stats), gradient = jax.value_and_grad(value_of, has_aux=True)(student_logits)
         return value, stats, gradient
@@ -421,12 +491,12 @@ def _logits_gradient(
     # The same in closed form, in half of the passes over the vocabulary.
     student, teacher = _log_softmax(student_logits, spec.temperature), _log_softmax(teacher_logits, spec.temperature)
     stats = _stats(spec, student, teacher, tokens)
-    weights = _token_weights(stats, importance_clip, *weighting)[..., None]
+    weights = _token_weights(stats, spec, *weighting)[..., None]
     gradient = _divergence_gradient(student, teacher, spec.beta, weights / spec.temperature)
-    return _weighted_sum(stats, importance_clip, *weighting), stats, gradient
+    return _weighted_sum(stats, spec, *weighting), stats, gradient
 
 
-def _divergence_gradient(student: jax.Array, teacher: jax.Array, beta: float, weights: jax.Array) -> jax.Array:
+def _divergence_gradient(student: jax.Array, teacher: jax.Array, beta: _Scalar, weights: jax.Array) -> jax.Array:
     """Gradient of the whole vocabulary's divergence in the student's tempered logits, times weights [..., 1].
 
     From log-probabilities [..., V]. With D's derivative c_v in p_v, it is p_v (c_v - sum_u p_u c_u).
@@ -437,27 +507,33 @@ def _divergence_gradient(student: jax.Array, teacher: jax.Array, beta: float, we
 
     # Weights come before the last operation: XLA would repeat what follows on one array for every use of the result.
     probs = jnp.exp(student)
-    if beta == 0:
-        return weighted(probs) - weighted(jnp.exp(teacher))
-    derivative = student - teacher if beta == 1 else (1 - beta) * (student - _log_mixture(student, teacher, beta))
-    mean = jnp.sum(probs * derivative, axis=-1, keepdims=True)
-    return weighted(probs) * jnp.where(weights == 0, 0.0, derivative - mean)
+
+    def by_derivative(derivative: jax.Array) -> jax.Array:
+        mean = jnp.sum(probs * derivative, axis=-1, keepdims=True)
+        return weighted(probs) * jnp.where(weights == 0, 0.0, derivative - mean)
+
+    return _by_beta(
+        beta,
+        lambda student, teacher: weighted(probs) - weighted(jnp.exp(teacher)),
+        lambda student, teacher: by_derivative((1 - beta) * (student - _log_mixture(student, teacher, beta))),
+        lambda student, teacher: by_derivative(student - teacher),
+    )(student, teacher)
 
 
 def _token_weights(
     stats: DivergenceStats,
-    importance_clip: float | None,
+    spec: _Spec,
     weights: jax.Array,
     sampler_log_probs: jax.Array | None = None,
 ) -> jax.Array:
-    if importance_clip is None:
+    if spec.importance_clip is None:
         return weights
     assert sampler_log_probs is not None, "`weighted_divergence_from_hidden` asks for them"
-    return weights * importance_weight(stats.student_log_probs, sampler_log_probs, clip=importance_clip)
+    return weights * importance_weight(stats.student_log_probs, sampler_log_probs, clip=spec.importance_clip)
 
 
-def _weighted_sum(stats: DivergenceStats, importance_clip: float | None, *weighting: jax.Array) -> jax.Array:
-    weights = _token_weights(stats, importance_clip, *weighting)
+def _weighted_sum(stats: DivergenceStats, spec: _Spec, *weighting: jax.Array) -> jax.Array:
+    weights = _token_weights(stats, spec, *weighting)
     return weighted_sum(stats.divergence, weights)
 
 
@@ -479,7 +555,13 @@ def _add_head_gradient(total: jax.Array, hidden: jax.Array, logits_gradient: jax
 
 
 def token_log_probs_from_hidden(
-    hidden: jax.Array, head: jax.Array, tokens: jax.Array, *, chunk_size: int, temperature: float = 1.0
+    hidden: jax.Array,
+    head: jax.Array,
+    tokens: jax.Array,
+    *,
+    chunk_size: int,
+    temperature: ArrayLike = 1.0,
+    ignore_index: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of `tokens` under hidden @ head, and entropies, holding one chunk of logits at a time.
 
@@ -490,6 +572,7 @@ def token_log_probs_from_hidden(
       hidden: [B, T, D]; head: [D, V]; tokens: [B, T] int32.
       chunk_size: positions per chunk; T need not be a multiple.
       temperature: divides the logits.
+      ignore_index: a token whose log-probability is 0, without gradient, wherever it stands.
 
     Returns:
       (log-probabilities, entropies in nats without gradient), [B, T] float32 both.
@@ -504,35 +587,39 @@ def token_log_probs_from_hidden(
       >>> bool(jnp.allclose(log_probs, token_log_probs(hidden @ head, tokens)))
       True
     """
-    _check_temperature(temperature)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be >= 1, got {chunk_size!r}")
-    log_probs, entropies = _token_log_probs(temperature, min(chunk_size, max(tokens.shape[1], 1)), hidden, head, tokens)
+    _check_hidden(hidden, head, tokens=tokens)
+    spec, traced = _apart(_spec("token_log_probs_from_hidden", hidden, chunk_size=chunk_size, temperature=temperature))
+    tokens, ignored = _without_ignored(tokens, ignore_index)
+    log_probs, entropies = _automatic(lambda *x: _token_log_probs(spec, traced, *x), hidden, head, tokens, axes=2)
+    log_probs = log_probs if ignored is None else jnp.where(ignored, 0.0, log_probs)
     return log_probs, jax.lax.stop_gradient(entropies)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _token_log_probs(
-    temperature: float, chunk_size: int, hidden: jax.Array, head: jax.Array, tokens: jax.Array
+    spec: _Spec, traced: _Arrays, hidden: jax.Array, head: jax.Array, tokens: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
+    temperature = _together(spec, traced).temperature
+
     def step(_: None, chunk: _Arrays) -> tuple[None, tuple[jax.Array, jax.Array]]:
         log_probs = _log_softmax(_logits(chunk[0], head), temperature)
         return None, (_take(log_probs, chunk[1]), _entropy(log_probs))
 
-    _, both = jax.lax.scan(step, None, _chunks((hidden, tokens), chunk_size))
+    _, both = jax.lax.scan(step, None, _chunks((hidden, tokens), spec.chunk_size))
     return _whole(both, tokens.shape[1])
 
 
 def _token_log_probs_forward(
-    temperature: float, chunk_size: int, hidden: jax.Array, head: jax.Array, tokens: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], _Arrays]:
-    return _token_log_probs(temperature, chunk_size, hidden, head, tokens), (hidden, head, tokens)
+    spec: _Spec, traced: _Arrays, hidden: jax.Array, head: jax.Array, tokens: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple[_Arrays, _Arrays]]:
+    return _token_log_probs(spec, traced, hidden, head, tokens), (traced, (hidden, head, tokens))
 
 
 def _token_log_probs_backward(
-    temperature: float, chunk_size: int, residuals: _Arrays, cotangents: _Arrays
-) -> tuple[jax.Array, jax.Array, None]:
-    hidden, head, tokens = residuals
+    spec: _Spec, residuals: tuple[_Arrays, _Arrays], cotangents: _Arrays
+) -> tuple[None, jax.Array, jax.Array, None]:
+    traced, (hidden, head, tokens) = residuals
+    temperature = _together(spec, traced).temperature
 
     def step(head_gradient: jax.Array, chunk: _Arrays) -> tuple[jax.Array, jax.Array]:
         hidden, tokens, weights = chunk
@@ -542,10 +629,10 @@ def _token_log_probs_backward(
         gradient = (weights / temperature)[..., None] * (here - probs)  # [B, C, V] float32
         return _add_head_gradient(head_gradient, hidden, gradient), pull(gradient)[0]
 
-    chunks = _chunks((hidden, tokens, cotangents[0]), chunk_size)
+    chunks = _chunks((hidden, tokens, cotangents[0]), spec.chunk_size)
     head_gradient, hidden_gradient = jax.lax.scan(step, jnp.zeros(head.shape, jnp.float32), chunks)
     hidden_gradient = _whole(hidden_gradient, tokens.shape[1])
-    return hidden_gradient.astype(hidden.dtype), head_gradient.astype(head.dtype), None
+    return None, hidden_gradient.astype(hidden.dtype), head_gradient.astype(head.dtype), None
 
 
 _token_log_probs.defvjp(_token_log_probs_forward, _token_log_probs_backward)
@@ -554,6 +641,7 @@ _token_log_probs.defvjp(_token_log_probs_forward, _token_log_probs_backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scores(
     spec: _Spec,
+    traced: _Arrays,
     student_hidden: jax.Array,
     student_head: jax.Array,
     teacher_hidden: jax.Array,
@@ -561,6 +649,8 @@ def _scores(
     tokens: jax.Array,
     mask: jax.Array,
 ) -> DivergenceStats:
+    spec = _together(spec, traced)
+
     def step(_: None, chunk: _Arrays) -> tuple[None, DivergenceStats]:
         return None, _chunk_stats(spec, chunk[0], student_head, chunk[1], teacher_head, chunk[2])
 
@@ -571,18 +661,21 @@ def _scores(
 
 def _scores_forward(
     spec: _Spec,
+    traced: _Arrays,
     student_hidden: jax.Array,
     student_head: jax.Array,
     teacher_hidden: jax.Array,
     teacher_head: jax.Array,
     tokens: jax.Array,
     mask: jax.Array,
-) -> tuple[DivergenceStats, tuple[_Arrays, _Arrays]]:
+) -> tuple[DivergenceStats, tuple[_Arrays, _Arrays, _Arrays]]:
+    spec = _together(spec, traced)
+
     # A token's divergence depends on its own hidden state alone, so its unit gradient can be had while the chunk's
     # logits are there; the backward pass then only scales it. The head's is had likewise if all weigh the same.
     def step(head_gradient: jax.Array, chunk: _Arrays) -> tuple[jax.Array, tuple[DivergenceStats, jax.Array]]:
         _, stats, hidden_gradient, head_gradient = _chunk_gradients(
-            spec, None, student_head, teacher_head, head_gradient, *chunk
+            spec, student_head, teacher_head, head_gradient, *chunk
         )
         return head_gradient, (stats, hidden_gradient)
 
@@ -592,13 +685,14 @@ def _scores_forward(
     head_gradient, (stats, hidden_gradient) = jax.lax.scan(step, start, chunks)
     inputs = (student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask)
     gradients = (_whole(hidden_gradient, length), head_gradient.astype(student_head.dtype))
-    return _masked(_whole(stats, length), mask), (inputs, gradients)
+    return _masked(_whole(stats, length), mask), (traced, inputs, gradients)
 
 
 def _scores_backward(
-    spec: _Spec, residuals: tuple[_Arrays, _Arrays], cotangents: DivergenceStats
+    spec: _Spec, residuals: tuple[_Arrays, _Arrays, _Arrays], cotangents: DivergenceStats
 ) -> tuple[jax.Array | None, ...]:
-    (student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask), gradients = residuals
+    traced, (student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask), gradients = residuals
+    spec = _together(spec, traced)
     hidden_gradient, head_gradient = gradients
     weights = jnp.where(mask, cotangents.divergence, 0.0)  # [B, T]
     smallest = jnp.min(weights, where=mask, initial=jnp.inf)
@@ -610,7 +704,7 @@ def _scores_backward(
         hidden, teacher, tokens, weights = jax.tree.map(lambda x: x[i], chunks)
 
         logits = _logits(hidden, student_head)
-        *_, logits_gradient = _logits_gradient(spec, None, logits, _logits(teacher, teacher_head), tokens, weights)
+        *_, logits_gradient = _logits_gradient(spec, logits, _logits(teacher, teacher_head), tokens, weights)
         return _add_head_gradient(total, hidden, logits_gradient)
 
     # The second pass is a loop of no steps where the first sufficed: unlike a branch, it works in the first one's memory.
@@ -619,7 +713,7 @@ def _scores_backward(
     steps = jnp.where(all_alike, 0, chunks[0].shape[0])
     head_gradient = jax.lax.fori_loop(0, steps, add_chunk, start)
     hidden_gradient = weights[..., None] * hidden_gradient.astype(jnp.float32)
-    return hidden_gradient.astype(student_hidden.dtype), head_gradient.astype(student_head.dtype), *[None] * 4
+    return None, hidden_gradient.astype(student_hidden.dtype), head_gradient.astype(student_head.dtype), *[None] * 4
 
 
 _scores.defvjp(_scores_forward, _scores_backward)
@@ -692,13 +786,15 @@ def _divergence(student: jax.Array, teacher: jax.Array, spec: _Spec) -> jax.Arra
         student = close(jnp.take_along_axis(student, indices, axis=-1))
         teacher = close(jnp.take_along_axis(teacher, indices, axis=-1))
     beta = spec.beta
-    if beta == 0:
-        terms = _kl_terms(teacher, student)
-    elif beta == 1:
-        terms = _kl_terms(student, teacher)
-    else:
+
+    def forward(student: jax.Array, teacher: jax.Array) -> jax.Array:
+        return _kl_terms(teacher, student)
+
+    def between(student: jax.Array, teacher: jax.Array) -> jax.Array:
         mixture = _log_mixture(student, teacher, beta)
-        terms = beta * _kl_terms(teacher, mixture) + (1 - beta) * _kl_terms(student, mixture)
+        return beta * _kl_terms(teacher, mixture) + (1 - beta) * _kl_terms(student, mixture)
+
+    terms = _by_beta(beta, forward, between, _kl_terms)(student, teacher)
     return _clamp(_clamp(terms, spec.entry_clip).sum(axis=-1), spec.token_clip)
 
 
@@ -719,8 +815,18 @@ def _top_indices(values: jax.Array, k: int) -> jax.Array:
     return jnp.take_along_axis(places, jax.lax.top_k(best, k)[1], axis=-1)
 
 
-def _log_mixture(student: jax.Array, teacher: jax.Array, beta: float) -> jax.Array:
-    return jnp.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+def _by_beta(beta: _Scalar, forward: Callable, between: Callable, reverse: Callable) -> Callable:
+    """The formula that holds at this beta: the end points have their own."""
+    if _is_traced(beta):
+        return lambda *x: jax.lax.switch(
+            jnp.where(beta == 0, 0, jnp.where(beta == 1, 2, 1)), (forward, between, reverse), *x
+        )
+    return forward if beta == 0 else reverse if beta == 1 else between
+
+
+def _log_mixture(student: jax.Array, teacher: jax.Array, beta: _Scalar) -> jax.Array:
+    numbers = jnp if _is_traced(beta) else math
+    return jnp.logaddexp(teacher + numbers.log(beta), student + numbers.log1p(-beta))
 
 
 def _kl_terms(p: jax.Array, q: jax.Array) -> jax.Array:
@@ -736,7 +842,7 @@ def _sampled_token(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return -jax.lax.stop_gradient(teacher - student) * student
 
 
-def _log_softmax(logits: jax.Array, temperature: float) -> jax.Array:
+def _log_softmax(logits: jax.Array, temperature: _Scalar) -> jax.Array:
     return jax.nn.log_softmax(_floor(logits.astype(jnp.float32) / temperature), axis=-1)
 
 
@@ -758,47 +864,201 @@ def _entropy(log_probs: jax.Array) -> jax.Array:
 
 
 def _take(log_probs: jax.Array, tokens: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+    # A negative index would count from the end; one beyond it gives NaN.
+    places = jnp.where(tokens < 0, log_probs.shape[-1], tokens)
+    return jnp.take_along_axis(log_probs, places[..., None], axis=-1)[..., 0]
 
 
-def _clamp(values: jax.Array, limit: float | None) -> jax.Array:
+def _clamp(values: jax.Array, limit: _Scalar | None) -> jax.Array:
     return values if limit is None else jnp.where(values > limit, limit, values)
 
 
-def _spec(
-    student_hidden: jax.Array,
-    *,
-    chunk_size: int,
-    divergence: str = "vocabulary",
-    beta: float = 0.0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_k_support: str = "teacher",
-    tail: str = "renormalize",
-    entry_clip: float | None = None,
-    token_clip: float | None = None,
-) -> _Spec:
-    _check(beta, temperature, top_k, top_k_support, tail)
-    if divergence not in ("vocabulary", "sampled_token"):
-        raise ValueError(f"divergence must be 'vocabulary' or 'sampled_token', got {divergence!r}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be >= 1, got {chunk_size!r}")
-    chunk_size = min(chunk_size, max(student_hidden.shape[1], 1))
-    return _Spec(divergence, beta, temperature, top_k, top_k_support, tail, entry_clip, token_clip, chunk_size)
+# --- what is given -----------------------------------------------------------------------------------------------------
 
 
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature!r}")
+class _Slot(NamedTuple):
+    """Stands in a static `_Spec` for a traced value, which goes to a custom derivative as an argument."""
+
+    place: int
 
 
-def _check(beta: float, temperature: float, top_k: int | None, top_k_support: str, tail: str) -> None:
-    _check_temperature(temperature)
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta must be in [0, 1], got {beta!r}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be >= 1 or None, got {top_k!r}")
-    if top_k_support not in ("teacher", "student"):
-        raise ValueError(f"top_k_support must be 'teacher' or 'student', got {top_k_support!r}")
-    if tail not in ("renormalize", "bucket"):
-        raise ValueError(f"tail must be 'renormalize' or 'bucket', got {tail!r}")
+def _apart(spec: _Spec) -> tuple[_Spec, _Arrays]:
+    """The spec with its traced values taken out, so that it hashes, and these."""
+    traced: list[jax.Array] = []
+    fields: list[Any] = []
+    value: Any
+    for value in spec:
+        if _is_traced(value):
+            fields.append(_Slot(len(traced)))
+            traced.append(value)
+        else:
+            fields.append(value)
+    return _Spec._make(fields), tuple(traced)
+
+
+def _together(spec: _Spec, traced: _Arrays) -> _Spec:
+    """The inverse of `_apart`."""
+    return _Spec._make(traced[value.place] if isinstance(value, _Slot) else value for value in spec)
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, jax.Array)  # concrete ones became numbers in `_static`
+
+
+def _static(value: Any) -> Any:
+    """A scalar as Python's number, unless it is traced."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    if jnp.ndim(value) != 0:
+        raise ValueError(f"an option is a scalar, got an array of shape {_shape(value)}")
+    if isinstance(value, jax.core.Tracer):
+        return jax.lax.stop_gradient(value)
+    return float(value)
+
+
+def _require(value: Any, holds: Callable[[Any], bool], problem: str) -> None:
+    """Raises ValueError for a value that does not hold; one that is traced cannot be looked at."""
+    if value is not None and not _is_traced(value) and not holds(value):
+        raise ValueError(f"{problem}, got {value!r}")
+
+
+def _check_temperature(temperature: Any) -> Any:
+    temperature = _static(temperature)
+    _require(temperature, lambda x: 0 < x < math.inf, "temperature must be > 0 and finite")
+    return temperature
+
+
+def _spec(function: str, hidden: jax.Array, **options: Any) -> _Spec:
+    """The checked options of a function of hidden states [B, T, D]."""
+    known = ("divergence", "beta", "temperature", "top_k", "top_k_support", "tail", "entry_clip", "token_clip")
+    given = dict(zip(known, ("vocabulary", 0.0, 1.0, None, "teacher", "renormalize", None, None), strict=True))
+    for name in options:
+        if name not in (*known, "chunk_size", "importance_clip"):
+            raise TypeError(f"{function} has no option {name!r}; its options are {', '.join(known)}")
+    spec = _checked(_Spec(**given | options))
+    return spec._replace(chunk_size=min(spec.chunk_size, max(hidden.shape[1], 1)))
+
+
+def _checked(spec: _Spec) -> _Spec:
+    """The spec with concrete scalars as numbers.
+
+    Raises:
+      ValueError: one is out of its range.
+    """
+    scalars = ("beta", "temperature", "entry_clip", "token_clip", "importance_clip")
+    spec = spec._replace(**{name: _static(getattr(spec, name)) for name in scalars})
+    _check_temperature(spec.temperature)
+    _require(spec.beta, lambda x: 0 <= x <= 1, "beta must be in [0, 1]")
+    _require(spec.entry_clip, lambda x: x >= 0, "entry_clip must be >= 0 or None")
+    _require(spec.token_clip, lambda x: x >= 0, "token_clip must be >= 0 or None")
+    _require(spec.importance_clip, lambda x: x > 0, "importance_clip must be > 0 or None")
+    _require(spec.chunk_size, lambda x: x >= 1, "chunk_size must be >= 1")
+    _require(spec.top_k, lambda x: x >= 1, "top_k must be >= 1 or None")
+    for name, choices in (
+        ("divergence", ("vocabulary", "sampled_token")),
+        ("top_k_support", ("teacher", "student")),
+        ("tail", ("renormalize", "bucket")),
+    ):
+        if getattr(spec, name) not in choices:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {getattr(spec, name)!r}")
+    return spec
+
+
+def _shape(x: Any) -> str:
+    return str(list(jnp.shape(x)))
+
+
+def _check_same(**arrays: Any) -> None:
+    """Raises ValueError unless all have one shape."""
+    if len({jnp.shape(x) for x in arrays.values()}) > 1:
+        shapes = ", ".join(f"{name} {_shape(x)}" for name, x in arrays.items())
+        raise ValueError(f"shapes must be equal, nothing is broadcast: {shapes}")
+
+
+def _check_shape(name: str, x: Any, shape: tuple[int, ...], source: str) -> None:
+    if jnp.shape(x) != tuple(shape):
+        raise ValueError(f"{name} must have the shape {list(shape)} {source}, got {_shape(x)}")
+
+
+def _check_floating(**arrays: Any) -> None:
+    for name, x in arrays.items():
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} must be floating-point, got {x.dtype}")
+
+
+def _check_logits(**logits: Any) -> None:
+    _check_floating(**logits)
+    for name, x in logits.items():
+        if x.ndim < 1:
+            raise ValueError(f"{name} must be [..., V], got a scalar")
+    _check_same(**logits)
+
+
+def _check_tokens(tokens: Any, shape: tuple[int, ...], source: str) -> None:
+    _check_shape("tokens", tokens, shape, f"of {source}")
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens must be integers, got {tokens.dtype}")
+
+
+def _check_hidden(
+    student_hidden: Any,
+    student_head: Any,
+    teacher_hidden: Any = None,
+    teacher_head: Any = None,
+    tokens: Any = None,
+    **by_token: Any,
+) -> None:
+    """Raises ValueError for arrays that do not belong together: hidden [B, T, D], heads [D, V], all others [B, T]."""
+    for role, hidden, head in (("student_", student_hidden, student_head), ("teacher_", teacher_hidden, teacher_head)):
+        if hidden is None:
+            continue
+        role = "" if teacher_hidden is None else role
+        names = f"{role}hidden {_shape(hidden)} and {role}head {_shape(head)}"
+        if hidden.ndim != 3 or head.ndim != 2 or hidden.shape[-1] != head.shape[0]:
+            raise ValueError(f"{names} must be [B, T, D] and [D, V]")
+        _check_floating(**{f"{role}hidden": hidden, f"{role}head": head})
+    if teacher_hidden is not None and student_hidden.shape[:2] != teacher_hidden.shape[:2]:
+        shapes = f"{_shape(student_hidden)} and {_shape(teacher_hidden)}"
+        raise ValueError(f"student_hidden and teacher_hidden must have the same [B, T], got {shapes}")
+    if teacher_hidden is not None and student_head.shape[1] != teacher_head.shape[1]:
+        shapes = f"{_shape(student_head)} and {_shape(teacher_head)}"
+        raise ValueError(f"student_head and teacher_head must have the same V, got {shapes}")
+    if tokens is not None:
+        _check_tokens(tokens, student_hidden.shape[:2], "the hidden states [B, T, D]")
+    for name, x in by_token.items():
+        if x is not None:
+            _check_shape(name, x, student_hidden.shape[:2], "of the hidden states [B, T, D]")
+
+
+def _without_ignored(tokens: jax.Array, ignore_index: int | None) -> tuple[jax.Array, jax.Array | None]:
+    """Tokens with 0 in the place of those to be ignored, and where these stood; None if none are."""
+    if ignore_index is None:
+        return tokens, None
+    ignored = tokens == ignore_index
+    return jnp.where(ignored, 0, tokens), ignored
+
+
+def _silent(stats: DivergenceStats, ignored: jax.Array | None) -> DivergenceStats:
+    if ignored is None:
+        return stats
+    return DivergenceStats(*(jnp.where(ignored, 0.0, x) for x in stats))
+
+
+def _automatic(function: Callable, *arrays: jax.Array, axes: int | None = None, scalar_first: bool = False) -> Any:
+    """function(*arrays), inside of which a mesh's explicit axes are automatic: the compiler chooses the communication.
+
+    Args:
+      function: returns arrays that are sharded as the first axes of the first array, and before them a scalar.
+      axes: how many of them; None: all but the last.
+      scalar_first: whether there is that scalar.
+    """
+    sharding = getattr(jax.typeof(arrays[0]), "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return function(*arrays)
+    mesh = sharding.mesh
+    if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+        return function(*arrays)
+    count = arrays[0].ndim - 1 if axes is None else axes
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*sharding.spec[:count]))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.auto_axes(function, out_sharding=(whole, place) if scalar_first else place)(*arrays)

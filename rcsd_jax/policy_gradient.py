@@ -25,7 +25,7 @@ def group_advantages(rewards: ArrayLike, *, group_size: int, scale: bool = True)
       [B] float32, without gradient: 0 for a NaN reward, which the rest of its group does not see.
 
     Raises:
-      ValueError: B is no multiple of group_size.
+      ValueError: rewards are not [B], or B is no multiple of group_size.
 
     Examples:
       >>> rewards = jnp.array([1.0, 0.0, 0.0, 0.0, 1.0, jnp.nan, 1.0, 1.0])  # two groups of four
@@ -35,6 +35,8 @@ def group_advantages(rewards: ArrayLike, *, group_size: int, scale: bool = True)
       [0.75, -0.25, -0.25, -0.25]
     """
     rewards = jnp.asarray(rewards)
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards must be [B], got {list(rewards.shape)}")
     if group_size < 1 or rewards.shape[0] % group_size:
         raise ValueError(f"group_size must divide the {rewards.shape[0]} rewards, got {group_size!r}")
     grouped = jax.lax.stop_gradient(rewards.astype(jnp.float32)).reshape(-1, group_size)
@@ -68,7 +70,7 @@ def clipped_policy_loss(
       [B, T] float32.
 
     Raises:
-      ValueError: a clip is out of its range.
+      ValueError: shapes do not belong together, or a clip is out of its range.
 
     Examples:
       >>> log_probs, sampler = jnp.log(jnp.array([[0.6, 0.5]])), jnp.log(jnp.array([[0.3, 0.5]]))  # ratios 2 and 1
@@ -79,6 +81,10 @@ def clipped_policy_loss(
     """
     if not 0 <= clip_low <= 1 or not clip_high >= 0:
         raise ValueError(f"clip_low must be in [0, 1] and clip_high >= 0, got {clip_low!r} and {clip_high!r}")
+    _check_same(log_probs=log_probs, sampler_log_probs=sampler_log_probs)
+    if advantages.shape not in (log_probs.shape, log_probs.shape[:1]):
+        shapes = f"[B] or [B, T] of log_probs {list(log_probs.shape)}, got {list(advantages.shape)}"
+        raise ValueError(f"advantages must be {shapes}")
     old = jax.lax.stop_gradient(sampler_log_probs.astype(jnp.float32))
     advantages = jax.lax.stop_gradient(advantages.astype(jnp.float32))
     advantages = advantages[:, None] if advantages.ndim == 1 else advantages
@@ -96,5 +102,12 @@ def reference_kl(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Ar
       >>> [round(x, 3) for x in reference_kl(model, reference)[0].tolist()]  # the second: 2 - log 2 - 1
       [0.0, 0.307]
     """
+    _check_same(log_probs=log_probs, reference_log_probs=reference_log_probs)
     difference = jax.lax.stop_gradient(reference_log_probs.astype(jnp.float32)) - log_probs.astype(jnp.float32)
     return jnp.expm1(difference) - difference
+
+
+def _check_same(**arrays: jax.Array) -> None:
+    if len({x.shape for x in arrays.values()}) > 1:
+        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in arrays.items())
+        raise ValueError(f"shapes must be equal, nothing is broadcast: {shapes}")

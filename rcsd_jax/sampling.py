@@ -15,6 +15,9 @@ from rcsd_jax.models.merged_adapters import merged
 from rcsd_jax.models.scoring import run_prefix
 from rcsd_jax.models.sharding import LAYOUTS, adapter_axes, constrain, sampling_layout
 
+GREEDY_BELOW = 1e-4
+"""Temperatures below this are greedy: logits divided by less differ by more than float32 resolves beside their size."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -22,7 +25,7 @@ class SamplingConfig:
 
     Attributes:
       max_new_tokens: N, the longest completion.
-      temperature: divides the logits; 0 is greedy, and then the filters do not matter.
+      temperature: divides the logits; 0 (and what is below `GREEDY_BELOW`) is greedy, and then the filters do not matter.
       top_k: keep only the k most likely tokens; None keeps all.
       top_p: of those, keep the smallest set of most likely tokens whose probability reaches p; None keeps all.
       eos_ids: tokens that end a completion.
@@ -41,6 +44,11 @@ class SamplingConfig:
     eos_ids: tuple[int, ...] = ()
     int8_cache: bool = False
     merged_adapters: bool = False
+
+    @property
+    def scoring_temperature(self) -> float:
+        """That of `Samples.log_probs`, and of a loss on them: 1 when greedy."""
+        return 1.0 if self.temperature < GREEDY_BELOW else self.temperature
 
 
 class Samples(NamedTuple):
@@ -241,7 +249,7 @@ def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -
       >>> token.tolist()
       [1]
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < GREEDY_BELOW:
         # Not argmax, which XLA on CPUs runs one by one.
         vocabulary = logits.shape[-1]
         largest = logits == logits.max(axis=-1, keepdims=True)

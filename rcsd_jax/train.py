@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rcsd_jax import losses
 from rcsd_jax.methods import METHODS, rollout
 from rcsd_jax.methods.rollout import Batch, Completions, Options, Variables
 from rcsd_jax.models.decoder import Decoder
@@ -132,25 +131,43 @@ def learn_step(
       The new state, and scalar metrics (and `row_loss` [B]).
     """
     teacher_vars = teacher_variables(state, frozen, teacher=teacher, lora=lora)
-    weights = losses.token_weights(completions.loss_mask, options.reduction)  # [B, N], of the whole batch
+    weights = rollout.loss_weights(completions, options.reduction)  # of the whole batch, before it is split
 
     def value_and_grad(trained: Params, part: Any) -> Any:
         completions, weights = part
         hidden = None
         if teacher_vars is not None:
             hidden = rollout.teacher_hidden(decoder, teacher_vars, completions, guidance=options.guidance)
-
-        def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            variables = student_variables(trained, frozen, lora=lora)
-            scored = rollout.score(decoder, variables, teacher_vars, hidden, completions)
-            return METHODS[method](scored, completions, weights, options)
-
-        return jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        bound: dict[str, Any] = dict(decoder=decoder, options=options, method=method, lora=lora)
+        return loss_and_gradient(trained, frozen, teacher_vars, hidden, completions, weights, **bound)
 
     (loss, sums), grads = _accumulate(value_and_grad, state.trained, (completions, weights), microbatches)
 
     new_state, grad_norm, finite = update(state, loss, grads, optimizer=optimizer, ema_decay=ema_decay)
     return new_state, _metrics(loss, grad_norm, finite, sums, completions)
+
+
+def loss_and_gradient(
+    trained: Params,
+    frozen: Params | None,
+    teacher_vars: Variables | None,
+    hidden: jax.Array | None,
+    completions: Completions,
+    weights: rollout.Weights,
+    *,
+    decoder: Decoder,
+    options: Options,
+    method: str,
+    lora: bool,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+    """((loss, sums), gradient) of a method on completions that the teacher has scored: `hidden` of `rollout.teacher_hidden`."""
+
+    def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+        variables = student_variables(trained, frozen, lora=lora)
+        scored = rollout.score(decoder, variables, teacher_vars, hidden, completions)
+        return METHODS[method](scored, completions, weights, options)
+
+    return jax.value_and_grad(loss_fn, has_aux=True)(trained)
 
 
 def train_step(
@@ -204,13 +221,12 @@ def _metrics(
     loss: jax.Array, grad_norm: jax.Array, finite: jax.Array, sums: dict[str, jax.Array], completions: Completions
 ) -> dict[str, jax.Array]:
     mask, cut = completions.samples.mask, completions.samples.cut
-    count = jnp.maximum(mask.sum(), 1)
     row_loss = sums.pop("row_loss")
     return {
         "loss": loss,
         "grad_norm": grad_norm,
         "finite": finite,
-        **{name: value / count for name, value in sums.items()},
+        **{name: value / jnp.maximum(count, 1) for name, (value, count) in sums.items()},
         "completion_length": mask.sum(axis=1).mean(),
         "share_cut": cut.mean(),
         "completion_tokens": mask.sum(),

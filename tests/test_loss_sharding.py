@@ -108,3 +108,54 @@ def test_the_largest_of_parts_are_the_largest():
     apart, asked = eight_devices.run(TOP_K)
     assert len(apart) == 4 and max(apart) < 1e-6
     assert asked >= 8, "of parts, then among their winners, for values and for gradients"
+
+
+AXES = """
+import functools, json, re
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from rcsd_jax import losses
+
+B, N, D, V = 8, 6, 16, 64
+draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+place = {"hidden": P("data"), "head": P(None, "tensor"), "logits": P("data", None, "tensor"), "tokens": P("data")}
+given = {"hidden": [draw(0, B, N, D), draw(1, B, N, D)], "head": [draw(2, D, V), draw(3, D, V)],
+         "logits": [draw(4, B, N, V), draw(5, B, N, V)],
+         "tokens": [jax.random.randint(jax.random.key(6), (B, N), 0, V), draw(7, B, N)]}
+
+def everything(student, student_head, logits, given):
+    (_, teacher), (_, teacher_head), (_, others), (tokens, weights) = (given[k] for k in ("hidden", "head", "logits", "tokens"))
+    hidden = student, student_head, teacher, teacher_head
+    mask = weights > 0
+    values = [
+        losses.masked_mean(losses.per_token_divergence(logits, others, beta=0.5), mask),
+        losses.masked_mean(losses.per_token_divergence(logits, others, top_k=5, tail="bucket"), mask),
+        losses.weighted_sum(losses.token_log_probs(logits, tokens), weights),
+        losses.masked_mean(losses.entropy(logits), mask),
+        losses.masked_mean(losses.sampled_token_loss(logits, others, tokens, ignore_index=3), mask),
+        losses.masked_mean(losses.divergence_from_hidden(*hidden, chunk_size=4, mask=mask, top_k=5), mask),
+        losses.weighted_divergence_from_hidden(*hidden, tokens, losses.token_weights(mask, "completions"), chunk_size=4,
+            sampler_log_probs=weights, importance_clip=2.0)[0],
+        losses.weighted_sum(losses.token_log_probs_from_hidden(student, student_head, tokens, chunk_size=4)[0], weights),
+    ]
+    return sum(values), jnp.stack(values)
+
+found, text = {}, {}
+for kind in ("Auto", "Explicit"):
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(getattr(AxisType, kind),) * 2)
+    with jax.set_mesh(mesh):
+        on = {k: [jax.device_put(x, NamedSharding(mesh, place[k])) for x in v] for k, v in given.items()}
+        step = jax.jit(jax.grad(everything, (0, 1, 2), has_aux=True))
+        arguments = on["hidden"][0], on["head"][0], on["logits"][0], on
+        text[kind] = step.lower(*arguments).compile().as_text()
+        found[kind] = jax.tree.map(lambda x: jax.device_get(x), step(*arguments))
+apart = jax.tree.map(lambda a, b: float(abs(a - b).max()), found["Auto"], found["Explicit"])
+count = lambda t: {n: len(re.findall(rf"{n}(?:-start)?\\(", t)) for n in ("all-gather", "all-reduce", "all-to-all")}
+print(json.dumps([jax.tree.leaves(apart), count(text["Auto"]), count(text["Explicit"])]))
+"""
+
+
+def test_explicit_axes_give_the_same_with_the_same_communication():
+    apart, automatic, explicit = eight_devices.run(AXES)
+    assert len(apart) == 4 and max(apart) < 1e-5
+    assert explicit == automatic and explicit["all-reduce"] > 0

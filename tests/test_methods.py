@@ -101,7 +101,7 @@ def test_token_log_probs_from_hidden_refuse_bad_options():
 
 def test_sft_is_cross_entropy_whatever_the_sampling_temperature():
     scored, completions = scored_completions()
-    weights = losses.token_weights(completions.loss_mask, "tokens")
+    weights = rollout.loss_weights(completions, "tokens")
     loss, sums = METHODS["sft"](rollout.Scored(*scored[:2], None, None), completions, weights, options())
     mask = np.asarray(completions.loss_mask)
     want = -of_tokens(*scored[:2], completions.samples.tokens, 1.0)
@@ -114,7 +114,7 @@ def test_sft_is_cross_entropy_whatever_the_sampling_temperature():
 def test_grpo_by_hand(reduction, kl):
     scored, completions = scored_completions()
     mask, tokens = np.asarray(completions.loss_mask), completions.samples.tokens
-    weights = losses.token_weights(completions.loss_mask, reduction)
+    weights = rollout.loss_weights(completions, reduction)
     loss, sums = METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=kl)))
     new = of_tokens(*scored[:2], tokens, 1.3)
     ratio, advantage = np.exp(new - np.asarray(completions.samples.log_probs)), np.asarray(completions.advantages)
@@ -127,13 +127,13 @@ def test_grpo_by_hand(reduction, kl):
         "longest": each[mask].sum() / (B * N),
     }
     np.testing.assert_allclose(loss, want[reduction], rtol=1e-4)
-    np.testing.assert_allclose(sums["ratio_clipped"], ((ratio < 0.9) | (ratio > 1.3))[mask].sum())
+    np.testing.assert_allclose(sums["ratio_clipped"], (((ratio < 0.9) | (ratio > 1.3))[mask].sum(), mask.sum()))
     assert ("reference_kl" in sums) == bool(kl)
 
 
 def test_grpo_lets_gradient_to_the_student_alone():
     scored, completions = scored_completions()
-    weights = losses.token_weights(completions.loss_mask, "completions")
+    weights = rollout.loss_weights(completions, "completions")
     loss = lambda scored: METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=0.1)))[0]
     gradient = jax.grad(loss)(scored)
     assert all(bool(jnp.abs(x).max() > 0) for x in gradient[:2])
@@ -142,14 +142,52 @@ def test_grpo_lets_gradient_to_the_student_alone():
 
 def test_mixed_is_the_sum_of_both_and_untaught_rows_are_rewarded_only():
     scored, completions = scored_completions()
-    weights = losses.token_weights(completions.loss_mask, "tokens")
-    both = lambda name, c: METHODS[name](scored, c, weights, options())[0]
+    both = lambda name, c: METHODS[name](scored, c, rollout.loss_weights(c, "tokens"), options())[0]
     want = both("self_distillation", completions) + 0.5 * both("grpo", completions)
     np.testing.assert_allclose(both("self_distillation_and_grpo", completions), want, rtol=1e-6)
 
     untaught = completions._replace(taught=jnp.zeros(B, bool))
     assert float(both("self_distillation", untaught)) == 0.0
     np.testing.assert_allclose(both("self_distillation_and_grpo", untaught), 0.5 * both("grpo", completions), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["self_distillation", "self_distillation_and_grpo"])
+@pytest.mark.parametrize("reduction", ["tokens", "completions", "longest"])
+def test_rows_that_nobody_teaches_leave_numerator_and_denominator(method, reduction):
+    """The two taught rows beside two that are not are learnt as if they were alone: loss, gradient and what is logged."""
+    scored, completions = scored_completions()
+    settings = options(policy=dict(weight=0.0), reduction=reduction)
+    taught = jnp.asarray([True, False, True, False])
+    rows = lambda tree: jax.tree.map(lambda x: x[::2], tree)
+    cut = lambda s: rollout.Scored(s.student_hidden[::2], s.student_head, s.teacher_hidden[::2], s.teacher_head)
+
+    def value(hidden, scored, completions):
+        weights = rollout.loss_weights(completions, settings.reduction)
+        return METHODS[method](scored._replace(student_hidden=hidden), completions, weights, settings)
+
+    whole = completions._replace(taught=taught)
+    (loss, sums), gradient = jax.value_and_grad(value, has_aux=True)(scored.student_hidden, scored, whole)
+    alone = cut(scored)
+    (want, wanted), theirs = jax.value_and_grad(value, has_aux=True)(alone.student_hidden, alone, rows(completions))
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    np.testing.assert_allclose(gradient[::2], theirs, rtol=1e-5, atol=1e-8)
+    assert not gradient[1::2].any()
+    for name in ("divergence", "teacher_entropy"):
+        np.testing.assert_allclose(sums[name], wanted[name], rtol=1e-6)
+    none = completions._replace(taught=jnp.zeros(B, bool))
+    (loss, sums), gradient = jax.value_and_grad(value, has_aux=True)(scored.student_hidden, scored, none)
+    assert float(loss) == 0.0 and not gradient.any() and sums["divergence"].tolist() == [0.0, 0.0]
+
+
+def test_what_is_logged_has_the_mask_of_the_loss():
+    scored, completions = scored_completions()
+    masked = completions._replace(
+        loss_mask=completions.loss_mask & (jnp.arange(N) >= 2) & (jnp.arange(B) != 3)[:, None]
+    )
+    loss, sums = METHODS["self_distillation"](scored, masked, rollout.loss_weights(masked, "tokens"), options())
+    value, count = sums["divergence"]
+    assert count == masked.loss_mask.sum() < completions.samples.mask.sum()
+    np.testing.assert_allclose(value / count, loss, rtol=1e-6)
 
 
 def test_every_method_can_be_chosen():

@@ -210,6 +210,16 @@ def test_decoding_stops_with_the_longest_row(variables):
     assert count(dataclasses.replace(everything, eos_ids=())) == (31, 30)
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 1e-10, 9e-5, 1e-4])
+def test_near_zero_the_likeliest_is_drawn(temperature):
+    logits = 3 * jax.random.normal(jax.random.key(0), (64, 500)) + 10
+    drawn, log_probs = jax.jit(sample_token, static_argnums=2)(
+        logits, jax.random.split(jax.random.key(1), 64), SamplingConfig(1, temperature=temperature)
+    )
+    assert drawn.tolist() == logits.argmax(axis=-1).tolist()
+    assert np.isfinite(log_probs).all() and (log_probs <= 0).all()
+
+
 def test_adapters_are_sampled_with(variables):
     b = jax.random.normal(jax.random.key(3), (2, 3, 24))
     adapters = {"up": {"a": jnp.ones((2, 16, 3)), "b": 3 * b}}

@@ -102,6 +102,10 @@ def by_hand(decoder, params, context, completion):
     return np.asarray(jax.nn.log_softmax(logits / TEMPERATURE), np.float64)
 
 
+def tenths(completions):
+    return rollout.Weights(*[completions.loss_mask / 10] * 2)
+
+
 def losses_by_hand(p, q, completion, settings):
     """Each token's loss [N] from both roles' log-probabilities [N, V], by the settings of a config's `loss`."""
     if settings.divergence == "sampled_token":
@@ -133,7 +137,7 @@ def test_both_roles_score_the_same_completion_at_the_right_offsets(module, varia
     student, teacher = {"params": params}, {"params": other}
 
     completions = SAMPLE(decoder, student, teacher, batch, jax.random.key(1), options)
-    loss, sums = loss_and_sums(decoder, student, teacher, completions, completions.loss_mask / 10, options)
+    loss, sums = loss_and_sums(decoder, student, teacher, completions, tenths(completions), options)
 
     samples = jax.tree.map(np.asarray, completions.samples)
     expected = []

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax import losses, policy_gradient
-from rcsd_jax.methods.rollout import Completions, Options, Scored, row_loss, total
+from rcsd_jax.methods.rollout import Completions, Options, Scored, Weights, row_loss, total
 
 
 def loss_and_sums(
-    scored: Scored, completions: Completions, weights: jax.Array, options: Options
+    scored: Scored, completions: Completions, weights: Weights, options: Options
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The clipped policy loss (+ kl * the reference's KL); arguments and results as in `self_distillation.loss_and_sums`."""
     samples, settings = completions.samples, dict(options.policy)
@@ -41,5 +41,5 @@ def loss_and_sums(
         kl = policy_gradient.reference_kl(log_probs, reference)
         token_loss += settings["kl"] * kl
         logged["reference_kl"] = kl
-    sums = {name: total(completions, jax.lax.stop_gradient(values)) for name, values in logged.items()}
-    return losses.weighted_sum(token_loss, weights), sums | {"row_loss": row_loss(weights, token_loss)}
+    sums = {name: total(weights.sampled, jax.lax.stop_gradient(values)) for name, values in logged.items()}
+    return losses.weighted_sum(token_loss, weights.sampled), sums | {"row_loss": row_loss(weights.sampled, token_loss)}

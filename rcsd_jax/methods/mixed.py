@@ -8,13 +8,13 @@ from __future__ import annotations
 import jax
 
 from rcsd_jax.methods import grpo, self_distillation
-from rcsd_jax.methods.rollout import Completions, Options, Scored
+from rcsd_jax.methods.rollout import Completions, Options, Scored, Weights
 
 
 def loss_and_sums(
-    scored: Scored, completions: Completions, weights: jax.Array, options: Options
+    scored: Scored, completions: Completions, weights: Weights, options: Options
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Arguments and results as in `self_distillation.loss_and_sums`."""
+    """Arguments and results as in `self_distillation.loss_and_sums`; a row that nobody teaches is rewarded all the same."""
     share = dict(options.policy)["weight"]
     distilled, sums = self_distillation.loss_and_sums(scored, completions, weights, options)
     rewarded, more = grpo.loss_and_sums(scored, completions, weights, options)

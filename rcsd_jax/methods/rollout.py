@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from rcsd_jax import losses
 from rcsd_jax.continuous_batching import generate_queue
 from rcsd_jax.models.decoder import Decoder, head_matrix
 from rcsd_jax.models.scoring import completion_hidden
@@ -57,6 +58,16 @@ class Completions(NamedTuple):
     advantages: jax.Array  # [B] float32, of graded completions among their group; else 0
     without: Without
     taught: jax.Array  # [B] bool, where the teacher's context is whole: not where it lacks an attempt to be shown
+
+
+class Weights(NamedTuple):
+    """How much each completion token counts in the loss, [B, N] float32: 0 outside its mask, normalised over the whole batch.
+
+    Loss and logged quantities of a method follow one of these, so both have the same mask.
+    """
+
+    sampled: jax.Array  # of the tokens of `Completions.loss_mask`
+    taught: jax.Array  # of those in rows whose teacher's context is whole, as if the batch had no other rows
 
 
 class Scored(NamedTuple):
@@ -205,9 +216,16 @@ def score(
     return Scored(hidden, head, teacher_hidden, jax.lax.stop_gradient(head_matrix(decoder.config, teacher["params"])))
 
 
-def total(completions: Completions, values: jax.Array) -> jax.Array:
-    """The sum over completion tokens of values [B, N], for logging."""
-    return jnp.where(completions.samples.mask, values, 0.0).sum()
+def loss_weights(completions: Completions, reduction: str) -> Weights:
+    """The weights of a whole batch; `reduction` as in `losses.token_weights`."""
+    sampled = losses.token_weights(completions.loss_mask, reduction)
+    return Weights(sampled, losses.token_weights(completions.loss_mask, reduction, counted=completions.taught))
+
+
+def total(weights: jax.Array, values: jax.Array) -> jax.Array:
+    """The sum of values [B, N] over the tokens that weigh something, and their number, [2] float32: a mean to be logged."""
+    there = weights > 0
+    return jnp.stack([jnp.where(there, values, 0.0).sum(), there.sum().astype(jnp.float32)])
 
 
 def row_loss(weights: jax.Array, token_loss: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rcsd_jax import config as configs
 from rcsd_jax import loop, run, sampling, train
 from rcsd_jax.errors import UserError
-from rcsd_jax.methods import METHODS, rollout
+from rcsd_jax.methods import rollout
 from rcsd_jax.models import decode_attention, huggingface, lora, matrices, published, quantization, sharding
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, abstract_params
 
@@ -325,20 +325,12 @@ class _Programs:
             *completions.samples.tokens.shape, config.hidden_size, dtype=config.dtype
         )
 
-        weights = self._array(*completions.samples.tokens.shape, dtype=jnp.float32)
+        weights = rollout.Weights(*[self._array(*completions.samples.tokens.shape, dtype=jnp.float32)] * 2)
         if configs.teacher_weights(self.config) == "none":
             hidden = None
 
-        def gradients(
-            trained: Any, frozen: Any, teacher: Any, hidden: Any, completions: rollout.Completions, weights: jax.Array
-        ) -> Any:
-            def loss(trained: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-                student = train.student_variables(trained, frozen, lora=self.lora)
-                scored = rollout.score(self.decoder, student, teacher, hidden, completions)
-                return METHODS[self.config.method](scored, completions, weights, self.options)
-
-            return jax.value_and_grad(loss, has_aux=True)(trained)
-
+        bound = dict(decoder=self.decoder, options=self.options, method=self.config.method, lora=self.lora)
+        gradients = functools.partial(train.loss_and_gradient, **bound)
         trained = self.setup.abstract.trained
         return self._lower(
             gradients, trained, self.setup.frozen, self._teacher(), hidden, completions, weights,
