@@ -161,6 +161,46 @@ def test_same_output_on_one_device_and_on_eight():
     assert shards["2x2x2"] == ([2, 8, 16], [2, 9], 2)
 
 
+AXES = """
+import functools, json
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from rcsd_jax.models import decoder, sharding
+from rcsd_jax.models.decode_attention import init_cache
+CONFIG = decoder.DecoderConfig(
+    family="qwen3", vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
+    head_dim=8, rope_theta=1e4, max_position=128)
+params = decoder.init_params(CONFIG, jax.random.key(0))
+tokens = jax.random.randint(jax.random.key(1), (8, 6), 0, 32)
+model, found = decoder.Decoder(CONFIG), []
+
+def loss(params, tokens, cache):
+    positions, segments = jnp.broadcast_to(jnp.arange(6), (8, 6)), jnp.ones_like(tokens)
+    hidden, cache = model.apply({"params": params}, tokens, positions=positions, segment_ids=segments, cache=cache)
+    return jnp.square(hidden @ decoder.head_matrix(CONFIG, params)).sum(), (hidden, cache)
+
+for names, kind in ((sharding.AXES, "Auto"), (sharding.AXES, "Explicit"), (("data", "model"), "Explicit")):
+    sizes = (2, 1, 2, 2) if len(names) == 4 else (4, 2)
+    mesh = jax.make_mesh(sizes, names, axis_types=(getattr(AxisType, kind),) * len(names))
+    with jax.set_mesh(mesh):
+        if len(names) == 4:
+            on = jax.device_put(params, sharding.param_shardings(CONFIG, mesh))
+        else:
+            on = jax.device_put(params, NamedSharding(mesh, P()))
+        rows = jax.device_put(tokens, NamedSharding(mesh, P("data")))
+        cache = jax.device_put(init_cache(CONFIG, 8, 8), NamedSharding(mesh, P()))
+        out = jax.jit(jax.value_and_grad(loss, has_aux=True))(on, rows, cache)
+        found.append(jax.tree.map(jax.device_get, out))
+apart = [max(jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), found[0], x))) for x in found[1:]]
+print(json.dumps(apart))
+"""
+
+
+def test_explicit_axes_give_the_same():
+    """Of the project's own mesh, and of one with other names, as another project has it."""
+    assert max(eight_devices.run(AXES)) < 1e-3
+
+
 @pytest.mark.parametrize(
     "fsdp, tensor, layout",
     [(1, 1, "sampling"), (2, 1, "sampling"), (1, 2, "sampling"), (2, 2, "train"), (8, 1, "train")],

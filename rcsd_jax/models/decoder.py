@@ -11,6 +11,7 @@ LoRA targets all derive from that table (the idea is jax-ml/jax-llm-examples').
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 from rcsd_jax.models import matrices
 from rcsd_jax.models.attention import causal_attention, segment_mask
 from rcsd_jax.models.decode_attention import KVCache, decode_attention, write
-from rcsd_jax.models.sharding import LAYOUTS, constrain
+from rcsd_jax.models.sharding import LAYOUTS, automatic, constrain
 
 
 class Llama3Rope(NamedTuple):
@@ -254,7 +255,8 @@ class Decoder(nn.Module):
         else:
             params = self.variables["params"]
         lora = dict(self.variables.get("lora", {}))
-        return _decode(self.config, params, lora, tokens, segment_ids, positions, cache, cache_index)
+        run = automatic(functools.partial(_decode, self.config), tokens, cache)
+        return run(params, lora, tokens, segment_ids, positions, cache, cache_index)
 
 
 def _decode(

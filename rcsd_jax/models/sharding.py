@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -199,7 +199,30 @@ def constrain(x: jax.Array, axes: Sequence[str | None], rules: Mapping[str, Any]
       axes: a logical axis, or None, for each of its axes.
       rules: logical axis -> mesh axis.
     """
-    return jax.lax.with_sharding_constraint(x, spec(axes, rules)) if has_mesh() else x
+    if not has_mesh():
+        return x
+    explicit = jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    return (jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint)(x, spec(axes, rules))
+
+
+def automatic(function: Callable, like: jax.Array, kept: Any) -> Callable:
+    """`function` with the explicit axes of a mesh (as `jax.make_mesh` makes them) made automatic inside of it.
+
+    Args:
+      function: returns an array [B, T, ...], and a tree like `kept`.
+      like: [B, T], on a mesh or not; the first result is sharded as this.
+      kept: a tree of arrays whose shardings the second result has.
+    """
+
+    def mesh_of(x: jax.Array) -> Any:
+        sharding = jax.typeof(x).sharding
+        return sharding.mesh if isinstance(sharding, NamedSharding) else jax.sharding.get_abstract_mesh()
+
+    mesh = mesh_of(like)
+    if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+        return function
+    place = lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec)
+    return jax.sharding.auto_axes(function, out_sharding=(place(like), jax.tree.map(place, kept)))
 
 
 def has_mesh() -> bool:
