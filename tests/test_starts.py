@@ -295,18 +295,17 @@ def test_a_stage_is_not_changed_under_a_later_one_that_read_it(tmp_path, key, va
 
 @pytest.fixture(scope="module")
 def runs(user_dir, tmp_path_factory):
-    """A run of four steps, and one of two that was then made as long, and evaluated after that."""
+    """A run of four steps, and one of two that was complete and then was made as long, and given an evaluation."""
     folder = tmp_path_factory.mktemp("runs")
     config = config_for(user_dir)
     config.train.update(batch_size=2, steps=4)
     run(config, folder / "at_once")
     config.train.steps = 2
-    run(config, folder / "longer")
+    before = run(config, folder / "longer")
     config.train.steps = 4
-    longer = run(config, folder / "longer")
     config.eval.update(grader="boxed", path=config.data.path, count=2, roles=("trained",), greedy=(True,))
-    evaluated = run(config, folder / "longer")
-    return SimpleNamespace(folder=folder, config=config, longer=longer, evaluated=evaluated)
+    after = run(config, folder / "longer")
+    return SimpleNamespace(folder=folder, config=config, before=before, after=after)
 
 
 def test_two_steps_and_then_four_are_four_bit_for_bit(runs):
@@ -323,11 +322,11 @@ def test_two_steps_and_then_four_are_four_bit_for_bit(runs):
 
 
 def test_a_complete_run_that_is_given_an_evaluation_makes_it(runs, monkeypatch):
-    assert not runs.longer["evaluation"]
-    assert runs.evaluated["evaluation"]["trained"]["eval"]["greedy"]["questions"] == 2
-    assert read_json(runs.folder / "longer" / "summary.json")["evaluation"] == runs.evaluated["evaluation"]
+    assert not runs.before["evaluation"]
+    assert runs.after["evaluation"]["trained"]["eval"]["greedy"]["questions"] == 2
+    assert read_json(runs.folder / "longer" / "summary.json")["evaluation"] == runs.after["evaluation"]
     monkeypatch.setattr(starts, "apply", lambda *_: pytest.fail("the run was complete"))
-    assert run(runs.config, runs.folder / "longer") == runs.evaluated
+    assert run(runs.config, runs.folder / "longer") == runs.after
 
 
 def test_a_mistake_in_what_is_new_leaves_a_complete_run_as_it_is(runs):
