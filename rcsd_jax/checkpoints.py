@@ -40,6 +40,12 @@ class Restored(NamedTuple):
     damaged: list[tuple[epath.Path, str]]
 
 
+def newest_step(directory: epath.PathLike) -> int:
+    """The step of the newest checkpoint under `directory`, 0 if there is none; nothing is opened or changed."""
+    folder = epath.Path(directory)
+    return max(ocp.utils.checkpoint_steps(folder), default=0) if folder.exists() else 0
+
+
 class Checkpoints:
     """The checkpoints of one stage under `directory`; asynchronous, the newest `keep` are kept.
 

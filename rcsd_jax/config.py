@@ -44,10 +44,6 @@ CHOICES = {
 }
 
 
-MAY_CHANGE = ("mesh.", "checkpoint.", "train.log_every")
-"""Keys that a run may change when it goes on: they do not change what is learnt."""
-
-
 def stage() -> ConfigDict:
     """One stage: the paper's Stage II on the user's JSONL. Every key that exists is here."""
     return ConfigDict(

@@ -55,14 +55,17 @@ def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
     from rcsd_jax.preemption import StopRequest
     from rcsd_jax.stage import run_stage
     from rcsd_jax.summary import print_summary
+    from rcsd_jax.workdir import check_later_stages
 
     configs.check(config)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 140, quiet=not processes.is_main())
     began, results = time.monotonic(), {}
+    stages = [(name, _with_workdir(stage, workdir)) for name, stage in configs.stages_of(config)]
+    check_later_stages(stages, as_path(workdir))
     with StopRequest() as stop:
-        for name, stage in configs.stages_of(config):
+        for name, stage in stages:
             stop.raise_if_set(f"before {name}")
-            results[name] = run_stage(_with_workdir(stage, workdir), workdir / name, console, stop, name=name)
+            results[name] = run_stage(stage, workdir / name, console, stop, name=name)
     fields = {n: tuple(f for f in s.teacher.fields if f != "question") for n, s in configs.stages_of(config)}
     print_summary(console, results, fields)
     console.print(

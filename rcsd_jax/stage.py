@@ -1,7 +1,7 @@
 """One stage of a run, top to bottom: model, data, rubrics, state, evaluation, training, export, evaluation.
 
 What a stage resumes from, in this order:
-  1. `summary.json`: the stage is complete; it is read and nothing is done again.
+  1. `summary.json`: the stage is complete; it is read and nothing is done again, unless `rcsd_jax.starts` says so.
   2. the newest whole checkpoint: state, and the step from which data and random keys follow.
   3. `rubrics.jsonl`: rubrics already written.
   4. nothing: the checkpoint that the config names.
@@ -22,7 +22,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
-from rcsd_jax import contexts, loop, preparation, processes, train
+from rcsd_jax import contexts, loop, preparation, processes, starts, train
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.completions import Completion
 from rcsd_jax.contexts import Role
@@ -51,8 +51,8 @@ def run_stage(
     """
     name, workdir = name or "run", as_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
-    with claimed(workdir, config), jax.set_mesh(mesh), contextlib.ExitStack() as closing:
-        if (summary := from_main_if_written(workdir / "summary.json")) is not None:
+    with claimed(workdir, config) as changed, jax.set_mesh(mesh), contextlib.ExitStack() as closing:
+        if not changed and (summary := from_main_if_written(workdir / "summary.json")) is not None:
             console.print(f"{name}: complete, see {workdir}")
             return summary
         run = Run(config, workdir, mesh, console, stop, name)
@@ -69,6 +69,10 @@ def run_stage(
         data = preparation.encode(examples, model.tokenizer, config)
         console.print(f"{name}: {len(data.examples)} examples, {data.skipped} skipped as too long")
         check_positions(model, data, config)
+
+        if changed:
+            told = processes.from_main(lambda: starts.apply(workdir, config))
+            console.print(f"{name}: goes on with another config: {told}", soft_wrap=True, markup=False, highlight=False)
 
         params = load_weights(model, config, mesh)
         evaluation: dict[str, Any] = {

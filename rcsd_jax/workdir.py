@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from rcsd_jax import config as configs
-from rcsd_jax import processes
+from rcsd_jax import processes, starts
 from rcsd_jax.errors import UserError, first_line
-from rcsd_jax.files import AnyPath, is_remote, read_json, write_text
+from rcsd_jax.files import AnyPath, is_remote, read_json
 
 
 @contextlib.contextmanager
-def claimed(workdir: AnyPath, config: ConfigDict) -> Iterator[None]:
+def claimed(workdir: AnyPath, config: ConfigDict) -> Iterator[tuple[str, ...]]:
     """Holds `workdir` for this run while the context lasts.
+
+    Yields the keys on whose change since the last start results hang; `starts.apply` is then still to be called.
 
     A workdir behind a URL cannot be locked: that no other job uses it is then for the user to see to.
 
     Raises:
-      UserError: it cannot be written or reached, belongs to a run with another config, or is in use by another process.
+      UserError: it cannot be written or reached, is in use by another process, or see `starts.begin`.
     """
     if is_remote(workdir):
-        processes.from_main(lambda: _match_remote_config(workdir / "config.json", config))
-        yield
+        yield processes.from_main(lambda: _reached(workdir, lambda: starts.begin(workdir, config)))
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -46,8 +45,7 @@ def claimed(workdir: AnyPath, config: ConfigDict) -> Iterator[None]:
                 file=workdir,
                 remedy="wait for it, or choose another with --workdir",
             ) from error
-        processes.from_main(lambda: _match_config(workdir / "config.json", config))
-        yield
+        yield processes.from_main(lambda: starts.begin(workdir, config))
 
 
 def from_main_if_written(path: AnyPath) -> Any:
@@ -55,31 +53,20 @@ def from_main_if_written(path: AnyPath) -> Any:
     return processes.from_main(lambda: read_json(path) if path.exists() else None)
 
 
-def _match_remote_config(path: AnyPath, config: ConfigDict) -> None:
+def check_later_stages(stages: Sequence[tuple[str, ConfigDict]], workdir: AnyPath) -> None:
+    """See `starts.check_later_stages`."""
+    check = lambda: starts.check_later_stages(stages, workdir)
+    processes.from_main(lambda: _reached(workdir, check) if is_remote(workdir) else check())
+
+
+def _reached(workdir: AnyPath, act: Callable[[], Any]) -> Any:
     try:
-        _match_config(path, config)
+        return act()
     except UserError:
         raise
     except Exception as error:  # of many types: a client that is not installed, credentials, no such bucket
         raise UserError(
             f"the workdir cannot be reached ({type(error).__name__}: {first_line(error, 160)})",
-            file=path.parent,
+            file=workdir,
             remedy="see to the bucket and the credentials; gs:// needs pip install 'rcsd_jax[gcs]'",
         ) from error
-
-
-def _match_config(path: AnyPath, config: ConfigDict) -> None:
-    text = configs.to_json(config)
-    if not path.exists():
-        write_text(path, text)
-        return
-    ours, theirs = json.loads(text), read_json(path)
-    changed = configs.differences(ours, theirs)
-    if changed and all(key.startswith(configs.MAY_CHANGE) for key in changed):
-        write_text(path, text)
-    elif changed:
-        raise UserError(
-            f"the workdir belongs to a run with another config; they differ in {', '.join(changed[:5])}",
-            file=path,
-            remedy="choose another --workdir, or delete this one to start anew",
-        )

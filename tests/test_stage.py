@@ -234,19 +234,6 @@ def test_data_that_changed_since_the_checkpoint(user_dir, tmp_path):
         run(config, tmp_path / "run")
 
 
-@pytest.mark.slow
-def test_what_does_not_change_the_result_may_change(user_dir, tmp_path):
-    config = config_for(user_dir)
-    summary = run(config, tmp_path / "run")
-    config.train.log_every = 7
-    config.mesh.data = 1
-    config.checkpoint.keep = 1
-    assert run(config, tmp_path / "run") == summary
-    config.loss.beta = 0.5
-    with pytest.raises(UserError, match="loss.beta"):
-        run(config, tmp_path / "run")
-
-
 def test_longer_than_the_model_s_positions(user_dir, tmp_path, no_weights):
     config = config_for(user_dir)
     config.sampling.max_new_tokens = 4096

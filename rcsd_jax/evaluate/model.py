@@ -10,7 +10,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
-from rcsd_jax import preparation, processes
+from rcsd_jax import preparation, processes, starts
 from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate.judged import judge_of
 from rcsd_jax.evaluate.role import evaluate_role
@@ -33,8 +33,8 @@ def evaluate_model(
     """
     workdir = as_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
-    with claimed(workdir, config), jax.set_mesh(mesh), contextlib.ExitStack() as closing:
-        if (summary := from_main_if_written(workdir / "summary.json")) is not None:
+    with claimed(workdir, config) as changed, jax.set_mesh(mesh), contextlib.ExitStack() as closing:
+        if not changed and (summary := from_main_if_written(workdir / "summary.json")) is not None:
             console.print(f"complete, see {workdir}")
             return summary["evaluation"]
         run = Run(config, workdir, mesh, console, stop, "evaluate")
@@ -46,6 +46,9 @@ def evaluate_model(
         if not questions:
             remedy = "set eval.benchmarks, or eval.grader and eval.path, and eval.roles"
             raise UserError("nothing to evaluate", field="eval.benchmarks", remedy=remedy)
+        if changed:
+            told = processes.from_main(lambda: starts.apply(workdir, config))
+            console.print(f"goes on with another config: {told}", soft_wrap=True, markup=False, highlight=False)
         variables = load()
         evaluation = {
             role: evaluate_role(role, asked, model, variables, run)

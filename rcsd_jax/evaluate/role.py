@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +11,11 @@ import numpy as np
 
 from rcsd_jax import preparation, processes
 from rcsd_jax.completions import Completion
+from rcsd_jax.evaluate import results
 from rcsd_jax.evaluate.graders import grade_all
 from rcsd_jax.evaluate.kept import Complete, resumable
 from rcsd_jax.evaluate.table import evaluate
-from rcsd_jax.files import AnyPath, write_json, write_text
+from rcsd_jax.files import AnyPath
 from rcsd_jax.run import Model, Run, completer, sampling_of
 from rcsd_jax.sampling import SamplingConfig
 from rcsd_jax.workdir import from_main_if_written
@@ -24,23 +24,23 @@ from rcsd_jax.workdir import from_main_if_written
 def evaluate_role(
     label: str, questions: Mapping[str, preparation.Questions], model: Model, variables: Any, run: Run
 ) -> dict[str, Any]:
-    """Split -> mode -> scores, kept in `evaluation_<label>.json`; texts go to `completions_<label>.jsonl`.
+    """Split -> mode -> scores of what the config asks for, kept in the files of `evaluate.results`: what is there is not made again.
 
     What was sampled when a run was stopped waits in `unfinished_<label>.jsonl`.
     """
     config, workdir = run.config, run.workdir
     unfinished = workdir / f"unfinished_{label}.jsonl"
-    path = workdir / f"evaluation_{label}.json"
-    if (written := from_main_if_written(path)) is not None:
-        return written
-    results: dict[str, Any] = {}
-    lines = []
+    scores: dict[str, Any] = from_main_if_written(workdir / f"evaluation_{label}.json") or {}
+    made: dict[str, Any] = {}
+    records: list[dict] = []
+    modes = {"greedy" if greedy else "sampled": greedy for greedy in config.eval.greedy}
     for split, asked in questions.items():
-        for greedy in config.eval.greedy:
+        for mode in [mode for mode in modes if mode not in scores.get(split, {})]:
+            greedy = modes[mode]
             temperature = 0.0 if greedy else config.eval.temperature
             sampling = sampling_of(config.sampling, model, temperature=temperature)
             sampling = dataclasses.replace(sampling, int8_cache=False, merged_adapters=False)
-            scores, records = evaluate(
+            made.setdefault(split, {})[mode], graded = evaluate(
                 asked.examples,
                 _after_analyses(asked, model, variables, sampling, run, unfinished),
                 complete=_resumable_completer(model, variables, sampling, run, unfinished),
@@ -48,15 +48,14 @@ def evaluate_role(
                 grade_all=functools.partial(grade_all, asked.grader, judge=run.judge),
                 samples=1 if greedy else config.eval.samples,
             )
-            mode = "greedy" if greedy else "sampled"
-            results.setdefault(split, {})[mode] = scores
-            lines += [json.dumps({"split": split, "mode": mode, **r}, ensure_ascii=False) for r in records]
-    run.console.print(f"evaluated {label.replace('_', ' ')}")
-    if processes.is_main():
-        write_text(workdir / f"completions_{label}.jsonl", "\n".join(lines) + "\n")
-        write_json(path, results)
+            records += [{"split": split, "mode": mode, **record} for record in graded]
+    if made:
+        run.console.print(f"evaluated {label.replace('_', ' ')}")
+    if made and processes.is_main():
+        results.write(workdir, label, made, records)
         unfinished.unlink(missing_ok=True)
-    return results
+    asked_for = {split: scores.get(split, {}) | made.get(split, {}) for split in questions}
+    return {split: {mode: held[mode] for mode in modes} for split, held in asked_for.items()}
 
 
 def _resumable_completer(
