@@ -132,7 +132,7 @@ def test_killed_at_random_moments(undisturbed, tmp_path):
     generator.shuffle(moments)
     began = time.monotonic()
     assert run(tmp_path / "timed")[0] == 0
-    seconds, killed, number = time.monotonic() - began, [], 0
+    seconds, killed, number, compiled = time.monotonic() - began, [], 0, []
     assert_same_result(tmp_path / "timed", undisturbed)
     while moments:
         number, kills = number + 1, len(killed)
@@ -153,7 +153,9 @@ def test_killed_at_random_moments(undisturbed, tmp_path):
         if len(killed) == kills:  # the machine is faster than it was
             seconds = time.monotonic() - began
         assert_same_result(workdir, undisturbed)
+        compiled.append(json.loads((workdir / "stage2" / "metrics.jsonl").read_text().splitlines()[-1])["compilations"])
         shutil.rmtree(workdir)
+    assert min(compiled) == 0, "no restart found all its programs among those that are kept"
     print(f"{len(killed)} kills of {number} runs, each of {seconds:.0f} s undisturbed:", *killed, sep="\n")
     assert len(killed) == KILLS
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +89,17 @@ def test_a_run_writes_what_it_says(finished):
     assert rows[2]["compilations"] == rows[3]["compilations"] <= rows[1]["compilations"] + 1, "a later step compiled"
     assert list((workdir / "tensorboard").iterdir())
     assert str(workdir / "export") in out and str(workdir / "adapter") in out
+
+
+def test_programs_do_not_import_torch(user_dir, tmp_path):
+    """transformers and tensorboardX would, where it is installed: two seconds of every start."""
+    (tmp_path / "bad.jsonl").write_text('{"question": ""}\n')
+    command = [sys.executable, "-X", "importtime", "-m", "rcsd_jax.main"]
+    command += ground_truth(user_dir, tmp_path / "run", data=tmp_path / "bad.jsonl")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "the question is empty" in result.stderr and re.search(r"\|\s+tensorboardX$", result.stderr, re.M)
+    assert not re.search(r"\|\s+torch\._C$", result.stderr, re.M)
 
 
 def test_the_same_command_again_does_nothing(finished, user_dir):
