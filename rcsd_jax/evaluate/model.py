@@ -6,11 +6,11 @@ import contextlib
 from typing import Any
 
 import jax
-import rich.console
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
 from rcsd_jax import preparation, processes
+from rcsd_jax.console import Console
 from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate.judged import judge_of
 from rcsd_jax.evaluate.role import evaluate_role
@@ -22,7 +22,7 @@ from rcsd_jax.workdir import claimed, from_main_if_written
 
 
 def evaluate_model(
-    config: ConfigDict, workdir: AnyPath, console: rich.console.Console, stop: StopRequest
+    config: ConfigDict, workdir: AnyPath, console: Console, stop: StopRequest
 ) -> dict[str, dict[str, Any]]:
     """Evaluates `model.path`, a model or a LoRA adapter, in the roles of `eval.roles`; role -> split -> mode -> scores.
 
@@ -35,7 +35,7 @@ def evaluate_model(
     mesh = sharding.make_mesh(**config.mesh)
     with claimed(workdir, config), jax.set_mesh(mesh), contextlib.ExitStack() as closing:
         if (summary := from_main_if_written(workdir / "summary.json")) is not None:
-            console.print(f"complete, see {workdir}")
+            console.print(f"complete, see {workdir}", soft_wrap=True)
             return summary["evaluation"]
         run = Run(config, workdir, mesh, console, stop, "evaluate")
         if configs.graded_by_judge(config):
