@@ -13,12 +13,12 @@ import argparse
 
 import jax.numpy as jnp
 import numpy as np
-import rich.console
 
 from configs import world as world_config
 from experiments import statistics, tables
 from rcsd_jax import preparation, world
 from rcsd_jax.attribution import attribution, leave_one_out
+from rcsd_jax.console import Console
 from rcsd_jax.data.examples import Example
 from rcsd_jax.models import huggingface
 from rcsd_jax.run import open_model
@@ -84,7 +84,7 @@ def main() -> None:
         rows[step]["times chance"] = statistics.Estimate(values[:, 0].mean() / values[:, 1].mean(), float("nan"), 1)
         rows[step]["highest, nats"] = statistics.estimate(values[:, 3])
     title = f"Attribution of criteria, {flags.count} questions, mean ± 95% interval over criteria"
-    tables.show(rich.console.Console(width=140), title, rows, first="step")
+    tables.show(Console(), title, rows, first="step")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import rich.console
 from absl import logging
 
 from experiments import arms, bases, workers
 from experiments.workers import Task
 from rcsd_jax import compiled_programs, world
+from rcsd_jax.console import Console, to_stderr
 from rcsd_jax.errors import Preempted, UserError
 from rcsd_jax.files import as_path, read_json
 from rcsd_jax.metrics import read_metrics
@@ -80,7 +80,7 @@ def _kinds(seed: int, count: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(workdir: Path) -> Iterator[tuple[rich.console.Console, StopRequest]]:
+def running(workdir: Path) -> Iterator[tuple[Console, StopRequest]]:
     """Where runs say what they do, and what tells them to stop.
 
     A signal ends the program between two batches, bad settings end it at once, with one line each.
@@ -88,12 +88,12 @@ def running(workdir: Path) -> Iterator[tuple[rich.console.Console, StopRequest]]
     prepare(workdir)
     try:
         with StopRequest() as stop:
-            yield rich.console.Console(stderr=True, width=140), stop
+            yield Console(stderr=True), stop
     except Preempted as stopped:
-        print(f"stopped: {stopped}; the same command continues", file=sys.stderr)
+        to_stderr(f"stopped: {stopped}; the same command continues")
         sys.exit(128 + stopped.signal)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        to_stderr(f"error: {error}")
         sys.exit(2)
 
 
@@ -134,7 +134,7 @@ def run_tasks(tasks: Sequence[Task], flags: argparse.Namespace) -> None:
         missing = []
         for task in tasks:
             if (task.place / "summary.json").exists():
-                run_task(task, rich.console.Console(quiet=True), stop)  # refuses one of another configuration
+                run_task(task, Console(quiet=True), stop)  # refuses one of another configuration
             else:
                 missing.append(task)
         if min(len(missing), flags.workers) > 1:
@@ -146,7 +146,7 @@ def run_tasks(tasks: Sequence[Task], flags: argparse.Namespace) -> None:
             run_task(task, console, stop)
 
 
-def run_task(task: Task, console: rich.console.Console, stop: StopRequest) -> dict[str, Any]:
+def run_task(task: Task, console: Console, stop: StopRequest) -> dict[str, Any]:
     """Runs or continues a stage and returns its summary; one that is complete is read.
 
     Raises:

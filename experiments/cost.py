@@ -6,9 +6,9 @@ Seconds are the median step's, times steps: what compiles is left out.
 """
 
 import numpy as np
-import rich.console
 
 from experiments import cells, main_table, statistics, tables
+from rcsd_jax.console import Console
 
 THRESHOLDS = (60, 70, 80)
 
@@ -40,7 +40,7 @@ def main() -> None:
                 at = int(np.argmax(reached))
                 row[f"tokens to {threshold}%"] = statistics.estimate(tokens[:, at])
                 row[f"seconds to {threshold}%"] = statistics.estimate(seconds[:, at])
-    console = rich.console.Console(width=170)
+    console = Console(width=170)
     tables.show(console, f"in distribution, sampled, mean ± 95% interval of {flags.seeds} seeds", rows)
     folder = tables.write(console, flags, "cost", rows)
     tables.lines(folder / "cost.png", "Accuracy in distribution, sampled, percent", "spent", panels)

@@ -4,9 +4,9 @@ python -m experiments.curves [--seeds=5] [--workdir=runs/experiments] [--quick]
 """
 
 import numpy as np
-import rich.console
 
 from experiments import cells, statistics, tables
+from rcsd_jax.console import Console
 
 ARMS = ("sft", "grpo", "grpo_rubric", "opsd", "sdpo", "rcsd_reverse", "rcsd_true", "rcsd")
 EVERY_STEP = {"entropy of the student, nats": "student_entropy", "completion length": "completion_length"}
@@ -40,13 +40,13 @@ def main() -> None:
                 panels[title][tables.label(name)] = (np.arange(y.shape[1]), y)
                 edges = {"step 0": y[:, 0], f"step {steps[-1]}": y[:, -1]}
                 rows[f"{tables.label(name)}: {title}"] = {s: statistics.estimate(v) for s, v in edges.items()}
-    console = rich.console.Console(width=150)
+    console = Console(width=150)
     tables.show(console, f"in distribution, sampled, mean ± 95% interval of {flags.seeds} seeds", rows)
     console.print("\nthe paper: forward KL raises the student's entropy, and completions change length; here:")
     for arm in ("rcsd", "rcsd_reverse"):
         for title in EVERY_STEP if arm in names else ():
             first, last = rows[f"{tables.label(arm)}: {title}"].values()
-            console.print(f"  {tables.label(arm)}, {title}: {first.mean:.2f} -> {last.mean:.2f}", highlight=False)
+            console.print(f"  {tables.label(arm)}, {title}: {first.mean:.2f} -> {last.mean:.2f}")
     folder = tables.write(console, flags, "curves", rows)
     tables.lines(folder / "curves.png", "Training, in distribution, sampled", "step", panels)
 

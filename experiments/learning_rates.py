@@ -10,9 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import rich.console
-
 from experiments import arms, cells, main_table, tables
+from rcsd_jax.console import Console
 from rcsd_jax.files import read_json
 
 SEED = 90
@@ -42,7 +41,7 @@ def main() -> None:
         scores = read_json(task.place / "summary.json")["evaluation"]["trained"].values()
         accuracies = (" / ".join(f"{100 * mode['accuracy']:.1f}" for mode in split.values()) for split in scores)
         rows.setdefault(tables.label(name), {})[rate] = "  ".join(accuracies)
-    console = rich.console.Console(width=140)
+    console = Console()
     tables.show(console, "accuracy in and out of distribution, percent, sampled / greedy", rows)
 
 

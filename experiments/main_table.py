@@ -8,10 +8,9 @@ step, and its own learning rate (`configs/world.py`).
 
 from __future__ import annotations
 
-import rich.console
-
 from experiments import statistics, tables
 from experiments.cells import Cell
+from rcsd_jax.console import Console
 
 ARMS = (
     "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema",
@@ -20,7 +19,7 @@ ARMS = (
 PUBLISHED = {"sft": 65.4, "grpo": 69.2, "grpo_rubric": 69.6, "opsd": 69.7, "rcsd": 70.6}
 
 
-def by_kind(console: rich.console.Console, runs: dict[str, list[Cell]]) -> tables.Rows:
+def by_kind(console: Console, runs: dict[str, list[Cell]]) -> tables.Rows:
     """Prints accuracy by kind of problem, in distribution, and the kinds' average."""
     rows: tables.Rows = {}
     for name, found in runs.items():

@@ -7,9 +7,9 @@ wrong step and the right final answer.
 """
 
 import numpy as np
-import rich.console
 
 from experiments import arms, cells, statistics, tables
+from rcsd_jax.console import Console
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
                 )
         for share, a, b in zip(shares, of["rcsd"].T, of["opsd"].T, strict=True):
             rows.setdefault(f"RCSD - OPSD, {100 * share:.0f}%", {})[tables.column(place)] = statistics.paired(a, b)
-    console = rich.console.Console(width=150)
+    console = Console(width=150)
     tables.show(console, f"accuracy, percent, mean ± 95% interval of {flags.seeds} seeds", rows)
     folder = tables.write(console, flags, "noise", rows)
     tables.lines(

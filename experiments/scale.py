@@ -5,9 +5,8 @@
 The small and the large base are made first, which takes an hour or two.
 """
 
-import rich.console
-
 from experiments import cells, statistics, tables
+from rcsd_jax.console import Console
 
 SIZES = ("small", "medium", "large")
 ARMS = ("rcsd_small", "rcsd_true_small", "rcsd", "rcsd_true", "rcsd_large", "rcsd_true_large")
@@ -31,7 +30,7 @@ def main() -> None:
             after = [cell.score("trained", *place) for cell in runs[f"rcsd{end}"]]
             before = [cell.score("base", *place) for cell in runs[f"rcsd_true{end}"]]
             gained[tables.column(place)] = statistics.paired(after, before)
-    console = rich.console.Console(width=170)
+    console = Console(width=170)
     tables.show(console, f"accuracy, percent, mean ± 95% interval of {flags.seeds} seeds", rows)
     folder = tables.write(console, flags, "scale", rows)
     tables.bars(folder / "scale.png", "Sizes", rows, [tables.column(place) for place in tables.places_of(runs)][:2])

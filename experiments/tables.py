@@ -11,12 +11,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import rich.console
 import rich.table
 
 from experiments import arms, cells, statistics, workers
 from experiments.cells import Cell
 from experiments.statistics import Estimate
+from rcsd_jax.console import Console
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -90,7 +90,7 @@ def role_row(runs: Sequence[Cell], role: str) -> dict[str, Estimate]:
 
 
 def show(
-    console: rich.console.Console,
+    console: Console,
     title: str,
     rows: Mapping[str, Mapping[str, Any]],
     columns: Sequence[str] | None = None,
@@ -107,7 +107,7 @@ def show(
     console.print(table)
 
 
-def write(console: rich.console.Console, flags: argparse.Namespace, name: str, rows: Rows, **more: Any) -> Path:
+def write(console: Console, flags: argparse.Namespace, name: str, rows: Rows, **more: Any) -> Path:
     """`table.csv` (one line a value) and `table.json` (the same, and what else there is to say), in the folder returned."""
     folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def write(console: rich.console.Console, flags: argparse.Namespace, name: str, r
     (folder / "table.json").write_text(
         json.dumps({"rows": plain, "seeds": flags.seeds} | more, indent=1) + "\n", encoding="utf-8"
     )
-    console.print(f"written: {folder}", soft_wrap=True, highlight=False)
+    console.print(f"written: {folder}", soft_wrap=True)
     return folder
 
 
@@ -172,7 +172,7 @@ def compare(
     *,
     description: str,
     quick: Sequence[str],
-    more: Callable[[rich.console.Console, dict[str, list[Cell]]], Rows] | None = None,
+    more: Callable[[Console, dict[str, list[Cell]]], Rows] | None = None,
 ) -> None:
     """A table of arms, compared with "rcsd" seed by seed and with published figures in their order.
 
@@ -189,7 +189,7 @@ def compare(
     flags = arguments(description)
     names = list(quick if flags.quick else names)
     runs = cells.run(names, flags)
-    console = rich.console.Console(width=170)
+    console = Console(width=170)
     rows = scores(runs, names)
     if "rcsd_true" in names:
         rows = {f"({r})": role_row(runs["rcsd_true"], r) for r in ("base", "teacher")} | rows
@@ -214,15 +214,13 @@ def compare(
     bars(folder / f"{name}.png", title, rows, wide[:2])
 
 
-def say_order(
-    console: rich.console.Console, place: str, said: dict[str, list[str]], what: str, published: dict
-) -> None:
+def say_order(console: Console, place: str, said: dict[str, list[str]], what: str, published: dict) -> None:
     """In words: of which pairs the order is the published one, and of which not, with our differences."""
     figures = ", ".join(f"{name} {value}" for name, value in published.items())
-    console.print(f"\n[bold]{place}[/bold], against {what} ({figures}):", highlight=False)
+    console.print(f"\n{place}, against {what} ({figures}):", style="bold")
     for verdict in ("agrees", "differs"):
         if said[verdict]:
-            console.print(f"  the order {verdict}: {'; '.join(said[verdict])}", highlight=False)
+            console.print(f"  the order {verdict}: {'; '.join(said[verdict])}")
 
 
 def budget_of(runs: Sequence[Cell]) -> dict[str, float]:
@@ -234,9 +232,9 @@ def budget_of(runs: Sequence[Cell]) -> dict[str, float]:
     }
 
 
-def say_budget(console: rich.console.Console, budget: dict[str, dict[str, float]]) -> None:
+def say_budget(console: Console, budget: dict[str, dict[str, float]]) -> None:
     """One line for each budget: steps, tokens, seconds."""
     console.print("\nbudgets:")
     for name, b in budget.items():
         line = f"  {name}: {b['steps']} steps, {b['completion_tokens']:,.0f} completion tokens, {b['seconds']:.0f} s"
-        console.print(line, highlight=False)
+        console.print(line)

@@ -16,11 +16,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.console
 import rich.table
 
 from configs import world as world_config
 from rcsd_jax import loop, losses, preparation, world
+from rcsd_jax.console import Console
 from rcsd_jax.methods import rollout
 from rcsd_jax.models import huggingface
 from rcsd_jax.run import open_model
@@ -74,7 +74,7 @@ def show(variant: str, count: int, seed: int) -> None:
     table.add_row("style: both", *(f"{100 * x[style].sum() / x.sum():.1f}" for x in shares.values()), "")
     whole = pulled["pull, no clip"].sum()
     table.add_row("kept of the pull", "", "", *(f"{100 * x.sum() / whole:.1f}" for x in pulled.values()), "")
-    rich.console.Console(width=160).print(table)
+    Console(width=160).print(table)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

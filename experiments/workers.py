@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import rich.console
 from ml_collections import ConfigDict
 
+from rcsd_jax.console import Console
 from rcsd_jax.errors import Preempted, UserError
 from rcsd_jax.preemption import StopRequest
 
@@ -30,7 +30,7 @@ class Task(NamedTuple):
     rubrics: Path | None = None
 
 
-Work = Callable[[Task, rich.console.Console, StopRequest], Any]
+Work = Callable[[Task, Console, StopRequest], Any]
 
 
 def usable_cores() -> list[int]:
@@ -39,7 +39,7 @@ def usable_cores() -> list[int]:
 
 
 def run_all(
-    tasks: Sequence[Task], work: Work, prepare: Callable[[], None], *, count: int, console: rich.console.Console,
+    tasks: Sequence[Task], work: Work, prepare: Callable[[], None], *, count: int, console: Console,
     stop: StopRequest,
 ) -> None:  # fmt: skip
     """Does `work` on every task, in `count` processes on the CPU, and says when one is done.
@@ -73,7 +73,7 @@ def run_all(
             name, problem = _next(said, processes, stop)
             if problem is not None:
                 raise UserError(problem, remedy="the same command continues", field=name)
-            console.print(f"{name}: done, {done} of {len(tasks)}", highlight=False)
+            console.print(f"{name}: done, {done} of {len(tasks)}")
     finally:
         waiting.cancel_join_thread()  # tasks that nobody takes any more would keep this process from ending
         for process in processes:
@@ -99,7 +99,7 @@ def _serve(waiting, said, work: Work, prepare: Callable[[], None], cores: Sequen
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)  # before JAX counts them
     jax.config.update("jax_platforms", "cpu")  # an accelerator serves one process
-    quiet = rich.console.Console(quiet=True)
+    quiet = Console(quiet=True)
     prepare()
     with StopRequest() as stop:
         for task in iter(waiting.get, None):

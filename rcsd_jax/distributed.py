@@ -23,6 +23,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
+from rcsd_jax.console import to_stderr
 from rcsd_jax.errors import UserError, first_line
 
 LOST = 3  # the exit status where another process is gone
@@ -214,5 +215,5 @@ def _gone(who: str, how: str) -> str:
 
 def _exit(line: str, status: int) -> NoReturn:
     sys.stdout.flush()
-    print(f"error: {line}", file=sys.stderr, flush=True)
+    to_stderr(f"error: {line}")
     os._exit(status)  # an orderly exit would wait for the other processes

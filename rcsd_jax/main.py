@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import shlex
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from rcsd_jax import command_line, distributed
 from rcsd_jax import config as configs
+from rcsd_jax.console import Console, to_stderr
 from rcsd_jax.errors import Preempted, UserError, WriteFailed, first_line
 from rcsd_jax.files import AnyPath, as_path, modified
 
@@ -49,8 +51,6 @@ def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
     Raises:
       UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; the state is saved.
     """
-    import rich.console
-
     from rcsd_jax import processes
     from rcsd_jax.preemption import StopRequest
     from rcsd_jax.stage import run_stage
@@ -58,7 +58,7 @@ def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
     from rcsd_jax.workdir import check_later_stages
 
     configs.check(config)
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 140, quiet=not processes.is_main())
+    console = Console(quiet=not processes.is_main())
     began, results = time.monotonic(), {}
     stages = [(name, _with_workdir(stage, workdir)) for name, stage in configs.stages_of(config)]
     check_later_stages(stages, as_path(workdir))
@@ -68,9 +68,7 @@ def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
             results[name] = run_stage(stage, workdir / name, console, stop, name=name)
     fields = {n: tuple(f for f in s.teacher.fields if f != "question") for n, s in configs.stages_of(config)}
     print_summary(console, results, fields)
-    console.print(
-        f"done in {time.monotonic() - began:.0f} s, peak memory {_peak_memory_gib():.1f} GiB", highlight=False
-    )
+    console.print(f"done in {time.monotonic() - began:.0f} s, peak memory {_peak_memory_gib():.1f} GiB")
     return results
 
 
@@ -84,23 +82,21 @@ def main(argv: list[str]) -> None:
 
 def _report(workdir: AnyPath, summaries: list[AnyPath]) -> None:
     """Writes the report where none is newer than the runs. What goes wrong there is told, and no reason for a run to fail."""
-    import rich.console
-
     from rcsd_jax import processes
     from rcsd_jax.report.write import report_path, write_report
 
     if not processes.is_main():
         return
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
+    console = Console()
     path = report_path(workdir)
     try:
         if not path.exists() or modified(path) < max(map(modified, summaries)):
             write_report(workdir, tokens=processes.count() == 1, console=console)
     except Exception as error:
         problem = f"no report ({type(error).__name__}: {first_line(error, 200)})"
-        console.print(f"{problem}; python -m rcsd_jax.report {workdir} tries again", markup=False, highlight=False)
+        console.print(f"{problem}; python -m rcsd_jax.report {shlex.quote(str(workdir))} tries again", soft_wrap=True)
         return
-    console.print(f"report: {path}", soft_wrap=True, highlight=False)
+    console.print(f"report: {path}", soft_wrap=True)
 
 
 def start(argv: list[str], *, example: str, trains: bool = True) -> tuple[ConfigDict, AnyPath]:
@@ -127,7 +123,7 @@ def _keep_compiled_programs(workdir: AnyPath) -> None:
 
     line = compiled_programs.keep(_COMPILATION_CACHE.value, workdir)
     if processes.is_main():
-        print(line)
+        Console().print(line, soft_wrap=True)
 
 
 def _join_processes() -> None:
@@ -222,10 +218,10 @@ def run(program: Callable[[list[str]], None], name: str) -> None:
         said = (_disk_full(error.__cause__) if error.__cause__ else None) or str(error)
         if distributed.told() or isinstance(error, WriteFailed):
             distributed.end(said, 2)  # threads that were writing would end with tracebacks of their own
-        print(f"error: {said}", file=sys.stderr)
+        to_stderr(f"error: {said}")
         sys.exit(2)
     except Preempted as stopped:
-        print(f"stopped: {stopped}; the same command continues", file=sys.stderr)
+        to_stderr(f"stopped: {stopped}; the same command continues")
         sys.exit(128 + stopped.signal)
     except Exception as error:
         if (line := _resource_spent(error)) is not None:
@@ -237,7 +233,7 @@ def run(program: Callable[[list[str]], None], name: str) -> None:
         line = "stopped at once; the same command continues from what was saved"
         if distributed.told():
             distributed.end(line, 128 + signal.SIGINT)
-        print(line, file=sys.stderr)
+        to_stderr(line)
         sys.exit(128 + signal.SIGINT)
 
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import rich.console
 import rich.progress
 import tensorboardX
 
 from rcsd_jax import processes
+from rcsd_jax.console import Console, printable
 from rcsd_jax.files import AnyPath, Log, is_remote, told_if_refused, write_text
 
 _programs = {"made": 0, "read": 0}  # "made" counts those that were read as well
@@ -116,21 +116,21 @@ def _keep_steps_before(path: AnyPath, first_step: int) -> None:
 class Progress:
     """A progress bar with tokens/s and ETA; on a stream that is no terminal, a line now and then instead."""
 
-    def __init__(self, console: rich.console.Console, title: str, total: int, *, done: int = 0, every_s: float = 15.0):
+    def __init__(self, console: Console, title: str, total: int, *, done: int = 0, every_s: float = 15.0):
         self._console, self._title, self._total, self._every_s = console, title, total, every_s
         self._start = self._last = time.monotonic()
         self._first = self._done = self._said = done
         self._tokens = 0
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[note]}"),
+            rich.progress.TextColumn("{task.fields[note]}", markup=False),
             rich.progress.TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=total, completed=done, note="")
+        self._task = self._bar.add_task(printable(title), total=total, completed=done, note="")
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -160,6 +160,4 @@ class Progress:
         self._last, self._said = time.monotonic(), self._done
         rate = (self._done - self._first) / max(self._last - self._start, 1e-9)
         eta = (self._total - self._done) / rate
-        self._console.print(
-            f"{self._title}: {self._done}/{self._total}  {self._note}  ETA {eta:.0f} s", highlight=False
-        )
+        self._console.print(f"{self._title}: {self._done}/{self._total}  {self._note}  ETA {eta:.0f} s", soft_wrap=True)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.console
 from ml_collections import ConfigDict
 
 from rcsd_jax.completions import Completion, complete
+from rcsd_jax.console import Console
 from rcsd_jax.errors import UserError
 from rcsd_jax.files import AnyPath, fetched
 from rcsd_jax.models import huggingface, lora, sharding
@@ -28,7 +28,7 @@ class Run(NamedTuple):
     config: ConfigDict
     workdir: AnyPath
     mesh: jax.sharding.Mesh
-    console: rich.console.Console
+    console: Console
     stop: StopRequest
     name: str
     judge: Callable | None = None  # `evaluate.judged.judge_of`, where something is graded by one

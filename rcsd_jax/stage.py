@@ -18,13 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.console
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
 from rcsd_jax import contexts, loop, preparation, processes, starts, train
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.completions import Completion
+from rcsd_jax.console import Console
 from rcsd_jax.contexts import Role
 from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
@@ -42,7 +42,7 @@ from rcsd_jax.workdir import claimed, from_main_if_written
 
 
 def run_stage(
-    config: ConfigDict, workdir: AnyPath, console: rich.console.Console, stop: StopRequest, *, name: str = ""
+    config: ConfigDict, workdir: AnyPath, console: Console, stop: StopRequest, *, name: str = ""
 ) -> dict[str, Any]:
     """Runs or continues a stage and returns its summary (what `summary.json` holds).
 
@@ -53,7 +53,7 @@ def run_stage(
     mesh = sharding.make_mesh(**config.mesh)
     with claimed(workdir, config) as changed, jax.set_mesh(mesh), contextlib.ExitStack() as closing:
         if not changed and (summary := from_main_if_written(workdir / "summary.json")) is not None:
-            console.print(f"{name}: complete, see {workdir}")
+            console.print(f"{name}: complete, see {workdir}", soft_wrap=True)
             return summary
         run = Run(config, workdir, mesh, console, stop, name)
         if configs.graded_by_judge(config):
@@ -72,7 +72,7 @@ def run_stage(
 
         if changed:
             told = processes.from_main(lambda: starts.apply(workdir, config))
-            console.print(f"{name}: goes on with another config: {told}", soft_wrap=True, markup=False, highlight=False)
+            console.print(f"{name}: goes on with another config: {told}", soft_wrap=True)
 
         params = load_weights(model, config, mesh)
         evaluation: dict[str, Any] = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import rich.console
 import rich.table
+
+from rcsd_jax.console import Console
 
 ROLE_NAMES = {"base": "base student", "teacher": "teacher ({})", "trained": "trained student"}
 SCORE_NAMES = {
@@ -20,7 +21,7 @@ _WIDEST = 3  # splits side by side; more are listed one below the other
 
 
 def print_summary(
-    console: rich.console.Console, results: dict[str, dict[str, Any]], teacher_fields: dict[str, tuple[str, ...]]
+    console: Console, results: dict[str, dict[str, Any]], teacher_fields: dict[str, tuple[str, ...]]
 ) -> None:
     """Prints one table of all stages' evaluations (percent ± standard error), and the paths that were written.
 
@@ -51,11 +52,11 @@ def print_summary(
         console.print(table)
     for stage, result in results.items():
         for what, path in result["paths"].items():
-            console.print(f"{stage + ' ' if stage else ''}{what}: {path}", soft_wrap=True, highlight=False)
+            console.print(f"{stage + ' ' if stage else ''}{what}: {path}", soft_wrap=True)
 
 
 def print_evaluation(
-    console: rich.console.Console,
+    console: Console,
     evaluation: dict[str, Any],
     *,
     title: str = TITLE,

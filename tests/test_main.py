@@ -70,7 +70,7 @@ def assert_one_line(result, *words):
 @pytest.fixture(scope="module")
 def finished(user_dir, tmp_path_factory):
     """A run that nothing disturbed."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
+    workdir = tmp_path_factory.mktemp("finished") / "a[/2] [red]:smile:"  # is text, wherever it is printed
     code, out, err = run(*ground_truth(user_dir, workdir))
     assert code == 0, err
     return workdir, out
@@ -106,7 +106,7 @@ def test_the_same_command_again_does_nothing(finished, user_dir):
     workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_bytes()
     code, out, _ = run(*ground_truth(user_dir, workdir))
-    assert code == 0 and "complete" in out
+    assert code == 0 and f"complete, see {workdir}" in out
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 

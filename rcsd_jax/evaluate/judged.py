@@ -113,11 +113,12 @@ def _tell(run: Run, judgements: Sequence[judging.Judgement], usage: Usage) -> No
     cost = "" if usage.cost is None else f", ${usage.cost:.2f}"
     tokens = f"{usage.input_tokens:,} + {usage.output_tokens:,} tokens"
     line = f"judge: {usage.asked:,} asked ({usage.reasked:,} again), {usage.cached:,} known, {tokens}{cost}"
-    run.console.print(line, highlight=False)
+    run.console.print(line)
     if unjudged:
         first = next(r for one in judgements for r, met in zip(one.reasons, one.met, strict=True) if met is None)
         count = sum(len(one.met) for one in judgements)
-        run.console.print(f"warning: {unjudged:,} of {count:,} criteria have no verdict and are in no score; {first}")
+        line = f"warning: {unjudged:,} of {count:,} criteria have no verdict and are in no score; {first}"
+        run.console.print(line, soft_wrap=True)
 
 
 def _endpoint(settings: ConfigDict) -> tuple[Ask, Mapping[str, Any]]:

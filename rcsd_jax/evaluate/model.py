@@ -6,11 +6,11 @@ import contextlib
 from typing import Any
 
 import jax
-import rich.console
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
 from rcsd_jax import preparation, processes, starts
+from rcsd_jax.console import Console
 from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate.judged import judge_of
 from rcsd_jax.evaluate.role import evaluate_role
@@ -22,7 +22,7 @@ from rcsd_jax.workdir import claimed, from_main_if_written
 
 
 def evaluate_model(
-    config: ConfigDict, workdir: AnyPath, console: rich.console.Console, stop: StopRequest
+    config: ConfigDict, workdir: AnyPath, console: Console, stop: StopRequest
 ) -> dict[str, dict[str, Any]]:
     """Evaluates `model.path`, a model or a LoRA adapter, in the roles of `eval.roles`; role -> split -> mode -> scores.
 
@@ -35,7 +35,7 @@ def evaluate_model(
     mesh = sharding.make_mesh(**config.mesh)
     with claimed(workdir, config) as changed, jax.set_mesh(mesh), contextlib.ExitStack() as closing:
         if not changed and (summary := from_main_if_written(workdir / "summary.json")) is not None:
-            console.print(f"complete, see {workdir}")
+            console.print(f"complete, see {workdir}", soft_wrap=True)
             return summary["evaluation"]
         run = Run(config, workdir, mesh, console, stop, "evaluate")
         if configs.graded_by_judge(config):
@@ -48,7 +48,7 @@ def evaluate_model(
             raise UserError("nothing to evaluate", field="eval.benchmarks", remedy=remedy)
         if changed:
             told = processes.from_main(lambda: starts.apply(workdir, config))
-            console.print(f"goes on with another config: {told}", soft_wrap=True, markup=False, highlight=False)
+            console.print(f"goes on with another config: {told}", soft_wrap=True)
         variables = load()
         evaluation = {
             role: evaluate_role(role, asked, model, variables, run)

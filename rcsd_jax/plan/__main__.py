@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from rcsd_jax import command_line, compiled_programs, sizes
 from rcsd_jax import config as configs
+from rcsd_jax.console import Console, to_stderr
 from rcsd_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
@@ -84,21 +85,19 @@ def main(argv: list[str]) -> None:
     if topology is None:
         raise UserError("no slice given", field="--topology", remedy="pass --topology=v5e:4x4")
     logging.set_verbosity(logging.ERROR)
-    import rich.console
-
     from rcsd_jax.plan import chips, report
 
     chips.open_topology(topology)  # known before what the config lacks is
     stages = {name: _without_data(stage) for name, stage in configs.stages_of(config)}
     for stage in stages.values():
         configs.check(stage)
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
-    progress = rich.console.Console(stderr=True)
+    console = Console()
+    progress = Console(stderr=True)
     results, folder = {}, compiled_programs.folder_of_plans(_COMPILATION_CACHE.value)
     for name, stage in stages.items():
         title = {"config": filename, "stage": name, "topology": topology, "model": stage.model.path}
         results[name] = plan_stage(
-            stage, topology, title, lambda line: progress.print(line, style="dim", highlight=False), folder
+            stage, topology, title, lambda line: progress.print(line, style="dim", soft_wrap=True), folder
         )
         if _JSON.value != "-":
             report.print_report(console, results[name])
@@ -124,7 +123,7 @@ def run() -> None:
     try:
         app.run(main, argv=argv, flags_parser=command_line.parser("rcsd_jax.plan"))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        to_stderr(f"error: {error}")
         sys.exit(2)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import rich.box
-import rich.console
 import rich.table
 
+from rcsd_jax.console import Console
 from rcsd_jax.plan import measure, model_flops
 from rcsd_jax.plan.chips import GIB, Chip
 from rcsd_jax.plan.measure import Measured
@@ -118,7 +118,7 @@ def step(plan: Plan, chip: Chip, measured: dict[str, Measured]) -> dict[str, Any
     }
 
 
-def print_report(console: rich.console.Console, data: dict[str, Any]) -> None:
+def print_report(console: Console, data: dict[str, Any]) -> None:
     """Prints what `as_json` gave: table, verdict, step, and how far to trust them."""
     s, mesh = data["lengths"], ", ".join(f"{k}={v}" for k, v in data["mesh"].items())
     console.print(
@@ -126,14 +126,13 @@ def print_report(console: rich.console.Console, data: dict[str, Any]) -> None:
         f"{'LoRA rank %d' % data['lora_rank'] if data['lora_rank'] else 'full fine-tuning'}) on {data['topology']}: "
         f"{data['chips']} chips, mesh {mesh}; batch {s['batch']} in {s['microbatches']}, prompts {s['student_prompt']} and "
         f"{s['teacher_prompt']}, completion {s['completion']}",
-        highlight=False,
     )
     console.print(_table(data))
     for line in _verdict(data):
-        console.print(line, highlight=False)
+        console.print(line)
     console.print()
     for line in data["how_far_to_trust_it"]:
-        console.print(line, highlight=False, style="dim")
+        console.print(line, style="dim")
 
 
 def _table(data: dict[str, Any]) -> rich.table.Table:

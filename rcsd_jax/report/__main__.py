@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-import rich.console
-
 from rcsd_jax import command_line
+from rcsd_jax.console import Console, to_stderr
 from rcsd_jax.errors import UserError
 from rcsd_jax.files import as_path
 
@@ -24,12 +23,12 @@ def main(argv: list[str] | None = None) -> None:
     from rcsd_jax.report.write import write_report
 
     try:
-        console = rich.console.Console(width=None if sys.stdout.isatty() else 140)
+        console = Console()
         path = write_report(as_path(flags.workdir), tokens=not flags.no_tokens, console=console)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        to_stderr(f"error: {error}")
         sys.exit(2)
-    console.print(f"report: {path}", soft_wrap=True, highlight=False)
+    console.print(f"report: {path}", soft_wrap=True)
 
 
 if __name__ == "__main__":

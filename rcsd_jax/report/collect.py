@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
 from rcsd_jax import contexts, preparation
+from rcsd_jax.console import Console
 from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
 from rcsd_jax.files import AnyPath, read_json, write_json
@@ -26,7 +27,7 @@ RUBRICS = 100
 _PACKAGES = ("rcsd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
-def collect(workdir: AnyPath, *, tokens: bool = True, console: Any = None) -> dict[str, Any]:
+def collect(workdir: AnyPath, *, tokens: bool = True, console: Console | None = None) -> dict[str, Any]:
     """What `page.render` takes, from a workdir of one stage or of several.
 
     Args:
@@ -58,7 +59,7 @@ def _folders(workdir: AnyPath) -> list[tuple[str, AnyPath]]:
     return [(path.name, path) for path in sorted(below, key=lambda path: path.name)]
 
 
-def _stage(folder: AnyPath, name: str, tokens: bool, console: Any) -> dict[str, Any]:
+def _stage(folder: AnyPath, name: str, tokens: bool, console: Console | None) -> dict[str, Any]:
     config = _config(folder / "config.json")
     rows = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
     columns = dict.fromkeys(key for row in rows for key in row)
@@ -86,7 +87,7 @@ def _examples(
     records: Mapping[str, list[dict]],
     asked: Mapping[tuple[str, str], Example],
     tokens: bool,
-    console: Any,
+    console: Console | None,
 ) -> list[dict[str, Any]]:
     written: dict[tuple[str, str], dict[str, dict]] = {}
     for role, found in records.items():
@@ -134,7 +135,7 @@ def _scored(
     chosen: Sequence[tuple[str, str]],
     examples: Sequence[Example],
     texts: Sequence[Mapping[str, tuple[str, bool]]],
-    console: Any,
+    console: Console | None,
 ) -> list[dict[str, Any]] | None:
     """Kept in `report_tokens.json`: weights are read once."""
     kept = folder / "report_tokens.json"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from rcsd_jax.console import Console
 from rcsd_jax.files import AnyPath, write_text
 from rcsd_jax.report.collect import collect
 from rcsd_jax.report.page import render
@@ -14,7 +13,7 @@ def report_path(workdir: AnyPath) -> AnyPath:
     return workdir / "report.html"
 
 
-def write_report(workdir: AnyPath, *, tokens: bool = True, console: Any = None) -> AnyPath:
+def write_report(workdir: AnyPath, *, tokens: bool = True, console: Console | None = None) -> AnyPath:
     """Writes `report.html` into a run's workdir and returns its path; see `collect.collect`."""
     path = report_path(workdir)
     write_text(path, render(collect(workdir, tokens=tokens, console=console)))
