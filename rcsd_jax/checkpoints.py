@@ -43,7 +43,10 @@ class Restored(NamedTuple):
 def newest_step(directory: epath.PathLike) -> int:
     """The step of the newest checkpoint under `directory`, 0 if there is none; nothing is opened or changed."""
     folder = epath.Path(directory)
-    return max(ocp.utils.checkpoint_steps(folder), default=0) if folder.exists() else 0
+    if not folder.exists():
+        return 0
+    names = ocp.path.step.standard_name_format()  # as the manager has them, so that damaged ones are not among them
+    return max((found.step for found in names.find_all(folder)), default=0)
 
 
 class Checkpoints:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcsd_jax.checkpoints import Checkpoints
+from rcsd_jax.checkpoints import Checkpoints, newest_step
 from rcsd_jax.errors import UserError, WriteFailed
 from tests import eight_devices
 
@@ -46,6 +46,9 @@ def test_the_newest_comes_back_and_old_ones_go(tmp_path):
     save(tmp_path, 1, 2, 3, keep=2)
     assert_is(restore(tmp_path), 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+    for name in ("damaged_7", "damaged_7_again", "8.orbax-checkpoint-tmp"):
+        (tmp_path / name).mkdir()
+    assert newest_step(tmp_path) == 3 and newest_step(tmp_path / "none") == newest_step(tmp_path / "damaged_7") == 0
 
 
 @pytest.mark.parametrize("waits", [True, False])

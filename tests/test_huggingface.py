@@ -372,11 +372,11 @@ def test_save_carries_over_tokenizer_and_further_config_fields(qwen3, tmp_path):
     source = tmp_path / "in"
     shutil.copytree(qwen3, source)
     write_tokenizer(source, ["some words to make pairs of"])
-    edit_config(source, eos_token_id=2, my_field="kept")
+    edit_config(source, eos_token_id=2, unsloth_version="kept")
     config, params = huggingface.load(source, dtype=jnp.float32)
     saved = huggingface.save(tmp_path / "out", config, params, source=source)
     raw = json.loads((saved / "config.json").read_text())
-    assert (raw["eos_token_id"], raw["my_field"]) == (2, "kept")
+    assert (raw["eos_token_id"], raw["unsloth_version"]) == (2, "kept")
     assert (saved / "generation_config.json").is_file()
     messages = [{"role": "user", "content": "some words"}]
     tokenizers = [huggingface.load_tokenizer(directory) for directory in (saved, source)]

@@ -173,6 +173,30 @@ def test_bad_settings(config, tmp_path, settings, message):
     assert not (tmp_path / "adapter").exists()
 
 
+DEFAULTS = json.loads(json.dumps(peft.LoraConfig().to_dict(), default=list)) | {"base_model_name_or_path": "base"}
+OTHERS = {
+    "init_lora_weights": "pissa",
+    "revision": "a1b2c3",
+    "peft_type": "IA3",
+    "bias": "all",
+    "r": 0,
+    "lora_alpha": -1,
+}
+
+
+@pytest.mark.parametrize("key", [*DEFAULTS, "not_heard_of"])
+def test_every_field_of_an_adapter_is_plain_or_refused(key, tmp_path):
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(DEFAULTS))
+    assert lora.read_peft_config(tmp_path) == ("base", 8, 8)
+    if key in lora._WITHOUT_EFFECT and key not in OTHERS:
+        return
+    value = not DEFAULTS[key] if isinstance(DEFAULTS.get(key), bool) else ["something"]
+    file.write_text(json.dumps(DEFAULTS | {key: OTHERS.get(key, value)}))
+    with pytest.raises(UserError, match=f"adapter_config.json.*'{key}'"):
+        lora.read_peft_config(tmp_path)
+
+
 def test_bad_adapter_directories(config, tmp_path):
     adapters = lora.init_lora(config, jax.random.key(0), rank=RANK, alpha=ALPHA, targets=("q", "up"))
     settings = dict(rank=RANK, alpha=ALPHA, base_path="base")

@@ -308,6 +308,7 @@ def runs(user_dir, tmp_path_factory):
     return SimpleNamespace(folder=folder, config=config, before=before, after=after)
 
 
+@pytest.mark.slow
 def test_two_steps_and_then_four_are_four_bit_for_bit(runs):
     once, longer = (load_file(runs.folder / name / "export" / "model.safetensors") for name in ("at_once", "longer"))
     assert once.keys() == longer.keys()
@@ -321,6 +322,7 @@ def test_two_steps_and_then_four_are_four_bit_for_bit(runs):
         }
 
 
+@pytest.mark.slow
 def test_a_complete_run_that_is_given_an_evaluation_makes_it(runs, monkeypatch):
     assert not runs.before["evaluation"]
     assert runs.after["evaluation"]["trained"]["eval"]["greedy"]["questions"] == 2
@@ -329,6 +331,7 @@ def test_a_complete_run_that_is_given_an_evaluation_makes_it(runs, monkeypatch):
     assert run(runs.config, runs.folder / "longer") == runs.after
 
 
+@pytest.mark.slow
 def test_a_mistake_in_what_is_new_leaves_a_complete_run_as_it_is(runs):
     before = (runs.folder / "at_once" / "summary.json").read_bytes()
     config = runs.config.copy_and_resolve_references()

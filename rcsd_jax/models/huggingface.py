@@ -43,6 +43,40 @@ COMPANIONS = (
     "chat_template.json",
     "generation_config.json",
 )
+# Fields of config.json, beside those that `config_of_fields` reads. Here are those of which the decoder has one value, ...
+_ONLY: dict[str, tuple[Any, str]] = {
+    "hidden_act": ("silu", "activation is not supported (only silu is)"),
+    "attention_bias": (False, "attention biases are not supported"),
+    "mlp_bias": (False, "MLP biases are not supported"),
+    "num_experts": (0, "mixtures of experts are not supported"),
+    "partial_rotary_factor": (1.0, "partial RoPE is not supported"),
+    "rope_interleaved": (False, "interleaved RoPE is not supported"),
+    "use_mrope": (False, "multimodal RoPE is not supported"),
+    "quantization_config": ({}, "quantised weights are not supported"),
+    "use_sliding_window": (False, "sliding-window attention is not supported"),
+    "is_encoder_decoder": (False, "encoders are not supported"),
+}
+# ... and here those on which no logit hangs. Whatever else is there is refused: it may change what the model computes.
+_WITHOUT_EFFECT = (
+    "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout",
+    "bos_token_id", "eos_token_id", "pad_token_id", "tokenizer_class", "_name_or_path", "name_or_path",
+    "_attn_implementation_autoset", "_commit_hash", "output_attentions", "output_hidden_states", "return_dict",
+    "chunk_size_feed_forward", "id2label", "label2id", "num_labels", "problem_type",
+    # How to sample, as older checkpoints say it here.
+    "do_sample", "max_length", "repetition_penalty", "temperature", "top_k", "top_p",
+    # Notes of other programs.
+    "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version",
+)  # fmt: skip
+_WITHOUT_EFFECT_OF_FAMILY = {
+    "qwen3": ("sliding_window", "max_window_layers"),  # of windows that `use_sliding_window` turns off
+    "qwen2": ("sliding_window", "max_window_layers"),
+    "llama": ("pretraining_tp",),
+}
+_FOLLOWED = (
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "layer_types",
+    "rope_theta", "rope_scaling", "rope_parameters",
+)  # fmt: skip
 _INDEX = "model.safetensors.index.json"
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
@@ -90,7 +124,7 @@ def resolve(path_or_repo_id: str | os.PathLike) -> pathlib.Path:
 def read_config(
     directory: str | os.PathLike, *, dtype: Any, param_dtype: Any = None, remat: str = "none"
 ) -> decoder.DecoderConfig:
-    """Our config of a directory's config.json, as transformers 4 or 5 wrote it.
+    """Our config of a directory's config.json, as transformers 4 or 5 wrote it; what is not understood is refused.
 
     Args:
       directory: model directory or hub id, see `resolve`.
@@ -99,7 +133,8 @@ def read_config(
       remat: see `DecoderConfig`.
 
     Raises:
-      UserError: file missing or unreadable, field missing, architecture or feature that the decoder does not have.
+      UserError: file missing or unreadable; field missing, unknown or of another kind; architecture or feature that the
+        decoder does not have.
     """
     file = resolve(directory) / "config.json"
     return config_of_fields(_read_json(file), file, dtype=dtype, param_dtype=param_dtype, remat=remat)
@@ -116,6 +151,14 @@ def config_of_fields(
             raise UserError("field is missing", remedy="use a complete checkpoint", file=file, field=name)
         return default if value is None else value
 
+    def size(name: str, default: Any = _REQUIRED) -> int:
+        value = field(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(
+                "not a positive whole number", remedy="repair config.json", file=file, field=name, value=value
+            )
+        return value
+
     family = field("model_type")
     if family not in FAMILIES:
         raise UserError(
@@ -125,63 +168,94 @@ def config_of_fields(
             field="model_type",
             value=family,
         )
-    _reject_unsupported(raw, file)
+    _reject_unsupported(raw, family, file)
     theta, scaling = _read_rope(raw, file)
-    hidden_size, num_heads = field("hidden_size"), field("num_attention_heads")
-    num_kv_heads = field("num_key_value_heads", num_heads)
+    hidden_size, num_heads = size("hidden_size"), size("num_attention_heads")
+    # Without the field there are 32 in a Qwen, says transformers; with null as many as there are heads.
+    of_qwen = family != "llama" and "num_key_value_heads" not in raw
+    num_kv_heads = size("num_key_value_heads", 32 if of_qwen else num_heads)
     if num_heads % num_kv_heads:
         problem, where = f"does not divide the {num_heads} attention heads", "num_key_value_heads"
         raise UserError(problem, remedy="repair config.json", file=file, field=where, value=num_kv_heads)
+    if not isinstance(tied := field("tie_word_embeddings", False), bool):
+        where = "tie_word_embeddings"
+        raise UserError("neither true nor false", remedy="repair config.json", file=file, field=where, value=tied)
     return decoder.DecoderConfig(
         family=family,
-        vocab_size=field("vocab_size"),
+        vocab_size=size("vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=field("intermediate_size"),
-        num_layers=field("num_hidden_layers"),
+        intermediate_size=size("intermediate_size"),
+        num_layers=size("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=field("head_dim", 128 if family == "qwen3" else hidden_size // num_heads),
+        head_dim=size("head_dim", 128 if family == "qwen3" else hidden_size // num_heads),
         rope_theta=theta,
         rope_scaling=scaling,
-        rms_norm_eps=field("rms_norm_eps", 1e-6),
-        tie_embeddings=field("tie_word_embeddings", False),
+        rms_norm_eps=_positive(field("rms_norm_eps", 1e-6), "rms_norm_eps", file),
+        tie_embeddings=tied,
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
-        max_position=field("max_position_embeddings"),
+        max_position=size("max_position_embeddings"),
         dtype=dtype,
         param_dtype=dtype if param_dtype is None else param_dtype,
         remat=remat,
     )
 
 
-def _reject_unsupported(raw: Mapping[str, Any], file: pathlib.Path) -> None:
-    sliding = raw.get("use_sliding_window") or any(kind != "full_attention" for kind in raw.get("layer_types") or ())
-    checks = (
-        ("hidden_act", raw.get("hidden_act", "silu") != "silu", "activation is not supported (only silu is)"),
-        ("attention_bias", raw.get("attention_bias"), "attention biases are not supported"),
-        ("mlp_bias", raw.get("mlp_bias"), "MLP biases are not supported"),
-        ("num_experts", raw.get("num_experts"), "mixtures of experts are not supported"),
-        ("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0) != 1.0, "partial RoPE is not supported"),
-        ("quantization_config", raw.get("quantization_config"), "quantised weights are not supported"),
-        ("use_sliding_window" if raw.get("use_sliding_window") else "layer_types", sliding,
-         "sliding-window attention is not supported"),
-    )  # fmt: skip
-    for name, found, problem in checks:
-        if found:
+def _reject_unsupported(raw: Mapping[str, Any], family: str, file: Any) -> None:
+    """Raises UserError for a field that is unknown, or that has a value which the decoder does not compute."""
+    known = {*_FOLLOWED, *_ONLY, *_WITHOUT_EFFECT, *_WITHOUT_EFFECT_OF_FAMILY[family]}
+    for name, value in raw.items():
+        if value is None:  # as if it were not there
+            continue
+        problem = None
+        if name in _ONLY and value != _ONLY[name][0]:
+            problem = _ONLY[name][1]
+        elif name == "layer_types" and (not isinstance(value, list) or set(value) != {"full_attention"}):
+            problem = "not full attention in every layer: sliding-window and linear attention are not supported"
+        elif name == "layer_types" and len(value) != raw.get("num_hidden_layers"):
+            problem = "not of num_hidden_layers layers"
+        if problem:
+            raise UserError(problem, remedy="use a dense full-attention checkpoint", file=file, field=name, value=value)
+        if name not in known:
             raise UserError(
-                problem, remedy="use a dense full-attention checkpoint", file=file, field=name, value=raw[name]
+                f"a {family} model has no such field, and it may change what the model computes",
+                remedy="take it out of config.json if it does not",
+                file=file,
+                field=name,
+                value=value,
             )
 
 
-def _read_rope(raw: Mapping[str, Any], file: pathlib.Path) -> tuple[float, decoder.Llama3Rope | None]:
-    """(theta, scaling) from transformers 5's `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
-    name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+def _read_rope(raw: Mapping[str, Any], file: Any) -> tuple[float, decoder.Llama3Rope | None]:
+    """(theta, scaling) from transformers 5's `rope_parameters` or the older `rope_theta` and `rope_scaling`.
+
+    Where both are there, transformers takes `rope_scaling` for all of `rope_parameters`, so that a theta which stands there
+    alone is lost. That is followed where it makes no difference, and otherwise refused.
+    """
+    if not raw.get("rope_scaling"):
+        return _read_rope_at("rope_parameters", raw, file)
+    found = _read_rope_at("rope_scaling", raw, file)
+    if raw.get("rope_parameters") and _read_rope_at("rope_parameters", raw, file) != found:
+        raise UserError(
+            "contradicts rope_parameters, in whose place it is taken, rope_theta included",
+            remedy="write it into rope_parameters, or take it out",
+            file=file,
+            field="rope_scaling",
+            value=raw["rope_scaling"],
+        )
+    return found
+
+
+def _read_rope_at(name: str, raw: Mapping[str, Any], file: Any) -> tuple[float, decoder.Llama3Rope | None]:
     rope = raw.get(name) or {}
-    theta = float(rope.get("rope_theta", raw.get("rope_theta") or 10000.0))
+    if not isinstance(rope, dict):
+        raise UserError("not an object", remedy="repair config.json", file=file, field=name, value=rope)
+    where = f"{name}.rope_theta" if "rope_theta" in rope else "rope_theta"
+    outside = 10000.0 if raw.get("rope_theta") is None else raw["rope_theta"]
+    theta = float(_positive(rope.get("rope_theta", outside), where, file))
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
+    if kind not in ("default", "llama3"):
         raise UserError(
             "RoPE scaling is not supported",
             remedy="use default or llama3, or remove the scaling and stay within the original context length",
@@ -189,15 +263,25 @@ def _read_rope(raw: Mapping[str, Any], file: pathlib.Path) -> tuple[float, decod
             field=f"{name}.rope_type",
             value=kind,
         )
-    wanted = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    for key in wanted:
-        if not isinstance(rope.get(key), int | float):
-            problem, where = "llama3 RoPE scaling needs this number", f"{name}.{key}"
-            raise UserError(problem, remedy="repair config.json", file=file, field=where, value=rope.get(key))
-    factor, low, high, original = (rope[key] for key in wanted)
+    numbers = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    known = {"rope_type", "type", "rope_theta", *(numbers if kind == "llama3" else ())}
+    for key, value in rope.items():
+        whole = key == "partial_rotary_factor" and value == 1.0
+        if key not in known and value is not None and not whole:
+            problem, remedy = f"RoPE of type {kind} has no such field", "take it out of config.json if it has no effect"
+            raise UserError(problem, remedy=remedy, file=file, field=f"{name}.{key}", value=value)
+    if kind == "default":
+        return theta, None
+    factor, low, high, original = (_positive(rope.get(key), f"{name}.{key}", file) for key in numbers)
     return theta, decoder.Llama3Rope(
         factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_position=original
     )
+
+
+def _positive(value: Any, field: str, file: Any) -> Any:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise UserError("not a positive number", remedy="repair config.json", file=file, field=field, value=value)
+    return value
 
 
 def _config_json(config: decoder.DecoderConfig, dtype: np.dtype, source: Mapping[str, Any]) -> dict[str, Any]:

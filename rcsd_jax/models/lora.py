@@ -260,19 +260,46 @@ def _unreadable(directory: pathlib.Path, error: Exception) -> UserError:
     )
 
 
+# Fields of adapter_config.json that plain LoRA has in one way. The initialisations are those that leave the base as it is: with
+# "pissa" and its like the adapter belongs to what is left of the base.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "use_rslora": (False, None),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "layer_replication": (None,),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
+    "lora_bias": (False, None),
+    "use_qalora": (False, None),
+    "alora_invocation_tokens": (None,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None,),
+    "revision": (None, "main"),
+}
+# Those that are read, that are for training alone, or that only say which tensors there are. Others are refused.
+_WITHOUT_EFFECT = (
+    "base_model_name_or_path", "r", "lora_alpha", "task_type", "auto_mapping", "peft_version", "inference_mode",
+    "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_config",
+    "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
+    "ensure_weight_tying",
+)  # fmt: skip
+
+
 def _reject_other_than_lora(fields: Mapping[str, Any], file: pathlib.Path) -> None:
-    plain: dict[str, tuple[Any, ...]] = {
-        "peft_type": ("LORA",),
-        "bias": ("none", None),
-        "use_rslora": (False, None),
-        "use_dora": (False, None),
-        "fan_in_fan_out": (False, None),
-        "modules_to_save": (None, []),
-        "rank_pattern": ({}, None),
-        "alpha_pattern": ({}, None),
-        "layer_replication": (None,),
-    }
-    for name, allowed in plain.items():
+    for name, value in fields.items():
+        if name not in _PLAIN and name not in _WITHOUT_EFFECT and value not in (None, False, {}, []):
+            raise UserError(
+                "plain LoRA has no such field, and it may change what the adapter computes",
+                remedy="take it out if it does not, or merge the adapter into the base model with peft",
+                file=file,
+                field=name,
+                value=value,
+            )
+    for name, allowed in _PLAIN.items():
         if fields.get(name) not in allowed:
             raise UserError(
                 "adapter is not plain LoRA",
