@@ -8,6 +8,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Tests compile much and compute little.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Each of pytest's workers has a core; torch would start threads on all of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What one test or an earlier run of the tests compiled, the next one reads; programs that tests start do so, too.
 COMPILED = pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled_programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
