@@ -10,6 +10,7 @@ The four classes follow RaR (Rubrics as Rewards, arXiv 2507.17746). Four formats
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -248,7 +249,8 @@ def normalised(description: str) -> str:
       >>> normalised("  States  the UNIT. ")
       'states the unit'
     """
-    return " ".join(unicodedata.normalize("NFKC", description).casefold().split()).rstrip(" .;,")
+    text = description if description.isascii() else unicodedata.normalize("NFKC", description)
+    return " ".join(text.casefold().split()).rstrip(" .;,")
 
 
 def to_json(rubric: Rubric, style: str = "objects") -> str:
@@ -286,8 +288,17 @@ def _prefixed(criterion: Criterion) -> str:
 
 
 def _field(record: Mapping, name: str) -> Any:
-    keys = {str(key).strip().casefold(): key for key in record}
-    return next((record[keys[alias]] for alias in _ALIASES[name] if alias in keys), None)
+    """What a record says under the first of a field's names that says something; None where none does."""
+    values = tuple(record.values())
+    found = [values[place] for place in _places(tuple(map(str, record)))[name]]
+    return next((value for value in found if value is not None and value != ""), found[0] if found else None)
+
+
+@functools.lru_cache(maxsize=1024)
+def _places(keys: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Field -> places of the keys that name it, by the order of its aliases. A data set's records have few sets of keys."""
+    places = {key.strip().casefold(): place for place, key in enumerate(keys)}
+    return {name: tuple(places[alias] for alias in aliases if alias in places) for name, aliases in _ALIASES.items()}
 
 
 def _weight_and_class(value: Any) -> tuple[float | None, str | None]:
@@ -311,4 +322,6 @@ def _weight_and_class(value: Any) -> tuple[float | None, str | None]:
 
 def _clean(text: str) -> str:
     """Single spaces for runs of white space; lone surrogates, which no UTF-8 file can hold, replaced."""
+    if text.isascii():
+        return " ".join(text.split())
     return " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())
