@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,8 +73,16 @@ class Encoded(NamedTuple):
     longest: Longest
 
 
-def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], count: int | None = None) -> list[Example]:
+Say = Callable[[str], Any]
+"""What is called with a line that the user should know of."""
+
+
+def read_examples(
+    config: ConfigDict, path: str, *, require: Sequence[str], count: int | None = None, say: Say = warnings.warn
+) -> list[Example]:
     """The examples at `path` of the config's data source; of the world's, `count` (default: `data.count`).
+
+    `say` is told of columns that look like a field and are not read.
 
     Raises:
       UserError: unreadable data or a row that lacks a required field.
@@ -87,10 +96,13 @@ def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], coun
             return world.examples(path, data.count if count is None else count, seed=config.seed, **flawed)
         except ValueError as error:
             raise UserError(str(error), field="data.path", value=path, remedy="name a split of the world") from error
-    return _read(config, path, require=require, fields={name: column for name, column in data.fields.items() if column})
+    fields = {name: column for name, column in data.fields.items() if column}
+    return _read(config, path, require=require, fields=fields, say=say)
 
 
-def _read(config: ConfigDict, path: str, *, require: Sequence[str], fields: Mapping[str, str]) -> list[Example]:
+def _read(
+    config: ConfigDict, path: str, *, require: Sequence[str], fields: Mapping[str, str], say: Say
+) -> list[Example]:
     data = config.data
     return sources.read(
         path,
@@ -101,6 +113,7 @@ def _read(config: ConfigDict, path: str, *, require: Sequence[str], fields: Mapp
         require=require,
         min_criteria=config.rubric.min_criteria,
         max_criteria=config.rubric.max_criteria,
+        say=say,
     )
 
 
@@ -338,7 +351,9 @@ def reference_fits(example: Example, tokens: np.ndarray, config: ConfigDict) -> 
     return _within(limit, "sampling.max_new_tokens", "reference", "the reference", example, tokens, config)
 
 
-def evaluation_questions(config: ConfigDict, tokenizer: Any) -> dict[str, dict[str, Questions]]:
+def evaluation_questions(
+    config: ConfigDict, tokenizer: Any, *, say: Say = warnings.warn
+) -> dict[str, dict[str, Questions]]:
     """Role of `eval.roles` -> split -> its questions, of every row that will be graded; empty where nothing is.
 
     Splits are those of `eval.path` or `eval.splits`, graded by `eval.grader`, and the benchmarks, of which the teacher, who has
@@ -347,6 +362,7 @@ def evaluation_questions(config: ConfigDict, tokenizer: Any) -> dict[str, dict[s
     Args:
       config: of the run.
       tokenizer: of the model.
+      say: is told of columns that look like a field and are not read, and of questions that are too long.
 
     Raises:
       UserError: unreadable data, or a row that lacks what a role must see or the grader needs.
@@ -355,20 +371,25 @@ def evaluation_questions(config: ConfigDict, tokenizer: Any) -> dict[str, dict[s
     splits = (config.eval.splits.to_dict() or {"eval": config.eval.path}) if config.eval.grader else {}
     found: dict[str, dict[str, Questions]] = {}
     benchmarks = {name: _benchmark(name, path, config) for name, path in configs.benchmarks_of(config).items()}
+    read: dict[tuple[str, tuple[str, ...]], list[Example]] = {}  # base and trained model see the same
     for name in config.eval.roles:
         role = teacher if name == "teacher" else student
         asked: dict[str, Questions] = {}
         for split, path in splits.items():
             needs = GRADERS[config.eval.grader].needs
+            require = (*role.fields, *needs)
             try:
-                examples = read_examples(config, path, require=(*role.fields, *needs), count=config.eval.count)
+                if (path, require) not in read:
+                    read[path, require] = read_examples(config, path, require=require, count=config.eval.count, say=say)
             except UserError as error:
                 if name != "teacher" or error.field not in role.fields or error.field in needs:
                     raise
                 raise error.with_remedy("or leave 'teacher' out of eval.roles") from error
-            asked[split] = _questions(examples, config.eval.grader, tokenizer, role, name, config)
+            asked[split] = _questions(
+                split, read[path, require], config.eval.grader, tokenizer, role, name, config, say
+            )
         for split, examples in benchmarks.items() if name != "teacher" else ():
-            asked[split] = _questions(examples, BENCHMARKS[split].grader, tokenizer, role, name, config)
+            asked[split] = _questions(split, examples, BENCHMARKS[split].grader, tokenizer, role, name, config, say)
         if asked:
             found[name] = asked
     return found
@@ -377,12 +398,21 @@ def evaluation_questions(config: ConfigDict, tokenizer: Any) -> dict[str, dict[s
 def _benchmark(name: str, path: str, config: ConfigDict) -> list[Example]:
     benchmark = BENCHMARKS[name]
     place = path or benchmark.path
-    examples = _read(config, place, require=benchmark.requires(), fields=benchmark.fields)[: config.eval.count]
+    quietly: Say = lambda line: None  # which columns a benchmark reads was decided when it was added
+    examples = _read(config, place, require=benchmark.requires(), fields=benchmark.fields, say=quietly)
+    examples = examples[: config.eval.count]
     return benchmark_questions(benchmark, examples, seed=config.seed)
 
 
 def _questions(
-    examples: Sequence[Example], grader: str, tokenizer: Any, role: Role, name: str, config: ConfigDict
+    split: str,
+    examples: Sequence[Example],
+    grader: str,
+    tokenizer: Any,
+    role: Role,
+    name: str,
+    config: ConfigDict,
+    say: Say,
 ) -> Questions:
     examples = examples[: config.eval.count]
     reasons = name == "teacher" and config.teacher.reason_tokens > 0
@@ -394,6 +424,9 @@ def _questions(
     kept = [(e, p) for e, p in zip(examples, prompts, strict=True) if fits(e, p, config, role=name)]
     if not kept:
         raise nothing_fits(len(examples), config)
+    if len(kept) < len(examples):
+        left, who = len(examples) - len(kept), "teacher" if name == "teacher" else "student"
+        say(f"{split}: {left} of {len(examples)} questions are too long for the {who}, and not asked")
     transition = transition_of(examples[0], tokenizer, config) if reasons else np.zeros((0,), np.int32)
     return Questions([e for e, _ in kept], [p for _, p in kept], transition, grader)
 

@@ -39,7 +39,7 @@ from rcsd_jax.preemption import StopRequest
 from rcsd_jax.rows import AT_START, GiveRubrics, Rows
 from rcsd_jax.rubric_writing import write_rubrics
 from rcsd_jax.rubrics.cache import RubricCache
-from rcsd_jax.run import Model, Run, completer, load_weights, open_model, open_served, sampling_of
+from rcsd_jax.run import Model, Run, completer, load_weights, open_model, open_served, sampling_of, say_once
 from rcsd_jax.workdir import claimed, from_main_if_written
 
 
@@ -64,8 +64,10 @@ def run_stage(
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
         model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
         sharding.check_divisible(model.decoder.config, mesh, _batch_sizes(config))
-        questions = preparation.evaluation_questions(config, model.tokenizer)
-        examples = preparation.read_examples(config, config.data.path, require=preparation.required_fields(config))
+        say = say_once(console)
+        questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
+        require = preparation.required_fields(config)
+        examples = preparation.read_examples(config, config.data.path, require=require, say=say)
         graded_as = {e.id: e for e in examples}
         rows, rubric_counts = prepared(examples, model, run)
 
