@@ -82,13 +82,15 @@ def to_examples(
     examples: list[Example] = []
     found: set[tuple[str, str]] = set()
     for row, record in records:
-        names.update(dict.fromkeys(record))
+        if not record.keys() <= names.keys():
+            names.update(dict.fromkeys(record))
         values: dict[str, Any] = {}
         used: set[str] = set()
         for name in ALIASES:
             parts = _look_up(record, columns.get(name), name)
-            used.update(column for column, _ in parts)
-            found.update((name, column) for column, _ in parts)
+            for part, _ in parts:
+                used.add(part)
+                found.add((name, part))
             column = parts[0][0] if parts else None
             place = {"file": file, "row": row, "field": column or columns.get(name) or name}
             value: Any
@@ -168,13 +170,12 @@ def _columns(fields: Mapping[str, str | None] | None) -> dict[str, str]:
 def _look_up(record: Mapping[str, Any], path: str | None, name: str) -> list[tuple[str, Any]]:
     """The columns that hold a field, with their values, in the order in which they are joined; none where there are none."""
     if path is None:
-        there = [alias for alias in ALIASES[name] if alias in record]
-        column = next((alias for alias in there if not _blank(record[alias])), there[0] if there else None)
-        if column is None:
-            return []
-        beside = BESIDE.get(column, ()) if name == "question" else ()
-        second = next((other for other in beside if not _blank(record.get(other))), None)
-        return [(one, record[one]) for one in (column, second) if one is not None]
+        there = [(alias, record[alias]) for alias in ALIASES[name] if alias in record]
+        parts = [next((part for part in there if not _blank(part[1])), there[0])] if there else []
+        if name == "question" and parts and parts[0][0] in BESIDE:
+            beside = [(other, record.get(other)) for other in BESIDE[parts[0][0]]]
+            parts += [part for part in beside if not _blank(part[1])][:1]
+        return parts
     if path in record:
         return [(path, record[path])]
     values = [(column, _at(record, column)) for column in _parts_of(path, name)]
