@@ -244,7 +244,7 @@ def fields() -> str:
         "answer": "text or number: the final answer alone",
     }
     rows = [(_code(name), ", ".join(map(_code, names)), told[name]) for name, names in records.ALIASES.items()]
-    return _table(("field", "columns, the first that is there", ""), rows)
+    return _table(("field", "columns, the first that says something", ""), rows)
 
 
 def criterion_keys() -> str:

@@ -129,25 +129,45 @@ def user_message(
     return "\n".join(part for part in parts if part)
 
 
+def role_text(
+    tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str, *, request: str | None = None
+) -> str:
+    """The prompt that `role` sees as text, through the tokenizer's chat template; the completion is appended to it.
+
+    Raises:
+      UserError: as `user_message`, or the template fails.
+    """
+    message = user_message(example, role, prompts, task, request=request)
+    return _rendered(tokenizer, [{"role": "user", "content": message}], thinking=role.thinking)
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids [P] int32 of each text, as it stands: no special tokens are added. All at once use every core."""
+    if not texts:
+        return []
+    # A template already wrote the special tokens; adding them again would shift every position.
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    return [np.asarray(tokens, np.int32) for tokens in encoded["input_ids"]]
+
+
 def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> np.ndarray:
     """Token ids [P] int32 of a conversation through the tokenizer's chat template, up to the generation prompt."""
-    return _tokens(tokenizer, _rendered(tokenizer, messages, thinking=thinking))
+    return encode_texts(tokenizer, [_rendered(tokenizer, messages, thinking=thinking)])[0]
 
 
 def encode_role(tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str) -> np.ndarray:
     """Token ids [P] int32 of the prompt that `role` sees; the completion is appended to them."""
-    message = user_message(example, role, prompts, task)
-    return encode_chat(tokenizer, [{"role": "user", "content": message}], thinking=role.thinking)
+    return encode_texts(tokenizer, [role_text(tokenizer, example, role, prompts, task)])[0]
 
 
-def encode_reason_first(
+def reason_first_texts(
     tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[str, str]:
     """The teacher's context when it writes an analysis before the completion is scored (the authors' release).
 
     Returns:
-      prompt: token ids up to where the analysis is sampled.
-      transition: token ids between the analysis and the completion: the end of that turn, the user turn that repeats the
+      prompt: the text up to where the analysis is sampled.
+      transition: the text between the analysis and the completion: the end of that turn, the user turn that repeats the
         task's request, to be met as if unaided, and the generation prompt.
     """
     message = user_message(example, role, prompts, task, request=prompts["reason"]["request"])
@@ -164,7 +184,15 @@ def encode_reason_first(
             field="teacher.reason_tokens",
             remedy="set teacher.reason_tokens=0 or use a template that keeps every turn",
         )
-    return encode_chat(tokenizer, turns[:1], thinking=role.thinking), _tokens(tokenizer, after)
+    return _rendered(tokenizer, turns[:1], thinking=role.thinking), after
+
+
+def encode_reason_first(
+    tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """`reason_first_texts` as token ids, [P] and [U] int32."""
+    prompt, transition = encode_texts(tokenizer, reason_first_texts(tokenizer, example, role, prompts, task))
+    return prompt, transition
 
 
 def pad_left(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -209,8 +237,3 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking
             field="chat_template",
             remedy="repair chat_template.jinja in the model's directory, or use another model",
         ) from error
-
-
-def _tokens(tokenizer: Any, text: str) -> np.ndarray:
-    # The template already wrote the special tokens; adding them again would shift every position.
-    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from ml_collections import ConfigDict
 from rcsd_jax import config as configs
 from rcsd_jax import contexts, train
 from rcsd_jax.checkpoints import Checkpoints
-from rcsd_jax.data.batches import batches
 from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
 from rcsd_jax.grading import graded
@@ -27,6 +25,7 @@ from rcsd_jax.methods.rollout import Batch, Options, Without
 from rcsd_jax.metrics import MetricWriter, Progress, compilations
 from rcsd_jax.models import lora, sharding
 from rcsd_jax.preparation import Encoded
+from rcsd_jax.rows import Rows
 from rcsd_jax.run import Model, Run, sampling_of
 
 _LORA_KEY = 2**32 - 1  # folded into the seed's key, as the steps are: no step has this number
@@ -82,41 +81,50 @@ def _first_trained(model: Model, params: Any, *, config: ConfigDict) -> Any:
     return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
 
 
+class Start(NamedTuple):
+    """Where training begins."""
+
+    step: int
+    place: int  # in the order of rows, see `rows.Rows.take`
+
+
 def begin(
-    model: Model, params: Any, setup: Setup, data: Encoded, checkpoints: Checkpoints, run: Run
-) -> tuple[train.TrainState, int]:
-    """The state to begin with and its step: of the newest intact checkpoint, or the first.
+    model: Model, params: Any, setup: Setup, rows: Rows, checkpoints: Checkpoints, run: Run
+) -> tuple[train.TrainState, Start]:
+    """The state to begin with and where: at the newest intact checkpoint, or at the first step.
 
     Raises:
       UserError: not one checkpoint is intact, or it was trained with other prompts.
     """
     restored = checkpoints.restore_newest(setup.abstract)
     if restored is None:
-        return first_state(model, params, run.config, setup), 0
+        return first_state(model, params, run.config, setup), Start(0, 0)
     for folder, problem in restored.damaged:
         run.console.print(f"{run.name}: a damaged checkpoint ({problem}) was moved to {folder}", soft_wrap=True)
-    if restored.position["data"] != _digest(data):
+    if restored.position["data"] != rows.digest:
         raise UserError(
             "the prompts are not those that the last checkpoint was trained with: data, rubrics or templates changed",
             file=run.workdir / "checkpoints" / str(restored.step),
             remedy=f"restore the data and {restored.position['rubric_cache']}, or start anew with another --workdir",
         )
     run.console.print(f"{run.name}: continuing at step {restored.step}")
-    return restored.state, restored.position["data_position"]
+    # A checkpoint without a place in the data is older, of a run that drew no other rows than it used.
+    place = restored.position.get("place", restored.step * _questions(run.config))
+    return restored.state, Start(restored.step, place)
 
 
 def train_loop(
     state: train.TrainState,
-    start: int,
+    start: Start,
     setup: Setup,
     model: Model,
-    data: Encoded,
+    rows: Rows,
     checkpoints: Checkpoints,
     run: Run,
     evaluate_at: Callable[[int, Any], None],
     examples: Mapping[str, Example],
 ) -> train.TrainState:
-    """Trains from step `start` to the last and returns its state; `state` is donated.
+    """Trains from `start` to the last step and returns its state; `state` is donated.
 
     `examples` are those of the data by id, as they are graded: with their own rubrics, whatever the teacher is shown.
 
@@ -128,44 +136,45 @@ def train_loop(
     """
     config = run.config
     steps = config.train.steps
-    step_fn = _step_function(setup, model, data, run, examples)
-    order = batches(
-        list(range(len(data.examples))),
-        batch_size=config.train.batch_size // config.sampling.group,
-        seed=config.seed,
-    )
+    step_fn = _step_function(setup, model, run, examples)
+    take = functools.partial(rows.take, count=_questions(config))
 
     def evaluated_after(step: int) -> bool:
         return bool(config.eval.every) and step % config.eval.every == 0 and 0 < step < steps
 
     # What a checkpoint holds beside the state: on what the steps to come depend. Their keys follow from seed and step.
-    position = {"seed": config.seed, "data": _digest(data), "rubric_cache": "rubrics.jsonl"}
+    position = {"seed": config.seed, "data": rows.digest, "rubric_cache": "rubrics.jsonl"}
 
-    def save(step: int, writer: MetricWriter) -> None:
+    def save(step: int, place: int, writer: MetricWriter) -> None:
         try:
             writer.sync()  # a run that goes on from this checkpoint has the rows of all steps before it
         finally:
-            checkpoints.save(step, state, position | {"data_position": step})
+            checkpoints.save(step, state, position | {"place": place})
 
-    if evaluated_after(start):
-        evaluate_at(start, state.trained)
-    progress = Progress(run.console, f"{run.name}: train", steps, done=start)
-    with progress, contextlib.closing(MetricWriter(run.workdir, first_step=start)) as writer:
-        for step in range(start, steps):
+    first, place = start
+    if evaluated_after(first):
+        evaluate_at(first, state.trained)
+    progress = Progress(run.console, f"{run.name}: train", steps, done=first)
+    with progress, contextlib.closing(MetricWriter(run.workdir, first_step=first)) as writer:
+        if first < steps:
+            upcoming = take(place)
+        for step in range(first, steps):
             began = time.monotonic()
-            rows = [i for i in order[step] for _ in range(config.sampling.group)]
-            state, metrics = step_fn(state, rows)
+            at, (data, place) = place, upcoming
+            state, metrics = step_fn(state, data)
+            if step + 1 < steps:
+                upcoming = take(place)  # while the devices work
             scalars = _scalars(metrics, setup.rate(step), began)
             if not metrics["finite"]:
-                save(step, writer)  # the step kept the state that it was given
+                save(step, at, writer)  # the step kept the state that it was given
                 checkpoints.wait()
-                raise _not_finite(step, metrics, [data.examples[i] for i in rows])
+                raise _not_finite(step, metrics, [data.examples[i] for i in _batch_rows(data, config)])
             if step % config.train.log_every == 0 or step == steps - 1:
                 writer.write(step, scalars)
             progress.advance(1, int(scalars["completion_tokens"]), f"loss {scalars['loss']:.4f}")
             done, stopping = step + 1, run.stop.is_set()  # read once: what is saved and whether to go on must agree
             if done % config.checkpoint.every == 0 or done == steps or stopping or evaluated_after(done):
-                save(done, writer)
+                save(done, place, writer)
             if stopping:
                 checkpoints.wait()
                 run.stop.raise_if_set(f"saved at step {done} of {steps}")
@@ -174,8 +183,18 @@ def train_loop(
     return state
 
 
-def _step_function(setup: Setup, model: Model, data: Encoded, run: Run, examples: Mapping[str, Example]) -> Callable:
-    """(state, rows of the data) -> (state, metrics): a step with everything else bound; the state is donated.
+def _questions(config: ConfigDict) -> int:
+    """Rows of the data that a step takes."""
+    return config.train.batch_size // config.sampling.group
+
+
+def _batch_rows(data: Encoded, config: ConfigDict) -> list[int]:
+    """The rows of a step's data as they are in its batch: each as often as it has completions."""
+    return [i for i in range(len(data.examples)) for _ in range(config.sampling.group)]
+
+
+def _step_function(setup: Setup, model: Model, run: Run, examples: Mapping[str, Example]) -> Callable:
+    """(state, a step's data) -> (state, metrics): a step with everything else bound; the state is donated.
 
     One program, unless completions are graded: then the host does so between the program that samples and the one that
     learns.
@@ -184,19 +203,19 @@ def _step_function(setup: Setup, model: Model, data: Encoded, run: Run, examples
     shardings = jax.tree.map(lambda x: x.sharding, setup.abstract)
     static = step_settings(config, model, setup.optimizer)
 
-    def batch_of(rows: list[int]) -> tuple[Batch, np.uint32]:
-        batch = make_batch(rows, data, config, model.pad_id, run.mesh)
+    def batch_of(data: Encoded) -> tuple[Batch, np.uint32]:
+        batch = make_batch(_batch_rows(data, config), data, config, model.pad_id, run.mesh)
         return sharding.to_mesh(batch, run.mesh), np.uint32(config.seed)
 
     if not config.reward.grader:
         whole = train.jit_train_step(shardings, **static)
-        return lambda state, rows: whole(state, setup.frozen, *batch_of(rows))[:2]
+        return lambda state, data: whole(state, setup.frozen, *batch_of(data))[:2]
     sample, learn = train.jit_halves(shardings, **static)
 
-    def step(state: train.TrainState, rows: list[int]) -> tuple[train.TrainState, dict[str, Any]]:
-        completions = sample(state, setup.frozen, *batch_of(rows))
-        asked = [examples[data.examples[i].id] for i in rows]
-        shown = [data.examples[i] for i in rows]
+    def step(state: train.TrainState, data: Encoded) -> tuple[train.TrainState, dict[str, Any]]:
+        completions = sample(state, setup.frozen, *batch_of(data))
+        shown = [data.examples[i] for i in _batch_rows(data, config)]
+        asked = [examples[example.id] for example in shown]
         completions, grades = graded(completions, asked, shown, static["options"].sampling, model, run)
         state, metrics = learn(state, setup.frozen, completions)
         return state, metrics | grades
@@ -216,14 +235,6 @@ def step_settings(config: ConfigDict, model: Model, optimizer: optax.GradientTra
         ema_decay=config.teacher.ema_decay,
         microbatches=config.train.microbatches,
     )
-
-
-def _digest(data: Encoded) -> str:
-    """A hash of every prompt of both roles and every reference to be learnt, in order."""
-    total = hashlib.sha256()
-    for tokens in (*data.student, *data.teacher, data.transition, *data.references):
-        total.update(len(tokens).to_bytes(4, "little") + np.asarray(tokens, np.int32).tobytes())
-    return total.hexdigest()[:16]
 
 
 def options_of(config: ConfigDict, model: Model) -> Options:
@@ -257,50 +268,59 @@ def make_batch(
     own = np.arange(len(rows)) if mesh is None else sharding.own_rows(len(rows), mesh)
     references = config.sampling.max_new_tokens if config.sampling.source == "reference" else 0
 
-    def padded(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        length = padded_length([prompts[i] for i in rows], prompts, config.data.pad_to)  # the same in every process
+    def padded(prompts: Sequence[np.ndarray], longest: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        lengths = [len(prompts[i]) for i in rows]  # of all rows: the padded length is the same in every process
+        length = padded_length(lengths, longest, config.data.pad_to, limit)
         return contexts.pad_left([prompts[rows[i]] for i in own], length, pad_id)
 
     arrays: tuple[Any, ...] = (  # NumPy's, until they are on the mesh
         own.astype(np.int32),
-        *padded(data.student),
-        *padded(data.teacher),
+        *padded(data.student, data.longest.student, config.data.max_student_prompt),
+        *padded(data.teacher, data.longest.teacher, config.data.max_teacher_prompt),
         np.tile(data.transition, (len(own), 1)),
         *contexts.pad_right([data.references[rows[i]] for i in own], references, pad_id),
-        _without([rows[i] for i in own], data, config, pad_id),
+        _without(rows, own, data, config, pad_id),
     )
     return Batch(*arrays)
 
 
-def _without(rows: list[int], data: Encoded, config: ConfigDict, pad_id: int) -> Without:
-    """The prompts without each criterion of `rows`, as many for all as the longest rubric of the run has criteria."""
-    count = max(len(one.weights) for one in data.without) if configs.guided_by_criteria(config) else 0
+def _without(rows: list[int], own: np.ndarray, data: Encoded, config: ConfigDict, pad_id: int) -> Without:
+    """The prompts without each criterion of the `own` among `rows`, for all as many as the longest rubric has criteria."""
+    count = data.longest.criteria if configs.guided_by_criteria(config) else 0
     tokens: Any  # NumPy's arrays, until they are on the mesh
     mask: Any
-    weights: Any = np.zeros((len(rows), count), np.float32)
     if not count:
-        tokens, mask = np.zeros((len(rows), 0, 0), np.int32), np.zeros((len(rows), 0, 0), bool)
-        return Without(tokens, mask, weights)
-    for at, i in zip(weights, rows, strict=True):
+        tokens, mask = np.zeros((len(own), 0, 0), np.int32), np.zeros((len(own), 0, 0), bool)
+        return Without(tokens, mask, np.zeros((len(own), 0), np.float32))  # type: ignore[arg-type]
+    if max(len(data.without[i].weights) for i in rows) > count:
+        count = config.rubric.max_criteria  # as with prompts: one more shape, for a row that is beyond the usual
+    longest, limit = data.longest.teacher, config.data.max_teacher_prompt
+    length = padded_length([longest, *(len(data.teacher[i]) for i in rows)], longest, config.data.pad_to, limit)
+    weights: Any = np.zeros((len(own), count), np.float32)
+    prompts = []
+    for at, i in zip(weights, (rows[i] for i in own), strict=True):
         at[: len(data.without[i].weights)] = data.without[i].weights
-    # A rubric with fewer has its whole prompt in the places that are left, which weigh nothing.
-    prompts = [p for i in rows for p in (data.without[i].prompts + [data.teacher[i]] * count)[:count]]
-    length = padded_length(data.teacher, data.teacher, config.data.pad_to)
-    tokens, mask = (x.reshape(len(rows), count, length) for x in contexts.pad_left(prompts, length, pad_id))
+        # A rubric with fewer has its whole prompt in the places that are left, which weigh nothing.
+        prompts += (data.without[i].prompts + [data.teacher[i]] * count)[:count]
+    tokens, mask = (x.reshape(len(own), count, length) for x in contexts.pad_left(prompts, length, pad_id))
     return Without(tokens, mask, weights)
 
 
-def padded_length(rows: Sequence[np.ndarray], everything: Sequence[np.ndarray], pad_to: int) -> int:
+def padded_length(lengths: Sequence[int], longest: int, pad_to: int, limit: int) -> int:
     """The length that a batch's prompts are padded to: `pad_to` times a power of two, or what the longest prompt needs.
 
-    So a run whose longest prompt takes n times `pad_to` compiles for at most log2(n) + 1 lengths of each role.
+    So a run whose longest prompt takes n times `pad_to` compiles for at most log2(n) + 1 lengths of each role. A prompt that
+    is longer than those which were seen at the start (`longest`) may take up to the limit of its role.
+
+    Examples:
+      >>> [padded_length([length], 650, 128, 2048) for length in (100, 200, 600, 650, 800, 1200, 2000)]
+      [128, 256, 768, 768, 1024, 2048, 2048]
     """
-    needed = max(map(len, everything))
-    limit = -(-needed // pad_to) * pad_to
+    limit = max(longest, limit) if max(lengths) > longest else longest
     length = pad_to
-    while length < max(map(len, rows)):
+    while length < max(lengths):
         length *= 2
-    return min(length, limit)
+    return min(length, -(-limit // pad_to) * pad_to)
 
 
 def _scalars(metrics: dict[str, jax.Array], rate: Any, began: float) -> dict[str, float]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,8 +39,26 @@ class Without(NamedTuple):
     weights: np.ndarray  # [K] float32
 
 
+class Row(NamedTuple):
+    """An example and what it is to each role, as token ids: a function of the example and the config alone."""
+
+    example: Example
+    student: np.ndarray  # [P] int32
+    teacher: np.ndarray  # [Q] int32
+    reference: np.ndarray  # [n] int32; empty where a role writes the completions
+    without: Without
+
+
+class Longest(NamedTuple):
+    """What a run's static shapes are made for; see `loop.padded_length`."""
+
+    student: int  # tokens
+    teacher: int  # tokens
+    criteria: int  # of a rubric that is left one criterion at a time; 0 unless guidance is by criteria
+
+
 class Encoded(NamedTuple):
-    """The examples of a run and the prompts of both roles, as token ids; `skipped` did not fit.
+    """Examples and the prompts of both roles, as token ids; `skipped` did not fit.
 
     `references` are empty where a role writes the completions.
     """
@@ -52,10 +70,19 @@ class Encoded(NamedTuple):
     skipped: int
     references: list[np.ndarray]  # [n] int32 each
     without: list[Without]
+    longest: Longest
 
 
-def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], count: int | None = None) -> list[Example]:
+Say = Callable[[str], Any]
+"""What is called with a line that the user should know of."""
+
+
+def read_examples(
+    config: ConfigDict, path: str, *, require: Sequence[str], count: int | None = None, say: Say = warnings.warn
+) -> list[Example]:
     """The examples at `path` of the config's data source; of the world's, `count` (default: `data.count`).
+
+    `say` is told of columns that look like a field and are not read.
 
     Raises:
       UserError: unreadable data or a row that lacks a required field.
@@ -69,10 +96,13 @@ def read_examples(config: ConfigDict, path: str, *, require: Sequence[str], coun
             return world.examples(path, data.count if count is None else count, seed=config.seed, **flawed)
         except ValueError as error:
             raise UserError(str(error), field="data.path", value=path, remedy="name a split of the world") from error
-    return _read(config, path, require=require, fields={name: column for name, column in data.fields.items() if column})
+    fields = {name: column for name, column in data.fields.items() if column}
+    return _read(config, path, require=require, fields=fields, say=say)
 
 
-def _read(config: ConfigDict, path: str, *, require: Sequence[str], fields: Mapping[str, str]) -> list[Example]:
+def _read(
+    config: ConfigDict, path: str, *, require: Sequence[str], fields: Mapping[str, str], say: Say
+) -> list[Example]:
     data = config.data
     return sources.read(
         path,
@@ -83,6 +113,7 @@ def _read(config: ConfigDict, path: str, *, require: Sequence[str], fields: Mapp
         require=require,
         min_criteria=config.rubric.min_criteria,
         max_criteria=config.rubric.max_criteria,
+        say=say,
     )
 
 
@@ -151,59 +182,163 @@ def prompts_of(config: ConfigDict) -> Mapping[str, Any]:
 
 
 def encode(examples: Sequence[Example], tokenizer: Any, config: ConfigDict) -> Encoded:
-    """Both roles' prompts of every example, before the run starts: a row that cannot be used is known at once.
+    """Both roles' prompts of every example.
 
     Raises:
       UserError: an example lacks a field, or is too long and `data.too_long` is "fail", or none is left.
     """
-    student_role, teacher_role = roles(config)
-    known = tuple(name for name in teacher_role.fields if name not in contexts.ATTEMPT_FIELDS)
-    teacher_role = dataclasses.replace(teacher_role, fields=known)  # the rest comes while it trains
+    rows = processes.shared_list(lambda mine: encode_rows(mine, tokenizer, config), examples)
+    kept = [row for row in rows if row_fits(row, config)]
+    if not kept:
+        raise nothing_fits(len(examples), config)
+    transition = transition_of(kept[0].example, tokenizer, config)
+    return collate(kept, transition, longest_of(kept), skipped=len(rows) - len(kept))
 
-    def all_of(example: Example) -> tuple[Any, ...]:
-        return (
-            _encode(tokenizer, example, student_role, config, reasons=False)[0],
-            *_encode(tokenizer, example, teacher_role, config, reasons=config.teacher.reason_tokens > 0),
-            _encode_reference(tokenizer, example, config),
-            _encode_without(tokenizer, example, teacher_role, config),
+
+def collate(rows: Sequence[Row], transition: np.ndarray, longest: Longest, *, skipped: int = 0) -> Encoded:
+    """Rows as columns."""
+    return Encoded(
+        examples=[row.example for row in rows],
+        student=[row.student for row in rows],
+        teacher=[row.teacher for row in rows],
+        transition=transition,
+        skipped=skipped,
+        references=[row.reference for row in rows],
+        without=[row.without for row in rows],
+        longest=longest,
+    )
+
+
+def longest_of(rows: Sequence[Row]) -> Longest:
+    """The lengths of the longest among at least one row."""
+    return Longest(
+        max(len(row.student) for row in rows),
+        max(len(row.teacher) for row in rows),
+        max(len(row.without.weights) for row in rows),
+    )
+
+
+class _Texts(NamedTuple):
+    """What `Row` holds, as text."""
+
+    student: str
+    teacher: str
+    reference: str
+    without: list[str]
+
+
+def encode_rows(examples: Sequence[Example], tokenizer: Any, config: ConfigDict) -> list[Row]:
+    """Every example as a `Row`, fitting or not, by one call of the tokenizer.
+
+    Raises:
+      UserError: an example lacks a field.
+    """
+    texts = [_texts_of(example, tokenizer, config) for example in examples]
+    distinct = list(dict.fromkeys(x for t in texts for x in (t.student, t.teacher, t.reference, *t.without)))
+    tokens = dict(zip(distinct, contexts.encode_texts(tokenizer, distinct), strict=True))
+    end = [tokenizer.eos_token_id] if config.sampling.source == "reference" else []
+    return [
+        Row(
+            example,
+            tokens[text.student],
+            tokens[text.teacher],
+            np.asarray([*tokens[text.reference], *end], np.int32),
+            Without([tokens[x] for x in text.without], _criteria_weights(example, len(text.without))),
         )
-
-    encoded = processes.shared(all_of, examples)
-    fitting = [
-        fits(e, s, config, role="student") and fits(e, t, config, role="teacher") and reference_fits(e, r, config)
-        for e, (s, t, _, r, _) in zip(examples, encoded, strict=True)
+        for example, text in zip(examples, texts, strict=True)
     ]
-    if not any(fitting):
-        raise _nothing_fits(len(examples), config)
-    kept = [i for i, fit in enumerate(fitting) if fit]
-    student, teacher, transitions, *rest = map(list, zip(*(encoded[i] for i in kept), strict=True))
-    skipped = len(examples) - len(kept)
-    return Encoded([examples[i] for i in kept], student, teacher, transitions[0], skipped, *rest)
+
+
+def row_fits(row: Row, config: ConfigDict) -> bool:
+    """Whether all of a row is within the limits.
+
+    Raises:
+      UserError: it is not, and `data.too_long` is "fail".
+    """
+    return (
+        fits(row.example, row.student, config, role="student")
+        and fits(row.example, row.teacher, config, role="teacher")
+        and reference_fits(row.example, row.reference, config)
+    )
+
+
+def may_exceed(example: Example, tokenizer: Any, config: ConfigDict, limits: Limits) -> bool:
+    """Whether an example's prompts or reference can have more tokens than the limits: False is certain, and costs little.
+
+    A token is at least a byte of UTF-8. Before it is cut, a tokenizer may normalise what is not ASCII, which makes it three
+    times as long at most (Unicode's NFC).
+    """
+    texts = _texts_of(example, tokenizer, config)
+    pairs = ((texts.student, limits.student), (texts.teacher, limits.teacher), (texts.reference, limits.reference))
+    return any(limit is not None and _most_tokens(text) > limit for text, limit in pairs)
+
+
+class Limits(NamedTuple):
+    """The most tokens of each; None where there is no limit."""
+
+    student: int | None
+    teacher: int | None
+    reference: int | None
+
+
+def _most_tokens(text: str) -> int:
+    # What a tokenizer puts before a text, and a reference's end, are beside its bytes.
+    return 8 + (len(text) if text.isascii() else 3 * len(text.encode()) - 2 * sum(map(str.isascii, text)))
+
+
+def transition_of(example: Example, tokenizer: Any, config: ConfigDict) -> np.ndarray:
+    """What follows the analysis of a teacher that reasons first, [U] int32, the same for all examples; else empty."""
+    if not config.teacher.reason_tokens:
+        return np.zeros((0,), np.int32)
+    role = _known_before(roles(config)[1])
+    return contexts.encode_reason_first(tokenizer, example, role, prompts_of(config), config.task)[1]
+
+
+def _known_before(role: Role) -> Role:
+    """The role without what comes while it trains."""
+    fields = tuple(name for name in role.fields if name not in contexts.ATTEMPT_FIELDS)
+    return dataclasses.replace(role, fields=fields)
+
+
+def _texts_of(example: Example, tokenizer: Any, config: ConfigDict) -> _Texts:
+    student, teacher = roles(config)
+    teacher = _known_before(teacher)
+    return _Texts(
+        _role_text(tokenizer, example, student, config, reasons=False),
+        _role_text(tokenizer, example, teacher, config, reasons=config.teacher.reason_tokens > 0),
+        _reference_text(example, config),
+        _texts_without(tokenizer, example, teacher, config),
+    )
 
 
 def teacher_prompt(tokenizer: Any, example: Example, config: ConfigDict) -> np.ndarray:
     """What the teacher sees of an example that has all of its fields, also those of attempts; [Q] int32."""
-    return _encode(tokenizer, example, roles(config)[1], config, reasons=False)[0]
+    return contexts.encode_role(tokenizer, example, roles(config)[1], prompts_of(config), config.task)
 
 
-def _encode_without(tokenizer: Any, example: Example, role: Role, config: ConfigDict) -> Without:
+def _texts_without(tokenizer: Any, example: Example, role: Role, config: ConfigDict) -> list[str]:
     """The teacher's prompts without each criterion. Of a rubric of one criterion there are none: nothing is pushed along."""
-    criteria = example.rubric.criteria if example.rubric else ()
-    if not configs.guided_by_criteria(config) or len(criteria) < 2:
-        return Without([], np.zeros(0, np.float32))
-    shown = [dataclasses.replace(example, rubric=rubric) for rubric in variants.leave_one_out(rubric_of(example))]
-    weights = np.abs([criterion.weight for criterion in criteria]).astype(np.float32)
-    prompts = [_encode(tokenizer, one, role, config, reasons=False)[0] for one in shown]
-    return Without(prompts, weights / weights.mean())
+    if not configs.guided_by_criteria(config) or example.rubric is None or len(example.rubric.criteria) < 2:
+        return []
+    shown = [dataclasses.replace(example, rubric=rubric) for rubric in variants.leave_one_out(example.rubric)]
+    return [_role_text(tokenizer, one, role, config, reasons=False) for one in shown]
 
 
-def _encode_reference(tokenizer: Any, example: Example, config: ConfigDict) -> np.ndarray:
-    """The completion that the data holds, with its end; empty where a role writes completions."""
+def _criteria_weights(example: Example, count: int) -> np.ndarray:
+    """[count] float32: how the criteria weigh, 1 on average."""
+    if not count:
+        return np.zeros(0, np.float32)
+    weights = np.abs([criterion.weight for criterion in rubric_of(example).criteria]).astype(np.float32)
+    return weights / weights.mean()
+
+
+def _reference_text(example: Example, config: ConfigDict) -> str:
+    """The completion that the data holds, without its end; empty where a role writes completions."""
     if config.sampling.source != "reference":
-        return np.zeros((0,), np.int32)
-    text = example.reference if config.task == "solve" else to_json(rubric_of(example), style=config.rubric.style)
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return np.asarray([*tokens, tokenizer.eos_token_id], np.int32)
+        return ""
+    if config.task == "write_rubric":
+        return to_json(rubric_of(example), style=config.rubric.style)
+    return example.reference or ""
 
 
 def reference_fits(example: Example, tokens: np.ndarray, config: ConfigDict) -> bool:
@@ -216,7 +351,9 @@ def reference_fits(example: Example, tokens: np.ndarray, config: ConfigDict) -> 
     return _within(limit, "sampling.max_new_tokens", "reference", "the reference", example, tokens, config)
 
 
-def evaluation_questions(config: ConfigDict, tokenizer: Any) -> dict[str, dict[str, Questions]]:
+def evaluation_questions(
+    config: ConfigDict, tokenizer: Any, *, say: Say = warnings.warn
+) -> dict[str, dict[str, Questions]]:
     """Role of `eval.roles` -> split -> its questions, of every row that will be graded; empty where nothing is.
 
     Splits are those of `eval.path` or `eval.splits`, graded by `eval.grader`, and the benchmarks, of which the teacher, who has
@@ -225,6 +362,7 @@ def evaluation_questions(config: ConfigDict, tokenizer: Any) -> dict[str, dict[s
     Args:
       config: of the run.
       tokenizer: of the model.
+      say: is told of columns that look like a field and are not read, and of questions that are too long.
 
     Raises:
       UserError: unreadable data, or a row that lacks what a role must see or the grader needs.
@@ -233,20 +371,25 @@ def evaluation_questions(config: ConfigDict, tokenizer: Any) -> dict[str, dict[s
     splits = (config.eval.splits.to_dict() or {"eval": config.eval.path}) if config.eval.grader else {}
     found: dict[str, dict[str, Questions]] = {}
     benchmarks = {name: _benchmark(name, path, config) for name, path in configs.benchmarks_of(config).items()}
+    read: dict[tuple[str, tuple[str, ...]], list[Example]] = {}  # base and trained model see the same
     for name in config.eval.roles:
         role = teacher if name == "teacher" else student
         asked: dict[str, Questions] = {}
         for split, path in splits.items():
             needs = GRADERS[config.eval.grader].needs
+            require = (*role.fields, *needs)
             try:
-                examples = read_examples(config, path, require=(*role.fields, *needs), count=config.eval.count)
+                if (path, require) not in read:
+                    read[path, require] = read_examples(config, path, require=require, count=config.eval.count, say=say)
             except UserError as error:
                 if name != "teacher" or error.field not in role.fields or error.field in needs:
                     raise
                 raise error.with_remedy("or leave 'teacher' out of eval.roles") from error
-            asked[split] = _questions(examples, config.eval.grader, tokenizer, role, name, config)
+            asked[split] = _questions(
+                split, read[path, require], config.eval.grader, tokenizer, role, name, config, say
+            )
         for split, examples in benchmarks.items() if name != "teacher" else ():
-            asked[split] = _questions(examples, BENCHMARKS[split].grader, tokenizer, role, name, config)
+            asked[split] = _questions(split, examples, BENCHMARKS[split].grader, tokenizer, role, name, config, say)
         if asked:
             found[name] = asked
     return found
@@ -255,35 +398,47 @@ def evaluation_questions(config: ConfigDict, tokenizer: Any) -> dict[str, dict[s
 def _benchmark(name: str, path: str, config: ConfigDict) -> list[Example]:
     benchmark = BENCHMARKS[name]
     place = path or benchmark.path
-    examples = _read(config, place, require=benchmark.requires(), fields=benchmark.fields)[: config.eval.count]
+    quietly: Say = lambda line: None  # which columns a benchmark reads was decided when it was added
+    examples = _read(config, place, require=benchmark.requires(), fields=benchmark.fields, say=quietly)
+    examples = examples[: config.eval.count]
     return benchmark_questions(benchmark, examples, seed=config.seed)
 
 
 def _questions(
-    examples: Sequence[Example], grader: str, tokenizer: Any, role: Role, name: str, config: ConfigDict
+    split: str,
+    examples: Sequence[Example],
+    grader: str,
+    tokenizer: Any,
+    role: Role,
+    name: str,
+    config: ConfigDict,
+    say: Say,
 ) -> Questions:
     examples = examples[: config.eval.count]
     reasons = name == "teacher" and config.teacher.reason_tokens > 0
-    encode_one = functools.partial(_encode, tokenizer, role=role, config=config, reasons=reasons)
-    encoded = processes.shared(encode_one, examples)
-    fitting = [fits(e, p, config, role=name) for e, (p, _) in zip(examples, encoded, strict=True)]
-    if not any(fitting):
-        raise _nothing_fits(len(examples), config)
-    kept = [i for i, fit in enumerate(fitting) if fit]
-    return Questions([examples[i] for i in kept], [encoded[i][0] for i in kept], encoded[0][1], grader)
+
+    def encode_all(mine: Sequence[Example]) -> list[np.ndarray]:
+        return contexts.encode_texts(tokenizer, [_role_text(tokenizer, e, role, config, reasons=reasons) for e in mine])
+
+    prompts = processes.shared_list(encode_all, examples)
+    kept = [(e, p) for e, p in zip(examples, prompts, strict=True) if fits(e, p, config, role=name)]
+    if not kept:
+        raise nothing_fits(len(examples), config)
+    if len(kept) < len(examples):
+        left, who = len(examples) - len(kept), "teacher" if name == "teacher" else "student"
+        say(f"{split}: {left} of {len(examples)} questions are too long for the {who}, and not asked")
+    transition = transition_of(examples[0], tokenizer, config) if reasons else np.zeros((0,), np.int32)
+    return Questions([e for e, _ in kept], [p for _, p in kept], transition, grader)
 
 
-def _encode(
-    tokenizer: Any, example: Example, role: Role, config: ConfigDict, *, reasons: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """A role's prompt, and what follows its analysis: nothing unless it reasons first."""
+def _role_text(tokenizer: Any, example: Example, role: Role, config: ConfigDict, *, reasons: bool) -> str:
     if reasons:
-        return contexts.encode_reason_first(tokenizer, example, role, prompts_of(config), config.task)
-    prompt = contexts.encode_role(tokenizer, example, role, prompts_of(config), config.task)
-    return prompt, np.zeros((0,), np.int32)
+        return contexts.reason_first_texts(tokenizer, example, role, prompts_of(config), config.task)[0]
+    return contexts.role_text(tokenizer, example, role, prompts_of(config), config.task)
 
 
-def _nothing_fits(count: int, config: ConfigDict) -> UserError:
+def nothing_fits(count: int, config: ConfigDict) -> UserError:
+    """The error of data of which every row is too long."""
     return UserError(
         f"no example is left: all {count} prompts (or references) are longer than the limits",
         field="data.max_teacher_prompt",

@@ -55,6 +55,12 @@ def largest(number: int) -> int:
 
 def shared(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """`[function(item) for item in items]`, each process doing its share; every process gets the whole list."""
-    mine = [function(item) for item in items[jax.process_index() :: jax.process_count()]]
-    dealt = itertools.chain.from_iterable(itertools.zip_longest(*gather(mine)))
+    return shared_list(lambda mine: [function(item) for item in mine], items)
+
+
+def shared_list(function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:
+    """`function(items)`, which maps a list to a list item by item, each process doing its share; every process gets all."""
+    dealt = itertools.chain.from_iterable(
+        itertools.zip_longest(*gather(function(items[jax.process_index() :: count()])))
+    )
     return list(itertools.islice(dealt, len(items)))

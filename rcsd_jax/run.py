@@ -34,6 +34,18 @@ class Run(NamedTuple):
     judge: Callable | None = None  # `evaluate.judged.judge_of`, where something is graded by one
 
 
+def say_once(console: Console) -> Callable[[str], None]:
+    """A function that prints a line as it stands, whatever is in it, and no line twice."""
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in said:
+            console.print(line, soft_wrap=True)
+        said.add(line)
+
+    return say
+
+
 class Model(NamedTuple):
     """A checkpoint with its tokenizer. Its weights are read late: `load_weights`."""
 

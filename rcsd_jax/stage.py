@@ -9,6 +9,7 @@ What a stage resumes from, in this order:
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -35,9 +36,10 @@ from rcsd_jax.int8_divergence import int8_divergence
 from rcsd_jax.metrics import Progress, compilations
 from rcsd_jax.models import huggingface, lora, quantization, sharding
 from rcsd_jax.preemption import StopRequest
+from rcsd_jax.rows import AT_START, GiveRubrics, Rows
 from rcsd_jax.rubric_writing import write_rubrics
 from rcsd_jax.rubrics.cache import RubricCache
-from rcsd_jax.run import Model, Run, completer, load_weights, open_model, open_served, sampling_of
+from rcsd_jax.run import Model, Run, completer, load_weights, open_model, open_served, sampling_of, say_once
 from rcsd_jax.workdir import claimed, from_main_if_written
 
 
@@ -62,13 +64,12 @@ def run_stage(
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
         model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
         sharding.check_divisible(model.decoder.config, mesh, _batch_sizes(config))
-        questions = preparation.evaluation_questions(config, model.tokenizer)
-        examples = preparation.read_examples(config, config.data.path, require=preparation.required_fields(config))
+        say = say_once(console)
+        questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
+        require = preparation.required_fields(config)
+        examples = preparation.read_examples(config, config.data.path, require=require, say=say)
         graded_as = {e.id: e for e in examples}
-        examples, rubric_counts = rubrics_for(examples, run)
-        data = preparation.encode(examples, model.tokenizer, config)
-        console.print(f"{name}: {len(data.examples)} examples, {data.skipped} skipped as too long")
-        check_positions(model, data, config)
+        rows, rubric_counts = prepared(examples, model, run)
 
         if changed:
             told = processes.from_main(lambda: starts.apply(workdir, config))
@@ -94,14 +95,16 @@ def run_stage(
         int8 = {}
         if config.model.int8_weights:
             frozen = quantization.on_mesh(model.decoder.config, params, mesh)
-            int8 = int8_divergence(model, {"params": params}, {"params": frozen}, data, config, mesh)
+            int8 = int8_divergence(model, {"params": params}, {"params": frozen}, rows.first, config, mesh)
             console.print(f"{name}: int8 weights, {_described(int8)}", soft_wrap=True)
             training = training._replace(frozen=frozen)
 
         with contextlib.closing(checkpoints):
-            state, start = loop.begin(model, params, training, data, checkpoints, run)
+            state, start = loop.begin(model, params, training, rows, checkpoints, run)
             params = None  # what does not change lives on in `training.frozen`
-            state = loop.train_loop(state, start, training, model, data, checkpoints, run, evaluate_at, graded_as)
+            state = loop.train_loop(state, start, training, model, rows, checkpoints, run, evaluate_at, graded_as)
+        if len(rows.examples) > AT_START:
+            console.print(f"{name}: of all rows looked at {rows.skipped} were skipped as too long")
 
         plainly = config.export.merged or "trained" in questions  # what is trained serves with the plain weights
         if config.model.int8_weights and config.lora.rank and plainly:
@@ -113,8 +116,8 @@ def run_stage(
             "task": config.task,
             "evaluation": evaluation,
             "rubrics": rubric_counts,
-            "examples": len(data.examples),
-            "skipped": data.skipped,
+            "examples": len(rows.examples) - rows.left_out,
+            "skipped": rows.skipped,
             "int8_weights": int8,
             "compilations": compilations(),
             "paths": paths | {"metrics": str(workdir / "metrics.jsonl"), "checkpoints": str(workdir / "checkpoints")},
@@ -129,10 +132,41 @@ def _described(int8: dict[str, dict[str, float]]) -> str:
     return f"KL(plain || int8) in nats a token of the prompts: {', '.join(roles)}"
 
 
-def check_positions(model: Model, data: preparation.Encoded, config: ConfigDict) -> None:
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dict[str, int]]:
+    """The rows with the rubrics that the teacher sees, as far as a run has to know them before it starts; and counts of
+    what became of rubrics that a model wrote.
+
+    Raises:
+      UserError: a row that cannot be used, or none that can.
+    """
+    config, counts = run.config, collections.Counter[str]()
+    give_rubrics = None
+    if config.rubric.source == "written" and "rubric" in config.teacher.fields:
+        give_rubrics = rubric_writer(run, counts)
+    else:
+        examples = preparation.with_rubric_variant(examples, config)
+    rows = Rows(examples, model.tokenizer, config)
+    some_fit = rows.start(positions=model.decoder.config.max_position, give_rubrics=give_rubrics)
+    if give_rubrics:
+        tell_rubrics(counts, run, none_left=not some_fit and not rows.skipped)
+    if not some_fit:
+        raise preparation.nothing_fits(len(examples), config)
+    looked_at = f"{rows.skipped} skipped as too long"
+    if len(examples) > AT_START:
+        looked_at = f"{rows.skipped} of those looked at so far skipped as too long, the others are looked at when used"
+    run.console.print(f"{run.name}: {len(examples) - rows.left_out} examples, {looked_at}")
+    check_positions(model, rows, config)
+    return rows, dict(counts)
+
+
+def check_positions(model: Model, rows: Rows, config: ConfigDict) -> None:
     """Raises UserError if the longest row goes beyond the positions that the model was made for."""
-    analysis = config.teacher.reason_tokens + len(data.transition)
-    longest = max(max(map(len, data.student)), max(map(len, data.teacher)) + analysis) + config.sampling.max_new_tokens
+    analysis = config.teacher.reason_tokens + len(rows.first.transition)
+    found = rows.longest()
+    longest = max(found.student, found.teacher + analysis) + config.sampling.max_new_tokens
     limit = model.decoder.config.max_position
     if longest > limit:
         raise UserError(
@@ -146,61 +180,79 @@ def check_positions(model: Model, data: preparation.Encoded, config: ConfigDict)
 # --- rubrics ---------------------------------------------------------------------------------------------------------
 
 
-def rubrics_for(examples: list[Example], run: Run) -> tuple[list[Example], dict[str, int]]:
-    """The examples with the rubrics that the teacher sees: from the rows, a variant of them, or written by a model."""
+def rubric_writer(run: Run, counts: collections.Counter[str]) -> GiveRubrics:
+    """A function that has a model write rubrics for questions, and adds to `counts` what became of them."""
     config = run.config
-    if config.rubric.source != "written" or "rubric" not in config.teacher.fields:
-        return preparation.with_rubric_variant(examples, config), {}
     settings = config.rubric
     writer, digest, load = open_served(settings.writer, config, run.mesh)
     load = functools.cache(load)  # and never called where every text is cached
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
-    prompts = preparation.prompts_of(config)
-    encoded = processes.shared(
-        lambda e: contexts.encode_role(writer.tokenizer, e, role, prompts, "write_rubric"), examples
-    )
-    kept = [i for i, e in enumerate(examples) if preparation.fits(e, encoded[i], config, role="rubric writer")]
-    too_long = len(examples) - len(kept)
-    examples, encoded = [examples[i] for i in kept], [encoded[i] for i in kept]
+    texts = preparation.prompts_of(config)
     sampling = sampling_of(settings, writer)
-    with Progress(run.console, "write rubrics", 0) as progress:
+    cache = open_cache(run.workdir / "rubrics.jsonl")
 
-        def write(wanted: Sequence[np.ndarray], seeds: Sequence[int]) -> Iterator[tuple[list[int], list[Completion]]]:
-            if not wanted:
-                return
-            progress.extend(len(wanted))
-            complete_all = completer(writer, load(), sampling, settings.batch_size, run)
-            for chosen, completions in complete_all(wanted, seeds):
-                yield chosen, completions
-                progress.advance(len(chosen), sum(len(c.tokens) for c in completions))
+    def encoded(mine: Sequence[Example]) -> list[np.ndarray]:
+        prompts = [contexts.role_text(writer.tokenizer, e, role, texts, "write_rubric") for e in mine]
+        return contexts.encode_texts(writer.tokenizer, prompts)
 
-        examples, counts = write_rubrics(
-            examples,
-            encoded,
-            write=write,
-            decode=writer.decode,
-            cache=open_cache(run.workdir / "rubrics.jsonl"),
-            checkpoint=digest,
-            settings=dataclasses.asdict(sampling),
-            resample=settings.resample,
-            fallback=preparation.fallback_rubric(config) if settings.on_reject == "generic" else None,
-            min_criteria=settings.min_criteria,
-            max_criteria=settings.max_criteria,
-            seed=config.seed,
-        )
-    counts |= {"too_long": too_long}
-    run.console.print(f"rubrics: {counts}")
-    if not counts.get("strict") and not counts.get("salvaged"):
-        if not examples:
-            raise UserError(
-                f"no question is left: all {counts.get('rejected', 0)} texts that the writer wrote were rejected",
-                file=run.workdir / "rubrics.jsonl",
-                field="rubric.writer",
-                value=settings.writer,
-                remedy="read the reasons there; take a better writer, or set rubric.on_reject=generic",
+    def give_rubrics(examples: list[Example]) -> list[Example]:
+        prompts = processes.shared_list(encoded, examples)
+        asked = [
+            (e, p)
+            for e, p in zip(examples, prompts, strict=True)
+            if preparation.fits(e, p, config, role="rubric writer")
+        ]
+        with Progress(run.console, "write rubrics", 0) as progress:
+
+            def write(
+                wanted: Sequence[np.ndarray], seeds: Sequence[int]
+            ) -> Iterator[tuple[list[int], list[Completion]]]:
+                if not wanted:
+                    return
+                progress.extend(len(wanted))
+                complete_all = completer(writer, load(), sampling, settings.batch_size, run)
+                for chosen, completions in complete_all(wanted, seeds):
+                    yield chosen, completions
+                    progress.advance(len(chosen), sum(len(c.tokens) for c in completions))
+
+            written, more = write_rubrics(
+                [e for e, _ in asked],
+                [p for _, p in asked],
+                write=write,
+                decode=writer.decode,
+                cache=cache,
+                checkpoint=digest,
+                settings=dataclasses.asdict(sampling),
+                resample=settings.resample,
+                fallback=preparation.fallback_rubric(config) if settings.on_reject == "generic" else None,
+                min_criteria=settings.min_criteria,
+                max_criteria=settings.max_criteria,
+                seed=config.seed,
             )
-        run.console.print("warning: not one text was a rubric; every question has the generic one")
-    return examples, counts
+        counts.update(more | {"too_long": len(examples) - len(asked)})
+        return written
+
+    return give_rubrics
+
+
+def tell_rubrics(counts: Mapping[str, int], run: Run, *, none_left: bool) -> None:
+    """Says what became of the rubrics that a model wrote.
+
+    Raises:
+      UserError: no question is left.
+    """
+    run.console.print(f"rubrics: {dict(counts)}")
+    if counts.get("strict") or counts.get("salvaged"):
+        return
+    if none_left:
+        raise UserError(
+            f"no question is left: all {counts.get('rejected', 0)} texts that the writer wrote were rejected",
+            file=run.workdir / "rubrics.jsonl",
+            field="rubric.writer",
+            value=run.config.rubric.writer,
+            remedy="read the reasons there; take a better writer, or set rubric.on_reject=generic",
+        )
+    run.console.print("warning: not one text was a rubric; every question has the generic one")
 
 
 def open_cache(path: AnyPath) -> RubricCache:

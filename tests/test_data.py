@@ -97,6 +97,87 @@ def test_a_byte_order_mark_is_ignored(tmp_path):
     assert read_jsonl(path)[0].question == "Q"
 
 
+# --- questions of several parts, and columns that are not read ---------------------------------------------------------
+
+ALPACA = {"instruction": "Add the numbers.", "input": "2 and 2", "output": "4"}
+
+
+@pytest.mark.parametrize(
+    "row, question, extra",
+    [
+        (ALPACA, "Add the numbers.\n\n2 and 2", {"output"}),
+        (ALPACA | {"input": " "}, "Add the numbers.", {"input", "output"}),
+        (ALPACA | {"input": 5}, "Add the numbers.\n\n5", {"output"}),
+        ({"input": "2 and 2"}, "2 and 2", set()),
+        (
+            {"instruction": "Sum up.", "context": "A tale.", "category": "c"},
+            "Sum up.\n\nA tale.",
+            {"category"},
+        ),  # Dolly
+        ({"instruction": "Sum up.", "input": "", "context": "A tale."}, "Sum up.\n\nA tale.", {"input"}),
+    ],
+)
+def test_both_parts_of_a_question_are_read(file, row, question, extra):
+    said = []
+    (example,) = read_jsonl(file(row), say=said.append)
+    assert example.question == question and set(example.extra) == extra and not said
+
+
+def test_columns_are_joined_as_they_are_named(file):
+    rows = {"task": "Why?", "meta": {"passage": "It is."}}, {"task": "How?"}
+    read = lambda fields: [e.question for e in read_jsonl(file(*rows), fields={"question": fields})]
+    assert (
+        read("task+meta.passage") == ["Why?\n\nIt is.", "How?"] and read("meta.passage + task")[0] == "It is.\n\nWhy?"
+    )
+    assert read_jsonl(file(ALPACA), fields={"question": "instruction"})[0].question == "Add the numbers."
+    assert read_jsonl(file({"a+b": "dotted"}), fields={"question": "a+b"})[0].question == "dotted"
+    with pytest.raises(UserError, match="data.fields.question': no record has the column 'pasage'"):
+        read("task+pasage")
+    with pytest.raises(
+        UserError, match="field 'input' = .*expected text, found dict; .*data.fields.question=instruction"
+    ):
+        read_jsonl(file(ALPACA | {"input": {"a": 1}}))
+
+
+@pytest.mark.parametrize(
+    "rows, fields, parts",
+    [
+        (
+            ({"question": "Q"}, {"question": "Q", "input": "x"}, {"question": "Q", "input": "y"}),
+            {},
+            ["'input' (2 of 3 rows, from row 2 on)", "which is 'question'", "data.fields.question=question+input reads"],
+        ),
+        (({"question": "Q", "problem": "P"},), {}, ["'problem' (1 of 1 rows", "part of the question"]),
+        (({"question": "Q", "choices": ["a", "b"]},), {}, ["'choices'", "belongs there"]),
+        (({"question": "Q", "answer": "4", "solution": "long"},), {}, ["'solution'", "reference, which is 'answer'"]),
+        (({"question": "Q", "rubric": RUBRIC, "rubrics": RUBRIC},), {}, ["'rubrics'", "rubric, which is 'rubric'"]),
+        (({"turns": [{"content": "be brief"}, {"content": "Q"}]},), {"question": "turns.0.content"}, ["'turns.0.content'"]),
+        (({"question": "Q", "input": " ", "problem": None},), {}, []),
+        (({"question": "Q", "input": "x"},), {"question": "question"}, []),
+        (({"question": "Q", "reference_answer": "R", "answer": "4"}, {"question": "Q", "answer": "R", "final_answer": "4"}), {}, []),
+        (({"turns": [{"content": "Q"}]},), {"question": "turns.0.content"}, []),
+    ],
+)  # fmt: skip
+def test_what_is_not_read_is_told_in_one_line(file, rows, fields, parts):
+    said = []
+    path = file(*rows)
+    read_jsonl(path, fields=fields, say=said.append)
+    assert len(said) == bool(parts)
+    for part in [f"{path}: not read: ", *parts] if parts else []:
+        assert part in said[0] and "\n" not in said[0]
+
+
+def test_callers_without_an_ear_are_warned(file):
+    with pytest.warns(UserWarning, match="'problem' .1 of 1 rows"):
+        read_jsonl(file({"question": "Q", "problem": "P"}))
+
+
+def test_an_alias_that_is_blank_yields_to_the_next(file):
+    row = {"question": " ", "problem": "P", "reference": "", "answer": "4", "rubric": [], "rubrics": RUBRIC}
+    (example,) = read_jsonl(file(row), require=("question", "reference", "rubric"))
+    assert (example.question, example.reference, len(example.rubric)) == ("P", "4", 3)
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 GOOD = {"question": "Q", "reference": "R", "rubric": RUBRIC}

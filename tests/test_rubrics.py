@@ -42,6 +42,19 @@ def test_class_prefixes(text, kind, rest):
     assert schema.split_class(text) == (kind, rest)
 
 
+def test_a_key_that_says_nothing_yields_to_the_next():
+    row = {
+        "title": None,
+        "name": "Unit",
+        "description": "",
+        "criterion": "Gives the unit.",
+        "weight": None,
+        "points": 5,
+    }
+    (criterion,) = schema.from_records([row], min_criteria=1).criteria
+    assert (criterion.title, criterion.description, criterion.weight) == ("Unit", "Gives the unit.", 5.0)
+
+
 def test_objects_strings_and_points_are_read():
     objects = schema.from_records(OBJECTS)
     assert [c.kind for c in objects.criteria] == ["Essential", "Important", "Pitfall"]

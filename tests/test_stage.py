@@ -1,6 +1,7 @@
 """What a stage does before and around its steps: input is checked first, weights are read late and trained in float32."""
 
 import gc
+import io
 import signal
 import time
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file
 from configs import stage2
 from rcsd_jax import loop, preparation, stage, train
 from rcsd_jax.checkpoints import Checkpoints
+from rcsd_jax.console import Console
 from rcsd_jax.errors import Preempted, UserError
 from rcsd_jax.evaluate import role as evaluated_role
 from rcsd_jax.files import read_json
@@ -232,6 +234,32 @@ def test_data_that_changed_since_the_checkpoint(user_dir, tmp_path):
     user_inputs.write_rows(tmp_path / "rows.jsonl", [*rows[:-1], rows[-1] | {"reference_answer": "another"}])
     with pytest.raises(UserError, match="the prompts are not those"):
         run(config, tmp_path / "run")
+
+
+def test_columns_that_are_not_read_and_questions_that_are_not_asked_are_told_once(user_dir, tmp_path, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def load(*_, **__):
+        raise Reached
+
+    monkeypatch.setattr(huggingface, "load", load)
+    config = config_for(user_dir)
+    rows = [row | {"input": "[bold]two[/bold]", "inp[/]ut": "x"} for row in user_inputs.made_up_rows(3)]
+    rows[1]["question"] *= 40
+    user_inputs.write_rows(tmp_path / "rows.jsonl", rows)
+    config.data.update(path=str(tmp_path / "rows.jsonl"), max_student_prompt=500)
+    config.eval.update(grader="boxed", path=config.data.path)
+    console = Console(file=io.StringIO(), width=60)
+    with StopRequest() as stop, pytest.raises(Reached):
+        stage.run_stage(config, tmp_path / "run", console, stop)
+    said = console.file.getvalue().splitlines()
+    assert [line for line in said if "not read" in line] == [
+        f"{config.data.path}: not read: 'input' (3 of 3 rows, from row 1 on) looks like a part of the question, which is "
+        "'question'; data.fields.question=question+input reads both"
+    ]
+    assert said.count("eval: 1 of 3 questions are too long for the student, and not asked") == 1
+    assert "run: 2 examples, 1 skipped as too long" in said
 
 
 def test_longer_than_the_model_s_positions(user_dir, tmp_path, no_weights):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from rcsd_jax.data import tfds as tfds_source
+from rcsd_jax.data.records import to_examples
 from rcsd_jax.data.tfds import read_tfds
 from rcsd_jax.errors import UserError
 from rcsd_jax.rubrics import schema
@@ -104,6 +106,14 @@ def test_errors_name_the_remedy(data_dir, options, parts):
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+def test_bytes_that_are_no_text_are_refused_where_they_are_read():
+    records = [(1, {"question": tfds_source._plain(b"caf\xc3\xa9", None), "image": tfds_source._plain(b"\xff", None)})]
+    assert to_examples(records, file="f", origin="f")[0].question == "café"
+    records = [(7, {"question": tfds_source._plain(b"caf\xe9", None)})]
+    with pytest.raises(UserError, match="f:7: field 'question' = .*a byte that is no UTF-8, at character 3"):
+        to_examples(records, file="f", origin="f")
 
 
 def test_data_prepared_as_tfrecord_is_refused(data_dir, tmp_path):

@@ -45,8 +45,6 @@ def batches(
     """
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}")
-    if not examples:
-        raise UserError("no examples to make batches of", remedy="give data with at least one example")
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
             f"not a positive multiple of the {process_count} processes",
@@ -54,8 +52,20 @@ def batches(
             field="train.batch_size",
             value=batch_size,
         )
+    runs = in_order(examples, seed=seed).batch(batch_size // process_count, batch_fn=list)
+    return runs.slice(slice(process_index, None, process_count))
+
+
+def in_order(examples: Sequence[_Row], *, seed: int) -> grain.MapDataset[_Row]:
+    """The endless sequence that batches are cut from, one example at a time; arguments and errors as of `batches`.
+
+    Examples:
+      >>> order = in_order(list("abc"), seed=0)
+      >>> [order[i] for i in range(6)] == batches(list("abc"), batch_size=6, seed=0)[0]
+      True
+    """
+    if not examples:
+        raise UserError("no examples to make batches of", remedy="give data with at least one example")
     if not 0 <= seed < 2**32:
         raise UserError("a seed is in 0..2**32-1", remedy="choose another seed", field="seed", value=seed)
-    ordered = grain.MapDataset.source(examples).seed(seed).shuffle().repeat(_EPOCHS)
-    runs = ordered.batch(batch_size // process_count, batch_fn=list)
-    return runs.slice(slice(process_index, None, process_count))
+    return grain.MapDataset.source(examples).seed(seed).shuffle().repeat(_EPOCHS)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def read_jsonl(
     require: Sequence[str] = ("question",),
     min_criteria: int = MIN_CRITERIA,
     max_criteria: int = MAX_CRITERIA,
+    say: Callable[[str], Any] = warnings.warn,
 ) -> list[Example]:
     """Reads a JSONL file; blank lines are skipped. Arguments and errors as in `records.to_examples`.
 
@@ -38,6 +40,7 @@ def read_jsonl(
         require=require,
         min_criteria=min_criteria,
         max_criteria=max_criteria,
+        say=say,
     )
 
 

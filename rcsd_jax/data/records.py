@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
 from rcsd_jax.rubrics import parsing, schema
 from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA, Rubric, RubricError
 
-# Column names in the wild, the first present wins. `answer` may share its column with `reference`.
+# Column names in the wild, the first that holds something wins. `answer` may share its column with `reference`.
 ALIASES = {
     "id": ("id", "uid"),
     "question": ("question", "problem", "prompt", "query", "instruction", "input"),
@@ -19,6 +20,13 @@ ALIASES = {
     "rubric": ("rubric", "rubrics", "rubric_list"),
     "answer": ("final_answer", "answer"),
 }
+# What belongs to the question beside it: of Alpaca's rows "input", of Dolly's "context".
+BESIDE = {"instruction": ("input", "context")}
+# Columns that hold a part of the question in some data, and something else in other. They are told of, and not read.
+PERHAPS_QUESTION = ("context", "passage", "options", "choices", "system", "history")
+
+_FIELDS_OF = {alias: name for name, aliases in reversed(ALIASES.items()) for alias in aliases}
+_FIELDS_OF |= dict.fromkeys(PERHAPS_QUESTION, "question")
 _ABSENT = object()
 
 
@@ -31,6 +39,7 @@ def to_examples(
     require: Sequence[str] = ("question",),
     min_criteria: int = MIN_CRITERIA,
     max_criteria: int = MAX_CRITERIA,
+    say: Callable[[str], Any] = warnings.warn,
 ) -> list[Example]:
     """Converts records to Examples.
 
@@ -39,10 +48,12 @@ def to_examples(
       file: the file or data set that errors name.
       origin: the beginning of the id of a record without one.
       fields: explicit columns by Example field, e.g. {"rubric": "rubrics.GT"}; a dot steps into an object (or, with a
-        number, a list). A field not given, or given as None or "", is looked up by `ALIASES`.
+        number, a list), and a plus joins columns of text. A field not given, or given as None or "", is looked up by
+        `ALIASES`, the question together with what stands `BESIDE` it.
       require: the Example fields that every record must have; the question is always required.
       min_criteria: a rubric with fewer is an error.
       max_criteria: a rubric with more is an error.
+      say: is called with one line where columns look like a field, or like a part of the question, and are not read.
 
     Returns:
       One Example per record, in order. `extra` keeps every column that was not taken whole as a field.
@@ -66,23 +77,35 @@ def to_examples(
             raise UserError("no such example field", remedy=f"require some of {_list(ALIASES)}", field=name)
     rows_of_ids: dict[str, int] = {}
     names: dict[str, None] = {}
-    examples, found = [], set()
+    unread: dict[str, _Unread] = {}
+    several: list[int] = []
+    examples: list[Example] = []
+    found: set[tuple[str, str]] = set()
     for row, record in records:
-        names.update(dict.fromkeys(record))
-        values, used = {}, set()
+        if not record.keys() <= names.keys():
+            names.update(dict.fromkeys(record))
+        values: dict[str, Any] = {}
+        used: set[str] = set()
         for name in ALIASES:
-            column, value = _look_up(record, columns.get(name), ALIASES[name])
-            if column is not None:
-                found.add(name)
-                used.add(column)
+            parts = _look_up(record, columns.get(name), name)
+            for part, _ in parts:
+                used.add(part)
+                found.add((name, part))
+            column = parts[0][0] if parts else None
             place = {"file": file, "row": row, "field": column or columns.get(name) or name}
+            value: Any
             if name == "rubric":
-                value = _rubric(value, place, min_criteria, max_criteria)
+                value = _rubric(parts[0][1] if parts else None, place, min_criteria, max_criteria)
             else:
-                value = _text(value, place, name)
+                value = _joined(parts, place, name)
             if value is None and (name in require or name == "question"):
                 raise _missing(record, name, column, columns.get(name), place)
             values[name] = value
+        for column in record.keys() & _FIELDS_OF.keys() - used:
+            if _FIELDS_OF[column] not in columns and not _blank(record[column]):
+                unread.setdefault(column, _Unread(record, used, [])).rows.append(row)
+        if "question" in columns and _one_of_several(record, columns["question"]):
+            several.append(row)
         values["id"] = values["id"] or f"{origin}:{row}"
         first = rows_of_ids.setdefault(values["id"], row)
         if first != row:
@@ -98,15 +121,41 @@ def to_examples(
         examples.append(Example(**values, origin=f"{file}:{row}", extra=extra))
     if not examples:
         raise UserError("no examples in it", remedy="give a source with at least one example", file=file)
-    for name, column in columns.items():
-        if name not in found:
-            raise UserError(
-                f"no record has the column {column!r}",
-                remedy=f"name one of {_list(names)}",
-                file=file,
-                field=f"data.fields.{name}",
-            )
+    for name, path in columns.items():
+        for column in _parts_of(path, name):
+            if not {(name, column), (name, path)} & found:
+                raise UserError(
+                    f"no record has the column {column!r}",
+                    remedy=f"name one of {_list(names)}",
+                    file=file,
+                    field=f"data.fields.{name}",
+                )
+    said = [_said(column, unread[column], len(examples)) for column in sorted(unread)]
+    if several:
+        where = f"{len(several)} of {len(examples)} rows, from row {several[0]} on"
+        said.append(f"what stands beside '{columns['question']}' in its list ({where})")
+    if said:
+        say(" ".join(f"{file}: not read: {'; '.join(said)}".splitlines()))
     return examples
+
+
+class _Unread(NamedTuple):
+    """A column that looks like a field and is not read: the first record that has it, what is read of that, and which rows."""
+
+    record: Mapping[str, Any]
+    used: set[str]
+    rows: list[int]
+
+
+def _said(column: str, unread: _Unread, count: int) -> str:
+    name = _FIELDS_OF[column]
+    read = next(alias for alias in ALIASES[name] if alias in unread.used)
+    where = f"'{column}' ({len(unread.rows)} of {count} rows, from row {unread.rows[0]} on)"
+    if name != "question":
+        return f"{where} looks like the {name}, which is '{read}'; data.fields.{name}={column} reads it instead"
+    if isinstance(unread.record[column], str):
+        return f"{where} looks like a part of the question, which is '{read}'; data.fields.question={read}+{column} reads both"
+    return f"{where} looks like a part of the question, which is '{read}'; what the model shall see of it belongs there"
 
 
 def _columns(fields: Mapping[str, str | None] | None) -> dict[str, str]:
@@ -118,14 +167,29 @@ def _columns(fields: Mapping[str, str | None] | None) -> dict[str, str]:
     return columns
 
 
-def _look_up(record: Mapping[str, Any], path: str | None, aliases: Sequence[str]) -> tuple[str | None, Any]:
-    """The column that holds a field and its value; (None, None) where there is none."""
+def _look_up(record: Mapping[str, Any], path: str | None, name: str) -> list[tuple[str, Any]]:
+    """The columns that hold a field, with their values, in the order in which they are joined; none where there are none."""
     if path is None:
-        column = next((alias for alias in aliases if record.get(alias) is not None), None)
-        column = column or next((alias for alias in aliases if alias in record), None)
-        return column, None if column is None else record[column]
+        there = [(alias, record[alias]) for alias in ALIASES[name] if alias in record]
+        parts = [next((part for part in there if not _blank(part[1])), there[0])] if there else []
+        if name == "question" and parts and parts[0][0] in BESIDE:
+            beside = [(other, record.get(other)) for other in BESIDE[parts[0][0]]]
+            parts += [part for part in beside if not _blank(part[1])][:1]
+        return parts
     if path in record:
-        return path, record[path]
+        return [(path, record[path])]
+    values = [(column, _at(record, column)) for column in _parts_of(path, name)]
+    return [(column, value) for column, value in values if value is not _ABSENT]
+
+
+def _parts_of(path: str, name: str) -> list[str]:
+    return [path] if name == "rubric" else [part.strip() for part in path.split("+")]
+
+
+def _at(record: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, or `_ABSENT`."""
+    if path in record:
+        return record[path]
     value: Any = record
     for step in path.split("."):
         if isinstance(value, Mapping):
@@ -134,24 +198,54 @@ def _look_up(record: Mapping[str, Any], path: str | None, aliases: Sequence[str]
             value = value[int(step)]
         else:
             value = _ABSENT
-    return (None, None) if value is _ABSENT else (path, value)
+    return value
 
 
-def _text(value: Any, place: Mapping[str, Any], name: str) -> str | None:
-    """A field's text; None for null and blank. Numbers are accepted for all but the question."""
-    if isinstance(value, (int, float)) and name != "question":
-        return str(value)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if not isinstance(value, str):
-        raise UserError(
-            f"expected text, found {type(value).__name__}",
-            remedy=f"name a text column with data.fields.{name}, a dot steps inside (prompt.0.content)",
-            value=value,
-            **place,
-        )
-    check_encodes(value, place)
-    return value.strip()
+def _one_of_several(record: Mapping[str, Any], path: str) -> bool:
+    """Whether a path takes one entry of a list that has more: of a conversation's turns, say."""
+    if path in record or "." not in path:
+        return False
+    steps = path.split(".")
+    for i, step in enumerate(steps):
+        above = _at(record, ".".join(steps[:i])) if i else record
+        if step.isdecimal() and isinstance(above, Sequence) and not isinstance(above, str) and len(above) > 1:
+            return True
+    return False
+
+
+def _blank(value: Any) -> bool:
+    """Whether a value says nothing: null, white space, an empty list."""
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
+def _joined(parts: Sequence[tuple[str, Any]], place: Mapping[str, Any], name: str) -> str | None:
+    """The texts of a field's columns, a blank line between them; None for null and blank.
+
+    Numbers are accepted for all but the question, and there beside its first part.
+    """
+    texts: list[str] = []
+    for column, value in parts:
+        here = {**place, "field": column}
+        if isinstance(value, (int, float)) and (name != "question" or texts):
+            value = str(value)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        if not isinstance(value, str):
+            raise UserError(
+                f"expected text, found {type(value).__name__}",
+                remedy=_remedy_of_no_text(name, [other for other, _ in parts], column),
+                value=value,
+                **here,
+            )
+        check_encodes(value, here)
+        texts.append(value.strip())
+    return "\n\n".join(texts) or None
+
+
+def _remedy_of_no_text(name: str, columns: Sequence[str], column: str) -> str:
+    if column != columns[0]:
+        return f"make it text, or leave it out with data.fields.{name}={columns[0]}"
+    return f"name a text column with data.fields.{name}, a dot steps inside (prompt.0.content)"
 
 
 def check_encodes(text: str, place: Mapping[str, Any]) -> None:
@@ -159,13 +253,13 @@ def check_encodes(text: str, place: Mapping[str, Any]) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        problem = f"half of a surrogate pair at character {error.start}, which is no text"
-        raise UserError(problem, remedy="repair the escape sequence in the row", value=text, **place) from error
+        problem = f"half of a surrogate pair, or a byte that is no UTF-8, at character {error.start}, which is no text"
+        raise UserError(problem, remedy="repair it in the row", value=text, **place) from error
 
 
 def _rubric(value: Any, place: Mapping[str, Any], min_criteria: int, max_criteria: int) -> Rubric | None:
     """A rubric from a list, or from JSON text of one; None for null, blank and []."""
-    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+    if _blank(value):
         return None
     if isinstance(value, Mapping):
         keys = [str(key) for key in value]

@@ -6,7 +6,8 @@ use it themselves. Data prepared earlier as TFRecord must be prepared again as A
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def read_tfds(
     require: Sequence[str] = ("question",),
     min_criteria: int = MIN_CRITERIA,
     max_criteria: int = MAX_CRITERIA,
+    say: Callable[[str], Any] = warnings.warn,
 ) -> list[Example]:
     """Reads one split; other arguments and errors as in `records.to_examples`. Bytes are decoded as UTF-8.
 
@@ -51,6 +53,7 @@ def read_tfds(
         require=require,
         min_criteria=min_criteria,
         max_criteria=max_criteria,
+        say=say,
     )
 
 
@@ -96,8 +99,8 @@ def _plain(value: Any, feature: Any) -> Any:
             value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
         return [_plain(item, inner) for item in value]
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return value.decode("utf-8", "surrogateescape")  # what is no UTF-8 is refused where it is a field's text
     if isinstance(value, (np.generic, np.ndarray)):
         plain = value.tolist()
-        return plain.decode("utf-8", "replace") if isinstance(plain, bytes) else plain
+        return plain.decode("utf-8", "surrogateescape") if isinstance(plain, bytes) else plain
     return value

@@ -17,7 +17,7 @@ from rcsd_jax.evaluate.role import evaluate_role
 from rcsd_jax.files import AnyPath, as_path, write_json
 from rcsd_jax.models import sharding
 from rcsd_jax.preemption import StopRequest
-from rcsd_jax.run import Run, open_served
+from rcsd_jax.run import Run, open_served, say_once
 from rcsd_jax.workdir import claimed, from_main_if_written
 
 
@@ -42,7 +42,7 @@ def evaluate_model(
             run = run._replace(judge=closing.enter_context(judge_of(run)))
         model, _, load = open_served(config.model.path, config, mesh)
         sharding.check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
-        questions = preparation.evaluation_questions(config, model.tokenizer)
+        questions = preparation.evaluation_questions(config, model.tokenizer, say=say_once(console))
         if not questions:
             remedy = "set eval.benchmarks, or eval.grader and eval.path, and eval.roles"
             raise UserError("nothing to evaluate", field="eval.benchmarks", remedy=remedy)

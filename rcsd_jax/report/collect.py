@@ -123,7 +123,7 @@ def _asked(config: ConfigDict) -> dict[tuple[str, str], Example]:
     wanted = config.copy_and_resolve_references()
     wanted.eval.roles = tuple(role for role in config.eval.roles if role != "teacher") or ("base",)
     try:
-        questions = preparation.evaluation_questions(wanted, tokenizer)
+        questions = preparation.evaluation_questions(wanted, tokenizer, say=lambda line: None)  # the run said it
     except UserError:
         return {}
     return {(split, e.id): e for splits in questions.values() for split, q in splits.items() for e in q.examples}

@@ -10,13 +10,14 @@ The four classes follow RaR (Rubrics as Rewards, arXiv 2507.17746). Four formats
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 KINDS = ("Essential", "Important", "Optional", "Pitfall")
 
@@ -163,12 +164,11 @@ def criterion_from(record: Any, *, scale: float = 10.0) -> Criterion:
         return Criterion("", description, DEFAULT_WEIGHTS[kind], kind)
     if not isinstance(record, Mapping):
         raise RubricError("bad_record", f"a criterion is an object or a string, not {type(record).__name__}")
-    title, text = _field(record, "title"), _field(record, "description")
+    title, text, weight_field, explicit = _fields(record)
     if not isinstance(text, str):
         raise RubricError("no_description", f"criterion {title!r} has no description; keys {sorted(map(str, record))}")
     prefix, description = split_class(text)
-    weight, named = _weight_and_class(_field(record, "weight"))
-    explicit = _field(record, "kind")
+    weight, named = _weight_and_class(weight_field)
     if isinstance(explicit, str) and explicit.strip():
         named = _KIND_OF.get(explicit.strip().split()[0].casefold(), named)
     kind = named or prefix
@@ -206,7 +206,7 @@ def weight_scale(records: Sequence[Any]) -> float:
     for record in records:
         if isinstance(record, Mapping):
             try:
-                weight, _ = _weight_and_class(_field(record, "weight"))
+                weight, _ = _weight_and_class(_fields(record).weight)
             except RubricError:  # reported with its place when the criterion itself is read
                 continue
             weights.append(0.0 if weight is None else weight)
@@ -248,7 +248,8 @@ def normalised(description: str) -> str:
       >>> normalised("  States  the UNIT. ")
       'states the unit'
     """
-    return " ".join(unicodedata.normalize("NFKC", description).casefold().split()).rstrip(" .;,")
+    text = description if description.isascii() else unicodedata.normalize("NFKC", description)
+    return " ".join(text.casefold().split()).rstrip(" .;,")
 
 
 def to_json(rubric: Rubric, style: str = "objects") -> str:
@@ -285,9 +286,33 @@ def _prefixed(criterion: Criterion) -> str:
     return f"{criterion.kind} Criteria: {criterion.description}"
 
 
-def _field(record: Mapping, name: str) -> Any:
-    keys = {str(key).strip().casefold(): key for key in record}
-    return next((record[keys[alias]] for alias in _ALIASES[name] if alias in keys), None)
+class _Fields(NamedTuple):
+    """What a record says under the names of each field; None where it says nothing."""
+
+    title: Any
+    description: Any
+    weight: Any
+    kind: Any
+
+
+def _fields(record: Mapping) -> _Fields:
+    """Of each field what stands under the first of its names that says something."""
+    values = []
+    for keys in _keys_of(tuple(record)):
+        value = None
+        for key in keys:
+            value = record[key]
+            if value is not None and value != "":
+                break
+        values.append(value)
+    return _Fields(*values)
+
+
+@functools.lru_cache(maxsize=1024)
+def _keys_of(keys: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
+    """Of each field the keys that name it, in the order of its aliases. A data set's records have few sets of keys."""
+    named = {str(key).strip().casefold(): key for key in keys}
+    return tuple(tuple(named[alias] for alias in _ALIASES[name] if alias in named) for name in _Fields._fields)
 
 
 def _weight_and_class(value: Any) -> tuple[float | None, str | None]:
@@ -311,4 +336,6 @@ def _weight_and_class(value: Any) -> tuple[float | None, str | None]:
 
 def _clean(text: str) -> str:
     """Single spaces for runs of white space; lone surrogates, which no UTF-8 file can hold, replaced."""
+    if text.isascii():
+        return " ".join(text.split())
     return " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())

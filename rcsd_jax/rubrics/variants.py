@@ -90,15 +90,15 @@ def noisy(rubric: Rubric, pool: Pool, *, seed: int, id: str, fraction: float = 0
     count = max(1, round(fraction * len(criteria))) if fraction else 0
     here = {normalised(c.description) for c in criteria}
     for at in sorted(rng.sample(range(len(criteria)), count)):
-        donors = (rng.choice(_other(pool, rng, id).criteria) for _ in range(_DRAWS))
-        fresh = [donor for donor in donors if normalised(donor.description) not in here]
-        if not fresh:
+        donors = [rng.choice(_other(pool, rng, id).criteria) for _ in range(_DRAWS)]
+        alike = [donor for donor in donors if donor.kind == criteria[at].kind]
+        donor = next((d for d in (*alike, *donors) if normalised(d.description) not in here), None)
+        if donor is None:
             raise ValueError(f"no criterion of another question is new to the rubric of {id!r}")
-        donor = next((donor for donor in fresh if donor.kind == criteria[at].kind), None)
-        here.add(normalised((donor or fresh[0]).description))
-        criteria[at] = (
-            replace(criteria[at], title=donor.title, description=donor.description) if donor is not None else fresh[0]
-        )
+        here.add(normalised(donor.description))
+        if donor.kind == criteria[at].kind:
+            donor = replace(criteria[at], title=donor.title, description=donor.description)
+        criteria[at] = donor
     return Rubric(tuple(criteria))
 
 
