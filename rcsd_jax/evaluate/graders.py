@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -141,8 +140,4 @@ GRADERS: dict[str, Grader] = {
 
 
 def _equals_one(found: str, truths: Sequence[str]) -> bool:
-    return _plain(found) in map(_plain, truths) or any(answers.same_expression(found, truth) for truth in truths)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\s+|\\[,;!]|\$", "", text).casefold()
+    return any(answers.same_expression(found, truth) for truth in truths)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from rcsd_jax.evaluate.answers.expressions import closed_form
 from rcsd_jax.evaluate.answers.places import SENTENCE_END, Answer, read
-from rcsd_jax.evaluate.answers.quantities import quantity
+from rcsd_jax.evaluate.answers.quantities import numbers_agree, quantity
 
 
 def number(text: str) -> Answer:
     r"""The number that a completion gives as its answer, or that a bare answer such as "5 kJ" is.
 
     Read are thousands separators (`1,234.5`, `1\,234`), powers of ten (`3.2e-4`, `3.2 \times 10^{-4}`), fractions, percent,
-    `x = 5`, `\approx 5`, closed forms without a unit (`\frac{\pi}{4}`), and units in words, symbols or LaTeX. What
-    follows the number and is no unit ("electrons", "downward") is taken for prose. Two numbers, a range, an uncertainty, an
-    inequality, a decimal comma and numbers in words are none.
+    `x = 5`, `\approx 5`, `2.5 \pm 0.1` (as 2.5), closed forms without a unit (`\frac{\pi}{4}`), and units in words, symbols
+    or LaTeX. What follows the number and is no unit ("electrons", "downward") is taken for prose. Two numbers (`3 \pm 2`
+    among them), a range, an inequality, a decimal comma and numbers in words are none.
 
     Returns:
       An Answer with a Number.
@@ -24,7 +24,7 @@ def number(text: str) -> Answer:
       >>> number("between 3 and 4").value is None
       True
     """
-    return read(text, _number_of_line, _number_alone)
+    return read(text, _number_of_line, _number_alone, agree=numbers_agree)
 
 
 def _number_of_line(line: str) -> Answer:

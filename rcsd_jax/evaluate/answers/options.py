@@ -7,18 +7,33 @@ from collections.abc import Sequence
 
 from rcsd_jax.evaluate.answers.places import Answer, read
 from rcsd_jax.evaluate.answers.plain import plain
+from rcsd_jax.evaluate.answers.words import fold
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# What may stand before a letter: "the correct answer is", "option", "la réponse", "选项".
+_NAMED = (
+    r"(?i:(?:the\s)?(?:(?:correct|final|best|right)\s)?(?:answer|option|choice|letter|alternative)\s?(?:is\s)?:?\s?"
+    r"|(?:l'|la\s|die\s|a\s)?(?:option|réponse|lettre|proposition|antwort|opción|respuesta|letra|alternativa|opzione|risposta"
+    r"|lettera|opção|resposta|optie|antwoord|đáp\sán|선택지)\s:?\s?|la\s|[选選][项項择擇]?:?\s?)"
+)
 _LETTER = re.compile(
-    r"(?i:(?:the\s)?(?:(?:correct|final|best|right)\s)?(?:answer|option|choice)\s?(?:is\s)?:?\s?)?"
-    r"(?P<open>[(\[]?)\s?(?P<letter>[A-Za-z])(?:\s?(?P<close>[)\]]))?(?P<rest>.*)",
+    rf"{_NAMED}?(?P<open>[(\[]?)\s?(?P<letter>[A-Za-z])(?:\s?(?P<close>[)\]]))?"
+    # And after it, where words are not parted by spaces, or where "is" ends the sentence.
+    r"(?:\s?(?:[选選][项項]|[项項]|です|だ|である|입니다|이다|예요|번(?:입니다)?|है|হয়|'dir|'dır)(?![A-Za-z]))?(?P<rest>.*)",
     re.S,
 )
 _AFTER_LETTER = re.compile(r"[,;\s]|[:.](?![0-9])")
-_ANOTHER_LETTER = re.compile(r"\s?(?:[,;/&+]|and\s|or\s)\s?(?:and\s|or\s)?(?:option\s)?[(\[]?([A-Za-z])(?![\w'-])")
+_AND = r"(?:(?:and|or|et|ou|und|oder|y|o|e|en|of)\s|[和与與或及]\s?)"
+_ANOTHER_LETTER = re.compile(
+    rf"\s?(?:[,;/&+]|{_AND})\s?{_AND}?(?:(?:option|choice|opción|opção|réponse|antwort)\s|[选選][项項])?[(\[]?([A-Za-z])(?![\w'-])",
+    re.I,
+)
 # "A" and "I" are words too: before another word they are letters only where it is one of these.
-_AFTER_A = re.compile(r"\s(?:because|since|as|which|due|given|with|and|or|is|was|for|in|\W)", re.I)
-_AFTER_WORDING = re.compile(r"\Z|\s?[,;:.!)](?![0-9])|\s(?:because|since|as|due)\b")
+_AFTER_A = re.compile(r"\s(?:because|since|as|which|due|given|with|and|or|is|was|for|in|car|parce|puisque|weil|da|denn|porque|perché|\W)", re.I)
+_AFTER_WORDING = re.compile(r"\Z|\s?[,;:.!)](?![0-9])|\s(?:because|since|as|due|car|parce|weil|denn|porque|perché)\b")
+_VERDICTS = frozenset(("yes", "no", "maybe", "true", "false"))
+_DISCUSSED = re.compile(r"\b(?:incorrect|wrong|false|not\s(?:correct|right|the))\b", re.I)
+_ITEM = re.compile(r"^\W{0,4}(?:option\s)?\(?([A-Z])[).:]", re.M)
 _NEXT_WORDING = re.compile(r"\s?(?:[,;/&]|and\s|or\s)\s?(?:and\s|or\s)?")
 
 
@@ -26,7 +41,8 @@ def option(text: str, options: Sequence[str]) -> Answer:
     r"""Which of the options a completion chose, by letter or by the option's text.
 
     A letter stands alone (`(B)`, `\text{B}`, `option b`) or before its text (`B. mitochondria`); a text is compared up to
-    case, spaces and LaTeX's wrappers. A single letter is a letter, also where an option's text is one.
+    the case of its words, spaces and LaTeX's wrappers. A single letter is a letter, also where an option's text is one. Where
+    several lines state nothing, the first or the last counts if it is a letter alone, the first also with the option's text.
 
     Args:
       text: what the model wrote.
@@ -42,7 +58,27 @@ def option(text: str, options: Sequence[str]) -> Answer:
       'out_of_range'
     """
     wordings = [_wording(o) for o in options]
-    return read(text, lambda line: _option(line, wordings), lambda line: _option(line, wordings, alone=True))
+    discussed = _DISCUSSED.search(text) is not None or len(set(_ITEM.findall(text))) > 1
+    return read(
+        text,
+        lambda line: _option(line, wordings),
+        lambda line: _option(line, wordings, alone=True),
+        alone=lambda line, first: _option_in_a_line(line, wordings, with_text=first and not discussed),
+    )
+
+
+def _option_in_a_line(line: str, wordings: list[str], *, with_text: bool) -> Answer:
+    """The option of a line among others: a capital or bracketed letter, alone or with its text; yes, no and the like."""
+    text = _wording(line)
+    match = _LETTER.fullmatch(text)
+    if line.endswith(":") or not match:  # a heading
+        return Answer(None, "not_an_option")
+    if not match["rest"]:
+        is_letter = match["letter"].isupper() or match["close"]
+        return _at(match["letter"], wordings) if is_letter else Answer(None, "not_an_option")
+    if text.casefold() in _VERDICTS:
+        return _named(text, wordings) or Answer(None, "not_an_option")
+    return with_text and _by_letter(match, wordings, alone=True) or Answer(None, "not_an_option")
 
 
 def _option(text: str, wordings: list[str], *, alone: bool = False) -> Answer:
@@ -64,7 +100,9 @@ def _named(text: str, wordings: list[str]) -> Answer | None:
     """The option whose text this is; None where it is none's."""
     exact = [i for i, wording in enumerate(wordings) if wording and wording == text]  # genotypes: AA, Aa, aa
     alike = [i for i, wording in enumerate(wordings) if wording and _folded(wording) == _folded(text)]
-    same = exact or alike
+    # Of those that differ in the case of symbols, as genotypes do, one alone is not meant.
+    blind = [i for i, wording in enumerate(wordings) if wording and _folded(wording).lower() == _folded(text).lower()]
+    same = exact or alike or (blind if len(blind) > 1 else [])
     return None if not same else Answer(same[0], "") if len(same) == 1 else Answer(None, "several")
 
 
@@ -88,13 +126,13 @@ def _by_letter(match: re.Match, wordings: list[str], *, alone: bool) -> Answer |
 
 def _by_wording(text: str, wordings: list[str]) -> Answer:
     """The longest option whose text `text` begins with, if no other follows it in a list."""
-    folded = [wording.casefold() for wording in wordings]
+    folded = [fold(wording, least=3) for wording in wordings]
 
     def begins(text: str, ends: re.Pattern) -> list[int]:
         fits = [i for i, w in enumerate(folded) if len(w) > 1 and text.startswith(w) and ends.match(text, len(w))]
         return sorted(fits, key=lambda i: len(folded[i]))
 
-    text = text.casefold()
+    text = fold(text, least=3)
     for index in reversed(begins(text, _NEXT_WORDING)):
         following = _NEXT_WORDING.match(text, len(folded[index]))
         assert following is not None, "`begins` has seen it"
@@ -119,4 +157,4 @@ def _bare(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    return text.replace(" ", "").casefold()
+    return fold(text, least=3).replace(" ", "")

@@ -2,17 +2,22 @@ r"""Where in a text its answer stands: in a box, in a statement, or as the whole
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from rcsd_jax.evaluate.answers.statements import retracted, stated
 
 MAX_ANSWER = 2000  # characters of an answer; PIQA's longest options have some hundred
 MAX_EXPRESSION = 300  # of a number or an expression: grammars and sympy slow down long before
+_MAX_LINES = 200  # of a text that may give its answer in a line alone
 
 UNPARSED = {
     "no_answer": "no box, no stated answer, and more than an answer alone",
     "cut": "a box is begun and not closed",
     "too_long": "what is given as the answer is too long to be one",
+    "contradictory": "statements of different answers, of which none is final",
     "several": "more than one option, or a letter with the text of another option",
     "out_of_range": "a letter beyond the last option",
     "not_an_option": "neither a letter nor the text of an option",
@@ -21,7 +26,7 @@ UNPARSED = {
 
 
 class Answer(NamedTuple):
-    """What a text answers and where ("boxed", "stated" or "whole"), or None and why not (a key of `UNPARSED`)."""
+    """What a text answers and where ("boxed", "stated", "whole" or "line"), or None and why not (a key of `UNPARSED`)."""
 
     value: Any
     reason: str
@@ -68,40 +73,7 @@ def _boxes(text: str) -> tuple[str | None, bool]:
     return last[1], begun or any(opened)
 
 
-_MARKS = r"[*_]{0,3}"
-_IS = (
-    r"\s(?:is|was|(?:would|must|should|will)\sbe)\b"
-    r"(?:\s(?:therefore|thus|hence|then|clearly|simply|indeed|likely|most\slikely|probably)\b)?"
-)
-_STATEMENT = re.compile(
-    rf"\banswer\b(?:\s(?:to|for)\b[^\n.:]{{1,60}}?)?(?:{_MARKS}\s?:|{_IS})"
-    rf"|\b(?:correct|best|right|final)\s(?:answer\s)?(?:option|choice)(?:{_MARKS}\s?:|{_IS})"
-    rf"|^[#*_ ]{{1,6}}(?:the\s)?(?:final\s|correct\s)?answer{_MARKS}[ \t]{{0,9}}$",  # a heading; the answer is below
-    re.I | re.M,
-)
-_AFTER_STATEMENT = re.compile(r"(?:[\s$*_:>]|\\[\[(])*")
-_HYPOTHETICAL = re.compile(r"\b(?:if|whether|unless|suppose|supposing|assume|assuming)\b[^\n.,;:]{0,40}\Z", re.I)
-_REVERSED_STATEMENT = re.compile(
-    r"(?<![\w(])(\(?[A-Z]\)?)[*_]{0,3}\sis\s(?:therefore\s)?the\s(?:correct\s|best\s|right\s)?(?:answer|option|choice)\b"
-)
-SENTENCE_END = re.compile(r"[.;!?](?:\s|\Z)")
-_MAX_STATEMENTS = 50  # a model caught in a loop makes thousands
-
-
-def _stated(text: str) -> Iterator[str]:
-    """What follows the text's statements of an answer, each to the end of its line; the last statement first."""
-    found: list[tuple[int, int, str | None]]
-    found = [(match.start(), match.end(), None) for match in _STATEMENT.finditer(text)]
-    found += [(match.start(), match.end(), match[1]) for match in _REVERSED_STATEMENT.finditer(text)]
-    for start, end, letter in sorted(found, reverse=True)[:_MAX_STATEMENTS]:
-        if _HYPOTHETICAL.search(text[max(0, start - 50) : start]):
-            continue
-        after = _AFTER_STATEMENT.match(text, end, end + 100)
-        assert after is not None, "it also matches nothing"
-        line = letter or text[after.end() : after.end() + MAX_EXPRESSION].split("\n")[0]
-        line = line.strip().rstrip("!")  # no factorial
-        if line:
-            yield line
+SENTENCE_END = re.compile(r"[.;!?](?:\s|\Z)|[。；！？]")
 
 
 def final_answer(text: str) -> Answer:
@@ -118,7 +90,7 @@ def final_answer(text: str) -> Answer:
         return Answer(None, "too_long") if len(boxed) > MAX_ANSWER else Answer(boxed, "boxed")
     if begun:
         return Answer(None, "cut")
-    for line in _stated(text):
+    for line, *_ in stated(text):
         # The formula before the rest of its sentence, where there is one: "the answer is $x + 1$ because ...".
         answer = re.split(r"\$|\\[)\]]", SENTENCE_END.split(line, maxsplit=1)[0], maxsplit=1)[0].strip(" *_.")
         if answer:
@@ -126,26 +98,68 @@ def final_answer(text: str) -> Answer:
     return Answer(None, "no_answer")
 
 
-def read(text: str, read: Callable[[str], Answer], whole: Callable[[str], Answer]) -> Answer:
-    """The answer of `text` as `read` reads a box or a line, `whole` the whole; both give the reason of a failure."""
+def read(
+    text: str,
+    read: Callable[[str], Answer],
+    whole: Callable[[str], Answer],
+    *,
+    agree: Callable[[Any, Any], bool] = operator.eq,
+    alone: Callable[[str, bool], Answer] | None = None,
+) -> Answer:
+    """The answer of `text` as `read` reads a box or a line, `whole` the whole; all give the reason of a failure.
+
+    Where statements contradict each other, the last one holds if it is more final than those, or takes them back.
+
+    Args:
+      text: what a model wrote.
+      read: reads the content of a box, or a line from a statement on.
+      whole: reads a text of one line that may be prose.
+      agree: whether two answers' values are one.
+      alone: reads one of several lines that may be prose; True where it is the first. None reads none of them.
+    """
     boxed, begun = _boxes(text)
     if boxed is not None:
         return Answer(None, "too_long") if len(boxed) > MAX_ANSWER else _found(read(boxed), "boxed")
     if begun:
         return Answer(None, "cut")
-    failure = None
-    for line in _stated(text):
-        answer = read(line)
-        # "the answer is independent of m" after "the answer is 5" takes nothing back; "A or B" does.
-        if answer.value is not None or answer.reason in ("several", "out_of_range"):
-            return _found(answer, "stated")
-        failure = failure or answer
+    failure, last = None, None
+    for statement in stated(text):
+        answer = read(statement.line)
+        if last is None:
+            # "the answer is independent of m" after "the answer is 5" takes nothing back; "A or B" does.
+            if answer.value is None and answer.reason in ("several", "out_of_range"):
+                return answer
+            last = None if answer.value is None else (answer, statement)
+            failure = failure or answer
+        elif answer.value is not None and not agree(answer.value, last[0].value):
+            if retracted(text, statement, last[1]):
+                break
+            if statement.rank >= last[1].rank:
+                return Answer(None, "contradictory")
+    if last is not None:
+        return _found(last[0], "stated")
     text = text.strip()
     if failure is None and 0 < len(text) <= MAX_ANSWER and "\n" not in text:
         answer = whole(text)
         if answer.value is not None or answer.reason in ("several", "out_of_range"):
             return _found(answer, "whole")
+    if failure is None and alone is not None:
+        answer = _in_a_line(text, alone)
+        if answer is not None:
+            return _found(answer, "line")
     return failure or Answer(None, "no_answer")
+
+
+def _in_a_line(text: str, alone: Callable[[str, bool], Answer]) -> Answer | None:
+    """What the first or the last line is, if it is an answer and no other line is another: a list of options is none."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > _MAX_LINES:
+        return None
+    answers = {i: alone(line, i == 0) for i, line in enumerate(lines) if len(line) <= MAX_EXPRESSION}
+    found = {i: answer for i, answer in answers.items() if answer.value is not None}
+    if len({answer.value for answer in found.values()}) != 1:
+        return None
+    return found.get(0) or found.get(len(lines) - 1)
 
 
 def _found(answer: Answer, where: str) -> Answer:

@@ -8,7 +8,7 @@ import unicodedata
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾", "0123456789+-()")
 _PLAIN_CHARACTERS = str.maketrans(
     dict.fromkeys("‐‑‒–—−﹣", "-") | dict.fromkeys("×✕⨯·⋅∙•∗", "*") | dict.fromkeys("“”″", '"')
-    | dict.fromkeys("‘’′", "'") | {"⁄": "/", "∕": "/", "÷": "/", "˚": "°", "º": "°"}
+    | dict.fromkeys("‘’′", "'") | {"⁄": "/", "∕": "/", "÷": "/", "˚": "°", "º": "°", "。": ".", "、": ","}
 )  # fmt: skip
 _WRAPPER = re.compile(
     r"\\(?:text(?:rm|bf|it|sf|tt|normal|up)?|math(?:rm|bf|it|sf|tt|bb|cal|normal)|bm|boldsymbol|operatorname|mbox|hbox"
@@ -32,6 +32,7 @@ _SIGNS = [
         (r"\\([%&#_{}])", r"\1"),
         (r"\\(?:times|cdot|ast|bullet)(?![A-Za-z])", "*"),
         (r"\\(?:approx|simeq|sim)(?![A-Za-z])", "≈"),
+        (r"\\pm(?![A-Za-z])|\+\s?/\s?-", "±"),
         (r"\\(?:AA|r\{A\}|mathring\{A\})(?![A-Za-z])", "Å"),
         (r"(?<=[0-9A-Za-z)])\*\*(?=\s?[-+(]?[0-9])", "^"),
         (r"\*\*", ""),

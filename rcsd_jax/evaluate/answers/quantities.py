@@ -54,14 +54,40 @@ def quantity(text: str) -> tuple[Number | None, str]:
     if len(text) > MAX_EXPRESSION:
         return None, ""
     *left, side = SIDES.split(plain(text))
-    match = _NUMBER.match(side.strip())
+    side = _measured(side.strip())
+    match = _NUMBER.match(side)
     if match is None or any(_is_sentence(part) for part in left):
         return None, ""
-    value, (unit, rest) = _value(match), _unit(re.sub(r"μ\s(?=[A-Za-z])", "μ", side.strip()[match.end() :]))
+    value, (unit, rest) = _value(match), _unit(re.sub(r"μ\s(?=[A-Za-z])", "μ", side[match.end() :]))
     attached = unit is None and (rest[:1].isalpha() or rest[:1] == "-")
     if value is None or attached or _NOT_PROSE.search(_FORMULA.sub("", rest)):
         return None, ""
     return Number(value, unit, int((match["power"] or "0").replace(" ", ""))), rest.strip(" .,;:()!")
+
+
+def _measured(side: str) -> str:
+    """A value without its uncertainty: (2.5 ± 0.1) m is 2.5 m. What may as well be two numbers, 3 ± 2, is left as it is."""
+    value, sign, by = (part.strip() for part in side.partition("±"))
+    opened = value.count("(") - value.count(")")
+    if not sign or "±" in by or opened not in (0, 1):
+        return side
+    rest = ""
+    if opened:  # (2.5 ± 0.1) m and 2.5 (± 0.1) m
+        value = "".join(value.rsplit("(", 1)).strip()
+        by, _, rest = by.partition(")")
+    number, error = _NUMBER.match(value), _NUMBER.match(by)
+    if number is None or error is None or error["sign"] or error["power"]:
+        return side
+    own, more = _unit(value[number.end() :])
+    rest = f"{by[error.end() :]} {rest}".strip()
+    center, width = _value(number), _value(error)
+    if center is None or width is None or not 2 * width < abs(center) or more.strip():
+        return side
+    if own:  # 2.5 m ± 0.1 m
+        its, rest = _unit(rest)
+        if its not in (own, None):
+            return side
+    return f"{value} {rest}".strip()
 
 
 def _is_sentence(left: str) -> bool:
@@ -112,6 +138,7 @@ _OTHERS = frozenset(
 )
 _PREFIXES = frozenset(("", *"femto pico nano micro milli centi kilo mega giga tera".split()))
 _SPELLINGS = {"°": "degree", "%": "percent", "AU": "astronomical_unit", "rev": "turn", "revs": "turn"}
+_SPELLINGS |= {"KG": "kg", "KM": "km"}  # no kilogauss, and no kilomolar
 _NO_UNITS = frozenset(("pH", "has"))
 _TEMPERATURES = {"c": "degree_Celsius", "f": "degree_Fahrenheit", "k": "kelvin"}
 _WORDS = frozenset(("in", "a", "h", "c", "e"))  # before another word they are words or symbols themselves
@@ -163,6 +190,8 @@ def _known(name: str) -> str | None:
     kilo, lower = "k" + name[1:] if name[0] == "K" else name, name.lower() if len(name) > 2 else name
     for spelling in dict.fromkeys((_SPELLINGS.get(name, name), kilo, lower)):
         for prefix, unit, _ in _registry().parse_unit_name(spelling):
+            if name.isupper() and spelling == lower != name and name[0] == "M" and prefix == "milli":
+                continue  # an M is mega
             if unit in _METRIC and prefix in _PREFIXES or prefix + unit in _OTHERS:
                 return prefix + unit
     return None

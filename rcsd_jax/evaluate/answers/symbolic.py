@@ -17,6 +17,9 @@ _EAGER = re.compile(r"binom|choose|gamma|gcd|lcm|det", re.I)
 _SMALL_POWER = re.compile(r"\^\s?(?:\{(?:[A-Za-z+\- ]|[0-9]{1,2}(?![0-9])){1,9}\}|-?[0-9A-Za-z])")
 _LARGE = re.compile(r"[0-9]{5}|[!^]")
 _MAX_POWER = 10_000
+_EQUALS = re.compile(r"(?<![\\<>!])=")
+_UPRIGHT_E = re.compile(r"\\(?:mathrm|text)\s?\{e\}")
+_BIG_GAMMA = re.compile(r"(?:\\Gamma(?![A-Za-z])|Γ)(?!\s*(?:\(|\\left))")
 
 
 def equal(found: str, truth: str, *, seconds: float = ANSWER_SECONDS) -> bool | None:
@@ -46,28 +49,67 @@ def _verified(found: str, truth: str) -> bool | None:
 
     ours, theirs = _parsed(found), _parsed(truth)
     if verify(theirs, ours, timeout_seconds=None, allow_set_relation_comp=True):
-        return True
+        return not (_only_alike(ours[0], theirs[0]) or _rounded_alike(ours[0], theirs[0]))
     return False if all(any(not isinstance(e, str) for e in parsed) for parsed in (ours, theirs)) else None
 
 
 def _parsed(text: str) -> list[Any]:
-    """The expression as math-verify parses it, before and after a fallback to the text; none of them large.
+    """The expression as math-verify parses it, if it can be, and its text; never a large one.
+
+    Its own `parse` takes R and r for one symbol, and of a sentence that holds a fraction the fraction.
 
     Raises:
       _TooLarge: it holds a number that would take long to compute.
     """
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse
+    from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+    from math_verify.grader import should_treat_as_complex
 
     if _EAGER.search(text) and (text.count("^") > 3 or _LARGE.search(_SMALL_POWER.sub("", text))):
         raise _TooLarge
     # Units are not dropped: 5 m is not 5 kg. Units are for `number`.
     keep = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
-    config = LatexExtractionConfig(boxed_match_priority=-1, normalization_config=keep)
-    expressions = parse(f"${text}$", [config], parsing_timeout=None)
-    for expression in expressions:
+    text = normalize_latex(_UPRIGHT_E.sub("e", text), keep)
+    sides = _EQUALS.split(text)
+    chain = len(sides) > 2 and not re.search("[,;]", text)  # of one that does not parse, its last side
+    for part in (text, sides[-1]) if chain else (text,):
+        try:
+            expression = latex2sympy(
+                _BIG_GAMMA.sub(r"\\text{BigGamma}", part),  # else it is Euler's constant, as the small one
+                is_real=not should_treat_as_complex(part),
+                normalization_config=None,
+                conversion_config=ConversionConfig(lowercase_symbols=False),
+            )
+        except Exception:  # whatever a grammar finds to say of text that is none of it
+            continue
         _size(expression)
-    return expressions
+        return [expression, text]
+    return [text]
+
+
+def _only_alike(ours: Any, theirs: Any) -> bool:
+    """Whether two expressions were equal only because `verify` writes longer names, and Euler's e, in lower case."""
+    names, others = _names(ours), _names(theirs)
+    if len(names) == 1 != len(others) or len(others) == 1 != len(names):  # it joins factors: \text{ab} is a b
+        joined = ["".join(sorted("".join(some))) for some in (names, others)]
+        return joined[0] != joined[1] and joined[0].lower() == joined[1].lower()
+    lower = {name.lower() for name in names - others}
+    return any(name.lower() in lower for name in others - names)
+
+
+def _names(expression: Any) -> frozenset[str]:
+    import sympy
+
+    names = frozenset(str(symbol.name) for symbol in getattr(expression, "free_symbols", ()))
+    return names | {"e"} if getattr(expression, "has", None) and expression.has(sympy.E) else names
+
+
+def _rounded_alike(ours: Any, theirs: Any) -> bool:
+    """Whether two numbers were equal only because `verify` rounds to six decimals: 1/2004! and 1/2006!."""
+    if not all(getattr(e, "is_number", False) and getattr(e, "is_finite", False) for e in (ours, theirs)):
+        return False
+    a, b = (abs(e.evalf(20)) for e in (ours, theirs))
+    return max(a, b) < 1e-3 and bool(abs(a - b) > 1e-3 * max(a, b))
 
 
 def _size(expression: Any) -> float:
