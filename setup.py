@@ -3,6 +3,7 @@
 """
 
 import pathlib
+import re
 import shutil
 
 import setuptools
@@ -19,10 +20,15 @@ class BuildWithConfigs(build_py):
             shutil.copytree("configs", target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
 
 
+def version() -> str:
+    """The package's, read without importing it."""
+    return re.search(r'^__version__ = "(.+?)"', pathlib.Path("rcsd_jax/__init__.py").read_text("utf-8"), re.M)[1]
+
+
 setuptools.setup(
     cmdclass={"build_py": BuildWithConfigs},
     name="rcsd_jax",
-    version="0.1.0",
+    version=version(),
     description="Rubric-conditioned self-distillation of language models in JAX",
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",

@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
-from rcsd_jax import contexts, loop, preparation, processes, starts, train
+from rcsd_jax import contexts, loop, preparation, processes, provenance, starts, train
 from rcsd_jax.checkpoints import Checkpoints
 from rcsd_jax.completions import Completion
 from rcsd_jax.console import Console
@@ -57,6 +57,8 @@ def run_stage(
         if not changed and (summary := from_main_if_written(workdir / "summary.json")) is not None:
             console.print(f"{name}: complete, see {workdir}", soft_wrap=True)
             return summary
+        if processes.is_main():
+            provenance.record(workdir)
         run = Run(config, workdir, mesh, console, stop, name)
         if configs.graded_by_judge(config):
             run = run._replace(judge=closing.enter_context(judge_of(run)))

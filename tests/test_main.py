@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rcsd_jax import main
+from rcsd_jax import main, provenance
 from tests import user_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +89,14 @@ def test_a_run_writes_what_it_says(finished):
     # The first checkpoint, after the second step, compiles the checksum of its state.
     assert rows[2]["compilations"] == rows[3]["compilations"] <= rows[1]["compilations"] + 1, "a later step compiled"
     assert list((workdir / "tensorboard").iterdir())
+    (start,) = provenance.starts(workdir)
+    assert shlex.split(start["command"])[:4] == [
+        "python",
+        "-m",
+        "rcsd_jax.main",
+        "--config=configs/stage2.py:ground_truth",
+    ]
+    assert f"--workdir={workdir}" in shlex.split(start["command"])
     assert str(workdir / "export") in out and str(workdir / "adapter") in out
 
 
@@ -104,10 +113,10 @@ def test_programs_do_not_import_torch(user_dir, tmp_path):
 
 def test_the_same_command_again_does_nothing(finished, user_dir):
     workdir, _ = finished
-    before = (workdir / "metrics.jsonl").read_bytes()
+    before = [(workdir / name).read_bytes() for name in ("metrics.jsonl", "starts.jsonl")]
     code, out, _ = run(*ground_truth(user_dir, workdir))
     assert code == 0 and f"complete, see {workdir}" in out
-    assert (workdir / "metrics.jsonl").read_bytes() == before
+    assert [(workdir / name).read_bytes() for name in ("metrics.jsonl", "starts.jsonl")] == before
 
 
 def test_workdir_of_another_config(finished, user_dir):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import rcsd_jax
 from tests.test_job import SHORT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ def test_both_hold_what_is_needed(built):
     assert {
         "rcsd_jax/py.typed", "rcsd_jax/report/template.html.j2", "rcsd_jax/world/base/model.safetensors", "rcsd_jax/shipped/configs/tiny.py",
     } <= wheel  # fmt: skip
-    assert {name.split("/")[0] for name in wheel} == {"rcsd_jax", "rcsd_jax-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in wheel} == {"rcsd_jax", f"rcsd_jax-{rcsd_jax.__version__}.dist-info"}
     with tarfile.open(built[".gz"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"README.md", "LICENSE", "setup.py", "configs/tiny.py", "rcsd_jax/world/base/model.safetensors"} <= names

@@ -114,7 +114,7 @@ def a_stage(seed=0, *, examples=12, tokens=60, criteria=5, name="stage2", clippe
     rng = random.Random(seed)
     described = []
     for i in range(examples):
-        right = {"base": i % 3 == 0, "trained": i % 4 != 3, "teacher": True}
+        right = {"base": i % 3 == 1, "trained": i % 4 != 3, "teacher": True}
         rubric = [criterion(k, rng) for k in range(criteria)]
         described.append(
             {
@@ -169,7 +169,10 @@ def a_writing_stage(seed=1):
 def a_run(*stages):
     return {
         "title": "tiny",
-        "command": "python -m rcsd_jax.report runs/tiny",
+        "commands": [
+            "python -m rcsd_jax.main --config=configs/tiny.py",
+            "python -m rcsd_jax.main --config=tiny '--workdir=a b'",
+        ],
         "made": "2026-03-04 12:30",
         "versions": {"rcsd_jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.1"},
         "stages": list(stages),
@@ -248,7 +251,7 @@ def press(chrome, *keys):
 
 
 def shown_example(chrome):
-    return chrome.execute_script("return document.querySelector('.stage:not(.away) h3').textContent")
+    return chrome.execute_script("return document.querySelector('.stage:not(.away) .title h3').textContent")
 
 
 def tops(chrome):
@@ -495,7 +498,7 @@ def test_filters_keys_and_links(opened):
         return top >= 0 && top < innerHeight / 2"""
     )
     press(chrome, "j", "j", "k", Keys.ARROW_RIGHT)
-    wait_for(chrome, "document.querySelector('.stage:not(.away) h3').textContent === 'eval-0-7'")
+    wait_for(chrome, "document.querySelector('.stage:not(.away) .title h3').textContent === 'eval-0-7'")
     assert chrome.current_url.endswith("#stage2/eval-0-7")
     one(chrome, ".stage:not(.away) button[aria-label='Next example']").click()
     wait_for(
@@ -515,13 +518,13 @@ def test_filters_keys_and_links(opened):
     wrong = [e["id"] for e in stage["examples"] if key(e)["trained"] < 1]
     assert visible() == wrong
     assert by_outcome.first_selected_option.text == f"trained wrong ({len(wrong)})"
-    wait_for(chrome, f"document.querySelector('.stage:not(.away) h3').textContent === '{wrong[0]}'")
+    wait_for(chrome, f"document.querySelector('.stage:not(.away) .title h3').textContent === '{wrong[0]}'")
     chrome.execute_script("document.querySelector('.stage:not(.away) .list [aria-current]').focus()")
     press(chrome, Keys.ARROW_DOWN)
-    wait_for(chrome, f"document.querySelector('.stage:not(.away) h3').textContent === '{wrong[1]}'")
+    wait_for(chrome, f"document.querySelector('.stage:not(.away) .title h3').textContent === '{wrong[1]}'")
     assert chrome.switch_to.active_element.get_attribute("href").endswith(wrong[1])
     chrome.execute_script("location.hash = '#stage1/eval-1-2'")  # of the other stage
-    wait_for(chrome, "document.querySelector('.stage:not(.away) h3').textContent === 'eval-1-2'")
+    wait_for(chrome, "document.querySelector('.stage:not(.away) .title h3').textContent === 'eval-1-2'")
     assert one(chrome, "nav.stages [aria-current]").text.startswith("stage1")
     by_score = Select(one(chrome, ".stage:not(.away) select[aria-label=Outcome]"))  # rubrics are not right or wrong
     f1 = [{c["role"]: c["scores"]["criterion_f1"] for c in e["completions"]} for e in writing["examples"]]
@@ -583,7 +586,7 @@ def test_a_phone_scrolls_tables_and_not_the_page(opened):
         chrome.execute_script("document.querySelectorAll('details').forEach((d) => (d.open = true))")
         assert chrome.execute_script("return [document.documentElement.scrollWidth, innerWidth]") == [360, 360]
     wide, first = chrome.execute_script("""
-        const table = document.querySelector(".headline"), scroller = table.parentElement;
+        const table = document.querySelector(".numbers"), scroller = table.parentElement;
         scroller.scrollLeft = 200;
         const {left} = table.querySelector("tbody th").getBoundingClientRect();
         return [scroller.scrollWidth > scroller.clientWidth, left];""")
@@ -598,11 +601,116 @@ def test_a_phone_scrolls_tables_and_not_the_page(opened):
     assert chrome.execute_script("return document.documentElement.scrollWidth") == 360
 
 
-def test_the_command_is_copied(opened):
+def test_results_on_a_phone_are_not_cut(opened):
+    stage = a_stage(examples=1)
+    for splits in stage["evaluation"].values():
+        splits["a_third_one_of_a_long_name"] = dict(splits["in_distribution"])
+    chrome = opened(a_run(stage), width=360, height=740)
+    scrolls, cells = chrome.execute_script("""
+        const scroller = document.querySelector(".headline").parentElement;
+        const cells = [...document.querySelectorAll(".headline tbody tr > *")].map((cell) => {
+            const {left, right, width} = cell.getBoundingClientRect();
+            return [left, right, width, cell.scrollWidth > cell.clientWidth, cell.dataset.column ?? ""];
+        });
+        return [scroller.scrollWidth > scroller.clientWidth, cells];""")
+    assert not scrolls and len(cells) % 7 == 0 and cells
+    assert all(0 <= left < right <= 360 and width > 100 and not cut for left, right, width, cut, _ in cells)
+    assert {name for *_, name in cells if name} == {
+        f"{split}, {mode}"
+        for split in ("in distribution", "out of distribution", "a third one of a long name")
+        for mode in ("sampled", "greedy")
+    }
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+def test_headings_go_down_one_level_at_a_time(opened, width):
+    """What axe calls heading-order: who listens to the page's outline misses no level of it."""
+    chrome = opened(a_run(a_writing_stage(), a_stage()), width=width)
+    for stage in (0, 1):
+        chrome.execute_script("document.querySelectorAll('nav.stages button')[arguments[0]].click()", stage)
+        levels = chrome.execute_script("""
+            return [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")]
+                .filter((h) => h.checkVisibility()).map((h) => Number(h.tagName[1]))""")
+        assert levels[0] == 1 and levels.count(1) == 1 and 4 in levels
+        assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False)), levels
+
+
+def test_a_long_value_leaves_its_key_whole(opened):
+    stage = a_stage(examples=1)
+    values = {
+        "rubric.writer": "/tmp/a/folder/of/forty/characters/xxxxx/",
+        "model.path": "x" * 41,
+        "data.max_teacher_prompt": "/home/someone/data/questions/train.jsonl",
+        "eval.benchmarks.gpqa_diamond": "y" * 300,
+    }
+    stage |= {"config": values, "config_changed": list(values)}
+    for width in (360, 1024, 1440):
+        chrome = opened(a_run(stage), width=width)
+        found = chrome.execute_script("""
+            return [...document.querySelectorAll(".settings div")].map((row) => {
+                const [key, value] = row.children, box = row.getBoundingClientRect(), range = document.createRange();
+                range.selectNodeContents(key);
+                const inside = value.getBoundingClientRect();
+                return [range.getClientRects().length, inside.right <= box.right + 0.5 && inside.left >= box.left - 0.5,
+                        value.scrollWidth <= value.clientWidth, value.textContent];
+            })""")
+        assert [value for *_, value in found] == list(values.values())
+        assert all(lines == 1 and inside and whole for lines, inside, whole, _ in found), (width, found)
+
+
+def test_the_page_opens_on_what_training_changed(opened):
+    """Not on an example that all roles get right, whose tokens have no colour."""
+    stage = a_stage(examples=6)
+    answers = {"base": (1, 1, 0, 0, 0, 1), "trained": (1, 0, 0, 1, 1, 1), "teacher": (1, 1, 1, 1, 1, 1)}
+    for i, example in enumerate(stage["examples"]):
+        for completion in example["completions"]:
+            completion["scores"] = {"accuracy": float(answers[completion["role"]][i])}
+    assert shown_example(opened(a_run(stage))) == "eval-0-3"
+    assert shown_example(opened(a_run(stage), "#stage2/eval-0-0")) == "eval-0-0"
+    for example in stage["examples"]:  # rubrics are not right or wrong: the first that rose
+        for completion in example["completions"]:
+            better = completion["role"] == "trained" and example["id"] == "eval-0-4"
+            completion["scores"] = {"valid": 1.0, "criterion_f1": 0.6 if better else 0.5}
+    assert shown_example(opened(a_run(stage))) == "eval-0-4"
+    for example in stage["examples"]:
+        example["completions"] = []
+    assert shown_example(opened(a_run(stage))) == "eval-0-0"
+
+
+def test_a_line_says_what_was_run(opened):
+    settings = {
+        "model.path": "/models/Qwen/Qwen3-8B", "method": "self_distillation", "task": "solve", "lora.rank": 64,
+        "teacher.fields": ["question", "rubric"], "train.steps": 100, "train.batch_size": 32, "data.path": "/data/rows.jsonl",
+    }  # fmt: skip
+    stage, writing = a_stage(examples=1), a_writing_stage()
+    stage["config"] = settings
+    writing["config"] = settings | {"task": "write_rubric", "lora.rank": 0, "train.steps": 1}
+    chrome = opened(a_run(writing, stage))
+    assert chrome.title == "tiny · rcsd_jax"
+    assert [line.text for line in all_of(chrome, ".ran")] == [
+        "stage1 Self-distillation of Qwen/Qwen3-8B to write rubrics, all weights, the teacher sees question + rubric, "
+        "1 step of 32 completions, on rows.jsonl",
+        "stage2 Self-distillation of Qwen/Qwen3-8B, LoRA of rank 64, the teacher sees question + rubric, "
+        "100 steps of 32 completions, on rows.jsonl",
+    ]
+    stage |= {"name": "", "metrics": {}, "evaluation": {"base": stage["evaluation"]["base"]}}
+    assert one(opened(a_run(stage)), ".ran").text == "Evaluation of Qwen/Qwen3-8B"
+    stage |= {"config": settings | {"method": "sft"}, "metrics": a_stage()["metrics"]}
+    assert one(opened(a_run(stage)), ".ran").text == (
+        "Fine-tuning on references of Qwen/Qwen3-8B, LoRA of rank 64, 100 steps of 32 completions, on rows.jsonl"
+    )
+
+
+def test_the_commands_are_copied(opened):
     chrome = opened(a_run(a_stage(examples=1)))
-    one(chrome, "button.copy").click()
-    wait_for(chrome, "/Copied|Selected/.test(document.querySelector('button.copy').textContent)")
-    assert one(chrome, ".command code").text == "python -m rcsd_jax.report runs/tiny"
+    first, second = all_of(chrome, "button.copy")
+    second.click()
+    wait_for(chrome, "/Copied|Selected/.test(document.querySelectorAll('button.copy')[1].textContent)")
+    assert first.text == "Copy"
+    assert [code.text for code in all_of(chrome, ".command code")] == [
+        "python -m rcsd_jax.main --config=configs/tiny.py",
+        "python -m rcsd_jax.main --config=tiny '--workdir=a b'",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ bad and missing data
@@ -625,7 +733,7 @@ def test_hostile_text_stays_text(opened):
     stage["metrics"][HOSTILE] = [0.5] * 80
     run = a_run(writing, stage) | {
         "title": HOSTILE,
-        "command": HOSTILE,
+        "commands": [HOSTILE],
         "made": HOSTILE,
         "versions": {HOSTILE: HOSTILE},
     }

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
-from rcsd_jax import preparation, processes, starts
+from rcsd_jax import preparation, processes, provenance, starts
 from rcsd_jax.console import Console
 from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate.judged import judge_of
@@ -37,6 +37,8 @@ def evaluate_model(
         if not changed and (summary := from_main_if_written(workdir / "summary.json")) is not None:
             console.print(f"complete, see {workdir}", soft_wrap=True)
             return summary["evaluation"]
+        if processes.is_main():
+            provenance.record(workdir)
         run = Run(config, workdir, mesh, console, stop, "evaluate")
         if configs.graded_by_judge(config):
             run = run._replace(judge=closing.enter_context(judge_of(run)))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as configs
-from rcsd_jax import contexts, preparation
+from rcsd_jax import contexts, preparation, provenance
 from rcsd_jax.console import Console
 from rcsd_jax.data.examples import Example
 from rcsd_jax.errors import UserError
@@ -21,10 +21,10 @@ from rcsd_jax.models import huggingface
 from rcsd_jax.report.examples import ROLES, scored_completions
 from rcsd_jax.rubrics import parsing
 from rcsd_jax.rubrics.schema import Rubric
+from rcsd_jax.summary import SCORE_NAMES
 
 EXAMPLES = 24  # questions that are shown
 RUBRICS = 100
-_PACKAGES = ("rcsd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
 def collect(workdir: AnyPath, *, tokens: bool = True, console: Console | None = None) -> dict[str, Any]:
@@ -38,12 +38,14 @@ def collect(workdir: AnyPath, *, tokens: bool = True, console: Console | None = 
     Raises:
       UserError: there is no run in it, or a file of it cannot be read.
     """
-    stages = [_stage(folder, name, tokens, console) for name, folder in _folders(workdir)]
+    folders = _folders(workdir)
+    stages = [_stage(folder, name, tokens, console) for name, folder in folders]
+    starts = [start for _, folder in folders for start in provenance.starts(folder)]
     return {
         "title": workdir.name,
-        "command": f"python -m rcsd_jax.report {workdir}",
-        "made": datetime.datetime.now().isoformat(" ", "minutes"),
-        "versions": dict(_versions()),
+        "commands": list(dict.fromkeys(start["command"] for start in starts)),
+        "made": starts[-1]["at"] if starts else datetime.datetime.now().isoformat(" ", "minutes"),
+        "versions": starts[-1]["versions"] if starts else {},
         "stages": stages,
     }
 
@@ -97,7 +99,11 @@ def _examples(
     # Of every split as many, from its beginning, but only what is still where the run read it.
     splits = list(dict.fromkeys(split for split, _ in written))
     share = -(-EXAMPLES // max(len(splits), 1))
-    chosen = [key for split in splits for key in [k for k in written if k[0] == split and k in asked][:share]]
+    chosen = [
+        key
+        for split in splits
+        for key in _chosen({k: written[k] for k in written if k[0] == split and k in asked}, share)
+    ]
     texts = [{role: (r["text"], r["cut"]) for role, r in written[key].items()} for key in chosen]
     scored = _scored(config, folder, chosen, [asked[key] for key in chosen], texts, console) if tokens else None
     return [
@@ -115,6 +121,19 @@ def _examples(
         }
         for i, ((split, id), example) in enumerate(zip(chosen, [asked[key] for key in chosen], strict=True))
     ]
+
+
+def _chosen(written: Mapping[tuple[str, str], Mapping[str, dict]], count: int) -> list[tuple[str, str]]:
+    """The first `count`; should the trained student be right where the base is wrong in others alone, one of those is the last."""
+    first = list(written)[:count]
+    gained = [key for key, of_roles in written.items() if _score(of_roles, "base") < 1 <= _score(of_roles, "trained")]
+    return first if not gained or gained[0] in first else [*first[:-1], gained[0]]
+
+
+def _score(of_roles: Mapping[str, dict], role: str) -> float:
+    """The main score of a role's completion, NaN where it has none."""
+    scores = _scores(of_roles.get(role, {}))
+    return next((scores[name] for name in ("accuracy", *SCORE_NAMES) if scores.get(name) is not None), math.nan)
 
 
 def _asked(config: ConfigDict) -> dict[tuple[str, str], Example]:
@@ -217,11 +236,3 @@ def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + key] = list(value) if isinstance(value, tuple) else value
     return found
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in _PACKAGES:
-        try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue

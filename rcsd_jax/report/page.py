@@ -30,6 +30,12 @@ _MILLI, _PER_PROBABILITY = 1000, 10_000
 # The parts of the script, in their order.
 _SCRIPT = ("elements", "theme", "charts", "scores", "tooltip", "completion", "examples", "navigation")
 _SIMILAR = 0.5  # share of words in common from which two criteria are shown beside each other
+_METHODS = {
+    "self_distillation": "Self-distillation",
+    "self_distillation_and_grpo": "Self-distillation and GRPO",
+    "grpo": "GRPO",
+    "sft": "Fine-tuning on references",
+}
 _COUNTS = ("questions", "samples", "length")
 
 
@@ -47,7 +53,7 @@ def render(data: Mapping[str, Any]) -> str:
         attribution [K, T] in thousandths of a nat. -32768 stands for a missing number; others end at +-32.767 nats.
 
     Args:
-      data: title, command, made, versions and stages as `collect.collect` gives them. Whatever of a stage is missing or
+      data: title, commands, made, versions and stages as `collect.collect` gives them. Whatever of a stage is missing or
         empty is left out. Numbers that are not finite count as missing.
 
     Raises:
@@ -66,7 +72,7 @@ def render(data: Mapping[str, Any]) -> str:
     page = _template().render(
         title=data.get("title") or "report",
         made=data.get("made"),
-        command=data.get("command"),
+        commands=data.get("commands") or (),
         versions=data.get("versions") or {},
         stages=stages,
         style=markupsafe.Markup(style),
@@ -126,6 +132,7 @@ def _stage(stage: Mapping[str, Any], pieces: dict[str, int], blocks: list[list[n
     name = stage.get("name") or ""
     return {
         "name": name,
+        "what": _what(config, trained=bool(curves) or "trained" in evaluation),
         "task": {"solve": "solves", "write_rubric": "writes rubrics"}.get(stage.get("task") or "", ""),
         "headline": _headline(evaluation, score, labels),
         "numbers": _numbers(evaluation, labels),
@@ -145,6 +152,27 @@ def _stage(stage: Mapping[str, Any], pieces: dict[str, int], blocks: list[list[n
             "examples": examples,
         },
     }
+
+
+def _what(config: Mapping[str, Any], *, trained: bool) -> str:
+    """A line on what was run: which model was trained or evaluated, how, and on what; empty where the config is not known."""
+    if not config.get("model.path"):
+        return ""
+    model = "/".join(str(config["model.path"]).rstrip("/").split("/")[-2:])
+    if not trained:
+        return f"Evaluation of {model}"
+    task = " to write rubrics" if config.get("task") == "write_rubric" else ""
+    rank, fields = config.get("lora.rank"), config.get("teacher.fields") or ()
+    parts = [
+        f"{_METHODS.get(config.get('method', ''), 'Training')} of {model}{task}",
+        f"LoRA of rank {rank}" if rank else "all weights",
+    ]
+    if "distillation" in config.get("method", ""):
+        parts.append(f"the teacher sees {' + '.join(map(str, fields))}")
+    steps, batch, data = config.get("train.steps"), config.get("train.batch_size"), config.get("data.path")
+    if steps and batch:
+        parts.append(f"{steps} {'step' if steps == 1 else 'steps'} of {batch} completions")
+    return ", ".join(parts) + (f", on {str(data).split('/')[-1]}" if data else "")
 
 
 def _shown(value: Any) -> str:

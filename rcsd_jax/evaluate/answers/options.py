@@ -29,7 +29,10 @@ _ANOTHER_LETTER = re.compile(
     re.I,
 )
 # "A" and "I" are words too: before another word they are letters only where it is one of these.
-_AFTER_A = re.compile(r"\s(?:because|since|as|which|due|given|with|and|or|is|was|for|in|car|parce|puisque|weil|da|denn|porque|perché|\W)", re.I)
+_AFTER_A = re.compile(
+    r"\s(?:because|since|as|which|due|given|with|and|or|is|was|for|in|car|parce|puisque|weil|da|denn|porque|perché|\W)",
+    re.I,
+)
 _AFTER_WORDING = re.compile(r"\Z|\s?[,;:.!)](?![0-9])|\s(?:because|since|as|due|car|parce|weil|denn|porque|perché)\b")
 _VERDICTS = frozenset(("yes", "no", "maybe", "true", "false"))
 _DISCUSSED = re.compile(r"\b(?:incorrect|wrong|false|not\s(?:correct|right|the))\b", re.I)

@@ -93,9 +93,7 @@ _KOREAN = r"(?:정답|답변|답)(?:{colon}|[은는])"
 
 _MARKS = r"[*_]{0,3}"
 _COLON = rf"{_MARKS}\s?[:：ঃ]"
-_ADVERBS = (
-    r"(?:therefore|thus|hence|then|clearly|simply|indeed|likely|most\slikely|probably|definitely|certainly|obviously|actually)"
-)
+_ADVERBS = r"(?:therefore|thus|hence|then|clearly|simply|indeed|likely|most\slikely|probably|definitely|certainly|obviously|actually)"
 _IS = (
     rf"(?:,\s{_ADVERBS},)?\s(?:is|was|(?:would|must|should|will)\s(?:{_ADVERBS}\s)?be|(?:seems|appears)\sto\sbe)\b"
     rf"(?:,?\s{_ADVERBS}\b,?)?"
@@ -197,7 +195,9 @@ def stated(text: str) -> Iterator[Statement]:
             after = _BEFORE_ANSWER.match(text, match.end(), match.end() + 100)
             assert after is not None, "it also matches nothing"
             end = after.end()
-            line = re.split(r"\n|</answer>", text[end : end + MAX_LINE], maxsplit=1)[0].strip().rstrip("!")  # no factorial
+            line = (
+                re.split(r"\n|</answer>", text[end : end + MAX_LINE], maxsplit=1)[0].strip().rstrip("!")
+            )  # no factorial
         if line:
             yield Statement(line, match.start(), end, _rank(match, before))
 

@@ -241,7 +241,7 @@ function explorer(root, stage) {
     criteria.replaceChildren(
       ...(rubric.length
         ? [
-            h("h4", {}, plural(rubric.length, "criterion").replace("criterions", "criteria")),
+            h("h3", {}, plural(rubric.length, "criterion").replace("criterions", "criteria")),
             h(
               "ul",
               {},
@@ -355,10 +355,13 @@ function explorer(root, stage) {
     move(by);
   });
   filter();
+  // Opens on what training changed: where the base is wrong and the trained student right, else where it does better.
+  const gained = (e) => wrong(e, "base") && right(e, "trained");
+  const opening = [gained, (e) => rise(e) > 0, () => true].map((is) => stage.examples.find(is)).find(Boolean);
   return {
     select,
     move,
-    first: () => select(keyOf.get(stage.examples[0])),
+    first: () => select(keyOf.get(opening)),
     release: () => lit !== null && light(null),
   };
 }
