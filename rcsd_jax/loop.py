@@ -149,6 +149,9 @@ def train_loop(
 
     if evaluated_after(start):
         evaluate_at(start, state.trained)
+    if start < steps:
+        told = f"compiling a step of {config.train.batch_size} completions, then training steps {start + 1} to {steps}"
+        run.console.print(f"{run.name}: {told}")
     progress = Progress(run.console, f"{run.name}: train", steps, done=start)
     with progress, contextlib.closing(MetricWriter(run.workdir, first_step=start)) as writer:
         for step in range(start, steps):

@@ -62,16 +62,15 @@ def run_stage(
             run = run._replace(judge=closing.enter_context(judge_of(run)))
 
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
-        model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
-        sharding.check_divisible(model.decoder.config, mesh, _batch_sizes(config))
-        questions = preparation.evaluation_questions(config, model.tokenizer)
-        examples = preparation.read_examples(config, config.data.path, require=preparation.required_fields(config))
+        console.print(f"{name}: reading model {config.model.path} and data {config.data.path}", soft_wrap=True)
+        model, questions, examples = open_inputs(config, mesh)
         graded_as = {e.id: e for e in examples}
         examples, rubric_counts = rubrics_for(examples, run)
         data = preparation.encode(examples, model.tokenizer, config)
         console.print(f"{name}: {len(data.examples)} examples, {data.skipped} skipped as too long")
         check_positions(model, data, config)
 
+        console.print(f"{name}: loading weights of {model.directory}", soft_wrap=True)
         params = load_weights(model, config, mesh)
         evaluation: dict[str, Any] = {
             role: evaluate_role(role, questions[role], model, {"params": params}, run)
@@ -104,6 +103,7 @@ def run_stage(
         plainly = config.export.merged or "trained" in questions  # what is trained serves with the plain weights
         if config.model.int8_weights and config.lora.rank and plainly:
             training = training._replace(frozen=load_weights(model, config, mesh))
+        console.print(f"{name}: writing the trained model to {workdir}", soft_wrap=True)
         paths = export(student(state.trained), model, config, workdir)
         if "trained" in questions:
             evaluation["trained"] = evaluate_role("trained", questions["trained"], model, student(state.trained), run)
@@ -120,6 +120,21 @@ def run_stage(
         if processes.is_main():
             write_json(workdir / "summary.json", summary)
         return summary
+
+
+def open_inputs(
+    config: ConfigDict, mesh: jax.sharding.Mesh
+) -> tuple[Model, dict[str, dict[str, preparation.Questions]], list[Example]]:
+    """The model without its weights, role -> split -> questions of evaluation, and the examples to learn from.
+
+    Raises:
+      UserError: one of them cannot be read or used, or the mesh cannot share it out.
+    """
+    model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+    sharding.check_divisible(model.decoder.config, mesh, _batch_sizes(config))
+    questions = preparation.evaluation_questions(config, model.tokenizer)
+    examples = preparation.read_examples(config, config.data.path, require=preparation.required_fields(config))
+    return model, questions, examples
 
 
 def _described(int8: dict[str, dict[str, float]]) -> str:

@@ -37,6 +37,9 @@ def evaluate_role(
     lines = []
     for split, asked in questions.items():
         for greedy in config.eval.greedy:
+            mode = "greedy" if greedy else "sampled"
+            told = f"{len(asked.examples)} questions of {split.replace('_', ' ')}, {mode}"
+            run.console.print(f"{run.name}: evaluating {label.replace('_', ' ')} on {told}", soft_wrap=True)
             temperature = 0.0 if greedy else config.eval.temperature
             sampling = sampling_of(config.sampling, model, temperature=temperature)
             sampling = dataclasses.replace(sampling, int8_cache=False, merged_adapters=False)
@@ -48,10 +51,8 @@ def evaluate_role(
                 grade_all=functools.partial(grade_all, asked.grader, judge=run.judge),
                 samples=1 if greedy else config.eval.samples,
             )
-            mode = "greedy" if greedy else "sampled"
             results.setdefault(split, {})[mode] = scores
             lines += [json.dumps({"split": split, "mode": mode, **r}, ensure_ascii=False) for r in records]
-    run.console.print(f"evaluated {label.replace('_', ' ')}")
     if processes.is_main():
         write_text(workdir / f"completions_{label}.jsonl", "\n".join(lines) + "\n")
         write_json(path, results)
