@@ -10,8 +10,10 @@ endpoint, or `judge.checkpoint`). Each is read from where it is published, or fr
 from ml_collections import ConfigDict
 
 from rcsd_jax import config as c
+from rcsd_jax.evaluate.benchmarks import BENCHMARKS
 
 EXACT = "gpqa_diamond,scibench,piqa,medmcqa,pubmedqa"
+VARIANTS = tuple(BENCHMARKS)  # several are joined by commas
 
 
 def get_config(benchmarks: str = EXACT) -> ConfigDict:

@@ -16,6 +16,7 @@ ROLES = {
     "paper": (("question",), ("question", "reference")),
     "release": (("question", "reference"), ("question", "reference", "rubric")),
 }
+VARIANTS = tuple(ROLES)
 
 
 def get_config(variant: str = "paper") -> ConfigDict:

@@ -6,6 +6,8 @@ from rcsd_jax import config as c
 from rcsd_jax.world import RUBRIC_TOKENS, SOLUTION_TOKENS, base_directory
 from rcsd_jax.world.prompts import PROMPTS
 
+VARIANTS = ()
+
 
 def get_config() -> ConfigDict:
     return c.job(stage1=_stage1(), stage2=solving())

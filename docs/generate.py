@@ -173,21 +173,15 @@ def _default(key: Key) -> str:
 
 def variants() -> str:
     """The config files: what their docstrings say, and what their variants set beside the default one."""
-    files = {
-        "configs/tiny.py": (tiny, ()),
-        "configs/stage1.py": (stage1, tuple(stage1.ROLES)),
-        "configs/stage2.py": (stage2, tuple(stage2.VARIANTS)),
-        "configs/world.py": (world, tuple(world.VARIANTS)),
-        "configs/evaluate.py": (evaluate, tuple(evaluate.get_config().eval.benchmarks)),
-    }
     parts = []
-    for path, (module, names) in files.items():
+    for module in (tiny, stage1, stage2, world, evaluate):
+        path = f"{module.__name__.replace('.', '/')}.py"
         parts += [f"### `{path}`", module.__doc__.strip()]
-        if not names:
+        if not module.VARIANTS:
             continue
         default = _flat(module.get_config())
         rows = []
-        for name in names:
+        for name in module.VARIANTS:
             changed = {k: v for k, v in _flat(module.get_config(name)).items() if v != default.get(k)}
             told = " ".join(_code(f"{k}={v!r}") for k, v in changed.items())
             rows.append((_code(f"{path}:{name}"), told or "the default"))

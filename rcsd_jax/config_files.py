@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,19 @@ def shipped() -> dict[str, Path]:
     checkout = _PACKAGE.parent / "configs"
     folder = checkout if (checkout / "tiny.py").exists() else _PACKAGE / "shipped" / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
+def variants() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Name -> (what it is, names of its variants) of the files that come with the package."""
+    found = {}
+    for name, path in shipped().items():
+        spec = importlib.util.spec_from_file_location(f"configs_{name}", locate(str(path)))
+        assert spec is not None and spec.loader is not None, "it is a Python file"
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        about = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+        found[name] = (about, tuple(getattr(module, "VARIANTS", ())))
+    return found
 
 
 def locate(given: str) -> str:

@@ -154,6 +154,9 @@ def train_loop(
     first, place = start
     if evaluated_after(first):
         evaluate_at(first, state.trained)
+    if first < steps:
+        told = f"compiling a step of {config.train.batch_size} completions, then training steps {first + 1} to {steps}"
+        run.console.print(f"{run.name}: {told}")
     progress = Progress(run.console, f"{run.name}: train", steps, done=first)
     with progress, contextlib.closing(MetricWriter(run.workdir, first_step=first)) as writer:
         if first < steps:

@@ -42,6 +42,10 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "A folder or URL that keeps compiled programs for later starts, or 'off'; by default $JAX_COMPILATION_CACHE_DIR, else a "
     "folder of the user's cache, or one beside a workdir behind a URL.",
 )
+_CHECK = flags.DEFINE_bool("check", False, "Read config, model and data, say what is wrong with them, and stop.")
+_PRINT_CONFIG = flags.DEFINE_bool(
+    "print_config", False, "Print all settings as JSON and stop; with --check, go on to that."
+)
 _REPORT = flags.DEFINE_bool("report", True, "Write WORKDIR/report.html at the end; see python -m rcsd_jax.report.")
 
 
@@ -75,9 +79,29 @@ def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
 def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
     config, workdir = start(argv, example="configs/tiny.py")
+    if only_checks():
+        _check(config, workdir)
+        return
     results = run_job(config, workdir)
     if _REPORT.value:
         _report(workdir, [workdir / name / "summary.json" for name in results])
+
+
+def only_checks() -> bool:
+    """Whether the flags ask for nothing but to see that a run could start."""
+    return _CHECK.value
+
+
+def _check(config: ConfigDict, workdir: AnyPath) -> None:
+    from rcsd_jax import processes
+    from rcsd_jax.check import check_stage
+
+    console = Console(quiet=not processes.is_main())
+    stages = configs.stages_of(config)
+    for i, (name, stage) in enumerate(stages):
+        earlier = [workdir / before for before, _ in stages[:i]]
+        check_stage(_with_workdir(stage, workdir), console, name, earlier=earlier)
+    console.print("checked: config, model and data can be used; nothing was run")
 
 
 def _report(workdir: AnyPath, summaries: list[AnyPath]) -> None:
@@ -102,19 +126,22 @@ def _report(workdir: AnyPath, summaries: list[AnyPath]) -> None:
 def start(argv: list[str], *, example: str, trains: bool = True) -> tuple[ConfigDict, AnyPath]:
     """The config, checked, and the workdir that the flags name; the process has joined the others of its job, if any."""
     config = command_line.one_config(argv, _CONFIG.value, example=example)
+    if _PRINT_CONFIG.value:
+        Console().print(configs.to_json(config), soft_wrap=True)
+        if not only_checks():
+            sys.exit(0)
+    config_flag: Any = flags.FLAGS["config"]  # of `config_flags`
+    workdir = as_path(_WORKDIR.value or Path("runs") / Path(config_flag.config_filename).stem)
     if not _DISTRIBUTED.value:
         configs.check(config, trains=trains)  # before JAX is imported, which takes seconds
+        Console().print(f"{workdir}: starting JAX", soft_wrap=True)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(
-            logging.FATAL
-        )  # orbax tells of every file it writes, and of errors that it raises as well
+        logging.set_verbosity(logging.FATAL)  # orbax tells of every file it writes, and of errors that it raises too
     _join_processes()
     if _DISTRIBUTED.value:
         configs.check(config, trains=trains)  # all are to hear of one that has other settings
-    config_flag: Any = flags.FLAGS["config"]  # of `config_flags`
-    name = Path(config_flag.config_filename).stem
-    workdir = as_path(_WORKDIR.value or Path("runs") / name)
-    _keep_compiled_programs(workdir)
+    if not only_checks():
+        _keep_compiled_programs(workdir)
     return config, workdir
 
 
@@ -206,14 +233,14 @@ def _end_all(error: Exception) -> None:
         distributed.end(f"{type(error).__name__}: {first_line(error)}", 1)
 
 
-def run(program: Callable[[list[str]], None], name: str) -> None:
+def run(program: Callable[[list[str]], None], name: str, usage: str) -> None:
     """Runs a program of these flags; a `UserError` becomes one line on stderr and exit status 2, a signal status 128 + its
     number.
     """
     command_line.without_torch()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch would be the first line
     try:
-        app.run(functools.partial(_and_finish, program), flags_parser=command_line.parser(name))
+        app.run(functools.partial(_and_finish, program), flags_parser=command_line.parser(name, usage))
     except UserError as error:
         said = (_disk_full(error.__cause__) if error.__cause__ else None) or str(error)
         if distributed.told() or isinstance(error, WriteFailed):
@@ -238,4 +265,4 @@ def run(program: Callable[[list[str]], None], name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "rcsd_jax.main")
+    run(main, "rcsd_jax.main", __doc__ or "")

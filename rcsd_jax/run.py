@@ -87,6 +87,15 @@ def load_weights(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh) -> A
     return huggingface.load(model.directory, shardings=placement, **precision(config))[1]
 
 
+def open_unloaded(path: str, config: ConfigDict) -> Model:
+    """The model that `open_served` serves: that at `path` or, of a LoRA adapter, its base. No weights are read."""
+    path = fetched(path)
+    if not lora.is_peft(path):
+        return open_model(path, config)
+    base, rank, alpha = lora.read_peft_config(path)
+    return open_model(base, config, lora_rank=rank, lora_alpha=alpha)
+
+
 def open_served(
     path: str, config: ConfigDict, mesh: jax.sharding.Mesh
 ) -> tuple[Model, str, Callable[[], dict[str, Any]]]:
@@ -95,12 +104,9 @@ def open_served(
     `path` is a model, or a LoRA adapter: then its base is read, and the adapter is in use. (Merged into weights of bfloat16,
     most of what a small learning rate changes is rounded away.)
     """
-    path = fetched(path)
+    path, model = fetched(path), open_unloaded(path, config)
     if not lora.is_peft(path):
-        model = open_model(path, config)
         return model, huggingface.digest(model.directory), lambda: {"params": load_weights(model, config, mesh)}
-    base, rank, alpha = lora.read_peft_config(path)
-    model = open_model(base, config, lora_rank=rank, lora_alpha=alpha)
     adapters = lora.load_peft(path, model.decoder.config).adapters
 
     def load() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,12 +64,8 @@ def run_stage(
             run = run._replace(judge=closing.enter_context(judge_of(run)))
 
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
-        model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
-        sharding.check_divisible(model.decoder.config, mesh, _batch_sizes(config))
-        say = say_once(console)
-        questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
-        require = preparation.required_fields(config)
-        examples = preparation.read_examples(config, config.data.path, require=require, say=say)
+        console.print(f"{name}: reading model {config.model.path} and data {config.data.path}", soft_wrap=True)
+        model, questions, examples = open_inputs(config, mesh, say=say_once(console))
         graded_as = {e.id: e for e in examples}
         rows, rubric_counts = prepared(examples, model, run)
 
@@ -77,6 +73,7 @@ def run_stage(
             told = processes.from_main(lambda: starts.apply(workdir, config))
             console.print(f"{name}: goes on with another config: {told}", soft_wrap=True)
 
+        console.print(f"{name}: loading weights of {model.directory}", soft_wrap=True)
         params = load_weights(model, config, mesh)
         evaluation: dict[str, Any] = {
             role: evaluate_role(role, questions[role], model, {"params": params}, run)
@@ -111,6 +108,7 @@ def run_stage(
         plainly = config.export.merged or "trained" in questions  # what is trained serves with the plain weights
         if config.model.int8_weights and config.lora.rank and plainly:
             training = training._replace(frozen=load_weights(model, config, mesh))
+        console.print(f"{name}: writing the trained model to {workdir}", soft_wrap=True)
         paths = export(student(state.trained), model, config, workdir)
         if "trained" in questions:
             evaluation["trained"] = evaluate_role("trained", questions["trained"], model, student(state.trained), run)
@@ -127,6 +125,24 @@ def run_stage(
         if processes.is_main():
             write_json(workdir / "summary.json", summary)
         return summary
+
+
+def open_inputs(
+    config: ConfigDict, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
+) -> tuple[Model, dict[str, dict[str, preparation.Questions]], list[Example]]:
+    """The model without its weights, role -> split -> questions of evaluation, and the examples to learn from.
+
+    `say` is told what of them is not read.
+
+    Raises:
+      UserError: one of them cannot be read or used, or the mesh cannot share it out.
+    """
+    model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+    sharding.check_divisible(model.decoder.config, mesh, _batch_sizes(config))
+    questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
+    require = preparation.required_fields(config)
+    examples = preparation.read_examples(config, config.data.path, require=require, say=say)
+    return model, questions, examples
 
 
 def _described(int8: dict[str, dict[str, float]]) -> str:
@@ -156,12 +172,17 @@ def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dic
         tell_rubrics(counts, run, none_left=not some_fit and not rows.skipped)
     if not some_fit:
         raise preparation.nothing_fits(len(examples), config)
-    looked_at = f"{rows.skipped} skipped as too long"
-    if len(examples) > AT_START:
-        looked_at = f"{rows.skipped} of those looked at so far skipped as too long, the others are looked at when used"
-    run.console.print(f"{run.name}: {len(examples) - rows.left_out} examples, {looked_at}")
+    run.console.print(f"{run.name}: {counted(rows)}")
     check_positions(model, rows, config)
     return rows, dict(counts)
+
+
+def counted(rows: Rows) -> str:
+    """How many rows there are to learn from, in words, as far as they were looked at."""
+    looked_at = f"{rows.skipped} skipped as too long"
+    if len(rows.examples) > AT_START:
+        looked_at = f"{rows.skipped} of those looked at so far skipped as too long, the others are looked at when used"
+    return f"{len(rows.examples) - rows.left_out} examples, {looked_at}"
 
 
 def check_positions(model: Model, rows: Rows, config: ConfigDict) -> None:

@@ -47,6 +47,19 @@ def test_the_job_ends_with_a_table_and_paths(undisturbed):
     assert sum(summary["rubrics"][k] for k in ("strict", "salvaged")) + summary["rubrics"].get("fallback", 0) == 48
 
 
+def test_the_job_says_what_it_does_before_it_does_it(undisturbed):
+    workdir, out = undisturbed
+    lines = out.splitlines()
+    assert lines[0] == f"{workdir}: starting JAX"
+    wanted = [
+        "stage1: reading model", "stage1: loading weights of", "stage1: evaluating base on", "stage1: compiling a step of",
+        "stage1: train: ", "stage1: writing the trained model to", "stage1: evaluating trained on",
+        "stage2: reading model", "write rubrics: ", "stage2: loading weights of", "stage2: compiling a step of",
+    ]  # fmt: skip
+    places = [next(i for i, line in enumerate(lines) if line.startswith(start)) for start in wanted]
+    assert places == sorted(places), out
+
+
 def test_a_report_that_is_there_is_not_written_again(undisturbed):
     report = undisturbed[0] / "report.html"
     before = report.stat().st_mtime_ns

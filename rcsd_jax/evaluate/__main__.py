@@ -1,4 +1,7 @@
-"""`python -m rcsd_jax.evaluate --config=configs/evaluate.py --config.model.path=DIR [--workdir=DIR] [--config.key=value ...]`."""
+"""`python -m rcsd_jax.evaluate --config=configs/evaluate.py --config.model.path=DIR [--workdir=DIR] [--config.key=value ...]`.
+
+Evaluates a model or a LoRA adapter without training.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,16 @@ def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
     config, workdir = job.start(argv, example="configs/evaluate.py", trains=False)
     from rcsd_jax import processes
+    from rcsd_jax.check import check_evaluation
     from rcsd_jax.evaluate.model import evaluate_model
     from rcsd_jax.preemption import StopRequest
     from rcsd_jax.summary import print_evaluation
 
     console = Console(quiet=not processes.is_main())
+    if job.only_checks():
+        check_evaluation(config, console)
+        console.print("checked: config, model and questions can be used; nothing was run")
+        return
     with StopRequest() as stop:
         evaluation = evaluate_model(config, workdir, console, stop)
     print_evaluation(console, evaluation, names={"base": "student"})  # nothing was trained here
@@ -22,4 +30,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    job.run(main, "rcsd_jax.evaluate")
+    job.run(main, "rcsd_jax.evaluate", __doc__ or "")

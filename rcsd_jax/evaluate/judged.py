@@ -49,7 +49,7 @@ def judge_of(run: Run) -> Iterator[GradeAll]:
                 cache.put(key, answer)
             ask, identity = _local(run)
         else:
-            found = _agreed(lambda: _endpoint(settings) if processes.is_main() else None, everywhere=True)
+            found = _agreed(lambda: endpoint_of(settings) if processes.is_main() else None, everywhere=True)
             ask, identity = found or (None, {})
         yield functools.partial(_grade, run=run, ask=ask, identity=identity, cache=cache, local=local)
 
@@ -121,7 +121,12 @@ def _tell(run: Run, judgements: Sequence[judging.Judgement], usage: Usage) -> No
         run.console.print(line, soft_wrap=True)
 
 
-def _endpoint(settings: ConfigDict) -> tuple[Ask, Mapping[str, Any]]:
+def endpoint_of(settings: ConfigDict) -> tuple[Ask, Mapping[str, Any]]:
+    """The endpoint that a config's `judge` names, and what identifies its answers; nothing is sent.
+
+    Raises:
+      UserError: see `judge.endpoint.Endpoint`.
+    """
     endpoint = Endpoint(EndpointSettings(**{k: settings[k] for k in _OF_ENDPOINT}, extra=settings.extra.to_dict()))
     return endpoint, endpoint.identity
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from rcsd_jax.evaluate.role import evaluate_role
 from rcsd_jax.files import AnyPath, as_path, write_json
 from rcsd_jax.models import sharding
 from rcsd_jax.preemption import StopRequest
-from rcsd_jax.run import Run, open_served, say_once
+from rcsd_jax.run import Model, Run, open_served, say_once
 from rcsd_jax.workdir import claimed, from_main_if_written
 
 
@@ -39,24 +40,36 @@ def evaluate_model(
             return summary["evaluation"]
         if processes.is_main():
             provenance.record(workdir)
+        console.print(f"evaluate: reading model {config.model.path} and questions", soft_wrap=True)
         run = Run(config, workdir, mesh, console, stop, "evaluate")
         if configs.graded_by_judge(config):
             run = run._replace(judge=closing.enter_context(judge_of(run)))
         model, _, load = open_served(config.model.path, config, mesh)
-        sharding.check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
-        questions = preparation.evaluation_questions(config, model.tokenizer, say=say_once(console))
-        if not questions:
-            remedy = "set eval.benchmarks, or eval.grader and eval.path, and eval.roles"
-            raise UserError("nothing to evaluate", field="eval.benchmarks", remedy=remedy)
+        questions = questions_of(config, model, mesh, say=say_once(console))
         if changed:
             told = processes.from_main(lambda: starts.apply(workdir, config))
             console.print(f"goes on with another config: {told}", soft_wrap=True)
+        console.print(f"evaluate: loading weights of {config.model.path}", soft_wrap=True)
         variables = load()
-        evaluation = {
-            role: evaluate_role(role, asked, model, variables, run)
-            for role, asked in questions.items()
-            if role != "trained" or "base" not in questions  # nothing was trained: they would be the same
-        }
+        evaluation = {role: evaluate_role(role, asked, model, variables, run) for role, asked in questions.items()}
         if processes.is_main():
             write_json(workdir / "summary.json", {"task": config.task, "evaluation": evaluation})
         return evaluation
+
+
+def questions_of(
+    config: ConfigDict, model: Model, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
+) -> dict[str, dict[str, preparation.Questions]]:
+    """Role -> split -> the questions that it is asked; at least one. `say` is told what was left out.
+
+    Raises:
+      UserError: there are none, they cannot be read, or the mesh cannot share out a batch.
+    """
+    sharding.check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
+    questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
+    if not questions:
+        remedy = "set eval.benchmarks, or eval.grader and eval.path, and eval.roles"
+        raise UserError("nothing to evaluate", field="eval.benchmarks", remedy=remedy)
+    if "base" in questions:
+        questions.pop("trained", None)  # nothing was trained: they would be the same
+    return questions

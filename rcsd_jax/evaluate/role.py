@@ -37,6 +37,8 @@ def evaluate_role(
     for split, asked in questions.items():
         for mode in [mode for mode in modes if mode not in scores.get(split, {})]:
             greedy = modes[mode]
+            told = f"{len(asked.examples)} questions of {split.replace('_', ' ')}, {mode}"
+            run.console.print(f"{run.name}: evaluating {label.replace('_', ' ')} on {told}", soft_wrap=True)
             temperature = 0.0 if greedy else config.eval.temperature
             sampling = sampling_of(config.sampling, model, temperature=temperature)
             sampling = dataclasses.replace(sampling, int8_cache=False, merged_adapters=False)
@@ -49,8 +51,6 @@ def evaluate_role(
                 samples=1 if greedy else config.eval.samples,
             )
             records += [{"split": split, "mode": mode, **record} for record in graded]
-    if made:
-        run.console.print(f"evaluated {label.replace('_', ' ')}")
     if made and processes.is_main():
         results.write(workdir, label, made, records)
         unfinished.unlink(missing_ok=True)

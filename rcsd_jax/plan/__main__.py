@@ -121,7 +121,7 @@ def run() -> None:
     command_line.without_torch()
     argv = ["--json=-" if a == "--json" else a for a in sys.argv]
     try:
-        app.run(main, argv=argv, flags_parser=command_line.parser("rcsd_jax.plan"))
+        app.run(main, argv=argv, flags_parser=command_line.parser("rcsd_jax.plan", __doc__ or ""))
     except UserError as error:
         to_stderr(f"error: {error}")
         sys.exit(2)

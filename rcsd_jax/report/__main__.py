@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+import rcsd_jax
 from rcsd_jax import command_line
 from rcsd_jax.console import Console, to_stderr
 from rcsd_jax.errors import UserError
@@ -16,6 +17,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m rcsd_jax.report", description="Writes WORKDIR/report.html.")
     parser.add_argument("workdir", help="of a run, a folder or a URL")
     parser.add_argument("--no-tokens", action="store_true", help="read no weights: completions without token scores")
+    parser.add_argument(
+        "--version", action="version", help="print the version", version=f"rcsd_jax {rcsd_jax.__version__}"
+    )
     flags = parser.parse_args(argv)
     if argv is None:
         command_line.without_torch()
