@@ -224,7 +224,7 @@ def test_no_text_has_more_tokens_than_its_bound():
     @given(st.one_of(st.text(), st.text(st.sampled_from("a \u0958\u0344\U0001d160\u2126é\ufb2c漢"))))
     def check(text):
         tokens = len(finest(text, add_special_tokens=False)["input_ids"])
-        assert tokens <= preparation._most_tokens(text)
+        assert tokens <= preparation.most_tokens(text)
 
     check()
-    assert preparation._most_tokens("plain text") < 20  # else the bound would be of no use
+    assert preparation.most_tokens("plain text") < 20  # else the bound would be of no use
