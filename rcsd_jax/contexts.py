@@ -129,6 +129,25 @@ def user_message(
     return "\n".join(part for part in parts if part)
 
 
+def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> str:
+    """A conversation through the tokenizer's chat template, up to the generation prompt.
+
+    Raises:
+      UserError: the template fails.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+    except jinja2.TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise UserError(
+            f"the tokenizer's chat template fails on turns of {', '.join(roles)} ({type(error).__name__}: {error})",
+            field="chat_template",
+            remedy="repair chat_template.jinja in the model's directory, or use another model",
+        ) from error
+
+
 def role_text(
     tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str, *, request: str | None = None
 ) -> str:
@@ -138,7 +157,7 @@ def role_text(
       UserError: as `user_message`, or the template fails.
     """
     message = user_message(example, role, prompts, task, request=request)
-    return _rendered(tokenizer, [{"role": "user", "content": message}], thinking=role.thinking)
+    return chat_text(tokenizer, [{"role": "user", "content": message}], thinking=role.thinking)
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
@@ -152,7 +171,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
 
 def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> np.ndarray:
     """Token ids [P] int32 of a conversation through the tokenizer's chat template, up to the generation prompt."""
-    return encode_texts(tokenizer, [_rendered(tokenizer, messages, thinking=thinking)])[0]
+    return encode_texts(tokenizer, [chat_text(tokenizer, messages, thinking=thinking)])[0]
 
 
 def encode_role(tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str) -> np.ndarray:
@@ -160,15 +179,15 @@ def encode_role(tokenizer: Any, example: Example, role: Role, prompts: Mapping[s
     return encode_texts(tokenizer, [role_text(tokenizer, example, role, prompts, task)])[0]
 
 
-def reason_first_texts(
+def encode_reason_first(
     tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str
-) -> tuple[str, str]:
+) -> tuple[np.ndarray, np.ndarray]:
     """The teacher's context when it writes an analysis before the completion is scored (the authors' release).
 
     Returns:
-      prompt: the text up to where the analysis is sampled.
-      transition: the text between the analysis and the completion: the end of that turn, the user turn that repeats the
-        task's request, to be met as if unaided, and the generation prompt.
+      prompt: token ids up to where the analysis is sampled, those of `role_text` with the request of "reason".
+      transition: token ids between the analysis and the completion, the same for all examples: the end of that turn, the
+        user turn that repeats the task's request, to be met as if unaided, and the generation prompt.
     """
     message = user_message(example, role, prompts, task, request=prompts["reason"]["request"])
     turns = [
@@ -176,7 +195,7 @@ def reason_first_texts(
         {"role": "assistant", "content": _ANALYSIS},
         {"role": "user", "content": f"{prompts['reason']['transition']}\n{prompts[task]['request']}".strip()},
     ]
-    text = _rendered(tokenizer, turns, thinking=role.thinking)
+    text = chat_text(tokenizer, turns, thinking=role.thinking)
     _, marker, after = text.rpartition(_ANALYSIS)  # the last: a row's text may hold the same characters
     if not marker:
         raise UserError(
@@ -184,14 +203,7 @@ def reason_first_texts(
             field="teacher.reason_tokens",
             remedy="set teacher.reason_tokens=0 or use a template that keeps every turn",
         )
-    return _rendered(tokenizer, turns[:1], thinking=role.thinking), after
-
-
-def encode_reason_first(
-    tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """`reason_first_texts` as token ids, [P] and [U] int32."""
-    prompt, transition = encode_texts(tokenizer, reason_first_texts(tokenizer, example, role, prompts, task))
+    prompt, transition = encode_texts(tokenizer, [chat_text(tokenizer, turns[:1], thinking=role.thinking), after])
     return prompt, transition
 
 
@@ -223,17 +235,3 @@ def pad_right(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.
     """
     tokens, mask = pad_left([row[::-1] for row in rows], length, pad_id)
     return tokens[:, ::-1], mask[:, ::-1]
-
-
-def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> str:
-    try:
-        return tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-        )
-    except jinja2.TemplateError as error:
-        roles = [message["role"] for message in messages]
-        raise UserError(
-            f"the tokenizer's chat template fails on turns of {', '.join(roles)} ({type(error).__name__}: {error})",
-            field="chat_template",
-            remedy="repair chat_template.jinja in the model's directory, or use another model",
-        ) from error

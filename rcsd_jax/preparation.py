@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import string
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -218,6 +220,27 @@ def longest_of(rows: Sequence[Row]) -> Longest:
     )
 
 
+class _View(NamedTuple):
+    """What a config says of prompts, read once: its keys are slow to read for every row."""
+
+    student: Role
+    teacher: Role  # without what comes while it trains
+    request: str | None  # of the teacher, where it is not the task's
+    prompts: Mapping[str, Any]
+    task: str
+    learns_references: bool
+    guided_by_criteria: bool
+
+
+def _view_of(config: ConfigDict) -> _View:
+    student, teacher = roles(config)
+    prompts = prompts_of(config)
+    request = prompts["reason"]["request"] if config.teacher.reason_tokens else None
+    learns_references = config.sampling.source == "reference"
+    guided = configs.guided_by_criteria(config)
+    return _View(student, _known_before(teacher), request, prompts, config.task, learns_references, guided)
+
+
 class _Texts(NamedTuple):
     """What `Row` holds, as text."""
 
@@ -227,16 +250,26 @@ class _Texts(NamedTuple):
     without: list[str]
 
 
+def _texts_of(example: Example, tokenizer: Any, view: _View) -> _Texts:
+    return _Texts(
+        contexts.role_text(tokenizer, example, view.student, view.prompts, view.task),
+        contexts.role_text(tokenizer, example, view.teacher, view.prompts, view.task, request=view.request),
+        _reference_text(example, view),
+        _texts_without(tokenizer, example, view),
+    )
+
+
 def encode_rows(examples: Sequence[Example], tokenizer: Any, config: ConfigDict) -> list[Row]:
     """Every example as a `Row`, fitting or not, by one call of the tokenizer.
 
     Raises:
       UserError: an example lacks a field.
     """
-    texts = [_texts_of(example, tokenizer, config) for example in examples]
+    view = _view_of(config)
+    texts = [_texts_of(example, tokenizer, view) for example in examples]
     distinct = list(dict.fromkeys(x for t in texts for x in (t.student, t.teacher, t.reference, *t.without)))
     tokens = dict(zip(distinct, contexts.encode_texts(tokenizer, distinct), strict=True))
-    end = [tokenizer.eos_token_id] if config.sampling.source == "reference" else []
+    end = [tokenizer.eos_token_id] if view.learns_references else []
     return [
         Row(
             example,
@@ -262,17 +295,6 @@ def row_fits(row: Row, config: ConfigDict) -> bool:
     )
 
 
-def may_exceed(example: Example, tokenizer: Any, config: ConfigDict, limits: Limits) -> bool:
-    """Whether an example's prompts or reference can have more tokens than the limits: False is certain, and costs little.
-
-    A token is at least a byte of UTF-8. Before it is cut, a tokenizer may normalise what is not ASCII, which makes it three
-    times as long at most (Unicode's NFC).
-    """
-    texts = _texts_of(example, tokenizer, config)
-    pairs = ((texts.student, limits.student), (texts.teacher, limits.teacher), (texts.reference, limits.reference))
-    return any(limit is not None and _most_tokens(text) > limit for text, limit in pairs)
-
-
 class Limits(NamedTuple):
     """The most tokens of each; None where there is no limit."""
 
@@ -281,9 +303,45 @@ class Limits(NamedTuple):
     reference: int | None
 
 
-def _most_tokens(text: str) -> int:
-    # What a tokenizer puts before a text, and a reference's end, are beside its bytes.
-    return 8 + (len(text) if text.isascii() else 3 * len(text.encode()) - 2 * sum(map(str.isascii, text)))
+def may_exceed(examples: Sequence[Example], limits: Limits, tokenizer: Any, config: ConfigDict) -> list[int]:
+    """The indexes of examples whose prompts or references can have more tokens than the limits.
+
+    Of all others it is certain that they have not, and that costs little: nothing is tokenized.
+    """
+    view = _view_of(config)
+
+    def can(example: Example) -> bool:
+        for role, request, limit in pairs:
+            message = contexts.user_message(example, role, view.prompts, view.task, request=request)
+            if most_tokens(message) > limit:
+                return True
+        return limits.reference is not None and most_tokens(_reference_text(example, view)) >= limits.reference
+
+    pairs = [
+        (role, request, limit - _most_around(tokenizer, role))
+        for role, request, limit in ((view.student, None, limits.student), (view.teacher, view.request, limits.teacher))
+        if limit is not None
+    ]
+    return [i for i, example in enumerate(examples) if can(example)]
+
+
+def most_tokens(text: str) -> int:
+    """How many tokens a text has at most, whatever the tokenizer.
+
+    A token is at least a byte of UTF-8. What is not ASCII may be normalised first, which makes it three times as long at most
+    (Unicode's NFC), and there are tokenizers that put something before a text.
+    """
+    if text.isascii():
+        return len(text) + 1
+    return 3 * len(text.encode()) - 2 * sum(map(str.isascii, text)) + 1
+
+
+def _most_around(tokenizer: Any, role: Role) -> float:
+    """How many tokens the chat template puts around a message at most."""
+    probe = f"x{string.printable}é漢x"
+    around = contexts.chat_text(tokenizer, [{"role": "user", "content": probe}], thinking=role.thinking).split(probe)
+    # A template that changes messages, or repeats them, says nothing of how long they get: every row has to be looked at.
+    return math.inf if len(around) != 2 else most_tokens("".join(around))
 
 
 def transition_of(example: Example, tokenizer: Any, config: ConfigDict) -> np.ndarray:
@@ -300,28 +358,17 @@ def _known_before(role: Role) -> Role:
     return dataclasses.replace(role, fields=fields)
 
 
-def _texts_of(example: Example, tokenizer: Any, config: ConfigDict) -> _Texts:
-    student, teacher = roles(config)
-    teacher = _known_before(teacher)
-    return _Texts(
-        _role_text(tokenizer, example, student, config, reasons=False),
-        _role_text(tokenizer, example, teacher, config, reasons=config.teacher.reason_tokens > 0),
-        _reference_text(example, config),
-        _texts_without(tokenizer, example, teacher, config),
-    )
-
-
 def teacher_prompt(tokenizer: Any, example: Example, config: ConfigDict) -> np.ndarray:
     """What the teacher sees of an example that has all of its fields, also those of attempts; [Q] int32."""
     return contexts.encode_role(tokenizer, example, roles(config)[1], prompts_of(config), config.task)
 
 
-def _texts_without(tokenizer: Any, example: Example, role: Role, config: ConfigDict) -> list[str]:
+def _texts_without(tokenizer: Any, example: Example, view: _View) -> list[str]:
     """The teacher's prompts without each criterion. Of a rubric of one criterion there are none: nothing is pushed along."""
-    if not configs.guided_by_criteria(config) or example.rubric is None or len(example.rubric.criteria) < 2:
+    if not view.guided_by_criteria or example.rubric is None or len(example.rubric.criteria) < 2:
         return []
     shown = [dataclasses.replace(example, rubric=rubric) for rubric in variants.leave_one_out(example.rubric)]
-    return [_role_text(tokenizer, one, role, config, reasons=False) for one in shown]
+    return [contexts.role_text(tokenizer, one, view.teacher, view.prompts, view.task) for one in shown]
 
 
 def _criteria_weights(example: Example, count: int) -> np.ndarray:
@@ -332,12 +379,12 @@ def _criteria_weights(example: Example, count: int) -> np.ndarray:
     return weights / weights.mean()
 
 
-def _reference_text(example: Example, config: ConfigDict) -> str:
+def _reference_text(example: Example, view: _View) -> str:
     """The completion that the data holds, without its end; empty where a role writes completions."""
-    if config.sampling.source != "reference":
+    if not view.learns_references:
         return ""
-    if config.task == "write_rubric":
-        return to_json(rubric_of(example), style=config.rubric.style)
+    if view.task == "write_rubric":
+        return to_json(rubric_of(example), style=view.prompts["rubric_style"])
     return example.reference or ""
 
 
@@ -416,9 +463,12 @@ def _questions(
 ) -> Questions:
     examples = examples[: config.eval.count]
     reasons = name == "teacher" and config.teacher.reason_tokens > 0
+    texts = prompts_of(config)
+    request = texts["reason"]["request"] if reasons else None
 
     def encode_all(mine: Sequence[Example]) -> list[np.ndarray]:
-        return contexts.encode_texts(tokenizer, [_role_text(tokenizer, e, role, config, reasons=reasons) for e in mine])
+        shown = [contexts.role_text(tokenizer, e, role, texts, config.task, request=request) for e in mine]
+        return contexts.encode_texts(tokenizer, shown)
 
     prompts = processes.shared_list(encode_all, examples)
     kept = [(e, p) for e, p in zip(examples, prompts, strict=True) if fits(e, p, config, role=name)]
@@ -429,12 +479,6 @@ def _questions(
         say(f"{split}: {left} of {len(examples)} questions are too long for the {who}, and not asked")
     transition = transition_of(examples[0], tokenizer, config) if reasons else np.zeros((0,), np.int32)
     return Questions([e for e, _ in kept], [p for _, p in kept], transition, grader)
-
-
-def _role_text(tokenizer: Any, example: Example, role: Role, config: ConfigDict, *, reasons: bool) -> str:
-    if reasons:
-        return contexts.reason_first_texts(tokenizer, example, role, prompts_of(config), config.task)[0]
-    return contexts.role_text(tokenizer, example, role, prompts_of(config), config.task)
 
 
 def nothing_fits(count: int, config: ConfigDict) -> UserError:

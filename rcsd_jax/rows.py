@@ -141,12 +141,11 @@ class Rows:
         limits = Limits(
             limit(config.data.max_student_prompt, positions - behind),
             limit(config.data.max_teacher_prompt, positions - behind - analysis),
-            behind if fails else None,
+            behind if fails and config.sampling.source == "reference" else None,
         )
         if limits == Limits(None, None, None):
             return []
-        may_exceed = lambda e: preparation.may_exceed(e, self._tokenizer, config, limits)
-        return [number for number, example in enumerate(self.examples) if may_exceed(example)]
+        return preparation.may_exceed(self.examples, limits, self._tokenizer, config)
 
     def _prepare(self, numbers: Iterable[int], give_rubrics: GiveRubrics | None, *, together: bool) -> None:
         new = [number for number in dict.fromkeys(numbers) if number not in self._held]

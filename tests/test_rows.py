@@ -214,6 +214,28 @@ def normalising_tokenizer(kind):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe)
 
 
+def test_rows_of_which_it_is_certain_fit():
+    """A tokenizer with a token for every byte: its prompts are as long as they can be."""
+    import tokenizers
+
+    finest = normalising_tokenizer(tokenizers.normalizers.NFC)
+    examples = [longer(e, 10 * i) for i, e in enumerate(EXAMPLES[:20])]
+    examples[7] = dataclasses.replace(examples[7], question="\u0958" * 30)
+    finest.chat_template = (
+        "{% for message in messages %}<{{ message.role }}> {{ message.content | trim }}\n{% endfor %}"
+    )
+    config = config_of()
+    lengths = [len(row.teacher) for row in preparation.encode_rows(examples, finest, config)]
+    found = []
+    for limit in range(min(lengths) - 1, max(lengths) + 30, 7):
+        doubtful = preparation.may_exceed(examples, preparation.Limits(None, limit, None), finest, config)
+        assert {i for i, length in enumerate(lengths) if length > limit} <= set(doubtful)
+        found.append(len(doubtful))
+    assert found[0] == 20 and found[-1] == 0
+    finest.chat_template = "{% for message in messages %}{{ message.content | tojson }}{% endfor %}"
+    assert len(preparation.may_exceed(examples, preparation.Limits(None, 10**6, None), finest, config)) == 20
+
+
 def test_no_text_has_more_tokens_than_its_bound():
     """With a token for every byte of the normalised text no tokenizer makes more of it."""
     import tokenizers
@@ -224,7 +246,7 @@ def test_no_text_has_more_tokens_than_its_bound():
     @given(st.one_of(st.text(), st.text(st.sampled_from("a \u0958\u0344\U0001d160\u2126é\ufb2c漢"))))
     def check(text):
         tokens = len(finest(text, add_special_tokens=False)["input_ids"])
-        assert tokens <= preparation._most_tokens(text)
+        assert tokens <= preparation.most_tokens(text)
 
     check()
-    assert preparation._most_tokens("plain text") < 20  # else the bound would be of no use
+    assert preparation.most_tokens("plain text") < 20  # else the bound would be of no use
