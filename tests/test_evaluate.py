@@ -44,6 +44,17 @@ def test_boxed_grader_without_a_box_in_the_reference():
         assert grade_boxed(example, text)["accuracy"] == score
 
 
+def test_boxed_grader_tells_symbols_apart_by_case():
+    for truth, found, score in (
+        (r"2\pi R", r"2\pi r", 0.0),
+        ("m", "M", 0.0),
+        ("yes", "Yes", 1.0),
+        ("NaCl", "NaCl", 1.0),
+    ):
+        example = Example("1", "q", f"\\boxed{{{truth}}}", None, None, "rows:1")
+        assert grade_boxed(example, f"\\boxed{{{found}}}")["accuracy"] == score, found
+
+
 def test_rubric_grader():
     half = to_json(
         from_records(["Essential Criteria: States 0.", "Essential Criteria: States 1.", "Optional Criteria: X."])

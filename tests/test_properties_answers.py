@@ -14,6 +14,7 @@ PIECES = (
     "The answer is ", "Final answer: ", "**", " is the correct answer", "option ", "(B)", "A", "b.", "12", "1,234", "-", "3.5",
     "e5", "10^", "\\times 10^{-4}", "/", "°C", "K", "kg", " m/s", "\\circ", "per", "square ", "^2", "million", "mıllion", "bİllion",
     "²", "½", "٣", "\\sqrt", "\\pi", "!", "=", "\\approx", "%", ",", ";", "\n", " and ", "=5", "\\infty", "\\int", "yes", "no",
+    "答案是", "故选：", "B正确", "La réponse est ", "Option B is correct", "Wait. ", "So ", "<answer>", "#### ", "±", "\\pm", "R",
 )  # fmt: skip
 COMPLETIONS = made_of(*PIECES)
 OPTIONS = ["nucleus", "A", "12 kg", "Golgi apparatus"]
@@ -110,6 +111,38 @@ def test_an_option_is_graded_alike_in_any_dress(count):
         assert grade_option(example, boxed)["accuracy"] == float(correct == chosen)
 
     holds(check, count, st.integers(0, 3), st.integers(0, 3), PROSE)
+
+
+@inputs(50, 1_000)
+def test_statements_of_two_options_are_unparsed_unless_the_last_is_final(count):
+    statements = (
+        "The answer is {}.", "Option {} is the correct answer.", "{} is the correct option", "答案是{}。", "I choose {}.",
+        "La réponse est ({}).", "Die Antwort ist {}.",
+    )  # fmt: skip
+
+    def check(one, another, first, second, between):
+        example = example_of(options=["a nucleus", "mitochondria", "two ribosomes", "Golgi apparatus"], correct=second)
+        text = f"{one.format('ABCD'[first])}{between}{another.format('ABCD'[second])}"
+        assert grade_option(example, text)["parsed"] == float(first == second), text
+        assert grade_option(example, f"{text}\nFinal answer: {'ABCD'[second]}") == {"accuracy": 1.0, "parsed": 1.0}
+
+    letters, forms = st.integers(0, 3), st.sampled_from(statements)
+    holds(check, count, forms, forms, letters, letters, st.sampled_from((" ", "\n", "\n- Option: ", " It makes ATP. ")))
+
+
+@inputs(5, 300)
+def test_symbols_have_a_case_and_words_have_none(count):
+    def check(symbol, form, word):
+        found, truth = form.replace("?", symbol), form.replace("?", symbol.swapcase())
+        assert grade_boxed(example_of(f"\\boxed{{{truth}}}"), f"\\boxed{{{found}}}")["accuracy"] == 0.0
+        assert grade_boxed(example_of(f"\\boxed{{{truth}}}"), f"\\boxed{{{truth}}}")["accuracy"] == 1.0
+        assert grade_boxed(example_of(f"\\boxed{{{word}}}"), f"\\boxed{{{word.capitalize()}}}")["accuracy"] == 1.0
+
+    forms = st.sampled_from(
+        ("?", "2\\pi ?", "?^2 + 1", "\\frac{?}{3}", "\\sqrt{?}", "?_0", "x = ?", "(1, ?)", "\\{1, ?\\}", "5?")
+    )
+    words = st.sampled_from(("yes", "no", "even", "the integers", "isosceles", "\\text{north}"))
+    holds(check, count, st.sampled_from("abcdfghjkmnpqrstuvwyzRT"), forms, words)
 
 
 @inputs(5, 200)

@@ -1,8 +1,10 @@
 r"""Final answers in what a model wrote: options, numbers with units, expressions. Never raises, whatever the text.
 
 A text's answer is, in this order: its last complete `\boxed{}` that is not empty; else, unless a box was begun and
-cut, its last statement ("the answer is (C)", "**Final answer:** C") that can be read; else the whole text, if that is
-nothing but an answer. A letter or number that is merely mentioned is none. Thinking blocks are dropped by the caller.
+cut, its last statement ("the answer is (C)", "答案是C", "option C is correct") that can be read; else the whole text, or of
+options its first or last line, if that is nothing but an answer. Statements that contradict each other are none, unless
+the last one is more final or takes the others back. A letter or number that is merely mentioned is none. Thinking blocks
+are dropped by the caller.
 
 What could not be read is *unparsed*, and not *wrong*: `Answer.value` is None and `Answer.reason` one of `UNPARSED`.
 

@@ -13,27 +13,34 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # What may stand before a letter: "the correct answer is", "option", "la réponse", "选项".
 _NAMED = (
     r"(?i:(?:the\s)?(?:(?:correct|final|best|right)\s)?(?:answer|option|choice|letter|alternative)\s?(?:is\s)?:?\s?"
-    r"|(?:l'|la\s|die\s|a\s)?(?:option|réponse|lettre|proposition|antwort|opción|respuesta|letra|alternativa|opzione|risposta"
-    r"|lettera|opção|resposta|optie|antwoord|đáp\sán|선택지)\s:?\s?|la\s|[选選][项項择擇]?:?\s?)"
+    r"|(?:l'|la\s|die\s|a\s)?(?:option|réponse|lettre|proposition|antwort|opción|respuesta|letra|alternativa|opzione"
+    r"|risposta|lettera|opção|resposta|optie|antwoord|đáp\sán|선택지)\s:?\s?|la\s|[选選][项項择擇]?:?\s?)"
 )
 _LETTER = re.compile(
-    rf"{_NAMED}?(?P<open>[(\[]?)\s?(?P<letter>[A-Za-z])(?:\s?(?P<close>[)\]]))?"
+    rf"(?:-\s)?{_NAMED}?(?P<open>[(\[]?)\s?(?P<letter>[A-Za-z])(?:\s?(?P<close>[)\]]))?"
     # And after it, where words are not parted by spaces, or where "is" ends the sentence.
-    r"(?:\s?(?:[选選][项項]|[项項]|です|だ|である|입니다|이다|예요|번(?:입니다)?|है|হয়|'dir|'dır)(?![A-Za-z]))?(?P<rest>.*)",
+    r"(?:\s?(?:[选選][项項]|[项項]|です|だ|である|입니다|이다|예요|번(?:입니다)?|है|'dir|'dır)(?![A-Za-z]))?(?P<rest>.*)",
     re.S,
 )
 _AFTER_LETTER = re.compile(r"[,;\s]|[:.](?![0-9])")
 _AND = r"(?:(?:and|or|et|ou|und|oder|y|o|e|en|of)\s|[和与與或及]\s?)"
 _ANOTHER_LETTER = re.compile(
-    rf"\s?(?:[,;/&+]|{_AND})\s?{_AND}?(?:(?:option|choice|opción|opção|réponse|antwort)\s|[选選][项項])?[(\[]?([A-Za-z])(?![\w'-])",
+    rf"\s?(?:[,;/&+]|{_AND})\s?{_AND}?(?:(?:option|choice|opción|opção|réponse|antwort)\s|[选選][项項])?"
+    r"[(\[]?([A-Za-z])(?![\w'-])",
     re.I,
 )
 # "A" and "I" are words too: before another word they are letters only where it is one of these.
 _AFTER_A = re.compile(
-    r"\s(?:because|since|as|which|due|given|with|and|or|is|was|for|in|car|parce|puisque|weil|da|denn|porque|perché|\W)",
+    r"\s(?:(?:because|since|as|which|due|given|with|and|or|is|was|for|in|parce|puisque|weil|da|denn|porque|perché"
+    r"|car\s(?:il|elle|ils|elles|ce|cela|le|la|les|un|une))\b|\W)",
     re.I,
 )
-_AFTER_WORDING = re.compile(r"\Z|\s?[,;:.!)](?![0-9])|\s(?:because|since|as|due|car|parce|weil|denn|porque|perché)\b")
+_ARTICLE = re.compile(r"\A(?:the|an?)\s", re.I)
+_LETTER_AFTER_WORDING = re.compile(r"\s?,?\s?\(?(?:(?:option|choice)\s)?\(?([A-Z])\)")
+_AFTER_WORDING = re.compile(
+    r"\Z|\s?[,;:.!)](?![0-9])|\s\((?:option\s|choice\s)?[A-Z]\)"
+    r"|\s(?:because|since|as|due|car|parce|weil|denn|porque|perché)\b"
+)
 _VERDICTS = frozenset(("yes", "no", "maybe", "true", "false"))
 _DISCUSSED = re.compile(r"\b(?:incorrect|wrong|false|not\s(?:correct|right|the))\b", re.I)
 _ITEM = re.compile(r"^\W{0,4}(?:option\s)?\(?([A-Z])[).:]", re.M)
@@ -44,8 +51,9 @@ def option(text: str, options: Sequence[str]) -> Answer:
     r"""Which of the options a completion chose, by letter or by the option's text.
 
     A letter stands alone (`(B)`, `\text{B}`, `option b`) or before its text (`B. mitochondria`); a text is compared up to
-    the case of its words, spaces and LaTeX's wrappers. A single letter is a letter, also where an option's text is one. Where
-    several lines state nothing, the first or the last counts if it is a letter alone, the first also with the option's text.
+    the case of its words, spaces and LaTeX's wrappers. A single letter is a letter, also where an option's text is one. If
+    several lines state nothing, the first or last of them counts if it is a letter alone, and the first with the option's
+    text too.
 
     Args:
       text: what the model wrote.
@@ -115,6 +123,8 @@ def _by_letter(match: re.Match, wordings: list[str], *, alone: bool) -> Answer |
     another = _ANOTHER_LETTER.match(rest)
     if another and another[1] != letter and another[1].isupper() == letter.isupper():
         return Answer(None, "several")
+    if rest.strip().startswith("?"):
+        return None
     if not match["close"]:
         if not _AFTER_LETTER.match(rest):
             return None
@@ -136,6 +146,8 @@ def _by_wording(text: str, wordings: list[str]) -> Answer:
         return sorted(fits, key=lambda i: len(folded[i]))
 
     text = fold(text, least=3)
+    if not begins(text, _AFTER_WORDING):
+        text = _ARTICLE.sub("", text)
     for index in reversed(begins(text, _NEXT_WORDING)):
         following = _NEXT_WORDING.match(text, len(folded[index]))
         assert following is not None, "`begins` has seen it"
@@ -143,6 +155,9 @@ def _by_wording(text: str, wordings: list[str]) -> Answer:
         if any(i != index for i in begins(rest, _AFTER_WORDING)):
             return Answer(None, "several")
     found = begins(text, _AFTER_WORDING)
+    letter = _LETTER_AFTER_WORDING.match(text, len(folded[found[-1]])) if found else None
+    if letter and _at(letter[1], wordings).value != found[-1]:
+        return Answer(None, "several")
     return Answer(found[-1], "") if found else Answer(None, "not_an_option")
 
 

@@ -144,9 +144,9 @@ def read(
         if answer.value is not None or answer.reason in ("several", "out_of_range"):
             return _found(answer, "whole")
     if failure is None and alone is not None:
-        answer = _in_a_line(text, alone)
-        if answer is not None:
-            return _found(answer, "line")
+        in_a_line = _in_a_line(text, alone)
+        if in_a_line is not None:
+            return _found(in_a_line, "line")
     return failure or Answer(None, "no_answer")
 
 

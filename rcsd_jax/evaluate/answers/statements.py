@@ -93,7 +93,10 @@ _KOREAN = r"(?:정답|답변|답)(?:{colon}|[은는])"
 
 _MARKS = r"[*_]{0,3}"
 _COLON = rf"{_MARKS}\s?[:：ঃ]"
-_ADVERBS = r"(?:therefore|thus|hence|then|clearly|simply|indeed|likely|most\slikely|probably|definitely|certainly|obviously|actually)"
+_ADVERBS = (
+    r"(?:therefore|thus|hence|then|clearly|simply|indeed|likely|most\slikely|probably|definitely|certainly|obviously"
+    r"|actually)"
+)
 _IS = (
     rf"(?:,\s{_ADVERBS},)?\s(?:is|was|(?:would|must|should|will)\s(?:{_ADVERBS}\s)?be|(?:seems|appears)\sto\sbe)\b"
     rf"(?:,?\s{_ADVERBS}\b,?)?"
@@ -113,10 +116,11 @@ _AFTER = (
     *(words.format(colon=_COLON) for words in (_CHINESE, _JAPANESE, _KOREAN)),
 )
 _CHOSEN = (
-    r"\b(?:I|we)(?:['’](?:d|ll)|\s(?:would|will|should|must))?(?:\s(?:therefore|thus))?\s(?:choose|pick|select|go\swith|opt\sfor)"
+    r"\b(?:I|we)(?:['’](?:d|ll)|\s(?:would|will|should|must))?(?:\s(?:therefore|thus))?"
+    r"\s(?:choose|pick|select|go\swith|opt\sfor)"
     rf"(?=\s{_MARKS}(?:(?:the\s)?(?:option|choice|answer|letter)\s{_MARKS})?{_LETTER}"
     rf"{_MARKS}(?:\s?[.,;:!)]|\s?$|\s[—–-]|\s(?:because|since|as)\b))",
-    r"(?:[故应應]|(?<![不没沒勿可备備别單单多待挑误誤]))[选選](?:择|擇)?[:：]?"
+    r"(?:(?<!不)[故应應]|(?<![不没沒勿可备備别單单多待挑误誤]))[选選](?:择|擇)?[:：]?"
     rf"(?=\s?{_MARKS}\s?(?:[选選][项項])?\s?{_LETTER}(?![A-Za-z的]))",
 )
 _RIGHT = (  # "correct" alone says it only where no more is said: not "B is correct that ...", nor "B is correct, but"
@@ -126,7 +130,8 @@ _RIGHT = (  # "correct" alone says it only where no more is said: not "B is corr
 )
 _WORDING = r"(?:\s?\([^()\n]{1,80}\)|,\s[^,.\n]{1,80},)?"  # Option B (mitochondria) is; option B, mitochondria, is
 _CALLED = (
-    rf"(?<![\w(-])(?P<option>(?:option|choice|answer|alternative)\s{_MARKS})?(?P<letter>\(?(?-i:[A-Z])\)?{_MARKS}{_WORDING})"
+    rf"(?<![\w(-])(?P<option>(?:option|choice|answer|alternative)\s{_MARKS})?"
+    rf"(?P<letter>\(?(?-i:[A-Z])\)?{_MARKS}{_WORDING})"
     rf"{_MARKS}\sis(?:\s{_ADVERBS})?\s{_RIGHT}",
     *(
         rf"{_APART}(?P<option>{word.option})\s{_MARKS}(?P<letter>\(?(?-i:[A-Z])\)?){_MARKS}\s(?:{word.copula})\s"
@@ -134,15 +139,16 @@ _CALLED = (
         for word in _LANGUAGES
         if word.option
     ),
-    rf"(?P<option>[选選][项項])?\s?{_MARKS}(?<![A-Za-z])(?P<letter>[(（]?(?-i:[A-Z])[)）]?){_MARKS}\s?(?:[选選][项項]|[项項])?"
-    r"(?:(?:是|为|為)(?:唯一)?)?正[确確]的?(?P<answer>答案|[选選][项項])?(?=[。，,；;.！!*]|\s|\Z)",
+    rf"(?P<option>[选選][项項])?\s?{_MARKS}(?<![A-Za-z])(?P<letter>[(（]?(?-i:[A-Z])[)）]?){_MARKS}"
+    r"\s?(?:[选選][项項]|[项項])?(?:(?:是|为|為)(?:唯一)?)?正[确確]的?(?P<answer>答案|[选選][项項])?(?=[。，,；;.！!*]|\s|\Z)",
 )
 _PATTERNS = [re.compile(pattern, re.I | re.M) for pattern in (*_AFTER, *_CHOSEN, *_CALLED)]
 
 _BEFORE_ANSWER = re.compile(r"(?:[\s$*_:：>]|\\[\[(])*")
 # A letter alone is called right at the beginning of a clause: "Student A is correct" is of another A.
 _CLAUSE = re.compile(
-    r"(?:\A|[\n.,:;!?(>—–。，：；]|[\s*-][*-]|\b(?:so|thus|hence|therefore|then|that|why|only|conclude|and|but)|[故以此有即])[\s*_]*\Z",
+    r"(?:\A|[\n.,:;!?(>—–。，：；]|[\s*-][*-]"
+    r"|\b(?:so|thus|hence|therefore|then|that|why|only|conclude|and|but)|[故以此有即])[\s*_]*\Z",
     re.I,
 )
 _JOINED = re.compile(  # A and B is correct; neither A nor
@@ -150,9 +156,10 @@ _JOINED = re.compile(  # A and B is correct; neither A nor
     r"|\b(?:neither|nor|both|not))\s?[*_(（]{0,3}\Z",
     re.I,
 )
-_IN_SENTENCE = re.compile(r"[^\n.!?。！？]*\Z")
+_SENTENCES = re.compile(r"[\n.!?。！？]")
 _UNSAID = re.compile(  # a condition, a doubt, or what another would say
-    r"\b(?:if|whether|unless|suppos(?:e|ing)|assum(?:e|ing)|si|se|wenn|falls|ob)\b[^\n.,;:]{0,40}\Z"
+    r"\b(?:if|whether|unless|suppos(?:e|ing)|assum(?:e|ing)|si|wenn|falls|ob)\b[^\n.,;:]{0,40}\Z"
+    r"|\bse\s(?:la|a)\s\Z"
     r"|(?:n['’]t|\b(?:not|never|cannot))\s(?:think|believe|say|agree|see|mean|claim|sure|certain|clear|true|the\scase)\b"
     r"[^\n.,;:]{0,40}\Z"
     r"|\b(?:you|one|some|someone|somebody|students?|people|many)\s(?:(?:might|may|could|would|will)\s)?(?:be\stempted\sto\s)?"
@@ -176,6 +183,7 @@ _RETRACTED = re.compile(
     r"|不对|不對|等等|等一下|更正|抱歉",
     re.I | re.M,
 )
+_LABEL = re.compile(r"[:：>】\]\n#]\s*\Z|\A\W*(?:\w+\s){0,2}answer\W*\Z", re.I)
 _QUESTION = re.compile(r"[^\n.!。！]{0,40}[?？]")
 
 
@@ -195,22 +203,21 @@ def stated(text: str) -> Iterator[Statement]:
             after = _BEFORE_ANSWER.match(text, match.end(), match.end() + 100)
             assert after is not None, "it also matches nothing"
             end = after.end()
-            line = (
-                re.split(r"\n|</answer>", text[end : end + MAX_LINE], maxsplit=1)[0].strip().rstrip("!")
-            )  # no factorial
+            line = re.split(r"\n|</answer>", text[end : end + MAX_LINE], maxsplit=1)[0]
+            line = line.strip().rstrip("!")  # no factorial
         if line:
             yield Statement(line, match.start(), end, _rank(match, before))
 
 
 def _rank(match: re.Match, before: str) -> int:
-    sentence, groups = _IN_SENTENCE.search(before), match.groupdict()
-    said = (sentence[0] if sentence else "") + match[0]
-    label = not re.sub(r"[\W_]|\b(?:the|correct|final)\b", "", sentence[0] if sentence else "", flags=re.I)
-    label = label and re.search(r"[:：>】\]\n#]\s*\Z|\A\W*(?:\w+\s){0,2}answer\W*\Z", match[0], re.I) is not None
+    sentence, groups = _SENTENCES.split(before)[-1], match.groupdict()
+    said = sentence + match[0]
+    own_line = not re.sub(r"[\W_]|\b(?:the|correct|final)\b", "", sentence, flags=re.I)
+    label = own_line and _LABEL.search(match[0]) is not None
     names = "letter" not in groups or bool(groups["answer"])
     return names + 2 * (label or bool(_CONCLUDES.search(said))) + 4 * bool(_FINAL.search(said))
 
 
 def retracted(text: str, before: Statement, after: Statement) -> bool:
     """Whether the text takes the one statement back before it makes the other: "Wait", "No,", "I made a mistake"."""
-    return _RETRACTED.search(text, before.end, after.start) is not None
+    return _RETRACTED.search(text, before.end + 1, after.start) is not None
