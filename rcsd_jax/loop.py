@@ -274,7 +274,8 @@ def make_batch(
 
 def _without(rows: list[int], data: Encoded, config: ConfigDict, pad_id: int) -> Without:
     """The prompts without each criterion of `rows`, as many for all as the longest rubric of the run has criteria."""
-    count = max(len(one.weights) for one in data.without) if configs.guided_by_criteria(config) else 0
+    # At least one, which then weighs nothing: without any, `rollout.teacher_hidden` would take the whole context's guidance.
+    count = max(1, *(len(one.weights) for one in data.without)) if configs.guided_by_criteria(config) else 0
     tokens: Any  # NumPy's arrays, until they are on the mesh
     mask: Any
     weights: Any = np.zeros((len(rows), count), np.float32)
