@@ -81,8 +81,7 @@ def show(variant: str, count: int, seed: int) -> None:
 def _scores(decoder, variables, batch, options):
     """Sampled tokens, their mask, `losses.DivergenceStats` without clip, and clip -> pull [B, N]."""
     completions = rollout.sample(decoder, variables, variables, batch, jax.random.key(0), options)
-    hidden = rollout.teacher_hidden(decoder, variables, completions)
-    scored = rollout.score(decoder, variables, variables, hidden, completions)
+    scored = rollout.score_both(decoder, variables, variables, completions, options)
     tokens, mask = completions.samples.tokens, completions.samples.mask
     settings = dict(temperature=options.temperature)
     scores = losses.score_from_hidden(*scored, tokens, chunk_size=options.chunk_size, **settings)

@@ -12,7 +12,7 @@ import logging
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -176,6 +176,33 @@ class Checkpoints:
                 self.wait()
             finally:
                 self._manager.close()
+
+
+def read_part(directory: epath.PathLike, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Some of the newest state's fields; the rest is not read, and nothing in the folder changes.
+
+    Args:
+      directory: of a run's checkpoints.
+      like: field of the state -> arrays or ShapeDtypeStructs with shardings.
+
+    Raises:
+      UserError: there is no checkpoint, or it does not hold that.
+    """
+    step = newest_step(directory)
+    folder = epath.Path(directory) / str(step)
+    what = f"no {' or '.join(like)} of this run's model can be read from its checkpoint"
+    if not step:
+        raise UserError(what, file=directory, remedy="restore the folder of checkpoints")
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(like))
+    args = ocp.args.PyTreeRestore(
+        item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+    )
+    with _without_noise():
+        try:
+            return ocp.PyTreeCheckpointHandler().restore(folder / "state", args=args)
+        except Exception as error:  # whatever orbax and its readers raise
+            reason = f"{what} ({type(error).__name__}: {first_line(error, 200)})"
+            raise UserError(reason, file=folder, remedy="restore the folder of checkpoints") from error
 
 
 @contextlib.contextmanager

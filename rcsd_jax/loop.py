@@ -289,7 +289,8 @@ def make_batch(
 
 def _without(rows: list[int], own: np.ndarray, data: Encoded, config: ConfigDict, pad_id: int) -> Without:
     """The prompts without each criterion of the `own` among `rows`, for all as many as the longest rubric has criteria."""
-    count = data.longest.criteria if configs.guided_by_criteria(config) else 0
+    # At least one, which then weighs nothing: without any, `rollout.teacher_hidden` would take the whole context's guidance.
+    count = max(1, data.longest.criteria) if configs.guided_by_criteria(config) else 0
     tokens: Any  # NumPy's arrays, until they are on the mesh
     mask: Any
     if not count:

@@ -98,9 +98,8 @@ class Step:
         # On its device, as both programs below leave it: the first step would otherwise be compiled for itself.
         self.state = jax.device_put(train.init_state(copy, optimizer, ema=False), jax.devices()[0])
         self._whole = train.jit_train_step(**static)
-        self._sample = jax.jit(functools.partial(rollout.sample, self.decoder, options=self.options))
+        self._sample, learn = train.jit_halves(**static)
         self.completions = self.sample()
-        learn = jax.jit(functools.partial(train.learn_step, **static), donate_argnums=0)
         self._train = learn.lower(self.state, params, self.completions).compile()
 
     def whole(self) -> dict[str, jax.Array]:
@@ -110,8 +109,7 @@ class Step:
 
     def sample(self) -> rollout.Completions:
         """The completions of one step."""
-        student, teacher = {"params": self.state.trained}, {"params": self.params}
-        return jax.block_until_ready(self._sample(student, teacher, self.batch, jax.random.key(0)))
+        return jax.block_until_ready(self._sample(self.state, self.params, self.batch, np.uint32(0)))
 
     def train(self) -> dict[str, jax.Array]:
         """One update on `completions` that were sampled before; returns its metrics."""

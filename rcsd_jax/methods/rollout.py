@@ -104,15 +104,48 @@ def sample(
     decoder: Decoder, student: Variables, teacher: Variables, batch: Batch, key: jax.Array, options: Options
 ) -> Completions:
     """Completions are written; with reason-first the teacher writes its analysis. No gradient flows."""
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch.row)  # [B]
+    keys = row_keys(batch, key)
     samples = _completions(decoder, student, teacher, batch, keys, options)
+    return assemble(batch, samples, write_analysis(decoder, teacher, batch, keys, options), options)
+
+
+def row_keys(batch: Batch, key: jax.Array) -> jax.Array:
+    """Each row's random key, [B]: of its place in the global batch alone."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch.row)
+
+
+def write_analysis(
+    decoder: Decoder, teacher: Variables, batch: Batch, keys: jax.Array, options: Options
+) -> Samples | None:
+    """What a teacher that reasons first writes before it scores, [B, `reason_tokens`]; None where it does not.
+
+    Args:
+      decoder: the model.
+      teacher: variables.
+      batch: its teacher's prompts.
+      keys: of `row_keys`.
+      options: static choices.
+    """
+    if not options.reason_tokens:
+        return None
+    reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens)
+    keys = jax.vmap(lambda k: jax.random.fold_in(k, 2**32 - 1))(keys)  # apart from every token's own fold
+    return _write(decoder, teacher, batch.teacher_tokens, batch.teacher_mask, keys, options, reason)
+
+
+def assemble(batch: Batch, samples: Samples, analysis: Samples | None, options: Options) -> Completions:
+    """A batch with what was written, by whomever: both roles' contexts and the tokens that count. No gradient flows.
+
+    Args:
+      batch: prompts of both roles.
+      samples: the completions, [B, N].
+      analysis: of `write_analysis`.
+      options: static choices.
+    """
     teacher_tokens, teacher_mask = batch.teacher_tokens, batch.teacher_mask
-    if options.reason_tokens:
-        reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens)
-        keys = jax.vmap(lambda k: jax.random.fold_in(k, 2**32 - 1))(keys)  # apart from every token's own fold
-        analysis = _write(decoder, teacher, teacher_tokens, teacher_mask, keys, options, reason)
+    if analysis is not None:
         # The transition opens with the template's own end of turn, so the analysis' own end is masked out.
-        ended = jnp.isin(analysis.tokens, jnp.asarray(reason.eos_ids, jnp.int32))
+        ended = jnp.isin(analysis.tokens, jnp.asarray(options.sampling.eos_ids, jnp.int32))
         teacher_tokens = jnp.concatenate([teacher_tokens, analysis.tokens, batch.transition], axis=1)
         transition_mask = jnp.ones(batch.transition.shape, bool)
         teacher_mask = jnp.concatenate([teacher_mask, analysis.mask & ~ended, transition_mask], axis=1)
@@ -214,6 +247,14 @@ def score(
     if teacher is None or teacher_hidden is None:
         return Scored(hidden, head, None, None)
     return Scored(hidden, head, teacher_hidden, jax.lax.stop_gradient(head_matrix(decoder.config, teacher["params"])))
+
+
+def score_both(
+    decoder: Decoder, student: Variables, teacher: Variables, completions: Completions, options: Options
+) -> Scored:
+    """`teacher_hidden` and `score` in one, for whoever needs no gradient."""
+    hidden = teacher_hidden(decoder, teacher, completions, guidance=options.guidance)
+    return score(decoder, student, teacher, hidden, completions)
 
 
 def loss_weights(completions: Completions, reduction: str) -> Weights:

@@ -18,13 +18,14 @@ from rcsd_jax.errors import UserError
 from rcsd_jax.files import AnyPath, read_json, write_json
 from rcsd_jax.metrics import read_metrics
 from rcsd_jax.models import huggingface
-from rcsd_jax.report.examples import ROLES, scored_completions
+from rcsd_jax.report.examples import ROLES, has_weights, scored_completions
 from rcsd_jax.rubrics import parsing
 from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.summary import SCORE_NAMES
 
 EXAMPLES = 24  # questions that are shown
 RUBRICS = 100
+_FORMAT = 2  # of `report_tokens.json`; the first was not scored as the step scores
 
 
 def collect(workdir: AnyPath, *, tokens: bool = True, console: Console | None = None) -> dict[str, Any]:
@@ -158,18 +159,18 @@ def _scored(
 ) -> list[dict[str, Any]] | None:
     """Kept in `report_tokens.json`: weights are read once."""
     kept = folder / "report_tokens.json"
-    names = [list(key) for key in chosen]
-    if kept.exists() and (found := read_json(kept))["examples"] == names:
+    made_for = {"format": _FORMAT, "examples": [list(key) for key in chosen]}
+    if kept.exists() and (found := read_json(kept)).items() >= made_for.items():
         return found["completions"]
     if set(contexts.ATTEMPT_FIELDS) & set(config.teacher.fields) or not chosen:
         return None  # what this teacher sees is known in training alone
     lacking = [name for name in preparation.roles(config)[1].fields if any(getattr(e, name) is None for e in examples)]
-    if lacking or not ((folder / "export").exists() or (folder / "adapter").exists()):
+    if lacking or not has_weights(config, folder):
         return None
     if console is not None:
         console.print(f"report: scoring {sum(map(len, texts))} completions of {folder}", soft_wrap=True)
     found = scored_completions(config, folder, list(zip(examples, texts, strict=True)))
-    write_json(kept, {"examples": names, "completions": found})
+    write_json(kept, made_for | {"completions": found})
     return found
 
 
@@ -200,7 +201,10 @@ def _rubrics(
 
 def _completions(folder: AnyPath, role: str) -> list[dict[str, Any]]:
     path = folder / f"completions_{role}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = (
+        path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    )  # a text may hold what `splitlines` breaks at
+    return [json.loads(line) for line in lines if line]
 
 
 def _mode(records: Sequence[Mapping[str, Any]]) -> str:

@@ -3,95 +3,147 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rcsd_jax import checkpoints, contexts, loop, preparation, train
 from rcsd_jax import config as configs
-from rcsd_jax import contexts, preparation
 from rcsd_jax.attribution import attribution, leave_one_out
 from rcsd_jax.data.examples import Example
-from rcsd_jax.files import AnyPath
-from rcsd_jax.models import lora, sharding
-from rcsd_jax.report.tokens import Scores, score_tokens
+from rcsd_jax.files import AnyPath, fetched
+from rcsd_jax.methods.rollout import Options, Variables
+from rcsd_jax.models import huggingface, lora, quantization, sharding
+from rcsd_jax.report.tokens import Scores, score_tokens, write_analyses
 from rcsd_jax.run import Model, load_weights, open_model
+from rcsd_jax.sampling import Samples
 
 ROLES = ("base", "trained", "teacher")
 END = "\u2403"  # stands for the end token
 _BATCH = 4
+_NO_LIMIT = 2**31 - 1
+
+Chosen = Sequence[tuple[Example, Mapping[str, tuple[str, bool]]]]
+"""Examples, each with role -> (text, whether it was cut)."""
 
 
-def scored_completions(
-    config: ConfigDict, workdir: AnyPath, chosen: Sequence[tuple[Example, Mapping[str, tuple[str, bool]]]]
-) -> list[dict[str, dict[str, Any]]]:
+class Roles(NamedTuple):
+    """The variables of both roles at one step of training."""
+
+    student: Variables
+    teacher: Variables
+
+
+def scored_completions(config: ConfigDict, workdir: AnyPath, chosen: Chosen) -> list[dict[str, dict[str, Any]]]:
     """What the trained student and the teacher of a finished run say of completions, token by token.
 
-    The student is the trained one, and for completions of "base" the base. The teacher sees the example's own rubric; its weights are the initial ones, or the trained ones where it followed the
-    student. A completion's tokens are those of its text, which may be others than were sampled, and the end unless it was cut.
+    Both are scored as the train step scores them: with its teacher's weights, contexts, guidance and analysis, and by its
+    divergence. Of completions of "base" they are those of the first step; of the others, those of the last. The teacher sees
+    the example's own rubric. A completion's tokens are those of its text, which may be others than were sampled, and the end
+    unless it was cut.
 
     Args:
       config: of the run.
-      workdir: of the run, with its `adapter` or `export`.
-      chosen: examples, each with role -> (text, whether it was cut).
+      workdir: of the run, with its `adapter` or `export`, and its last checkpoint where the teacher is an average.
+      chosen: examples and what was written.
 
     Returns:
-      For each example role -> what the page takes of a completion: tokens, divergence, student_log_prob, teacher_log_prob,
-      student_top, teacher_top, and attribution where the teacher sees a rubric of several criteria.
+      For each example role -> what the page takes of a completion: tokens, divergence (None where the loss leaves a token
+      out), student_log_prob, teacher_log_prob, student_top, teacher_top, and attribution where the teacher sees a rubric of
+      several criteria.
 
     Raises:
       UserError: weights that cannot be read.
     """
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        model, student, base = _weights(config, workdir, mesh)
-        teacher = base if configs.teacher_weights(config) in ("fixed", "none") else student
-        flat = [(example, role) for example, written in chosen for role in written]
-        pieces = [_pieces(model, text, cut) for _, written in chosen for text, cut in written.values()]
-        prompts = preparation.prompts_of(config)
-        of_student, of_teacher = preparation.roles(config)
-        encode = lambda e, role: contexts.encode_role(model.tokenizer, e, role, prompts, config.task)
-        student_prompts = [encode(e, of_student) for e, _ in flat]
-        teacher_prompts = [encode(e, of_teacher) for e, _ in flat]
-        scores: dict[int, Scores] = {}
-        # Of what the base wrote, the student is the base: that is where training began.
-        for variables, mine in ((base, {"base"}), (student, set(ROLES) - {"base"})):
-            of_role = [i for i, (_, role) in enumerate(flat) if role in mine]
-            found = score_tokens(
-                model.decoder,
-                variables,
-                teacher,
-                [student_prompts[i] for i in of_role],
-                [teacher_prompts[i] for i in of_role],
-                [pieces[i][0] for i in of_role],
-                beta=config.loss.beta,
-                temperature=config.sampling.temperature or 1.0,
-                batch_size=_BATCH,
-                pad_to=config.data.pad_to,
-                pad_id=model.pad_id,
-            )
-            scores |= dict(zip(of_role, found, strict=True))
-        matrices = _attributions(model, teacher, flat, [ids for ids, _ in pieces], config)
+        model, first, last = _weights(config, workdir, mesh)
+        return scored_by(model, dict.fromkeys(ROLES, last) | {"base": first}, config, chosen)
+
+
+def has_weights(config: ConfigDict, workdir: AnyPath) -> bool:
+    """Whether `scored_completions` finds what it reads in a run's folder."""
+    averaged = configs.teacher_weights(config) == "ema"
+    trained = (workdir / "export").exists() or (workdir / "adapter").exists()
+    return trained and (not averaged or checkpoints.newest_step(workdir / "checkpoints") > 0)
+
+
+def scored_by(
+    model: Model, scorers: Mapping[str, Roles], config: ConfigDict, chosen: Chosen
+) -> list[dict[str, dict[str, Any]]]:
+    """`scored_completions` with weights at hand: `scorers` are those that score what each role wrote."""
+    config = config.copy_and_resolve_references()
+    config.sampling.source = "student"  # whoever wrote them: the completions are given
+    config.data.update(max_student_prompt=_NO_LIMIT, max_teacher_prompt=_NO_LIMIT)
+    options = loop.options_of(config, model)
+    flat = [(i, role) for i, (_, written) in enumerate(chosen) for role in written]
+    questions = np.asarray([i for i, _ in flat], np.int32)
+    data = preparation.encode([example for example, _ in chosen], model.tokenizer, config)
+    # A row's random key is its question's: a teacher that reasons first does so once for all answers to it.
+    batch = loop.make_batch(questions.tolist(), data, config, model.pad_id)._replace(row=questions)  # type: ignore[arg-type]
+    pieces = [_pieces(model, *chosen[i][1][role]) for i, role in flat]
+    samples = _samples([ids for ids, _ in pieces], [chosen[i][1][role][1] for i, role in flat], model, config)
+    key = jax.random.fold_in(jax.random.key(config.seed), config.train.steps)
+
     described: list[dict[str, dict[str, Any]]] = [{} for _ in chosen]
-    places = [place for place, (_, written) in enumerate(chosen) for _ in written]
-    for i, (place, (_, role)) in enumerate(zip(places, flat, strict=True)):
-        described[place][role] = _described(model, pieces[i][1], scores[i], matrices[i])
-    return described
+    for of_roles in (("base",), [role for role in ROLES if role != "base"]):
+        mine = [at for at, (_, role) in enumerate(flat) if role in of_roles]
+        if not mine:
+            continue
+        student, teacher = scorers[of_roles[0]]
+        some, written = jax.tree.map(lambda x: x[mine], (batch, samples))  # noqa: B023
+        bound: dict[str, Any] = dict(batch_size=_BATCH)
+        analyses = write_analyses(model.decoder, teacher, some, key, options, **bound)
+        scores = score_tokens(model.decoder, student, teacher, some, written, analyses, options, **bound)
+        for place, at in enumerate(mine):
+            i, role = flat[at]
+            analysis = None if analyses is None else np.asarray(analyses.tokens[place][analyses.mask[place]])
+            matrix = _attribution(
+                model, teacher, chosen[i][0], pieces[at][0], analysis, data.transition, options, config
+            )
+            described[i][role] = _described(model, pieces[at][1], scores[place], matrix)
+    return [{role: found[role] for role in written} for found, (_, written) in zip(described, chosen, strict=True)]
 
 
-def _weights(config: ConfigDict, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tuple[Model, Any, Any]:
-    """The model, and the variables of the trained student and of the base."""
-    adapted = bool(config.lora.rank) and lora.is_peft(workdir / "adapter")
-    rank = config.lora.rank if adapted else 0
-    model = open_model(config.model.path, config, lora_rank=rank, lora_alpha=config.lora.alpha)
-    base = {"params": load_weights(model, config, mesh)}
-    if not adapted:
-        exported = open_model(str(workdir / "export"), config)
-        return model, {"params": load_weights(exported, config, mesh)}, base
-    adapters = lora.load_peft(workdir / "adapter", model.decoder.config).adapters
-    placement = sharding.lora_shardings(model.decoder.config, mesh, adapters)
-    return model, base | {"lora": jax.device_put(adapters, placement)}, base
+def _samples(completions: Sequence[np.ndarray], cut: Sequence[bool], model: Model, config: ConfigDict) -> Samples:
+    """Completions as if they had been sampled, [B, N], NumPy's arrays."""
+    length = -(-max(map(len, completions)) // config.data.pad_to) * config.data.pad_to
+    tokens, mask = contexts.pad_right(completions, length, model.pad_id)
+    arrays: tuple[Any, ...] = (tokens, mask, np.zeros(tokens.shape, np.float32), np.asarray(cut, bool))
+    return Samples(*arrays)
+
+
+def _weights(config: ConfigDict, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tuple[Model, Roles, Roles]:
+    """The model, and both roles at the first and after the last step, as `stage.run_stage` and `train` have them."""
+    model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+    decoder_config = model.decoder.config
+    params = frozen = load_weights(model, config, mesh)
+    setup = loop.setup(model, params, config, mesh)
+    if config.model.int8_weights:
+        frozen = quantization.on_mesh(decoder_config, params, mesh)
+    if config.lora.rank and lora.is_peft(workdir / "adapter"):
+        adapters = lora.load_peft(workdir / "adapter", decoder_config).adapters
+        placement = sharding.lora_shardings(decoder_config, mesh, adapters)
+        student = {"params": frozen, "lora": jax.device_put(adapters, placement)}
+    else:
+        placement = sharding.param_shardings(decoder_config, mesh)
+        precise = dict(dtype=decoder_config.dtype, param_dtype="float32")  # as what is trained is kept
+        student = {"params": huggingface.load(fetched(str(workdir / "export")), shardings=placement, **precise)[1]}
+    untrained = {"params": frozen if config.lora.rank else params}  # new adapters add nothing
+    weights = configs.teacher_weights(config)
+    if weights == "ema":
+        average = checkpoints.read_part(workdir / "checkpoints", {"ema": setup.abstract.ema})["ema"]
+        return (
+            model,
+            Roles(untrained, untrained),
+            Roles(student, train.student_variables(average, frozen, lora=bool(config.lora.rank))),
+        )
+    if weights == "live":
+        return model, Roles(untrained, untrained), Roles(student, student)
+    teacher = {"params": frozen} if weights == "fixed" else untrained  # of a method without one: where it began
+    return model, Roles(untrained, teacher), Roles(student, teacher)
 
 
 def _pieces(model: Model, text: str, cut: bool) -> tuple[np.ndarray, list[str]]:
@@ -108,24 +160,32 @@ def _pieces(model: Model, text: str, cut: bool) -> tuple[np.ndarray, list[str]]:
     return np.asarray(ids, np.int32), texts
 
 
-def _attributions(
+def _attribution(
     model: Model,
-    teacher: Any,
-    flat: Sequence[tuple[Example, str]],
-    completions: Sequence[np.ndarray],
+    teacher: Variables,
+    example: Example,
+    completion: np.ndarray,
+    analysis: np.ndarray | None,
+    transition: np.ndarray,
+    options: Options,
     config: ConfigDict,
-) -> list[np.ndarray | None]:
-    """A matrix for each completion, or None."""
-    found: list[np.ndarray | None] = [None] * len(flat)
-    if "rubric" not in preparation.roles(config)[1].fields:
-        return found
-    encode = lambda example: preparation.teacher_prompt(model.tokenizer, example, config)
-    able = [i for i, (e, _) in enumerate(flat) if e.rubric is not None and len(e.rubric) > 1]
-    for i in able:  # one at a time: its contexts are many rows, each with keys and values of its own
-        of_each = [leave_one_out(flat[i][0], encode)]
-        bound = dict(pad_id=model.pad_id, pad_to=config.data.pad_to)
-        (found[i],) = attribution(model.decoder, teacher, of_each, [completions[i]], **bound)
-    return found
+) -> np.ndarray | None:
+    """A completion's matrix; None where no teacher sees a rubric of several criteria. An analysis stays as it is."""
+    role = preparation.roles(config)[1]
+    if "rubric" not in role.fields or example.rubric is None or len(example.rubric) < 2:
+        return None
+
+    def encode(example: Example) -> np.ndarray:
+        if analysis is None:
+            return preparation.teacher_prompt(model.tokenizer, example, config)
+        prompts = preparation.prompts_of(config)
+        prompt, _ = contexts.encode_reason_first(model.tokenizer, example, role, prompts, config.task)
+        ended = np.isin(analysis, options.sampling.eos_ids)
+        return np.concatenate([prompt, analysis[~ended], transition])
+
+    # One at a time: its contexts are many rows, each with keys and values of its own.
+    bound: dict[str, Any] = dict(pad_id=model.pad_id, pad_to=config.data.pad_to, temperature=options.temperature)
+    return attribution(model.decoder, teacher, [leave_one_out(example, encode)], [completion], **bound)[0]
 
 
 def _described(model: Model, texts: list[str], scores: Scores, matrix: np.ndarray | None) -> dict[str, Any]:
@@ -137,7 +197,9 @@ def _described(model: Model, texts: list[str], scores: Scores, matrix: np.ndarra
 
     return {
         "tokens": texts,
-        "divergence": scores.divergence.tolist(),
+        "divergence": [
+            float(x) if counts else None for x, counts in zip(scores.divergence, scores.counted, strict=True)
+        ],
         "student_log_prob": scores.student_log_prob.tolist(),
         "teacher_log_prob": scores.teacher_log_prob.tolist(),
         "student_top": top(*scores.student_top),

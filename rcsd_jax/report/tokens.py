@@ -1,9 +1,13 @@
-"""What both roles say of single tokens: divergence, log-probabilities, the likeliest five of each."""
+"""What both roles say of single tokens: divergence, log-probabilities, the likeliest five of each.
+
+Contexts, scores and divergence are the train step's own (`methods.rollout`, `losses.score_from_hidden`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,109 +15,139 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcsd_jax import losses
-from rcsd_jax.contexts import pad_left, pad_right
-from rcsd_jax.models.decoder import Decoder, head_matrix
-from rcsd_jax.models.scoring import completion_hidden
+from rcsd_jax.methods import rollout
+from rcsd_jax.methods.rollout import Batch, Options, Variables
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.sampling import Samples
 
 TOP = 5
+_CHUNK = 64  # positions whose logits are in memory at once
 
 
 class Scores(NamedTuple):
     """Of one completion of N tokens; probabilities at the temperature at which both roles are compared."""
 
-    divergence: np.ndarray  # [N] float32, nats
+    divergence: np.ndarray  # [N] float32, nats, as the step logs it
     student_log_prob: np.ndarray  # [N] float32, of the token that was written
     teacher_log_prob: np.ndarray  # [N] float32
     student_top: tuple[np.ndarray, np.ndarray]  # token ids [N, TOP] int32 and their probabilities [N, TOP] float32
     teacher_top: tuple[np.ndarray, np.ndarray]
+    counted: np.ndarray  # [N] bool, whether the token is in the loss
 
 
 def score_tokens(
     decoder: Decoder,
-    student: Any,
-    teacher: Any,
-    student_prompts: Sequence[np.ndarray],
-    teacher_prompts: Sequence[np.ndarray],
-    completions: Sequence[np.ndarray],
+    student: Variables,
+    teacher: Variables,
+    batch: Batch,
+    samples: Samples,
+    analyses: Samples | None,
+    options: Options,
     *,
-    beta: float = 0.0,
-    temperature: float = 1.0,
     batch_size: int = 8,
-    pad_to: int = 64,
-    pad_id: int = 0,
-    chunk_size: int = 64,
 ) -> list[Scores]:
-    """Scores every completion after its prompts in both roles.
+    """Scores every completion in both roles, as the step scores them.
 
     Args:
       decoder: the model of both roles.
       student, teacher: their variables.
-      student_prompts, teacher_prompts: token ids of each prompt.
-      completions: token ids of each; the end token included if it shall be looked at.
-      beta: of `losses.per_token_divergence`; nothing is clipped or left out.
-      temperature: divides the logits of both roles.
+      batch: prompts of both roles, NumPy's arrays of B rows.
+      samples: the completions [B, N]; the end token included if it shall be looked at.
+      analyses: of `write_analyses`.
+      options: the run's.
       batch_size: rows at a time.
-      pad_to: lengths are rounded up to multiples, one for each argument and call.
-      pad_id: any token id.
-      chunk_size: positions of a batch whose logits are in memory at once.
     """
-
-    def room(rows: Sequence[np.ndarray]) -> int:
-        return -(-max(map(len, rows)) // pad_to) * pad_to
-
-    if not completions:
-        return []
-    lengths = [room(rows) for rows in (student_prompts, teacher_prompts, completions)]
-    options = (beta, temperature, chunk_size)
+    options = dataclasses.replace(options, chunk_size=_CHUNK)
     found: list[Scores] = []
-    for start in range(0, len(completions), batch_size):
-        rows = [
-            (start + i) % len(completions) for i in range(batch_size)
-        ]  # the last batch is filled with the first rows
-        prompts = [
-            pad_left([prompts[i] for i in rows], length, pad_id)
-            for prompts, length in zip((student_prompts, teacher_prompts), lengths, strict=False)
-        ]
-        tokens, mask = pad_right([completions[i] for i in rows], lengths[2], pad_id)
-        scores = jax.device_get(_score(decoder, options, student, teacher, *prompts[0], *prompts[1], tokens, mask))
-        found += [_row(scores, at, len(completions[i])) for at, i in enumerate(rows[: len(completions) - start])]
+    for (some, written, analysis), count in _parts((batch, samples, analyses), batch_size):
+        scores = jax.device_get(_score(decoder, options, student, teacher, some, written, analysis))
+        found += [jax.tree.map(lambda x: x[row][written.mask[row]], scores) for row in range(count)]  # noqa: B023
     return found
 
 
-def _row(scores: Scores, at: int, length: int) -> Scores:
-    return jax.tree.map(lambda x: x[at, :length], scores)
+def write_analyses(
+    decoder: Decoder, teacher: Variables, batch: Batch, key: jax.Array, options: Options, *, batch_size: int = 8
+) -> Samples | None:
+    """What a teacher that reasons first writes of every row, by `batch.row` and the key alone; None where it does not.
+
+    Args:
+      decoder: the model.
+      teacher: variables.
+      batch: NumPy's arrays of B rows.
+      key: a step's.
+      options: the run's.
+      batch_size: rows at a time.
+    """
+    if not options.reason_tokens:
+        return None
+    options = dataclasses.replace(options, slots=0)  # which change no text
+    parts = [
+        jax.tree.map(lambda x: x[:count], jax.device_get(_analyse(decoder, options, teacher, some, key)))  # noqa: B023
+        for some, count in _parts(batch, batch_size)
+    ]
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def _parts(tree: Any, size: int) -> Iterator[tuple[Any, int]]:
+    """`size` rows at a time, and how many of them are new: the last part is filled with the first rows."""
+    total = len(jax.tree.leaves(tree)[0])
+    for start in range(0, total, size):
+        rows = np.arange(start, start + size) % total
+        yield jax.tree.map(lambda x: x[rows], tree), min(size, total - start)  # noqa: B023
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _analyse(decoder: Decoder, options: Options, teacher: Variables, batch: Batch, key: jax.Array) -> Samples | None:
+    return rollout.write_analysis(decoder, teacher, batch, rollout.row_keys(batch, key), options)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
     decoder: Decoder,
-    options: tuple[float, float, int],
-    student: Any,
-    teacher: Any,
-    student_tokens: jax.Array,
-    student_mask: jax.Array,
-    teacher_tokens: jax.Array,
-    teacher_mask: jax.Array,
-    tokens: jax.Array,
-    mask: jax.Array,
+    options: Options,
+    student: Variables,
+    teacher: Variables,
+    batch: Batch,
+    samples: Samples,
+    analysis: Samples | None,
 ) -> Scores:
-    beta, temperature, chunk_size = options
-    after_student = completion_hidden(decoder, student, student_tokens, student_mask, tokens, mask)  # [B, N, D]
-    after_teacher = completion_hidden(decoder, teacher, teacher_tokens, teacher_mask, tokens, mask)
-    heads = [head_matrix(decoder.config, variables["params"]) for variables in (student, teacher)]
+    completions = rollout.assemble(batch, samples, analysis, options)
+    scored = rollout.score_both(decoder, student, teacher, completions, options)
+    assert scored.teacher_hidden is not None and scored.teacher_head is not None, "there is a teacher"
+    stats = losses.score_from_hidden(
+        scored.student_hidden,
+        scored.student_head,
+        scored.teacher_hidden,
+        scored.teacher_head,
+        samples.tokens,
+        chunk_size=options.chunk_size,
+        temperature=options.temperature,
+        **dict(options.divergence),
+    )
+    top = functools.partial(_likeliest, temperature=options.temperature, chunk_size=options.chunk_size)
+    fields: tuple[Any, ...] = (  # of JAX's arrays, until the caller has them on the host
+        *(stats.divergence, stats.student_log_probs, stats.teacher_log_probs),
+        top(scored.student_hidden, scored.student_head),
+        top(scored.teacher_hidden, scored.teacher_head),
+        completions.loss_mask,
+    )
+    return Scores(*fields)
 
-    def one_chunk(chunk: tuple[jax.Array, ...]) -> Scores:
-        hidden_s, hidden_t, ids = chunk  # [B, C, D], [B, C, D], [B, C]
-        logits = [(h @ head).astype(jnp.float32) for h, head in zip((hidden_s, hidden_t), heads, strict=True)]
-        log_probs = [jax.nn.log_softmax(x / temperature) for x in logits]
-        of_token = [jnp.take_along_axis(x, ids[..., None], axis=-1)[..., 0] for x in log_probs]
-        tops = [jax.lax.top_k(x, TOP) for x in log_probs]
-        value = losses.per_token_divergence(*logits, beta=beta, temperature=temperature)
-        fields: tuple[Any, ...] = (value, *of_token, *((ids.astype(jnp.int32), jnp.exp(x)) for x, ids in tops))
-        return Scores(*fields)  # of JAX's arrays, until the caller has them on the host
 
-    batch, length = tokens.shape
-    size = next(c for c in range(min(chunk_size, length), 0, -1) if length % c == 0)
-    split = lambda x: jnp.moveaxis(x.reshape(batch, length // size, size, *x.shape[2:]), 1, 0)
-    scores = jax.lax.map(one_chunk, tuple(split(x) for x in (after_student, after_teacher, tokens)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, length, *x.shape[3:]), scores)
+def _likeliest(
+    hidden: jax.Array, head: jax.Array, *, temperature: float, chunk_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Ids and probabilities [B, N, TOP] of the likeliest tokens, of hidden states [B, N, D]."""
+    batch, length, width = hidden.shape
+
+    def one_chunk(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        log_probs, ids = jax.lax.top_k(jax.nn.log_softmax(logits / temperature), TOP)
+        return ids.astype(jnp.int32), jnp.exp(log_probs)
+
+    size = min(chunk_size, length)
+    padded = jnp.pad(hidden, ((0, 0), (0, -length % size), (0, 0)))
+    chunks = jnp.moveaxis(padded.reshape(batch, -1, size, width), 1, 0)
+    ids, probabilities = jax.lax.map(one_chunk, chunks)
+    whole = lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1, TOP)[:, :length]
+    return whole(ids), whole(probabilities)
