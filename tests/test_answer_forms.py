@@ -46,6 +46,12 @@ Answer: $B$
 Answer: \text{B}
 Answer: the mitochondria (B)
 Answer:⏎- B
+The answer is [[B]].
+{"answer": "B"}
+{"answer": "B", "reason": "It makes ATP."}
+**B) Mitochondria** is the correct answer.
+B. mitochondria is the correct answer.
+Option B: mitochondria is the correct answer.
 Answer: \(\mathbf{B}\)
 Ans: B
 Ans. B
@@ -207,6 +213,8 @@ Option B is correct only in part.
 Option B is correct, but incomplete.
 B is the correct answer if the cell divides.
 Neither A nor B is the correct answer.
+Option A: none of this is the correct answer.
+A: what follows is correct.
 Neither option A nor option B is correct.
 A and B is the correct choice.
 Student B is correct.

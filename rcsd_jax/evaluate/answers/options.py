@@ -17,12 +17,12 @@ _NAMED = (
     r"|risposta|lettera|opção|resposta|optie|antwoord|đáp\sán|선택지)\s:?\s?|la\s|[选選][项項择擇]?:?\s?)"
 )
 _LETTER = re.compile(
-    rf"(?:-\s)?{_NAMED}?(?P<open>[(\[]?)\s?(?P<letter>[A-Za-z])(?:\s?(?P<close>[)\]]))?"
+    rf"(?:-\s)?{_NAMED}?(?P<open>[(\[]{{0,2}})\s?(?P<letter>[A-Za-z])(?:\s?(?P<close>[)\]]{{1,2}}))?"
     # And after it, where words are not parted by spaces, or where "is" ends the sentence.
     r"(?:\s?(?:[选選][项項]|[项項]|です|だ|である|입니다|이다|예요|번(?:입니다)?|है|'dir|'dır)(?![A-Za-z]))?(?P<rest>.*)",
     re.S,
 )
-_AFTER_LETTER = re.compile(r"[,;\s]|[:.](?![0-9])")
+_AFTER_LETTER = re.compile(r"\"?(?:[,;\s]|[:.](?![0-9]))")
 _AND = r"(?:(?:and|or|et|ou|und|oder|y|o|e|en|of)\s|[和与與或及]\s?)"
 _ANOTHER_LETTER = re.compile(
     rf"\s?(?:[,;/&+]|{_AND})\s?{_AND}?(?:(?:option|choice|opción|opção|réponse|antwort)\s|[选選][项項])?"

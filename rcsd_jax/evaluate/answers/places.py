@@ -124,7 +124,7 @@ def read(
         return Answer(None, "cut")
     failure, last = None, None
     for statement in stated(text):
-        answer = read(statement.line)
+        answer = (whole if statement.whole else read)(statement.line)
         if last is None:
             # "the answer is independent of m" after "the answer is 5" takes nothing back; "A or B" does.
             if answer.value is None and answer.reason in ("several", "out_of_range"):

@@ -23,12 +23,14 @@ class Statement(NamedTuple):
       end: the one where it ends, and the answer begins.
       rank: how final it says it is: 1 where it speaks of the answer, and not of an option that is right; 2 more where it
         concludes ("so", or a line of its own, "Answer: B"); 4 more where it says that it is final.
+      whole: whether the line is an answer only as a whole: "A: none of these" is not A.
     """
 
     line: str
     start: int
     end: int
     rank: int
+    whole: bool
 
 
 class _Language(NamedTuple):
@@ -92,7 +94,7 @@ _JAPANESE = r"(?:答え|正解|解答|回答|正答)(?:{colon}|は)"
 _KOREAN = r"(?:정답|답변|답)(?:{colon}|[은는])"
 
 _MARKS = r"[*_]{0,3}"
-_COLON = rf"{_MARKS}\s?[:：ঃ]"
+_COLON = rf"{_MARKS}\"?\s?[:：ঃ]"  # also JSON's
 _ADVERBS = (
     r"(?:therefore|thus|hence|then|clearly|simply|indeed|likely|most\slikely|probably|definitely|certainly|obviously"
     r"|actually)"
@@ -129,9 +131,10 @@ _RIGHT = (  # "correct" alone says it only where no more is said: not "B is corr
     r"(?!\W{0,4}(?:but|only|except|if|when|unless|however|though|although)\b)"
 )
 _WORDING = r"(?:\s?\([^()\n]{1,80}\)|,\s[^,.\n]{1,80},)?"  # Option B (mitochondria) is; option B, mitochondria, is
+_NO_OPTION = r"(?!\b(?:option|choice|answer)\b|(?-i:\b[A-Z]\b))"
 _CALLED = (
     rf"(?<![\w(-])(?P<option>(?:option|choice|answer|alternative)\s{_MARKS})?"
-    rf"(?P<letter>\(?(?-i:[A-Z])\)?{_MARKS}{_WORDING})"
+    rf"(?P<letter>\(?(?-i:[A-Z])(?:\)?{_MARKS}{_WORDING}|[).:]{_MARKS}\s(?P<wording>(?:{_NO_OPTION}[^\n.:]){{3,80}}?)))"
     rf"{_MARKS}\sis(?:\s{_ADVERBS})?\s{_RIGHT}",
     *(
         rf"{_APART}(?P<option>{word.option})\s{_MARKS}(?P<letter>\(?(?-i:[A-Z])\)?){_MARKS}\s(?:{word.copula})\s"
@@ -206,7 +209,7 @@ def stated(text: str) -> Iterator[Statement]:
             line = re.split(r"\n|</answer>", text[end : end + MAX_LINE], maxsplit=1)[0]
             line = line.strip().rstrip("!")  # no factorial
         if line:
-            yield Statement(line, match.start(), end, _rank(match, before))
+            yield Statement(line, match.start(), end, _rank(match, before), bool(groups.get("wording")))
 
 
 def _rank(match: re.Match, before: str) -> int:
