@@ -434,6 +434,17 @@ def test_guidance_by_criteria_weighs_what_each_changes(tmp_path):
         assert np.abs(want - whole)[keep].max() > 0.1 and len(set(weights)) > 1
 
 
+def test_where_all_rubrics_have_one_criterion_guidance_by_criteria_pushes_nowhere(tmp_path):
+    """Without a place for a criterion the step would take the whole context's guidance instead."""
+    config = config_of("ground_truth", tmp_path)
+    config.teacher.update(guidance=0.5, guidance_by="criteria")
+    model = open_model(config.model.path, config)
+    examples = [dataclasses.replace(e, rubric=Rubric(e.rubric.criteria[:1])) for e in world.examples("stage2", 2)]
+    data = preparation.encode(examples, model.tokenizer, config)
+    without = loop.make_batch([0, 1], data, config, model.pad_id).without
+    assert without.weights.tolist() == [[0.0], [0.0]] and without.mask.any(axis=-1).all()
+
+
 def test_completions_may_be_the_teacher_s(tmp_path):
     config = config_of("ground_truth", tmp_path)
     config.sampling.update(source="teacher", max_new_tokens=12)
