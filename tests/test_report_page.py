@@ -672,6 +672,10 @@ def test_the_page_opens_on_what_training_changed(opened):
             better = completion["role"] == "trained" and example["id"] == "eval-0-4"
             completion["scores"] = {"valid": 1.0, "criterion_f1": 0.6 if better else 0.5}
     assert shown_example(opened(a_run(stage))) == "eval-0-4"
+    for i, example in enumerate(stage["examples"]):  # nothing was gained
+        for completion in example["completions"]:
+            completion["scores"] = {"accuracy": float(i != 2)}
+    assert shown_example(opened(a_run(stage))) == "eval-0-2"
     for example in stage["examples"]:
         example["completions"] = []
     assert shown_example(opened(a_run(stage))) == "eval-0-0"

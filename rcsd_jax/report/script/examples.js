@@ -355,9 +355,11 @@ function explorer(root, stage) {
     move(by);
   });
   filter();
-  // Opens on what training changed: where the base is wrong and the trained student right, else where it does better.
+  // Opens on what training changed: where the base is wrong and the trained student right, else where it does better. Where
+  // all roles are right they agree, and tokens have no colour.
   const gained = (e) => wrong(e, "base") && right(e, "trained");
-  const opening = [gained, (e) => rise(e) > 0, () => true].map((is) => stage.examples.find(is)).find(Boolean);
+  const wanted = [gained, (e) => rise(e) > 0, (e) => wrong(e, "base") || wrong(e, "trained"), () => true];
+  const opening = wanted.map((is) => stage.examples.find(is)).find(Boolean);
   return {
     select,
     move,
