@@ -11,17 +11,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import rcsd_jax
-from rcsd_jax.files import AnyPath, append
+from rcsd_jax.files import AnyPath, append, told_if_refused
 
 _FILE = "starts.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
 def record(workdir: AnyPath) -> None:
-    """Adds this start to those of the workdir; to be called by one process of the job."""
+    """Adds this start to those of the workdir; to be called by one process of the job.
+
+    Raises:
+      WriteFailed: the storage does not take it.
+    """
     now = datetime.datetime.now().isoformat(" ", "minutes")
     start = {"at": now, "command": command(sys.orig_argv), "versions": versions()}
-    append(workdir / _FILE, json.dumps(start).encode() + b"\n")
+    with told_if_refused(workdir / _FILE):
+        append(workdir / _FILE, json.dumps(start).encode() + b"\n")
 
 
 def starts(workdir: AnyPath) -> list[dict[str, Any]]:
