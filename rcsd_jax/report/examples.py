@@ -16,7 +16,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.files import AnyPath
 from rcsd_jax.models import lora, sharding
 from rcsd_jax.report.tokens import Scores, score_tokens
-from rcsd_jax.run import Model, load_weights, open_model
+from rcsd_jax.run import Model, load_weights, open_model, sampling_of
 
 ROLES = ("base", "trained", "teacher")
 END = "\u2403"  # stands for the end token
@@ -66,7 +66,7 @@ def scored_completions(
                 [teacher_prompts[i] for i in of_role],
                 [pieces[i][0] for i in of_role],
                 beta=config.loss.beta,
-                temperature=config.sampling.temperature or 1.0,
+                temperature=sampling_of(config.sampling, model).scoring_temperature,
                 batch_size=_BATCH,
                 pad_to=config.data.pad_to,
                 pad_id=model.pad_id,
