@@ -47,7 +47,7 @@ setuptools.setup(
         "flax>=0.12",
         "grain>=0.2.12",
         "importlib_resources",  # tensorflow-datasets imports it without declaring it
-        "jax>=0.7",
+        "jax>=0.7.1",
         "jinja2",  # chat templates
         "math-verify>=0.9",  # equality of expressions
         "ml-collections>=1.1",
@@ -64,7 +64,7 @@ setuptools.setup(
         "transformers>=5",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.7"],
+        "tpu": ["jax[tpu]>=0.7.1"],
         "gcs": ["gcsfs"],  # workdirs in gs:// buckets
         "hub": ["datasets>=3"],  # data sets of the Hugging Face hub
         "judge": ["openai>=1.56"],  # judges at endpoints

@@ -249,6 +249,14 @@ def _check_numbers(one: ConfigDict, prefix: str, *, trains: bool) -> None:
     for key in ("loss.entry_clip", "loss.token_clip", "loss.importance_clip"):
         value = _get(one, key)
         need(value is None or value > 0, key, "must be positive", "set a positive number, or leave it out")
+    for key in ("loss.top_k", "loss.entry_clip"):
+        unread = one.loss.divergence == "sampled_token" and _get(one, key) is not None
+        need(
+            not unread,
+            key,
+            "is of the whole vocabulary's divergence",
+            "leave it out, or set loss.divergence=vocabulary",
+        )
     for key in ("sampling.top_p", "rubric.top_p"):
         need(0.0 < _get(one, key) <= 1.0, key, "must lie in (0, 1]", "1.0 keeps every token")
     need(0 <= one.seed < 2**32, "seed", "must lie in 0..2**32-1", "choose another seed")

@@ -1,14 +1,18 @@
 """Divergences between a teacher's and a student's next-token distributions, on logits and from hidden states.
 
 Pure functions on arrays; bfloat16 or float32 in, float32 arithmetic and out; one value per token, the reduction
-(`masked_mean`) apart. Gradient flows to the student only. Functions of logits take any leading shape, functions of hidden
-states take [B, T, D]. Shapes must match exactly: nothing is broadcast.
+(`masked_mean`) apart. Gradient flows to the student only. Functions of logits take any leading shape, functions of
+hidden states take [B, T, D]. Nothing is broadcast.
 
-`beta`, `temperature`, `entry_clip`, `token_clip` and `clip` may be traced scalars, such as schedules under `jit`; then their range
-is not checked, and no gradient flows to them. All other options are static. Tokens below 0 or beyond the vocabulary give NaN,
-unless they equal `ignore_index` (-100 in many data sets): those score 0 and weigh nothing.
+Shapes, dtypes and options are checked at trace time. `beta`, `temperature` and all clips may be traced scalars, such as
+schedules under `jit`: no gradient flows to them, and one out of its range makes the result NaN. All other options are
+static.
 
-Arrays may be sharded over a mesh of automatic or of explicit axes (as `jax.make_mesh` makes them); the vocabulary stays split.
+The log-probability of a token below 0 or beyond the vocabulary is NaN. If tokens are marked so on purpose (-100 in many
+data sets), name the mark as `ignore_index`: such tokens score 0 and weigh nothing.
+
+Arrays may be sharded over a mesh of automatic or of explicit axes (as `jax.make_mesh` makes them); the vocabulary stays
+split.
 
     beta = 0        KL(T || S)
     beta = 1        KL(S || T)
@@ -22,12 +26,16 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+SMALLEST_TEMPERATURE = 1e-4
+"""Below it, float32 no longer resolves logits / temperature, and masked entries (-inf) could become the likeliest."""
 
 _MIN_LOGIT = -1e9  # stands for -inf (a masked vocabulary entry), so that 0 * log 0 is 0 and not NaN
 _HEAD_BANDS = 8  # in which the head's gradient is added up, at most
@@ -80,7 +88,7 @@ def per_token_divergence(
     Args:
       student_logits, teacher_logits: [..., T, V], bfloat16 or float32; the teacher gets no gradient.
       beta: 0 forward KL, 1 reverse KL, between: generalized Jensen-Shannon.
-      temperature: divides both roles' logits.
+      temperature: divides both roles' logits; at least `SMALLEST_TEMPERATURE`.
       top_k: keep only k entries per position; None or k >= V keeps all.
       top_k_support: "teacher" (RCSD release) or "student" (TRL's SDFT): whose k most likely entries.
       tail: what becomes of the mass outside: "renormalize" drops it, "bucket" makes it one more entry.
@@ -89,7 +97,7 @@ def per_token_divergence(
       token_clip: upper clamp of the per-token sum.
 
     Raises:
-      ValueError: shapes differ, or an option is out of its range or unknown.
+      ValueError: the arrays do not belong together, or an option is out of its range.
 
     Examples:
       >>> student = jnp.log(jnp.array([[0.4, 0.6], [0.9, 0.1]]))  # [T, V]
@@ -104,12 +112,12 @@ def per_token_divergence(
     _check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
     spec = _checked(_Spec("vocabulary", beta, temperature, top_k, top_k_support, tail, entry_clip, token_clip, 1))
 
-    def value(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+    def value(spec: _Spec, student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
         student = _log_softmax(student_logits, spec.temperature)
         teacher = jax.lax.stop_gradient(_log_softmax(teacher_logits, spec.temperature))
         return _divergence(student, teacher, spec)
 
-    return _automatic(value, student_logits, teacher_logits)
+    return _automatic(value, spec, student_logits, teacher_logits)
 
 
 def sampled_token_loss(
@@ -147,9 +155,8 @@ def importance_weight(
       >>> [round(x, 3) for x in importance_weight(trainer, sampler, clip=2.0).tolist()]
       [1.25, 2.0]
     """
-    _check_same(trainer_log_probs=trainer_log_probs, sampler_log_probs=sampler_log_probs)
-    limit: Any = _static(clip)
-    _require(limit, lambda x: x > 0, "clip must be > 0")
+    _check_log_probs(trainer_log_probs=trainer_log_probs, sampler_log_probs=sampler_log_probs)
+    limit = _number("clip", clip)
     difference = trainer_log_probs.astype(jnp.float32) - sampler_log_probs.astype(jnp.float32)
     # The minimum is taken on the log, so that exp cannot overflow.
     log_limit = jnp.log(limit) if _is_traced(limit) else math.log(limit)
@@ -183,7 +190,7 @@ def token_weights(
       counted: [B], the completions that belong to the batch at all; the others leave numerator and denominator. None: all.
 
     Raises:
-      ValueError: an unknown reduction.
+      ValueError: an unknown reduction, or shapes do not belong together.
 
     Examples:
       >>> mask = jnp.array([[1, 1, 1, 1], [1, 0, 0, 0]])
@@ -196,22 +203,22 @@ def token_weights(
       >>> [round(x, 3) for x in token_weights(mask, "tokens").sum(axis=1).tolist()]  # the longer one weighs more
       [0.8, 0.2]
     """
+    _choice("reduction", reduction, "tokens", "completions", "longest")
     mask = jnp.asarray(mask).astype(bool)
     if mask.ndim != 2:
         raise ValueError(f"mask must be [B, T], got {_shape(mask)}")
+    length = mask.shape[1] if max_length is None else _count("max_length", max_length)
     rows: int | jax.Array = mask.shape[0]
     if counted is not None:
-        _check_shape("counted", counted, mask.shape[:1], "of mask [B, T]")
+        _check_shape("counted", counted, mask.shape[:1], "mask [B, T]")
         mask &= counted.astype(bool)[:, None]
         rows = counted.astype(bool).sum()
     if reduction == "tokens":
         total = mask.sum()
     elif reduction == "completions":
         total = mask.sum(axis=1, keepdims=True) * rows
-    elif reduction == "longest":
-        total = jnp.asarray(rows * (max_length or mask.shape[1]))
     else:
-        raise ValueError(f"reduction must be 'tokens', 'completions' or 'longest', got {reduction!r}")
+        total = jnp.asarray(rows * length)
     return mask / jnp.maximum(total, 1).astype(jnp.float32)
 
 
@@ -223,6 +230,7 @@ def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
       1.5
     """
     _check_same(values=values, weights=weights)
+    values, weights = jnp.asarray(values), jnp.asarray(weights)
     there = weights != 0
     return jnp.where(there, weights * jnp.where(there, values.astype(jnp.float32), 0.0), 0.0).sum()
 
@@ -235,8 +243,8 @@ def entropy(logits: jax.Array, *, temperature: ArrayLike = 1.0) -> jax.Array:
       1.386
     """
     _check_logits(logits=logits)
-    temperature = _check_temperature(temperature)
-    return _automatic(lambda x: _entropy(_log_softmax(x, temperature)), logits)
+    temperature = _number("temperature", temperature)
+    return _automatic(lambda temperature, x: _entropy(_log_softmax(x, temperature)), temperature, logits)
 
 
 def token_log_probs(
@@ -244,7 +252,7 @@ def token_log_probs(
 ) -> jax.Array:
     """Log-probability of `tokens` [..., T] under softmax(logits [..., T, V] / temperature); [..., T] float32.
 
-    It is 0, without gradient, where the token is `ignore_index`, and NaN where it is no token of the vocabulary.
+    It is 0, without gradient, where the token is `ignore_index`; otherwise NaN where it is no token of the vocabulary.
 
     Examples:
       >>> log_probs = token_log_probs(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([1]))
@@ -252,10 +260,12 @@ def token_log_probs(
       0.75
     """
     _check_logits(logits=logits)
-    _check_tokens(tokens, logits.shape[:-1], "logits [..., T, V]")
-    temperature = _check_temperature(temperature)
+    tokens = _checked_tokens(tokens, logits.shape[:-1], "logits [..., T, V]")
+    temperature = _number("temperature", temperature)
     tokens, ignored = _without_ignored(tokens, ignore_index)
-    log_probs = _automatic(lambda x, tokens: _take(_log_softmax(x, temperature), tokens), logits, tokens)
+    log_probs = _automatic(
+        lambda temperature, x, tokens: _take(_log_softmax(x, temperature), tokens), temperature, logits, tokens
+    )
     return log_probs if ignored is None else jnp.where(ignored, 0.0, log_probs)
 
 
@@ -286,10 +296,10 @@ def divergence_from_hidden(
     for name in ("divergence", "ignore_index"):
         if name in options:
             raise ValueError(f"divergence_from_hidden has no option {name}={options[name]!r}: it takes no tokens")
-    _check_hidden(student_hidden, student_head, teacher_hidden, teacher_head)
-    tokens = jnp.zeros_like(student_hidden[..., 0], jnp.int32)
-    inputs = (student_hidden, student_head, teacher_hidden, teacher_head)
-    return score_from_hidden(*inputs, tokens, chunk_size=chunk_size, mask=mask, **options).divergence
+    _check_hidden(student_hidden, student_head, teacher_hidden, teacher_head, mask=mask)
+    spec = _spec("divergence_from_hidden", student_hidden, chunk_size, options)
+    tokens = jnp.zeros(student_hidden.shape[:2], jnp.int32)
+    return _score(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask, None).divergence
 
 
 def score_from_hidden(
@@ -315,20 +325,35 @@ def score_from_hidden(
       student_hidden, teacher_hidden: [B, T, D]; student_head, teacher_head: [D, V]; tokens: [B, T] int32.
       chunk_size: positions per chunk; T need not be a multiple.
       mask: [B, T], outside of which `divergence` is 0; None: nowhere.
-      ignore_index: a token that is outside of the mask wherever it stands.
+      ignore_index: a token where all quantities are 0, wherever it stands.
       options: those of `per_token_divergence`, and `divergence`: "vocabulary" (the default) or "sampled_token"
-        (`sampled_token_loss`, which takes temperature and token_clip alone).
+        (`sampled_token_loss`, which takes temperature and token_clip; beta does not matter, top_k and entry_clip are refused).
 
     Raises:
-      ValueError: an option is out of its range or unknown.
+      ValueError: the arrays do not belong together, or an option is out of its range.
+      TypeError: an option is unknown.
     """
-    _check_hidden(student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask=mask)
-    spec, traced = _apart(_spec("score_from_hidden", student_hidden, chunk_size=chunk_size, **options))
+    _check_hidden(student_hidden, student_head, teacher_hidden, teacher_head, mask=mask)
+    tokens = _checked_tokens(tokens, student_hidden.shape[:2], "the hidden states [B, T, D]")
+    spec = _spec("score_from_hidden", student_hidden, chunk_size, options)
+    return _score(spec, student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask, ignore_index)
+
+
+def _score(
+    spec: _Spec,
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    teacher_hidden: jax.Array,
+    teacher_head: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array | None,
+    ignore_index: int | None,
+) -> DivergenceStats:
     mask = jnp.ones_like(tokens, bool) if mask is None else jnp.asarray(mask).astype(bool)
     tokens, ignored = _without_ignored(tokens, ignore_index)
     mask = mask if ignored is None else mask & ~ignored
     inputs = (student_hidden, student_head, teacher_hidden, teacher_head, tokens, mask)
-    return _silent(_automatic(lambda *x: _scores(spec, traced, *x), *inputs, axes=2), ignored)
+    return _silent(_automatic(lambda spec, *x: _scores(*_apart(spec), *x), spec, *inputs, axes=2), ignored)
 
 
 def weighted_divergence_from_hidden(
@@ -356,13 +381,14 @@ def weighted_divergence_from_hidden(
       sampler_log_probs: [B, T], of the tokens as the sampler saw them; with `importance_clip` every token's weight is
         multiplied by its `importance_weight`.
       importance_clip: the clip of that weight; None: no importance weight.
-      ignore_index: a token that weighs nothing wherever it stands.
+      ignore_index: a token that weighs nothing and where all quantities are 0, wherever it stands.
 
     Returns:
       (weighted sum, float32 scalar, differentiable in student_hidden and student_head; `DivergenceStats`).
 
     Raises:
-      ValueError: an option is out of its range or unknown.
+      ValueError: the arrays do not belong together, or an option is out of its range.
+      TypeError: an option is unknown.
 
     Examples:
       >>> hidden, head = jnp.arange(8.0).reshape(1, 4, 2) / 8, jnp.eye(2, 5)  # [B, T, D], [D, V]
@@ -373,9 +399,9 @@ def weighted_divergence_from_hidden(
       True
     """
     by_token = dict(weights=weights, sampler_log_probs=sampler_log_probs)
-    _check_hidden(student_hidden, student_head, teacher_hidden, teacher_head, tokens, **by_token)
-    options |= dict(chunk_size=chunk_size, importance_clip=importance_clip)
-    spec, traced = _apart(_spec("weighted_divergence_from_hidden", student_hidden, **options))
+    _check_hidden(student_hidden, student_head, teacher_hidden, teacher_head, **by_token)
+    tokens = _checked_tokens(tokens, student_hidden.shape[:2], "the hidden states [B, T, D]")
+    spec = _spec("weighted_divergence_from_hidden", student_hidden, chunk_size, options, importance_clip)
     if importance_clip is None:
         sampler_log_probs = jnp.zeros_like(tokens, jnp.float32)
     elif sampler_log_probs is None:
@@ -384,7 +410,7 @@ def weighted_divergence_from_hidden(
     weights = jnp.asarray(weights).astype(jnp.float32)
     weights = weights if ignored is None else jnp.where(ignored, 0.0, weights)
     inputs = (student_hidden, student_head, teacher_hidden, teacher_head, tokens, weights, sampler_log_probs)
-    total, stats = _automatic(lambda *x: _weighted(spec, traced, *x), *inputs, axes=2, scalar_first=True)
+    total, stats = _automatic(lambda spec, *x: _weighted(*_apart(spec), *x), spec, *inputs, axes=2, scalar_first=True)
     return total, jax.lax.stop_gradient(_silent(stats, ignored))
 
 
@@ -571,14 +597,14 @@ def token_log_probs_from_hidden(
     Args:
       hidden: [B, T, D]; head: [D, V]; tokens: [B, T] int32.
       chunk_size: positions per chunk; T need not be a multiple.
-      temperature: divides the logits.
-      ignore_index: a token whose log-probability is 0, without gradient, wherever it stands.
+      temperature: divides the logits; at least `SMALLEST_TEMPERATURE`.
+      ignore_index: a token where both are 0, without gradient, wherever it stands.
 
     Returns:
       (log-probabilities, entropies in nats without gradient), [B, T] float32 both.
 
     Raises:
-      ValueError: an option is out of its range.
+      ValueError: the arrays do not belong together, or an option is out of its range.
 
     Examples:
       >>> hidden, head = jnp.arange(8.0).reshape(1, 4, 2) / 8, jnp.eye(2, 5)  # [B, T, D], [D, V]
@@ -587,11 +613,15 @@ def token_log_probs_from_hidden(
       >>> bool(jnp.allclose(log_probs, token_log_probs(hidden @ head, tokens)))
       True
     """
-    _check_hidden(hidden, head, tokens=tokens)
-    spec, traced = _apart(_spec("token_log_probs_from_hidden", hidden, chunk_size=chunk_size, temperature=temperature))
+    _check_role(hidden=hidden, head=head)
+    tokens = _checked_tokens(tokens, hidden.shape[:2], "the hidden states [B, T, D]")
+    spec = _spec("token_log_probs_from_hidden", hidden, chunk_size, dict(temperature=temperature))
     tokens, ignored = _without_ignored(tokens, ignore_index)
-    log_probs, entropies = _automatic(lambda *x: _token_log_probs(spec, traced, *x), hidden, head, tokens, axes=2)
-    log_probs = log_probs if ignored is None else jnp.where(ignored, 0.0, log_probs)
+    log_probs, entropies = _automatic(
+        lambda spec, *x: _token_log_probs(*_apart(spec), *x), spec, hidden, head, tokens, axes=2
+    )
+    if ignored is not None:
+        log_probs, entropies = (jnp.where(ignored, 0.0, x) for x in (log_probs, entropies))
     return log_probs, jax.lax.stop_gradient(entropies)
 
 
@@ -620,6 +650,10 @@ def _token_log_probs_backward(
 ) -> tuple[None, jax.Array, jax.Array, None]:
     traced, (hidden, head, tokens) = residuals
     temperature = _together(spec, traced).temperature
+    # As their log-probability is NaN, so is the gradient of tokens out of the vocabulary, unless they weigh nothing.
+    weights = cotangents[0]
+    known = (tokens >= 0) & (tokens < head.shape[1])
+    weights = jnp.where(known | (weights == 0), weights, jnp.nan)
 
     def step(head_gradient: jax.Array, chunk: _Arrays) -> tuple[jax.Array, jax.Array]:
         hidden, tokens, weights = chunk
@@ -629,7 +663,7 @@ def _token_log_probs_backward(
         gradient = (weights / temperature)[..., None] * (here - probs)  # [B, C, V] float32
         return _add_head_gradient(head_gradient, hidden, gradient), pull(gradient)[0]
 
-    chunks = _chunks((hidden, tokens, cotangents[0]), spec.chunk_size)
+    chunks = _chunks((hidden, tokens, weights), spec.chunk_size)
     head_gradient, hidden_gradient = jax.lax.scan(step, jnp.zeros(head.shape, jnp.float32), chunks)
     hidden_gradient = _whole(hidden_gradient, tokens.shape[1])
     return None, hidden_gradient.astype(hidden.dtype), head_gradient.astype(head.dtype), None
@@ -870,7 +904,12 @@ def _take(log_probs: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def _clamp(values: jax.Array, limit: _Scalar | None) -> jax.Array:
-    return values if limit is None else jnp.where(values > limit, limit, values)
+    if limit is None:
+        return values
+    over = values > limit
+    if _is_traced(limit):
+        over |= jnp.isnan(limit)  # out of its range
+    return jnp.where(over, limit, values)
 
 
 # --- what is given -----------------------------------------------------------------------------------------------------
@@ -901,41 +940,76 @@ def _together(spec: _Spec, traced: _Arrays) -> _Spec:
     return _Spec._make(traced[value.place] if isinstance(value, _Slot) else value for value in spec)
 
 
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, jax.Array)  # concrete ones became numbers in `_static`
+_RANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "beta": (lambda x: (x >= 0) & (x <= 1), "in [0, 1]"),
+    "temperature": (
+        lambda x: (x >= SMALLEST_TEMPERATURE) & (x < math.inf),
+        f">= {SMALLEST_TEMPERATURE} and finite (greedy samples are scored at 1)",
+    ),
+    "entry_clip": (lambda x: x >= 0, ">= 0 or None"),
+    "token_clip": (lambda x: x >= 0, ">= 0 or None"),
+    "importance_clip": (lambda x: x > 0, "> 0 or None"),
+    "clip": (lambda x: x > 0, "> 0"),
+    "clip_low": (lambda x: (x >= 0) & (x <= 1), "in [0, 1]"),
+    "clip_high": (lambda x: x >= 0, ">= 0"),
+}
 
 
-def _static(value: Any) -> Any:
-    """A scalar as Python's number, unless it is traced."""
-    if value is None or isinstance(value, (int, float)):
-        return value
-    if jnp.ndim(value) != 0:
-        raise ValueError(f"an option is a scalar, got an array of shape {_shape(value)}")
-    if isinstance(value, jax.core.Tracer):
-        return jax.lax.stop_gradient(value)
-    return float(value)
+def _number(name: str, value: Any) -> Any:
+    """A scalar option: a concrete one as Python's number, a traced one as float32 without gradient.
+
+    A traced value cannot be looked at: out of its range it becomes NaN, and with it what is computed from it.
+    """
+    holds, allowed = _RANGES[name]
+    if not isinstance(value, (int, float)):
+        if getattr(value, "shape", None) != () or not (_is(value, jnp.floating) or _is(value, jnp.integer)):
+            raise ValueError(f"{name} must be one number, got {_given(value)}")
+        if isinstance(value, jax.core.Tracer):
+            value = jax.lax.stop_gradient(value.astype(jnp.float32))
+            return jnp.where(holds(value), value, jnp.nan)
+        value = float(value)
+    if not holds(value):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    return value
 
 
-def _require(value: Any, holds: Callable[[Any], bool], problem: str) -> None:
-    """Raises ValueError for a value that does not hold; one that is traced cannot be looked at."""
-    if value is not None and not _is_traced(value) and not holds(value):
-        raise ValueError(f"{problem}, got {value!r}")
+def _is_traced(option: Any) -> bool:
+    """Whether an option that `_number` returned is traced."""
+    return isinstance(option, jax.Array)
 
 
-def _check_temperature(temperature: Any) -> Any:
-    temperature = _static(temperature)
-    _require(temperature, lambda x: 0 < x < math.inf, "temperature must be > 0 and finite")
-    return temperature
+def _count(name: str, value: Any) -> int:
+    """A static option that is a whole number of at least 1."""
+    try:
+        whole = operator.index(value)
+    except TypeError:  # of traced ones too
+        whole = 0
+    if whole < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} must be a static whole number >= 1, got {value!r}")
+    return whole
 
 
-def _spec(function: str, hidden: jax.Array, **options: Any) -> _Spec:
-    """The checked options of a function of hidden states [B, T, D]."""
+def _choice(name: str, value: Any, *choices: str) -> None:
+    if value not in choices:
+        words = [repr(x) for x in choices]
+        raise ValueError(f"{name} must be {', '.join(words[:-1])} or {words[-1]}, got {value!r}")
+
+
+def _spec(
+    function: str, hidden: jax.Array, chunk_size: Any, options: dict[str, Any], importance_clip: Any = None
+) -> _Spec:
+    """The checked options of a function of hidden states [B, T, D].
+
+    Raises:
+      TypeError: one is unknown.
+      ValueError: one is out of its range.
+    """
     known = ("divergence", "beta", "temperature", "top_k", "top_k_support", "tail", "entry_clip", "token_clip")
     given = dict(zip(known, ("vocabulary", 0.0, 1.0, None, "teacher", "renormalize", None, None), strict=True))
     for name in options:
-        if name not in (*known, "chunk_size", "importance_clip"):
+        if name not in known:
             raise TypeError(f"{function} has no option {name!r}; its options are {', '.join(known)}")
-    spec = _checked(_Spec(**given | options))
+    spec = _checked(_Spec(**given | options, chunk_size=chunk_size, importance_clip=importance_clip))
     return spec._replace(chunk_size=min(spec.chunk_size, max(hidden.shape[1], 1)))
 
 
@@ -945,27 +1019,38 @@ def _checked(spec: _Spec) -> _Spec:
     Raises:
       ValueError: one is out of its range.
     """
-    scalars = ("beta", "temperature", "entry_clip", "token_clip", "importance_clip")
-    spec = spec._replace(**{name: _static(getattr(spec, name)) for name in scalars})
-    _check_temperature(spec.temperature)
-    _require(spec.beta, lambda x: 0 <= x <= 1, "beta must be in [0, 1]")
-    _require(spec.entry_clip, lambda x: x >= 0, "entry_clip must be >= 0 or None")
-    _require(spec.token_clip, lambda x: x >= 0, "token_clip must be >= 0 or None")
-    _require(spec.importance_clip, lambda x: x > 0, "importance_clip must be > 0 or None")
-    _require(spec.chunk_size, lambda x: x >= 1, "chunk_size must be >= 1")
-    _require(spec.top_k, lambda x: x >= 1, "top_k must be >= 1 or None")
-    for name, choices in (
-        ("divergence", ("vocabulary", "sampled_token")),
-        ("top_k_support", ("teacher", "student")),
-        ("tail", ("renormalize", "bucket")),
-    ):
-        if getattr(spec, name) not in choices:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {getattr(spec, name)!r}")
-    return spec
+    numbers = {name: _number(name, getattr(spec, name)) for name in ("beta", "temperature")}
+    for name in ("entry_clip", "token_clip", "importance_clip"):
+        value = getattr(spec, name)
+        numbers[name] = None if value is None else _number(name, value)
+    _choice("divergence", spec.divergence, "vocabulary", "sampled_token")
+    _choice("top_k_support", spec.top_k_support, "teacher", "student")
+    _choice("tail", spec.tail, "renormalize", "bucket")
+    if spec.divergence == "sampled_token":
+        for name in ("top_k", "entry_clip"):
+            if getattr(spec, name) is not None:
+                raise ValueError(f"{name} must be None with divergence='sampled_token', got {getattr(spec, name)!r}")
+    top_k = None if spec.top_k is None else _count("top_k", spec.top_k)
+    return spec._replace(**numbers, top_k=top_k, chunk_size=_count("chunk_size", spec.chunk_size))
+
+
+def _is(x: Any, kind: Any) -> bool:
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, kind)
 
 
 def _shape(x: Any) -> str:
     return str(list(jnp.shape(x)))
+
+
+def _given(x: Any) -> str:
+    """An array's dtype and shape; anything else as it is."""
+    return f"{x.dtype} {_shape(x)}" if hasattr(x, "dtype") else repr(x)
+
+
+def _check_floating(**arrays: Any) -> None:
+    for name, x in arrays.items():
+        if not _is(x, jnp.floating):
+            raise ValueError(f"{name} must be a floating-point array, got {_given(x)}")
 
 
 def _check_same(**arrays: Any) -> None:
@@ -977,13 +1062,12 @@ def _check_same(**arrays: Any) -> None:
 
 def _check_shape(name: str, x: Any, shape: tuple[int, ...], source: str) -> None:
     if jnp.shape(x) != tuple(shape):
-        raise ValueError(f"{name} must have the shape {list(shape)} {source}, got {_shape(x)}")
+        raise ValueError(f"{name} must have the shape {list(shape)} of {source}, got {_shape(x)}")
 
 
-def _check_floating(**arrays: Any) -> None:
-    for name, x in arrays.items():
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"{name} must be floating-point, got {x.dtype}")
+def _check_log_probs(**arrays: Any) -> None:
+    _check_floating(**arrays)
+    _check_same(**arrays)
 
 
 def _check_logits(**logits: Any) -> None:
@@ -994,40 +1078,38 @@ def _check_logits(**logits: Any) -> None:
     _check_same(**logits)
 
 
-def _check_tokens(tokens: Any, shape: tuple[int, ...], source: str) -> None:
-    _check_shape("tokens", tokens, shape, f"of {source}")
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens must be integers, got {tokens.dtype}")
+def _checked_tokens(tokens: Any, shape: tuple[int, ...], source: str) -> jax.Array:
+    """Tokens of the shape, in a type that holds what they are compared with: the vocabulary's size, -100."""
+    if not _is(tokens, jnp.integer):
+        raise ValueError(f"tokens must be an array of integers, got {_given(tokens)}")
+    _check_shape("tokens", tokens, shape, source)
+    return tokens.astype(jnp.int32) if tokens.dtype.itemsize < 4 else tokens
 
 
 def _check_hidden(
-    student_hidden: Any,
-    student_head: Any,
-    teacher_hidden: Any = None,
-    teacher_head: Any = None,
-    tokens: Any = None,
-    **by_token: Any,
+    student_hidden: Any, student_head: Any, teacher_hidden: Any, teacher_head: Any, **by_token: Any
 ) -> None:
-    """Raises ValueError for arrays that do not belong together: hidden [B, T, D], heads [D, V], all others [B, T]."""
-    for role, hidden, head in (("student_", student_hidden, student_head), ("teacher_", teacher_hidden, teacher_head)):
-        if hidden is None:
-            continue
-        role = "" if teacher_hidden is None else role
-        names = f"{role}hidden {_shape(hidden)} and {role}head {_shape(head)}"
-        if hidden.ndim != 3 or head.ndim != 2 or hidden.shape[-1] != head.shape[0]:
-            raise ValueError(f"{names} must be [B, T, D] and [D, V]")
-        _check_floating(**{f"{role}hidden": hidden, f"{role}head": head})
-    if teacher_hidden is not None and student_hidden.shape[:2] != teacher_hidden.shape[:2]:
-        shapes = f"{_shape(student_hidden)} and {_shape(teacher_hidden)}"
-        raise ValueError(f"student_hidden and teacher_hidden must have the same [B, T], got {shapes}")
-    if teacher_hidden is not None and student_head.shape[1] != teacher_head.shape[1]:
-        shapes = f"{_shape(student_head)} and {_shape(teacher_head)}"
-        raise ValueError(f"student_head and teacher_head must have the same V, got {shapes}")
-    if tokens is not None:
-        _check_tokens(tokens, student_hidden.shape[:2], "the hidden states [B, T, D]")
+    """Raises ValueError for arrays that do not belong together: hidden [B, T, D], heads [D, V], all others [B, T] or None."""
+    _check_role(student_hidden=student_hidden, student_head=student_head)
+    _check_role(teacher_hidden=teacher_hidden, teacher_head=teacher_head)
+    hidden = dict(student_hidden=student_hidden, teacher_hidden=teacher_hidden)
+    heads = dict(student_head=student_head, teacher_head=teacher_head)
+    for what, axes, arrays in (("[B, T]", slice(0, 2), hidden), ("V", slice(1, 2), heads)):
+        if len({x.shape[axes] for x in arrays.values()}) > 1:
+            given = " and ".join(f"{name} {_shape(x)}" for name, x in arrays.items())
+            raise ValueError(f"both roles must have the same {what}, got {given}")
     for name, x in by_token.items():
         if x is not None:
-            _check_shape(name, x, student_hidden.shape[:2], "of the hidden states [B, T, D]")
+            _check_shape(name, x, student_hidden.shape[:2], "the hidden states [B, T, D]")
+
+
+def _check_role(**arrays: Any) -> None:
+    """Raises ValueError unless the two are hidden states [B, T, D] and a head [D, V]."""
+    _check_floating(**arrays)
+    (of_hidden, hidden), (of_head, head) = arrays.items()
+    if hidden.ndim != 3 or head.ndim != 2 or hidden.shape[-1] != head.shape[0]:
+        given = f"{of_hidden} {_shape(hidden)} and {of_head} {_shape(head)}"
+        raise ValueError(f"{of_hidden} must be [B, T, D] and {of_head} [D, V], got {given}")
 
 
 def _without_ignored(tokens: jax.Array, ignore_index: int | None) -> tuple[jax.Array, jax.Array | None]:
@@ -1044,21 +1126,33 @@ def _silent(stats: DivergenceStats, ignored: jax.Array | None) -> DivergenceStat
     return DivergenceStats(*(jnp.where(ignored, 0.0, x) for x in stats))
 
 
-def _automatic(function: Callable, *arrays: jax.Array, axes: int | None = None, scalar_first: bool = False) -> Any:
-    """function(*arrays), inside of which a mesh's explicit axes are automatic: the compiler chooses the communication.
+def _automatic(
+    function: Callable, options: Any, *arrays: jax.Array, axes: int | None = None, scalar_first: bool = False
+) -> Any:
+    """function(options, *arrays), inside of which a mesh's explicit axes are automatic: the compiler chooses the communication.
 
     Args:
       function: returns arrays that are sharded as the first axes of the first array, and before them a scalar.
+      options: a pytree; what is traced in it becomes automatic with the arrays.
       axes: how many of them; None: all but the last.
       scalar_first: whether there is that scalar.
     """
-    sharding = getattr(jax.typeof(arrays[0]), "sharding", None)
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        return function(*arrays)
-    mesh = sharding.mesh
-    if jax.sharding.AxisType.Explicit not in mesh.axis_types:
-        return function(*arrays)
+    # Not always on the mesh is the first: beside a head that is, hidden states may be on one device still.
+    shardings = [getattr(jax.typeof(x), "sharding", None) for x in arrays]
+    meshes = [x.mesh for x in shardings if isinstance(x, jax.sharding.NamedSharding)]
+    mesh = next((x for x in meshes if jax.sharding.AxisType.Explicit in x.axis_types), None)
+    if mesh is None:
+        return function(options, *arrays)
     count = arrays[0].ndim - 1 if axes is None else axes
-    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*sharding.spec[:count]))
+    first = shardings[0].spec if isinstance(shardings[0], jax.sharding.NamedSharding) else ()
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*first[:count]))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.sharding.auto_axes(function, out_sharding=(whole, place) if scalar_first else place)(*arrays)
+    leaves, tree = jax.tree.flatten(options)
+    traced = [i for i, x in enumerate(leaves) if _is_traced(x)]
+
+    def with_traced(values: list[jax.Array], *arrays: jax.Array) -> Any:
+        filled = dict(enumerate(leaves)) | dict(zip(traced, values, strict=True))
+        return function(jax.tree.unflatten(tree, filled.values()), *arrays)
+
+    out_sharding = (whole, place) if scalar_first else place
+    return jax.sharding.auto_axes(with_traced, out_sharding=out_sharding)([leaves[i] for i in traced], *arrays)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from rcsd_jax.losses import _check_log_probs, _count, _is_traced, _number, _shape  # of arguments: one contract
+
 _SMALL = 1e-4  # added to a group's deviation, TRL's value
 
 
@@ -36,8 +38,8 @@ def group_advantages(rewards: ArrayLike, *, group_size: int, scale: bool = True)
     """
     rewards = jnp.asarray(rewards)
     if rewards.ndim != 1:
-        raise ValueError(f"rewards must be [B], got {list(rewards.shape)}")
-    if group_size < 1 or rewards.shape[0] % group_size:
+        raise ValueError(f"rewards must be [B], got {_shape(rewards)}")
+    if rewards.shape[0] % _count("group_size", group_size):
         raise ValueError(f"group_size must divide the {rewards.shape[0]} rewards, got {group_size!r}")
     grouped = jax.lax.stop_gradient(rewards.astype(jnp.float32)).reshape(-1, group_size)
     graded = ~jnp.isnan(grouped)
@@ -55,8 +57,8 @@ def clipped_policy_loss(
     sampler_log_probs: jax.Array,
     advantages: jax.Array,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: ArrayLike = 0.2,
+    clip_high: ArrayLike = 0.2,
 ) -> jax.Array:
     """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) per token, with r = exp(log_probs - sampler_log_probs).
 
@@ -64,7 +66,8 @@ def clipped_policy_loss(
       log_probs: [B, T], of the sampled tokens under the trained model.
       sampler_log_probs: [B, T], under the model that sampled them; no gradient.
       advantages: [B], or [B, T] of single tokens, no gradient.
-      clip_low, clip_high: how far a token's ratio may fall below and rise above 1 and still be rewarded for it.
+      clip_low, clip_high: how far a token's ratio may fall below (in [0, 1]) and rise above 1 (>= 0) and still be rewarded
+        for it. Numbers, or traced scalars as schedules are; a traced one out of its range makes the result NaN.
 
     Returns:
       [B, T] float32.
@@ -79,35 +82,31 @@ def clipped_policy_loss(
       >>> [round(x, 3) for x in clipped_policy_loss(log_probs, sampler, jnp.array([-1.0]))[0].tolist()]
       [2.0, 1.0]
     """
-    if not 0 <= clip_low <= 1 or not clip_high >= 0:
-        raise ValueError(f"clip_low must be in [0, 1] and clip_high >= 0, got {clip_low!r} and {clip_high!r}")
-    _check_same(log_probs=log_probs, sampler_log_probs=sampler_log_probs)
-    if advantages.shape not in (log_probs.shape, log_probs.shape[:1]):
-        shapes = f"[B] or [B, T] of log_probs {list(log_probs.shape)}, got {list(advantages.shape)}"
-        raise ValueError(f"advantages must be {shapes}")
+    low, high = _number("clip_low", clip_low), _number("clip_high", clip_high)
+    _check_log_probs(log_probs=log_probs, sampler_log_probs=sampler_log_probs)
+    if log_probs.ndim != 2 or advantages.shape not in (log_probs.shape, log_probs.shape[:1]):
+        shapes = f"log_probs {_shape(log_probs)} and advantages {_shape(advantages)}"
+        raise ValueError(f"log_probs must be [B, T] and advantages [B] or [B, T], got {shapes}")
     old = jax.lax.stop_gradient(sampler_log_probs.astype(jnp.float32))
     advantages = jax.lax.stop_gradient(advantages.astype(jnp.float32))
     advantages = advantages[:, None] if advantages.ndim == 1 else advantages
     ratio = jnp.exp(log_probs.astype(jnp.float32) - old)
-    return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages)
+    loss = -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - low, 1 + high) * advantages)
+    for traced in filter(_is_traced, (low, high)):  # XLA's CPU minimum may turn NaN into a number
+        loss = jnp.where(jnp.isnan(traced), traced, loss)
+    return loss
 
 
 def reference_kl(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
     """Schulman's k3 estimate of KL(model || reference) from sampled tokens, exp(d) - d - 1 with d = reference - model.
 
-    Args: log_probs and reference_log_probs [B, T], the latter without gradient. Returns [B, T] float32, at least 0.
+    Args: log_probs and reference_log_probs [..., T], the latter without gradient. Returns [..., T] float32, at least 0.
 
     Examples:
       >>> model, reference = jnp.log(jnp.array([[0.5, 0.25]])), jnp.log(jnp.array([[0.5, 0.5]]))
       >>> [round(x, 3) for x in reference_kl(model, reference)[0].tolist()]  # the second: 2 - log 2 - 1
       [0.0, 0.307]
     """
-    _check_same(log_probs=log_probs, reference_log_probs=reference_log_probs)
+    _check_log_probs(log_probs=log_probs, reference_log_probs=reference_log_probs)
     difference = jax.lax.stop_gradient(reference_log_probs.astype(jnp.float32)) - log_probs.astype(jnp.float32)
     return jnp.expm1(difference) - difference
-
-
-def _check_same(**arrays: jax.Array) -> None:
-    if len({x.shape for x in arrays.values()}) > 1:
-        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in arrays.items())
-        raise ValueError(f"shapes must be equal, nothing is broadcast: {shapes}")

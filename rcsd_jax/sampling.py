@@ -16,7 +16,7 @@ from rcsd_jax.models.scoring import run_prefix
 from rcsd_jax.models.sharding import LAYOUTS, adapter_axes, constrain, sampling_layout
 
 GREEDY_BELOW = 1e-4
-"""Temperatures below this are greedy: logits divided by less differ by more than float32 resolves beside their size."""
+"""Temperatures below this are greedy: float32 no longer resolves logits / temperature."""
 
 
 @dataclasses.dataclass(frozen=True)

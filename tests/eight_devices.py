@@ -6,6 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_force_host_platform_device_count=8",
+    # Otherwise collectives that do not depend on each other can wait for each other, until XLA ends the process.
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+)
+
 
 def run(script, *arguments, timeout=500):
     """What the last line that `script` prints is as JSON; None if it prints nothing. It must end well."""
@@ -14,7 +21,7 @@ def run(script, *arguments, timeout=500):
         env=os.environ
         | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
+            "XLA_FLAGS": " ".join(FLAGS),
         },
         cwd=Path(__file__).resolve().parents[1],
         capture_output=True,

@@ -106,6 +106,16 @@ def test_bad_values_are_named(key):
     assert error.value.field == key and error.value.remedy
 
 
+@pytest.mark.parametrize("key, value", [("top_k", 20), ("entry_clip", 0.05)])
+def test_what_the_sampled_token_s_loss_does_not_read_is_refused(key, value):
+    config = stage2.get_config("sampled_token")
+    config.model.path, config.data.path, config.eval.path = "model", "rows.jsonl", "rows.jsonl"
+    config.loss[key] = value
+    with pytest.raises(UserError) as error:
+        configs.check(config)
+    assert error.value.field == f"loss.{key}" and error.value.value == value
+
+
 @pytest.mark.parametrize("key", sorted(KEYS))
 def test_setting_a_key_sets_no_other(key):
     def leaves(config):

@@ -114,29 +114,35 @@ AXES = """
 import functools, json, re
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from rcsd_jax import losses
+from rcsd_jax import losses, policy_gradient
 
 B, N, D, V = 8, 6, 16, 64
 draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
 place = {"hidden": P("data"), "head": P(None, "tensor"), "logits": P("data", None, "tensor"), "tokens": P("data")}
 given = {"hidden": [draw(0, B, N, D), draw(1, B, N, D)], "head": [draw(2, D, V), draw(3, D, V)],
          "logits": [draw(4, B, N, V), draw(5, B, N, V)],
-         "tokens": [jax.random.randint(jax.random.key(6), (B, N), 0, V), draw(7, B, N)]}
+         "tokens": [jax.random.randint(jax.random.key(6), (B, N), 0, V), draw(7, B, N)],
+         "local": draw(8, B, N, D)}  # not on the mesh
 
-def everything(student, student_head, logits, given):
+def everything(student, student_head, logits, given, step):
     (_, teacher), (_, teacher_head), (_, others), (tokens, weights) = (given[k] for k in ("hidden", "head", "logits", "tokens"))
     hidden = student, student_head, teacher, teacher_head
     mask = weights > 0
+    schedule = dict(beta=step / 8, temperature=1 + step / 10)  # on the mesh, as all that is computed there
     values = [
         losses.masked_mean(losses.per_token_divergence(logits, others, beta=0.5), mask),
-        losses.masked_mean(losses.per_token_divergence(logits, others, top_k=5, tail="bucket"), mask),
+        losses.masked_mean(losses.per_token_divergence(logits, others, top_k=5, tail="bucket", **schedule), mask),
         losses.weighted_sum(losses.token_log_probs(logits, tokens), weights),
         losses.masked_mean(losses.entropy(logits), mask),
         losses.masked_mean(losses.sampled_token_loss(logits, others, tokens, ignore_index=3), mask),
         losses.masked_mean(losses.divergence_from_hidden(*hidden, chunk_size=4, mask=mask, top_k=5), mask),
         losses.weighted_divergence_from_hidden(*hidden, tokens, losses.token_weights(mask, "completions"), chunk_size=4,
-            sampler_log_probs=weights, importance_clip=2.0)[0],
-        losses.weighted_sum(losses.token_log_probs_from_hidden(student, student_head, tokens, chunk_size=4)[0], weights),
+            sampler_log_probs=weights, importance_clip=step / 2, **schedule)[0],
+        losses.weighted_sum(losses.token_log_probs_from_hidden(student, student_head, tokens, chunk_size=4,
+            temperature=schedule["temperature"])[0], weights),
+        losses.divergence_from_hidden(given["local"], student_head, given["local"], teacher_head, chunk_size=4).sum(),
+        policy_gradient.clipped_policy_loss(weights, 0.9 * weights, policy_gradient.group_advantages(weights[:, 0],
+            group_size=2), clip_high=step / 8).sum(),
     ]
     return sum(values), jnp.stack(values)
 
@@ -144,9 +150,10 @@ found, text = {}, {}
 for kind in ("Auto", "Explicit"):
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(getattr(AxisType, kind),) * 2)
     with jax.set_mesh(mesh):
-        on = {k: [jax.device_put(x, NamedSharding(mesh, place[k])) for x in v] for k, v in given.items()}
+        on = {k: [jax.device_put(x, NamedSharding(mesh, place[k])) for x in given[k]] for k in place}
+        on["local"] = given["local"]
         step = jax.jit(jax.grad(everything, (0, 1, 2), has_aux=True))
-        arguments = on["hidden"][0], on["head"][0], on["logits"][0], on
+        arguments = on["hidden"][0], on["head"][0], on["logits"][0], on, jnp.int32(3)
         text[kind] = step.lower(*arguments).compile().as_text()
         found[kind] = jax.tree.map(lambda x: jax.device_get(x), step(*arguments))
 apart = jax.tree.map(lambda a, b: float(abs(a - b).max()), found["Auto"], found["Explicit"])
