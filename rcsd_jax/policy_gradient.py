@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rcsd_jax.losses import _check_log_probs, _count, _is_traced, _number, _shape  # of arguments: one contract
+from rcsd_jax.losses import _check_log_probs, _count, _number, _shape  # of arguments: one contract
 
 _SMALL = 1e-4  # added to a group's deviation, TRL's value
 
@@ -91,10 +91,7 @@ def clipped_policy_loss(
     advantages = jax.lax.stop_gradient(advantages.astype(jnp.float32))
     advantages = advantages[:, None] if advantages.ndim == 1 else advantages
     ratio = jnp.exp(log_probs.astype(jnp.float32) - old)
-    loss = -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - low, 1 + high) * advantages)
-    for traced in filter(_is_traced, (low, high)):  # XLA's CPU minimum may turn NaN into a number
-        loss = jnp.where(jnp.isnan(traced), traced, loss)
-    return loss
+    return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - low, 1 + high) * advantages)
 
 
 def reference_kl(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:

@@ -162,17 +162,18 @@ def test_same_output_on_one_device_and_on_eight():
 
 
 AXES = """
-import functools, json
+import json, re
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from rcsd_jax.models import decoder, sharding
-from rcsd_jax.models.decode_attention import init_cache
+from rcsd_jax.models.decode_attention import POOL_AXES, init_cache
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
 CONFIG = decoder.DecoderConfig(
     family="qwen3", vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
     head_dim=8, rope_theta=1e4, max_position=128)
 params = decoder.init_params(CONFIG, jax.random.key(0))
 tokens = jax.random.randint(jax.random.key(1), (8, 6), 0, 32)
-model, found = decoder.Decoder(CONFIG), []
+model, found, asked = decoder.Decoder(CONFIG), [], []
 
 def loss(params, tokens, cache):
     positions, segments = jnp.broadcast_to(jnp.arange(6), (8, 6)), jnp.ones_like(tokens)
@@ -183,22 +184,27 @@ for names, kind in ((sharding.AXES, "Auto"), (sharding.AXES, "Explicit"), (("dat
     sizes = (2, 1, 2, 2) if len(names) == 4 else (4, 2)
     mesh = jax.make_mesh(sizes, names, axis_types=(getattr(AxisType, kind),) * len(names))
     with jax.set_mesh(mesh):
+        of_cache = weights = NamedSharding(mesh, P())
+        rows = NamedSharding(mesh, P("data"))
         if len(names) == 4:
-            on = jax.device_put(params, sharding.param_shardings(CONFIG, mesh))
-        else:
-            on = jax.device_put(params, NamedSharding(mesh, P()))
-        rows = jax.device_put(tokens, NamedSharding(mesh, P("data")))
-        cache = jax.device_put(init_cache(CONFIG, 8, 8), NamedSharding(mesh, P()))
-        out = jax.jit(jax.value_and_grad(loss, has_aux=True))(on, rows, cache)
-        found.append(jax.tree.map(jax.device_get, out))
+            weights, rows = sharding.param_shardings(CONFIG, mesh), sharding.batch_sharding(mesh)
+            of_cache = NamedSharding(mesh, sharding.spec(POOL_AXES))
+        on = jax.device_put((params, tokens, init_cache(CONFIG, 8, 8)), (weights, rows, of_cache))
+        # Of explicit axes, results lie as their arguments do; so they shall of automatic ones.
+        places = ((None, (rows, of_cache)), weights)
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True), out_shardings=places).lower(*on).compile()
+        found.append(jax.tree.map(jax.device_get, step(*on)))
+        asked.append({x: len(re.findall(rf"{x}(?:-start)?\\(", step.as_text())) for x in COLLECTIVES})
 apart = [max(jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), found[0], x))) for x in found[1:]]
-print(json.dumps(apart))
+print(json.dumps([apart, asked]))
 """
 
 
-def test_explicit_axes_give_the_same():
+def test_explicit_axes_give_the_same_with_the_same_communication():
     """Of the project's own mesh, and of one with other names, as another project has it."""
-    assert max(eight_devices.run(AXES)) < 1e-3
+    apart, (automatic, explicit, _) = eight_devices.run(AXES)
+    assert max(apart) < 1e-3
+    assert explicit == automatic and explicit["all-gather"] > 0
 
 
 @pytest.mark.parametrize(
