@@ -10,8 +10,8 @@ import time
 
 
 def install_what_tests_need() -> None:
-    """The TPU compiler, and a browser for the report's page: without them tests are skipped."""
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", ".[tpu]"], check=True)
+    """The TPU compiler, the documentation's builder and a browser for the report's page: without them tests are skipped."""
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", ".[tpu,docs]"], check=True)
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         subprocess.run(["apt-get", "update", "-qq"], check=True)
         subprocess.run(["apt-get", "install", "-y", "-qq", "chromium", "chromium-driver"], check=True)
