@@ -40,6 +40,15 @@ class Restored(NamedTuple):
     damaged: list[tuple[epath.Path, str]]
 
 
+def newest_step(directory: epath.PathLike) -> int:
+    """The step of the newest checkpoint under `directory`, 0 if there is none; nothing is opened or changed."""
+    folder = epath.Path(directory)
+    if not folder.exists():
+        return 0
+    names = ocp.path.step.standard_name_format()  # as the manager has them, so that damaged ones are not among them
+    return max((found.step for found in names.find_all(folder)), default=0)
+
+
 class Checkpoints:
     """The checkpoints of one stage under `directory`; asynchronous, the newest `keep` are kept.
 
@@ -169,13 +178,6 @@ class Checkpoints:
                 self._manager.close()
 
 
-def newest_step(directory: epath.PathLike) -> int | None:
-    """The newest whole checkpoint's step in a folder that no run writes to, or None."""
-    folder = epath.Path(directory)
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
-    return max(steps, default=None)
-
-
 def read_part(directory: epath.PathLike, like: Mapping[str, Any]) -> dict[str, Any]:
     """Some of the newest state's fields; the rest is not read, and nothing in the folder changes.
 
@@ -189,7 +191,7 @@ def read_part(directory: epath.PathLike, like: Mapping[str, Any]) -> dict[str, A
     step = newest_step(directory)
     folder = epath.Path(directory) / str(step)
     what = f"no {' or '.join(like)} of this run's model can be read from its checkpoint"
-    if step is None:
+    if not step:
         raise UserError(what, file=directory, remedy="restore the folder of checkpoints")
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(like))
     args = ocp.args.PyTreeRestore(

@@ -67,7 +67,7 @@ def has_weights(config: ConfigDict, workdir: AnyPath) -> bool:
     """Whether `scored_completions` finds what it reads in a run's folder."""
     averaged = configs.teacher_weights(config) == "ema"
     trained = (workdir / "export").exists() or (workdir / "adapter").exists()
-    return trained and (not averaged or checkpoints.newest_step(workdir / "checkpoints") is not None)
+    return trained and (not averaged or checkpoints.newest_step(workdir / "checkpoints") > 0)
 
 
 def scored_by(
