@@ -8,7 +8,7 @@ Seconds are the median step's, times steps: what compiles is left out.
 import numpy as np
 
 from experiments import cells, main_table, statistics, tables
-from rcsd_jax.console import Console
+from rcsd_jax.host.console import Console
 
 THRESHOLDS = (60, 70, 80)
 

@@ -6,7 +6,7 @@ python -m experiments.curves [--seeds=5] [--workdir=runs/experiments] [--quick]
 import numpy as np
 
 from experiments import cells, statistics, tables
-from rcsd_jax.console import Console
+from rcsd_jax.host.console import Console
 
 ARMS = ("sft", "grpo", "grpo_rubric", "opsd", "sdpo", "rcsd_reverse", "rcsd_true", "rcsd")
 EVERY_STEP = {"entropy of the student, nats": "student_entropy", "completion length": "completion_length"}

@@ -9,7 +9,7 @@ wrong step and the right final answer.
 import numpy as np
 
 from experiments import arms, cells, statistics, tables
-from rcsd_jax.console import Console
+from rcsd_jax.host.console import Console
 
 
 def main() -> None:
