@@ -20,7 +20,7 @@ from safetensors.numpy import load
 
 from configs import stage2
 from rcsd_jax.checkpoints import huggingface
-from rcsd_jax.host import files
+from rcsd_jax.host import files, keyed_log
 from rcsd_jax.host.errors import UserError, WriteFailed
 from rcsd_jax.host.metrics import MetricWriter, read_metrics
 from rcsd_jax.host.preemption import StopRequest
@@ -148,6 +148,29 @@ def test_metrics_and_rubrics(bucket):
     for key in ("a", "b"):
         cache.put_many([Written(key, "text", Parsed(None, "rejected", "reason"))])
     assert [written.key for written in RubricCache("gs://bucket/run/rubrics.jsonl").held()] == ["a", "b"]
+
+
+def test_a_keyed_log(bucket):
+    numbers = keyed_log.Codec("a number", "remove it", lambda value: {"value": value}, lambda record: record["value"])
+    path = bucket / "run" / "log.jsonl"
+    with keyed_log.KeyedLog(path, numbers, exclusive=True) as log:
+        log.put("a", 1)
+        assert not path.exists()  # it is written now and then
+        log.put_batch([("b", 2)])
+        assert path.read_text() == '{"key": "a", "value": 1}\n{"key": "b", "value": 2}\n'
+        log.put("c", 3)
+    whole = path.read_text()
+    path.write_text(whole[:-5])
+    with keyed_log.KeyedLog(path, numbers) as log:
+        assert (len(log), log.torn_lines) == (2, 1)
+        log.put_batch([("c", 3)])
+        assert path.read_text() == whole
+        Bucket.refuses = True
+        with pytest.raises(
+            WriteFailed, match=r"log.jsonl: cannot be written \(OSError: Forbidden\); see to the storage"
+        ):
+            log.put_batch([("d", 4)])
+        Bucket.refuses = False
 
 
 def test_a_model_out_and_in(bucket, user_dir):
