@@ -25,11 +25,11 @@ from rcsd_jax.host.errors import UserError, WriteFailed
 from rcsd_jax.host.metrics import MetricWriter, read_metrics
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.models import decoder, sharding
+from rcsd_jax.roles.opened_model import open_served
 from rcsd_jax.rubrics.cache import RubricCache, Written
 from rcsd_jax.rubrics.parsing import Parsed
 from rcsd_jax.run import stage
 from rcsd_jax.run.checkpoints import Checkpoints
-from rcsd_jax.run.running import open_served
 from rcsd_jax.run.workdir import claimed
 from tests.gcs_server import GcsServer
 
@@ -270,5 +270,5 @@ def test_a_stage_whose_workdir_is_a_url(bucket, user_dir, monkeypatch):
     config.loss.beta = 0.5
     with pytest.raises(UserError, match="gs://bucket/run/config.json: .*loss.beta"):
         run(config, "gs://bucket/run")
-    writer, _, load_writer = open_served("gs://bucket/run/adapter", config, sharding.make_mesh())
+    writer, _, load_writer = open_served("gs://bucket/run/adapter", config.model, sharding.make_mesh())
     assert load_writer()["lora"]["q"]["b"].any() and writer.decoder.config.lora_scale == 128.0 / 2

@@ -13,7 +13,7 @@ from rcsd_jax.host.keyed_log import Codec, KeyedLog, key_of
 from rcsd_jax.judge.asking import Answer
 from rcsd_jax.judge.cache import AnswerCache
 from rcsd_jax.rubrics.cache import RubricCache, text_key
-from rcsd_jax.run.resumable import resumable
+from rcsd_jax.run.evaluation import open_unfinished, resumed
 from rcsd_jax.sampling import SamplingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +151,6 @@ def test_completions_of_an_unfinished_evaluation(tmp_path):
     )
     (tmp_path / "unfinished.jsonl").write_text(line)
     sampling = SamplingConfig(max_new_tokens=4, temperature=0.5, top_k=3, eos_ids=(1,))
-    complete = resumable(lambda *_: pytest.fail("sampled again"), tmp_path / "unfinished.jsonl", sampling)
-    ((chosen, completions),) = complete([np.array([5, 6], np.int32)], [9])
+    with open_unfinished(tmp_path / "unfinished.jsonl") as log:
+        ((chosen, completions),) = resumed(None, log, sampling, [np.array([5, 6], np.int32)], [9])
     assert chosen == [0] and completions[0].tokens.tolist() == [7, 8] and completions[0].cut is True
