@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rcsd_jax.data.examples import Example
+from rcsd_jax.evaluate.table import Complete
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.metrics import Progress
@@ -110,7 +111,7 @@ def write_rubrics(
     examples: Sequence[Example],
     prompts: Sequence[np.ndarray],
     *,
-    write: Callable[[Sequence[np.ndarray], Sequence[int]], Batches],
+    write: Complete,
     decode: Callable[[np.ndarray], str],
     cache: RubricCache,
     checkpoint: str,
