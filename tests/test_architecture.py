@@ -36,7 +36,6 @@ NO_REASON_GIVEN = {
     "host/compiled_programs.py",
     "host/distributed.py",
     "judge/endpoint.py",
-    "main.py",
     "models/attention.py",
     "models/decode_attention.py",
     "plan/chips.py",

@@ -21,7 +21,8 @@ os.environ["TPU_ACCELERATOR_TYPE"], os.environ["TPU_WORKER_HOSTNAMES"] = "v5lite
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rcsd_jax.cli import command_line
+from rcsd_jax.cli.flag_parser import one_config, parser
+from rcsd_jax.cli.run_program import without_torch
 from rcsd_jax.host import compiled_programs
 from rcsd_jax.host.console import Console, to_stderr
 from rcsd_jax.host.errors import UserError
@@ -80,7 +81,7 @@ def plan_stage(
 
 def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
-    config = command_line.one_config(argv, _CONFIG.value, example="configs/stage2.py")
+    config = one_config(argv, _CONFIG.value, example="configs/stage2.py")
     config_flag: Any = flags.FLAGS["config"]  # of `config_flags`
     filename: str = config_flag.config_filename
     topology = _TOPOLOGY.value or sizes.topology(filename.partition(":")[2])
@@ -120,10 +121,10 @@ def _without_data(stage: ConfigDict) -> ConfigDict:
 
 def run() -> None:
     """Runs the program; a `UserError` becomes one line on stderr and exit status 2."""
-    command_line.without_torch()
+    without_torch()
     argv = ["--json=-" if a == "--json" else a for a in sys.argv]
     try:
-        app.run(main, argv=argv, flags_parser=command_line.parser("rcsd_jax.plan", __doc__ or ""))
+        app.run(main, argv=argv, flags_parser=parser("rcsd_jax.plan", __doc__ or ""))
     except UserError as error:
         to_stderr(f"error: {error}")
         sys.exit(2)
