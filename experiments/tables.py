@@ -1,4 +1,4 @@
-"""What every table does: flags, runs, the printed table, and CSV, JSON and PNG in the workdir."""
+"""What every table does: flags, runs, the printed table, and CSV, JSON, PNG and SVG in the workdir."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 import rich.table
 
-from experiments import arms, cells, statistics, workers
+from experiments import arms, cells, statistics, svg, workers
 from experiments.cells import Cell
 from experiments.statistics import Estimate
 from rcsd_jax.console import Console
@@ -124,7 +124,8 @@ def write(console: Console, flags: argparse.Namespace, name: str, rows: Rows, **
 
 
 def bars(path: Path, title: str, rows: Rows, columns: Sequence[str]) -> None:
-    """A horizontal bar for each row and column, with its interval."""
+    """A horizontal bar for each row and column, with its interval; and the same as SVG, a mark for each."""
+    svg.save(svg.intervals(title, rows, columns, strong=label("rcsd")), path.with_suffix(".svg"))
     figure, axes = plt.subplots(figsize=(8, 1 + 0.3 * len(rows) * len(columns)), layout="constrained")
     names, height = list(rows), 0.8 / len(columns)
     for i, name in enumerate(columns):
