@@ -9,8 +9,8 @@ endpoint, or `judge.checkpoint`). Each is read from where it is published, or fr
 
 from ml_collections import ConfigDict
 
-from rcsd_jax import config as c
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS
+from rcsd_jax.settings import config as c
 
 EXACT = "gpqa_diamond,scibench,piqa,medmcqa,pubmedqa"
 VARIANTS = tuple(BENCHMARKS)  # several are joined by commas

@@ -4,13 +4,13 @@
 
 Variants (`configs/stage1.py:release`): "paper" (default), the student sees the question and the teacher also the
 reference; "release", both see question and reference and the teacher also the row's own rubric. With a size, as in
-`configs/stage1.py:qwen3_8b`, also model, mesh and memory settings for a slice: see `rcsd_jax/sizes.py`.
+`configs/stage1.py:qwen3_8b`, also model, mesh and memory settings for a slice: see `rcsd_jax/settings/sizes.py`.
 """
 
 from ml_collections import ConfigDict
 
-from rcsd_jax import config as c
-from rcsd_jax import sizes
+from rcsd_jax.settings import config as c
+from rcsd_jax.settings import sizes
 
 ROLES = {
     "paper": (("question",), ("question", "reference")),

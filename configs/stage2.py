@@ -17,15 +17,15 @@ entropy of the references; "grpo" and "dr_grpo", a reward for the right answer i
 paper's with the reward for the answer beside it.
 
 With a size, as in `configs/stage2.py:qwen3_8b,release`, also model, mesh and memory settings for a slice: see
-`rcsd_jax/sizes.py`.
+`rcsd_jax/settings/sizes.py`.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from rcsd_jax import config as c
-from rcsd_jax import sizes
+from rcsd_jax.settings import config as c
+from rcsd_jax.settings import sizes
 
 QUESTION, REFERENCE = ("question",), ("question", "reference")
 REWARDED = dict(reward=dict(grader="boxed"), sampling=dict(group=4))

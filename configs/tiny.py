@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from rcsd_jax import config as c
+from rcsd_jax.settings import config as c
 from rcsd_jax.world import RUBRIC_TOKENS, SOLUTION_TOKENS, base_directory
 from rcsd_jax.world.prompts import PROMPTS
 

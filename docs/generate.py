@@ -1,6 +1,6 @@
 """What the pages take from the code: mkdocs runs this as a hook, which puts tables where `<!-- generated: NAME -->` stands.
 
-The comments beside the keys of `rcsd_jax.config.stage` are read from its source, and so are the programs' flags: nothing
+The comments beside the keys of `rcsd_jax.settings.config.stage` are read from its source, and so are the programs' flags: nothing
 is written twice.
 """
 
@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout, whatever else is installed; `configs` is no installed package
 
 from configs import evaluate, stage1, stage2, tiny, world
-from rcsd_jax import config as configs
-from rcsd_jax import sizes
 from rcsd_jax.data import records
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.rubrics import schema
+from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import sizes
 
 _PLACE = re.compile(r"<!-- generated: (\w+) -->")
 _PROGRAMS = {
@@ -56,7 +56,7 @@ class Key(NamedTuple):
 
 
 def keys() -> list[Key]:
-    """Every key of `rcsd_jax.config.stage()` that holds a value, in the order of the source."""
+    """Every key of `rcsd_jax.settings.config.stage()` that holds a value, in the order of the source."""
     said = _said()
     order = {key: place for place, key in enumerate(said)}
     found = []
@@ -74,7 +74,7 @@ def keys() -> list[Key]:
 
 
 def _said() -> dict[str, str]:
-    return comments((ROOT / "rcsd_jax" / "config.py").read_text(encoding="utf-8"), function="stage")
+    return comments((ROOT / "rcsd_jax" / "settings" / "config.py").read_text(encoding="utf-8"), function="stage")
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
@@ -190,7 +190,7 @@ def variants() -> str:
 
 
 def slices() -> str:
-    """The sizes and slices of `rcsd_jax.sizes`."""
+    """The sizes and slices of `rcsd_jax.settings.sizes`."""
     rows = []
     for full, table in ((False, sizes.LORA), (True, sizes.FULL)):
         for size, settings_of in table.items():

@@ -16,12 +16,13 @@ import numpy as np
 
 from configs import world as world_config
 from experiments import statistics, tables
-from rcsd_jax import preparation, world
-from rcsd_jax.attribution import attribution, leave_one_out
-from rcsd_jax.console import Console
+from rcsd_jax import world
+from rcsd_jax.checkpoints import huggingface
 from rcsd_jax.data.examples import Example
-from rcsd_jax.models import huggingface
-from rcsd_jax.run import open_model
+from rcsd_jax.host.console import Console
+from rcsd_jax.roles.attribution import attribution, leave_one_out
+from rcsd_jax.run import preparation
+from rcsd_jax.run.running import open_model
 from rcsd_jax.world.criteria import steps
 from rcsd_jax.world.documents import careful_solution
 

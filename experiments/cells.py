@@ -19,13 +19,14 @@ from absl import logging
 
 from experiments import arms, bases, workers
 from experiments.workers import Task
-from rcsd_jax import compiled_programs, world
-from rcsd_jax.console import Console, to_stderr
-from rcsd_jax.errors import Preempted, UserError
-from rcsd_jax.files import as_path, read_json
-from rcsd_jax.metrics import read_metrics
-from rcsd_jax.preemption import StopRequest
-from rcsd_jax.stage import run_stage
+from rcsd_jax import world
+from rcsd_jax.host import compiled_programs
+from rcsd_jax.host.console import Console, to_stderr
+from rcsd_jax.host.errors import Preempted, UserError
+from rcsd_jax.host.files import as_path, read_json
+from rcsd_jax.host.metrics import read_metrics
+from rcsd_jax.host.preemption import StopRequest
+from rcsd_jax.run.stage import run_stage
 
 SPLITS = {"in_distribution": "eval", "out_of_distribution": "ood"}
 

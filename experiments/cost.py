@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from experiments import cells, main_table, statistics, svg, tables
-from rcsd_jax.console import Console
+from rcsd_jax.host.console import Console
 
 THRESHOLDS = (60, 70, 80)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import cells, statistics, svg, tables
 from experiments.statistics import Estimate
-from rcsd_jax.console import Console
+from rcsd_jax.host.console import Console
 
 ARMS = ("sft", "grpo", "grpo_rubric", "opsd", "sdpo", "rcsd_reverse", "rcsd_true", "rcsd")
 EVERY_STEP = {"entropy of the student, nats": "student_entropy", "completion length": "completion_length"}

@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from experiments import arms, cells, main_table, tables
-from rcsd_jax.console import Console
-from rcsd_jax.files import read_json
+from rcsd_jax.host.console import Console
+from rcsd_jax.host.files import read_json
 
 SEED = 90
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from experiments import statistics, tables
 from experiments.cells import Cell
-from rcsd_jax.console import Console
+from rcsd_jax.host.console import Console
 
 ARMS = (
     "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema",

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments import arms, cells, statistics, svg, tables
 from experiments.statistics import Estimate
-from rcsd_jax.console import Console
+from rcsd_jax.host.console import Console
 
 STYLES = {"RCSD, in": (0, False), "OPSD, in": (1, False), "RCSD, out": (0, True), "OPSD, out": (1, True)}
 """Curves of the figure: hue, and whether it is dashed."""

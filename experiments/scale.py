@@ -6,7 +6,7 @@ The small and the large base are made first, which takes an hour or two.
 """
 
 from experiments import cells, statistics, tables
-from rcsd_jax.console import Console
+from rcsd_jax.host.console import Console
 
 SIZES = ("small", "medium", "large")
 ARMS = ("rcsd_small", "rcsd_true_small", "rcsd", "rcsd_true", "rcsd_large", "rcsd_true_large")

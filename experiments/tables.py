@@ -16,7 +16,7 @@ import rich.table
 from experiments import arms, cells, statistics, svg, workers
 from experiments.cells import Cell
 from experiments.statistics import Estimate
-from rcsd_jax.console import Console
+from rcsd_jax.host.console import Console
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)

@@ -19,12 +19,13 @@ import numpy as np
 import rich.table
 
 from configs import world as world_config
-from rcsd_jax import loop, losses, preparation, world
-from rcsd_jax.console import Console
+from rcsd_jax import losses, world
+from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.host.console import Console
 from rcsd_jax.methods import rollout
-from rcsd_jax.models import huggingface
-from rcsd_jax.run import open_model
-from rcsd_jax.token_classes import CLASSES, class_of_tokens, totals
+from rcsd_jax.roles.token_classes import CLASSES, class_of_tokens, totals
+from rcsd_jax.run import loop, preparation
+from rcsd_jax.run.running import open_model
 
 CLIPS = {
     "no clip": {},

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from rcsd_jax.console import Console
-from rcsd_jax.errors import Preempted, UserError
-from rcsd_jax.preemption import StopRequest
+from rcsd_jax.host.console import Console
+from rcsd_jax.host.errors import Preempted, UserError
+from rcsd_jax.host.preemption import StopRequest
 
 MOST_BY_DEFAULT = 4  # each takes up to 2 GiB of memory
 _ASK_SECONDS = 0.5  # between two looks at signals and at processes that died

@@ -1,7 +1,45 @@
 """Rubric-conditioned self-distillation (RCSD, arXiv 2606.19327) in JAX.
 
-The numerics (`losses`, `models`, `sampling`) stand alone and can be imported one by one; `contexts`, `rubrics` and `data`
-prepare what the two roles see; `methods` and `train` compose them; `main` reads flags.
+The numerics (`losses`, `models`, `sampling`) stand alone and can be imported one by one; `roles`, `rubrics` and `data`
+prepare what the two roles see; `methods` and `run` compose them; `main` reads flags.
 """
 
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
 __version__ = "0.1.0"  # `setup.py` reads it from here
+
+_MOVED = {  # public modules of 0.1 -> where they are now
+    "rcsd_jax.attribution": "rcsd_jax.roles.attribution",
+    "rcsd_jax.contexts": "rcsd_jax.roles.contexts",
+    "rcsd_jax.continuous_batching": "rcsd_jax.sampling.slots",
+    "rcsd_jax.errors": "rcsd_jax.host.errors",
+    "rcsd_jax.policy_gradient": "rcsd_jax.losses.policy_gradient",
+    "rcsd_jax.token_classes": "rcsd_jax.roles.token_classes",
+    "rcsd_jax.train": "rcsd_jax.methods.train",
+}
+
+
+class _OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports a moved module under its old name: it is the same module object."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(fullname, self) if fullname in _MOVED else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return importlib.import_module(_MOVED[spec.name])
+
+    def exec_module(self, module: ModuleType) -> None:
+        # It has run under its own name, whose specification the import system has just replaced.
+        module.__spec__ = importlib.machinery.PathFinder.find_spec(
+            module.__name__, sys.modules[str(module.__package__)].__path__
+        )
+
+
+sys.meta_path.append(_OldNames())

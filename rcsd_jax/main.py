@@ -17,11 +17,12 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rcsd_jax import command_line, distributed
-from rcsd_jax import config as configs
-from rcsd_jax.console import Console, to_stderr
-from rcsd_jax.errors import Preempted, UserError, WriteFailed, first_line
-from rcsd_jax.files import AnyPath, as_path, modified
+from rcsd_jax.cli import command_line
+from rcsd_jax.host import distributed
+from rcsd_jax.host.console import Console, to_stderr
+from rcsd_jax.host.errors import Preempted, UserError, WriteFailed, first_line
+from rcsd_jax.host.files import AnyPath, as_path, modified
+from rcsd_jax.settings import config as configs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -55,14 +56,14 @@ def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
     Raises:
       UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; the state is saved.
     """
-    from rcsd_jax import processes
-    from rcsd_jax.preemption import StopRequest
-    from rcsd_jax.stage import run_stage
-    from rcsd_jax.summary import print_summary
-    from rcsd_jax.workdir import check_later_stages
+    from rcsd_jax.host import multihost
+    from rcsd_jax.host.preemption import StopRequest
+    from rcsd_jax.report.summary import print_summary
+    from rcsd_jax.run.stage import run_stage
+    from rcsd_jax.run.workdir import check_later_stages
 
     configs.check(config)
-    console = Console(quiet=not processes.is_main())
+    console = Console(quiet=not multihost.is_main())
     began, results = time.monotonic(), {}
     stages = [(name, _with_workdir(stage, workdir)) for name, stage in configs.stages_of(config)]
     check_later_stages(stages, as_path(workdir))
@@ -93,10 +94,10 @@ def only_checks() -> bool:
 
 
 def _check(config: ConfigDict, workdir: AnyPath) -> None:
-    from rcsd_jax import processes
-    from rcsd_jax.check import check_stage
+    from rcsd_jax.host import multihost
+    from rcsd_jax.run.check import check_stage
 
-    console = Console(quiet=not processes.is_main())
+    console = Console(quiet=not multihost.is_main())
     stages = configs.stages_of(config)
     for i, (name, stage) in enumerate(stages):
         earlier = [workdir / before for before, _ in stages[:i]]
@@ -106,16 +107,16 @@ def _check(config: ConfigDict, workdir: AnyPath) -> None:
 
 def _report(workdir: AnyPath, summaries: list[AnyPath]) -> None:
     """Writes the report where none is newer than the runs. What goes wrong there is told, and no reason for a run to fail."""
-    from rcsd_jax import processes
+    from rcsd_jax.host import multihost
     from rcsd_jax.report.write import report_path, write_report
 
-    if not processes.is_main():
+    if not multihost.is_main():
         return
     console = Console()
     path = report_path(workdir)
     try:
         if not path.exists() or modified(path) < max(map(modified, summaries)):
-            write_report(workdir, tokens=processes.count() == 1, console=console)
+            write_report(workdir, tokens=multihost.count() == 1, console=console)
     except Exception as error:
         problem = f"no report ({type(error).__name__}: {first_line(error, 200)})"
         console.print(f"{problem}; python -m rcsd_jax.report {shlex.quote(str(workdir))} tries again", soft_wrap=True)
@@ -146,10 +147,10 @@ def start(argv: list[str], *, example: str, trains: bool = True) -> tuple[Config
 
 
 def _keep_compiled_programs(workdir: AnyPath) -> None:
-    from rcsd_jax import compiled_programs, processes
+    from rcsd_jax.host import compiled_programs, multihost
 
     line = compiled_programs.keep(_COMPILATION_CACHE.value, workdir)
-    if processes.is_main():
+    if multihost.is_main():
         Console().print(line, soft_wrap=True)
 
 

@@ -12,7 +12,7 @@ import textwrap
 import pytest
 from ml_collections import ConfigDict
 
-from rcsd_jax import config as configs
+from rcsd_jax.settings import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -49,7 +49,9 @@ def test_every_key_is_in_the_reference_and_explained(generate):
     leaves = [key for key in KEYS if not is_section(key)]
     assert len(leaves) > 100
     assert [key for key in leaves if f'id="{key}"' not in reference] == []
-    told = generate.comments((ROOT / "rcsd_jax" / "config.py").read_text(encoding="utf-8"), function="stage")
+    told = generate.comments(
+        (ROOT / "rcsd_jax" / "settings" / "config.py").read_text(encoding="utf-8"), function="stage"
+    )
     of_section = lambda key: any(told.get(key.rsplit(".", n)[0]) for n in range(1, key.count(".") + 1))
     unexplained = {key for key in leaves if not told.get(key) and not of_section(key)}
     assert unexplained == PLAIN

@@ -15,10 +15,10 @@ import scipy.stats
 from configs import world as world_config
 from experiments import arms, bases, cost, curves, divergences, main_table, noise, rubrics, scale, statistics, workers
 from experiments.world import make_base
-from rcsd_jax import config as configs
-from rcsd_jax.errors import UserError
-from rcsd_jax.models import huggingface
-from rcsd_jax.preemption import StopRequest
+from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.preemption import StopRequest
+from rcsd_jax.settings import config as configs
 from rcsd_jax.world import documents
 
 
@@ -134,8 +134,8 @@ def test_the_program_ends_although_tasks_are_left(tmp_path):
     script = f"""
 import pathlib, rich.console
 from experiments import workers
-from rcsd_jax import config as configs
-from rcsd_jax.preemption import StopRequest
+from rcsd_jax.settings import config as configs
+from rcsd_jax.host.preemption import StopRequest
 from tests.test_experiments import _nothing, _work
 if __name__ == "__main__":
     tasks = [workers.Task(configs.stage(), pathlib.Path({str(tmp_path)!r}) / "one", name) for name in ["bad"] + ["slow"] * 100]

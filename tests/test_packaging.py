@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rcsd_jax
-from tests.test_job import SHORT
+from tests.run.test_job import SHORT
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow

@@ -17,10 +17,11 @@ import jax
 import numpy as np
 
 from configs import tiny
-from rcsd_jax import loop, preparation, train
-from rcsd_jax.checkpoints import Checkpoints
+from rcsd_jax.methods import train
 from rcsd_jax.models import sharding
-from rcsd_jax.run import load_weights, open_model
+from rcsd_jax.run import loop, preparation
+from rcsd_jax.run.checkpoints import Checkpoints
+from rcsd_jax.run.running import load_weights, open_model
 
 KINDS = {"every step": 1, "every 20 steps": 20, "none": 0}
 

@@ -28,10 +28,10 @@ import numpy as np
 
 from experiments.bench import torch_step
 from experiments.bench.setting import Sizes, decoder_config, prompts
-from rcsd_jax.continuous_batching import generate_queue
-from rcsd_jax.models import huggingface
+from rcsd_jax.checkpoints import huggingface
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.sampling import SamplingConfig, generate
+from rcsd_jax.sampling.slots import generate_queue
 
 FILTERS = dict(temperature=1.2, top_k=20, top_p=0.95)
 

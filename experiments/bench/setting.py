@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rcsd_jax import train
-from rcsd_jax.methods import rollout
-from rcsd_jax.models import huggingface
+from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.methods import rollout, train
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, init_params
 from rcsd_jax.sampling import SamplingConfig
 

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rcsd_jax.checkpoints import huggingface
 from rcsd_jax.models import decoder as decoders
-from rcsd_jax.models import huggingface
 from rcsd_jax.world.documents import Document, document
 from rcsd_jax.world.tokenizer import END, save_tokenizer, vocabulary
 

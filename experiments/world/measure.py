@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcsd_jax import world
-from rcsd_jax.contexts import Role, encode_role, pad_left
+from rcsd_jax.checkpoints import huggingface
 from rcsd_jax.data.examples import Example
-from rcsd_jax.models import huggingface
 from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.roles.contexts import Role, encode_role, pad_left
 from rcsd_jax.rubrics.parsing import parse
 from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.sampling import SamplingConfig, generate

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import grain
 
-from rcsd_jax.errors import UserError
+from rcsd_jax.host.errors import UserError
 
 _Row = TypeVar("_Row")  # an example, or what stands for it
 _EPOCHS = 10**9  # for ever; grain's own endless repeat overflows when it is batched by one and sliced

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rcsd_jax.errors import UserError
+from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.schema import Rubric
 
 

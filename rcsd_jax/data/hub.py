@@ -6,7 +6,7 @@ from typing import Any
 
 from rcsd_jax.data import records
 from rcsd_jax.data.examples import Example
-from rcsd_jax.errors import UserError, first_line
+from rcsd_jax.host.errors import UserError, first_line
 
 
 def read_hub(name: str, *, split: str, **settings: Any) -> list[Example]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rcsd_jax.data import records
 from rcsd_jax.data.examples import Example
-from rcsd_jax.errors import UserError
+from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA
 
 

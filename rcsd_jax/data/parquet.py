@@ -9,7 +9,7 @@ from typing import Any
 
 from rcsd_jax.data import records
 from rcsd_jax.data.examples import Example
-from rcsd_jax.errors import UserError, first_line
+from rcsd_jax.host.errors import UserError, first_line
 
 
 def read_parquet(path: str | Path, **settings: Any) -> list[Example]:

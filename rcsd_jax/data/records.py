@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rcsd_jax.data.examples import Example
-from rcsd_jax.errors import UserError
+from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics import parsing, schema
 from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA, Rubric, RubricError
 
@@ -69,7 +69,7 @@ def to_examples(
       ('rows:1', '6 * 7?', '42')
       >>> to_examples([(7, {"text": "6 * 7?"})], file="rows.jsonl", origin="rows", fields={"question": "problem"})
       Traceback (most recent call last):
-      rcsd_jax.errors.UserError: rows.jsonl:7: field 'problem': no column 'problem'; set data.fields.question to one of this row's columns text
+      rcsd_jax.host.errors.UserError: rows.jsonl:7: field 'problem': no column 'problem'; set data.fields.question to one of this row's columns text
     """
     columns = _columns(fields)
     for name in require:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rcsd_jax.data.examples import Example
-from rcsd_jax.errors import UserError
+from rcsd_jax.host.errors import UserError
 
 SOURCES = ("jsonl", "parquet", "hub", "tfds")
 

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from rcsd_jax.data import records
 from rcsd_jax.data.examples import Example
-from rcsd_jax.errors import UserError, first_line
+from rcsd_jax.host.errors import UserError, first_line
 from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA
 
 

@@ -6,19 +6,19 @@ Evaluates a model or a LoRA adapter without training.
 from __future__ import annotations
 
 from rcsd_jax import main as job
-from rcsd_jax.console import Console
+from rcsd_jax.host.console import Console
 
 
 def main(argv: list[str]) -> None:
     """The entry point after flags were read."""
     config, workdir = job.start(argv, example="configs/evaluate.py", trains=False)
-    from rcsd_jax import processes
-    from rcsd_jax.check import check_evaluation
-    from rcsd_jax.evaluate.model import evaluate_model
-    from rcsd_jax.preemption import StopRequest
-    from rcsd_jax.summary import print_evaluation
+    from rcsd_jax.host import multihost
+    from rcsd_jax.host.preemption import StopRequest
+    from rcsd_jax.report.summary import print_evaluation
+    from rcsd_jax.run.check import check_evaluation
+    from rcsd_jax.run.evaluate_model import evaluate_model
 
-    console = Console(quiet=not processes.is_main())
+    console = Console(quiet=not multihost.is_main())
     if job.only_checks():
         check_evaluation(config, console)
         console.print("checked: config, model and questions can be used; nothing was run")

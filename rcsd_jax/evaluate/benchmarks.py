@@ -12,7 +12,7 @@ import numpy as np
 
 from rcsd_jax.data.examples import Example
 from rcsd_jax.data.records import check_encodes
-from rcsd_jax.errors import UserError
+from rcsd_jax.host.errors import UserError
 
 
 class Benchmark(NamedTuple):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rcsd_jax.data.examples import Example, rubric_of
-from rcsd_jax.errors import UserError
 from rcsd_jax.evaluate import answers
 from rcsd_jax.evaluate.table import GradeAll
+from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.parsing import drop_thinking, parse
 from rcsd_jax.rubrics.schema import to_json
 from rcsd_jax.rubrics.scoring import f1

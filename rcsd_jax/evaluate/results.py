@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rcsd_jax.files import AnyPath, read_json, write_json, write_text
+from rcsd_jax.host.files import AnyPath, read_json, write_json, write_text
 
 KINDS = ("evaluation_", "completions_", "unfinished_")
 """What names of such files begin with; the last holds the completions of an evaluation that is under way."""

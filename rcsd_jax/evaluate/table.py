@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rcsd_jax.completions import Completion
 from rcsd_jax.data.examples import Example
+from rcsd_jax.sampling.many import Completion
 
 GradeAll = Callable[[Sequence[Example], Sequence[str]], list[dict[str, float]]]
 """Examples and a text for each -> scores; NaN where one could not be had."""

@@ -2,7 +2,7 @@
 
 One JSON line per answer, append only, with the operating system before the next one is received: a kill leaves at most one
 torn line, the last, which the next opening cuts off. What is kept is the judge's text, from which decisions are read anew.
-Behind a URL the file is written whole, at most every 30 seconds (`rcsd_jax.files.Log`): a kill loses that time's answers.
+Behind a URL the file is written whole, at most every 30 seconds (`rcsd_jax.host.files.Log`): a kill loses that time's answers.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import os
 from collections.abc import ItemsView, Mapping
 from typing import IO, Any
 
-from rcsd_jax.errors import UserError
-from rcsd_jax.files import AnyPath, Log, as_path, is_remote
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.files import AnyPath, Log, as_path, is_remote
 from rcsd_jax.judge.asking import Answer
 
 _KEPT = {"text": str, "cut": bool, "requests": int, "input_tokens": int, "output_tokens": int, "uncounted": int}

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from rcsd_jax.errors import UserError
+from rcsd_jax.host.errors import UserError
 from rcsd_jax.judge.asking import Answer, Receive
 from rcsd_jax.judge.pace import Pace
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from rcsd_jax.errors import UserError
+from rcsd_jax.host.errors import UserError
 from rcsd_jax.judge import answers, prompts
 from rcsd_jax.judge.asking import Answer, Ask, Usage, usage_of
 from rcsd_jax.judge.cache import AnswerCache, key_of

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax import losses, policy_gradient
+from rcsd_jax import losses
+from rcsd_jax.losses import policy_gradient
 from rcsd_jax.methods.rollout import Completions, Options, Scored, Weights, row_loss, total
 
 

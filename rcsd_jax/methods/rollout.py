@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax import losses
-from rcsd_jax.continuous_batching import generate_queue
 from rcsd_jax.models.decoder import Decoder, head_matrix
 from rcsd_jax.models.scoring import completion_hidden
-from rcsd_jax.sampling import Samples, SamplingConfig, generate
+from rcsd_jax.sampling.decoding import Samples, SamplingConfig, generate
+from rcsd_jax.sampling.slots import generate_queue
 
 Variables: TypeAlias = Any
 

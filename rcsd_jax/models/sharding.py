@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rcsd_jax.errors import UserError
+from rcsd_jax.host.errors import UserError
 
 AXES = ("data", "group", "fsdp", "tensor")
 

@@ -21,10 +21,12 @@ os.environ["TPU_ACCELERATOR_TYPE"], os.environ["TPU_WORKER_HOSTNAMES"] = "v5lite
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rcsd_jax import command_line, compiled_programs, sizes
-from rcsd_jax import config as configs
-from rcsd_jax.console import Console, to_stderr
-from rcsd_jax.errors import UserError
+from rcsd_jax.cli import command_line
+from rcsd_jax.host import compiled_programs
+from rcsd_jax.host.console import Console, to_stderr
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import sizes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(

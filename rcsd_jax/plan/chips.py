@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rcsd_jax.errors import UserError, first_line
+from rcsd_jax.host.errors import UserError, first_line
 
 
 class Chip(NamedTuple):

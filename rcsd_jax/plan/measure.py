@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from rcsd_jax.errors import UserError, first_line
+from rcsd_jax.host.errors import UserError, first_line
 from rcsd_jax.plan import cost, hlo, model_flops
 from rcsd_jax.plan.chips import VMEM_OVER_HBM, Chip, Interconnect
 from rcsd_jax.plan.compiler import Answer, Memory, ask

@@ -16,12 +16,15 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rcsd_jax import config as configs
-from rcsd_jax import loop, run, sampling, train
-from rcsd_jax.errors import UserError
-from rcsd_jax.methods import rollout
-from rcsd_jax.models import decode_attention, huggingface, lora, matrices, published, quantization, sharding
+from rcsd_jax.checkpoints import huggingface, lora
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.methods import rollout, train
+from rcsd_jax.models import decode_attention, matrices, quantization, sharding
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, abstract_params
+from rcsd_jax.plan import published
+from rcsd_jax.run import loop, running
+from rcsd_jax.sampling import decoding
+from rcsd_jax.settings import config as configs
 
 TRANSITION = 16
 """Tokens between the analysis and the completion of a teacher that reasons first: the template's, about."""
@@ -77,9 +80,9 @@ def decoder_config(config: ConfigDict) -> DecoderConfig:
     """
     path, settings = config.model.path, config.lora
     if Path(path).expanduser().is_dir():
-        shape = huggingface.read_config(path, **run.precision(config))
+        shape = huggingface.read_config(path, **running.precision(config))
     elif path in published.PUBLISHED:
-        shape = huggingface.config_of_fields(published.PUBLISHED[path], path, **run.precision(config))
+        shape = huggingface.config_of_fields(published.PUBLISHED[path], path, **running.precision(config))
     else:
         raise UserError(
             "neither a model directory nor a model whose shape is known here",
@@ -118,7 +121,7 @@ def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
     rows = sizes.batch // sizes.microbatches
     sharding.check_divisible(shape, mesh, {"train.batch_size / train.microbatches": rows})
     # No program depends on which tokens end a completion, only on how many there are.
-    model = run.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
+    model = running.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
     params = _on(sharding.param_shardings(shape, mesh), abstract_params(shape))
     setup = loop.setup(model, params, config, mesh)
     if config.model.int8_weights:
@@ -153,7 +156,7 @@ class _Programs:
     """The trainer's functions with abstract arguments. The mesh is set while they are traced, as the trainer sets it."""
 
     def __init__(
-        self, config: ConfigDict, mesh: jax.sharding.Mesh, model: run.Model, setup: loop.Setup, sizes: Lengths
+        self, config: ConfigDict, mesh: jax.sharding.Mesh, model: running.Model, setup: loop.Setup, sizes: Lengths
     ):
         self.config, self.mesh, self.model, self.setup, self.sizes = config, mesh, model, setup, sizes
         self.decoder, self.lora = model.decoder, bool(config.lora.rank)
@@ -207,7 +210,7 @@ class _Programs:
         with jax.set_mesh(self.mesh):
             return step.lower(self.setup.abstract, self.setup.frozen, batch, self._scalar(jnp.uint32))
 
-    # --- sampling: what `sampling.generate` does before and inside its loop ------------------------------------------
+    # --- sampling: what `decoding.generate` does before and inside its loop ------------------------------------------
 
     def _rules(self) -> Any:
         with jax.set_mesh(self.mesh):
@@ -217,8 +220,8 @@ class _Programs:
         place = jax.sharding.NamedSharding(self.mesh, sharding.spec(axes, self._rules()))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    def _weights(self) -> sampling.Weights:
-        """What `sampling.decoding_weights` gives."""
+    def _weights(self) -> decoding.Weights:
+        """What `decoding.decoding_weights` gives."""
         config, student, rules = self.decoder.config, self._student(), self._rules()
         if self.options.sampling.merged_adapters:
             student = {"params": student["params"]}
@@ -236,7 +239,7 @@ class _Programs:
         if config.unrolled:
             placed["params"] = placed["params"] | {"layers": jax.tree.map(layers, placed["params"]["layers"])}
             placed |= {"lora": jax.tree.map(layers, placed["lora"])} if "lora" in placed else {}
-        return sampling.Weights(placed, head)
+        return decoding.Weights(placed, head)
 
     def weight_bytes(self) -> float:
         """Bytes of weights that a chip holds in the program "decode", and reads for every token."""
@@ -253,19 +256,19 @@ class _Programs:
         s = self.sizes
         prompts = self._array(s.batch, s.student_prompt), self._array(s.batch, s.student_prompt, dtype=bool)
         function = functools.partial(
-            sampling.prefill,
+            decoding.prefill,
             self.decoder,
             cache_length=s.student_prompt + s.completion,
             int8=self.options.sampling.int8_cache,
         )
         return self._lower(function, self._student(), *prompts)
 
-    def _decoding_rows(self) -> sampling.Rows:
+    def _decoding_rows(self) -> decoding.Rows:
         s, config = self.sizes, self.decoder.config
         length = s.student_prompt + s.completion
         int8 = self.options.sampling.int8_cache
         cache = jax.eval_shape(functools.partial(decode_attention.init_cache, config, s.batch, length, int8=int8))
-        return sampling.Rows(
+        return decoding.Rows(
             self._sampling_array((s.batch, config.hidden_size), ("batch", None), config.dtype),
             jax.tree.map(lambda x: self._sampling_array(x.shape, decode_attention.POOL_AXES, x.dtype), cache),
             self._sampling_array((s.batch,), ("batch",), jnp.int32),
@@ -274,7 +277,7 @@ class _Programs:
     def decode(self) -> jax.stages.Lowered:
         rows = self._decoding_rows()
         keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.zeros((self.sizes.batch,), jnp.uint32))
-        token = functools.partial(sampling.decode_step, self.decoder, sampling=self.options.sampling)
+        token = functools.partial(decoding.decode_step, self.decoder, sampling=self.options.sampling)
         return self._lower(
             token,
             self._weights(),
@@ -289,7 +292,7 @@ class _Programs:
     def _completions(self) -> rollout.Completions:
         s = self.sizes
         rows, n = s.batch // s.microbatches, s.completion
-        samples = sampling.Samples(
+        samples = decoding.Samples(
             self._array(rows, n),
             self._array(rows, n, dtype=bool),
             self._array(rows, n, dtype=jnp.float32),

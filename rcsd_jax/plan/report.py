@@ -9,7 +9,7 @@ from typing import Any
 import rich.box
 import rich.table
 
-from rcsd_jax.console import Console
+from rcsd_jax.host.console import Console
 from rcsd_jax.plan import measure, model_flops
 from rcsd_jax.plan.chips import GIB, Chip
 from rcsd_jax.plan.measure import Measured

@@ -6,10 +6,10 @@ import argparse
 import sys
 
 import rcsd_jax
-from rcsd_jax import command_line
-from rcsd_jax.console import Console, to_stderr
-from rcsd_jax.errors import UserError
-from rcsd_jax.files import as_path
+from rcsd_jax.cli import command_line
+from rcsd_jax.host.console import Console, to_stderr
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.files import as_path
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,18 +10,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rcsd_jax import config as configs
-from rcsd_jax import contexts, preparation, provenance
-from rcsd_jax.console import Console
+from rcsd_jax.checkpoints import huggingface
 from rcsd_jax.data.examples import Example
-from rcsd_jax.errors import UserError
-from rcsd_jax.files import AnyPath, read_json, write_json
-from rcsd_jax.metrics import read_metrics
-from rcsd_jax.models import huggingface
+from rcsd_jax.host.console import Console
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.files import AnyPath, read_json, write_json
+from rcsd_jax.host.metrics import read_metrics
 from rcsd_jax.report.examples import ROLES, has_weights, scored_completions
+from rcsd_jax.report.summary import SCORE_NAMES
+from rcsd_jax.roles import contexts
 from rcsd_jax.rubrics import parsing
 from rcsd_jax.rubrics.schema import Rubric
-from rcsd_jax.summary import SCORE_NAMES
+from rcsd_jax.run import preparation, provenance
+from rcsd_jax.settings import config as configs
 
 EXAMPLES = 24  # questions that are shown
 RUBRICS = 100

@@ -9,16 +9,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rcsd_jax import checkpoints, contexts, loop, preparation, train
-from rcsd_jax import config as configs
-from rcsd_jax.attribution import attribution, leave_one_out
+from rcsd_jax.checkpoints import huggingface, lora
 from rcsd_jax.data.examples import Example
-from rcsd_jax.files import AnyPath, fetched
+from rcsd_jax.host.files import AnyPath, fetched
+from rcsd_jax.methods import train
 from rcsd_jax.methods.rollout import Options, Variables
-from rcsd_jax.models import huggingface, lora, quantization, sharding
+from rcsd_jax.models import quantization, sharding
 from rcsd_jax.report.tokens import Scores, score_tokens, write_analyses
-from rcsd_jax.run import Model, load_weights, open_model
-from rcsd_jax.sampling import Samples
+from rcsd_jax.roles import contexts
+from rcsd_jax.roles.attribution import attribution, leave_one_out
+from rcsd_jax.run import checkpoints, loop, preparation
+from rcsd_jax.run.running import Model, load_weights, open_model
+from rcsd_jax.sampling.decoding import Samples
+from rcsd_jax.settings import config as configs
 
 ROLES = ("base", "trained", "teacher")
 END = "\u2403"  # stands for the end token

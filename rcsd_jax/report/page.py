@@ -19,8 +19,8 @@ import jinja2
 import markupsafe
 import numpy as np
 
+from rcsd_jax.report.summary import ROLE_NAMES, SCORE_NAMES
 from rcsd_jax.rubrics.schema import normalised
-from rcsd_jax.summary import ROLE_NAMES, SCORE_NAMES
 
 _FLOATS = ("divergence", "student_log_prob", "teacher_log_prob")
 _OF_TOKENS = ("tokens", *_FLOATS, "student_top", "teacher_top", "attribution")

@@ -18,7 +18,7 @@ from rcsd_jax import losses
 from rcsd_jax.methods import rollout
 from rcsd_jax.methods.rollout import Batch, Options, Variables
 from rcsd_jax.models.decoder import Decoder
-from rcsd_jax.sampling import Samples
+from rcsd_jax.sampling.decoding import Samples
 
 TOP = 5
 _CHUNK = 64  # positions whose logits are in memory at once

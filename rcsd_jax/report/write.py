@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rcsd_jax.console import Console
-from rcsd_jax.files import AnyPath, write_text
+from rcsd_jax.host.console import Console
+from rcsd_jax.host.files import AnyPath, write_text
 from rcsd_jax.report.collect import collect
 from rcsd_jax.report.page import render
 

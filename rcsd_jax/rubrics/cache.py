@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rcsd_jax.errors import UserError
-from rcsd_jax.files import AnyPath, append, as_path, whole_lines
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.files import AnyPath, append, as_path, whole_lines
 from rcsd_jax.rubrics import schema
 from rcsd_jax.rubrics.parsing import Parsed
 

@@ -1,0 +1,1 @@
+"""Directories of weights as Hugging Face and PEFT write them: reading and writing."""

@@ -1,0 +1,128 @@
+"""The table that a run ends with: every role on every split, sampled and greedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.table
+
+from rcsd_jax.host.console import Console
+
+ROLE_NAMES = {"base": "base student", "teacher": "teacher ({})", "trained": "trained student"}
+SCORE_NAMES = {
+    "criterion_f1": "criterion F1",
+    "accuracy": "accuracy",
+    "rubric_score": "rubric score",
+    "valid": "valid",
+}
+TITLE = "Evaluation, percent ± standard error, [95% interval]"
+_WIDEST = 3  # splits side by side; more are listed one below the other
+
+
+def print_summary(
+    console: Console, results: dict[str, dict[str, Any]], teacher_fields: dict[str, tuple[str, ...]]
+) -> None:
+    """Prints one table of all stages' evaluations (percent ± standard error), and the paths that were written.
+
+    Args:
+      console: where to.
+      results: stage name -> its summary.
+      teacher_fields: stage name -> what its teacher sees beside the question.
+    """
+    splits = list(dict.fromkeys(s for r in results.values() for e in r["evaluation"].values() for s in e))
+    modes = [
+        m
+        for m in ("sampled", "greedy")
+        if any(m in e[s] for r in results.values() for e in r["evaluation"].values() for s in e)
+    ]
+    if len(splits) > _WIDEST:
+        for stage, result in results.items():
+            print_evaluation(console, result["evaluation"], title=f"{stage}: {TITLE}" if stage else TITLE)
+    elif splits:
+        table = rich.table.Table(title=TITLE.split(", [")[0])
+        for column in ("stage", "score", "role"):
+            table.add_column(column)
+        for split in splits:
+            for mode in modes:
+                table.add_column(f"{split.replace('_', ' ')}\n{mode}", justify="right")
+        for stage, result in results.items():
+            _add_rows(table, stage, result["evaluation"], " + ".join(teacher_fields[stage]), splits, modes)
+            table.add_section()
+        console.print(table)
+    for stage, result in results.items():
+        for what, path in result["paths"].items():
+            console.print(f"{stage + ' ' if stage else ''}{what}: {path}", soft_wrap=True)
+
+
+def print_evaluation(
+    console: Console,
+    evaluation: dict[str, Any],
+    *,
+    title: str = TITLE,
+    names: Mapping[str, str] = ROLE_NAMES,
+) -> None:
+    """Prints a line for every role, split and mode: scores in percent ± standard error, and what completions were like.
+
+    Args:
+      console: where to.
+      evaluation: role -> split -> mode -> scores, as `evaluate.table.evaluate` gives them.
+      title: over the table.
+      names: what the roles are called.
+    """
+    table = rich.table.Table(title=title)
+    lines = [
+        (r, s, m, scores)
+        for r, splits in evaluation.items()
+        for s, modes in splits.items()
+        for m, scores in modes.items()
+    ]
+    passes = sorted({k for *_, scores in lines for k in scores if k.startswith("pass@")}, key=lambda k: int(k[5:]))
+    for column in ("role", "questions of", "", "score"):
+        table.add_column(column)
+    for column in ("mean", "interval", *passes, "unparsed", "ungraded", "cut", "tokens"):
+        table.add_column(column, justify="right")
+    for role, split, mode, scores in lines:
+        score = next((s for s in SCORE_NAMES if s in scores), "")
+        interval = scores.get(f"{score}_interval")
+        table.add_row(
+            names.get(role, role).split(" (")[0],
+            f"{split.replace('_', ' ')} ({scores['questions']})",
+            f"{mode}, {scores['samples']} each" if "samples" in scores else mode,
+            SCORE_NAMES.get(score, ""),
+            _mean(scores, score),
+            "–" if interval is None else "[{:.1f}, {:.1f}]".format(*(100 * x for x in interval)),
+            *(_percent(scores.get(name)) for name in passes),
+            _percent(1 - scores["parsed"] if "parsed" in scores else None),
+            _percent(scores.get("ungraded")),
+            _percent(scores["share_cut"]),
+            f"{scores['length']:.0f}",
+        )
+    console.print(table)
+
+
+def _mean(scores: dict[str, Any], score: str) -> str:
+    return "–" if scores.get(score) is None else f"{100 * scores[score]:.1f} ± {100 * scores[f'{score}_stderr']:.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _add_rows(
+    table: rich.table.Table,
+    stage: str,
+    evaluation: dict[str, Any],
+    teacher: str,
+    splits: Sequence[str],
+    modes: Sequence[str],
+) -> None:
+    def cell(role: str, split: str, mode: str, score: str) -> str:
+        return _mean(evaluation[role].get(split, {}).get(mode, {}), score)
+
+    first: dict[str, Any] = next(iter(next(iter(evaluation.values()), {}).values()), {})
+    present: dict[str, Any] = next(iter(first.values()), {})
+    for score in [s for s in SCORE_NAMES if s in present]:
+        for role in [r for r in ROLE_NAMES if r in evaluation]:
+            cells = [cell(role, split, mode, score) for split in splits for mode in modes]
+            table.add_row(stage, SCORE_NAMES[score], ROLE_NAMES[role].format(teacher), *cells)

@@ -1,0 +1,237 @@
+"""Roles: what student and teacher see. A role is a list of fields and a thinking switch; a prompt is data.
+
+Both roles go through the tokenizer's own chat template, as one user message:
+
+    [definition]                 what the task is (rubric writing)
+    question
+    heading, content             for every further field that the role sees
+    request                      what to write now
+
+The completion follows the generation prompt directly, in both roles, so the same completion tokens can be scored in both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from rcsd_jax.data.examples import Example
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.rubrics.schema import to_json
+
+# What a field name in a role shows of an example; None means that the example does not have it.
+FIELDS: dict[str, Callable[[Example, str], str | None]] = {
+    "question": lambda example, style: example.question,
+    "reference": lambda example, style: example.reference,
+    "answer": lambda example, style: example.answer,
+    "rubric": lambda example, style: None if example.rubric is None else to_json(example.rubric, style=style),
+    "success": lambda example, style: example.extra.get("success"),
+    "feedback": lambda example, style: example.extra.get("feedback"),
+}
+ATTEMPT_FIELDS = ("success", "feedback")
+"""Fields that training puts into `extra`: of a question's completions, one that succeeded, and what a grader said of one."""
+
+ENGLISH: dict[str, Any] = {
+    "rubric_style": "objects",
+    "headings": {
+        "reference": "Reference answer:",
+        "answer": "Final answer:",
+        "rubric": "Criteria that an excellent answer meets (JSON):",
+        "success": "An earlier answer that was right:",
+        "feedback": "What was found wrong with an earlier answer:",
+    },
+    "solve": {
+        "definition": "",
+        "request": "Reason step by step, and put your final answer within \\boxed{}.",
+    },
+    "write_rubric": {
+        "definition": (
+            "Write a grading rubric for answers to the question below. Each criterion is self-contained: a grader who sees "
+            "only the criterion and an answer can decide whether it is met. A criterion is an object with a `title` (2 to 5 "
+            "words), a `description` (one requirement, at most 40 words, starting with its class) and an integer `weight`. "
+            'The classes are "Essential Criteria:" (weight 9 to 10, without it the answer fails), "Important Criteria:" '
+            '(5 to 8), "Optional Criteria:" (1 to 4) and "Pitfall Criteria:" (a mistake the answer must not make, -1 to '
+            "-5). Give between 3 and 25 criteria."
+        ),
+        "request": "Answer with the JSON array of criteria and nothing else.",
+    },
+    "reason": {
+        "request": (
+            "Before any answer is written: in a short paragraph, say what the material above demands of a good answer and "
+            "where a careless answer would go wrong. Do not solve the problem."
+        ),
+        "transition": (
+            "Now do this as if you had only the question before you, without citing or mentioning any of the other "
+            "material."
+        ),
+    },
+}
+"""The default prompts; a config may replace any of these strings."""
+
+_ANALYSIS = "\u2402ANALYSIS\u2403"  # stands for the sampled analysis while the template renders the turns around it
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """What one role sees: `fields` in order (names of `FIELDS`), and the chat template's thinking switch.
+
+    Examples:
+      >>> Role(("question", "reference"))
+      Role(fields=('question', 'reference'), thinking=False)
+      >>> Role(("reference",))
+      Traceback (most recent call last):
+      rcsd_jax.host.errors.UserError: field 'fields' = ('reference',): a role must see the question; add 'question'
+    """
+
+    fields: tuple[str, ...]
+    thinking: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.fields:
+            if name not in FIELDS:
+                raise UserError("unknown field in a role", field="fields", value=name, remedy=f"use {sorted(FIELDS)}")
+        if "question" not in self.fields:
+            raise UserError("a role must see the question", field="fields", value=self.fields, remedy="add 'question'")
+
+
+def user_message(
+    example: Example, role: Role, prompts: Mapping[str, Any], task: str, *, request: str | None = None
+) -> str:
+    """The text of the user turn that `role` sees; `request` replaces the task's own.
+
+    Raises:
+      UserError: the example lacks a field that the role must see.
+
+    Examples:
+      >>> example = Example("1", "6 * 7?", "It is 42.", None, None, "rows.jsonl:1")
+      >>> print(user_message(example, Role(("question", "reference")), ENGLISH, "solve", request="Answer."))
+      6 * 7?
+      Reference answer:
+      It is 42.
+      Answer.
+    """
+    parts = [prompts[task].get("definition", "")]
+    for name in role.fields:
+        content = FIELDS[name](example, prompts["rubric_style"])
+        if not content:
+            raise UserError(
+                f"no {name} although a role must see it",
+                file=example.origin,
+                field=name,
+                remedy=f"add it to the row, or take '{name}' out of the role's fields",
+            )
+        parts += [content] if name == "question" else [prompts["headings"][name], content]
+    parts.append(prompts[task]["request"] if request is None else request)
+    return "\n".join(part for part in parts if part)
+
+
+def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> str:
+    """A conversation through the tokenizer's chat template, up to the generation prompt.
+
+    Raises:
+      UserError: the template fails.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+    except jinja2.TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise UserError(
+            f"the tokenizer's chat template fails on turns of {', '.join(roles)} ({type(error).__name__}: {error})",
+            field="chat_template",
+            remedy="repair chat_template.jinja in the model's directory, or use another model",
+        ) from error
+
+
+def role_text(
+    tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str, *, request: str | None = None
+) -> str:
+    """The prompt that `role` sees as text, through the tokenizer's chat template; the completion is appended to it.
+
+    Raises:
+      UserError: as `user_message`, or the template fails.
+    """
+    message = user_message(example, role, prompts, task, request=request)
+    return chat_text(tokenizer, [{"role": "user", "content": message}], thinking=role.thinking)
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids [P] int32 of each text, as it stands: no special tokens are added. All at once use every core."""
+    if not texts:
+        return []
+    # A template already wrote the special tokens; adding them again would shift every position.
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    return [np.asarray(tokens, np.int32) for tokens in encoded["input_ids"]]
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> np.ndarray:
+    """Token ids [P] int32 of a conversation through the tokenizer's chat template, up to the generation prompt."""
+    return encode_texts(tokenizer, [chat_text(tokenizer, messages, thinking=thinking)])[0]
+
+
+def encode_role(tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str) -> np.ndarray:
+    """Token ids [P] int32 of the prompt that `role` sees; the completion is appended to them."""
+    return encode_texts(tokenizer, [role_text(tokenizer, example, role, prompts, task)])[0]
+
+
+def encode_reason_first(
+    tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The teacher's context when it writes an analysis before the completion is scored (the authors' release).
+
+    Returns:
+      prompt: token ids up to where the analysis is sampled, those of `role_text` with the request of "reason".
+      transition: token ids between the analysis and the completion, the same for all examples: the end of that turn, the
+        user turn that repeats the task's request, to be met as if unaided, and the generation prompt.
+    """
+    message = user_message(example, role, prompts, task, request=prompts["reason"]["request"])
+    turns = [
+        {"role": "user", "content": message},
+        {"role": "assistant", "content": _ANALYSIS},
+        {"role": "user", "content": f"{prompts['reason']['transition']}\n{prompts[task]['request']}".strip()},
+    ]
+    text = chat_text(tokenizer, turns, thinking=role.thinking)
+    _, marker, after = text.rpartition(_ANALYSIS)  # the last: a row's text may hold the same characters
+    if not marker:
+        raise UserError(
+            "the chat template drops the assistant's earlier turn, which reason-first needs",
+            field="teacher.reason_tokens",
+            remedy="set teacher.reason_tokens=0 or use a template that keeps every turn",
+        )
+    prompt, transition = encode_texts(tokenizer, [chat_text(tokenizer, turns[:1], thinking=role.thinking), after])
+    return prompt, transition
+
+
+def pad_left(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Left-padded tokens [B, length] int32 and their mask [B, length] bool. A row longer than `length` is an error.
+
+    Examples:
+      >>> tokens, mask = pad_left([np.array([5, 6, 7]), np.array([8])], 4, 0)
+      >>> tokens.tolist(), mask.sum(axis=1).tolist()
+      ([[0, 5, 6, 7], [0, 0, 0, 8]], [3, 1])
+    """
+    tokens = np.full((len(rows), length), pad_id, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        if len(row) > length:
+            raise ValueError(f"a prompt of {len(row)} tokens does not fit {length}; prompts are never cut")
+        if len(row):
+            tokens[i, -len(row) :] = row
+            mask[i, -len(row) :] = True
+    return tokens, mask
+
+
+def pad_right(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded tokens [B, length] int32 and their mask [B, length] bool. A row longer than `length` is an error.
+
+    Examples:
+      >>> pad_right([np.array([5, 6, 7]), np.array([8])], 4, 0)[0].tolist()
+      [[5, 6, 7, 0], [8, 0, 0, 0]]
+    """
+    tokens, mask = pad_left([row[::-1] for row in rows], length, pad_id)
+    return tokens[:, ::-1], mask[:, ::-1]

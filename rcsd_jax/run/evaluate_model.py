@@ -1,0 +1,76 @@
+"""A model or an adapter on benchmarks, without training: what `python -m rcsd_jax.evaluate` does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rcsd_jax.host import multihost
+from rcsd_jax.host.console import Console
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.files import AnyPath, as_path, write_json
+from rcsd_jax.host.preemption import StopRequest
+from rcsd_jax.models import sharding
+from rcsd_jax.run import preparation, provenance, starts
+from rcsd_jax.run.evaluate_role import evaluate_role
+from rcsd_jax.run.judged import judge_of
+from rcsd_jax.run.running import Model, Run, open_served, say_once
+from rcsd_jax.run.workdir import claimed, from_main_if_written
+from rcsd_jax.settings import config as configs
+
+
+def evaluate_model(
+    config: ConfigDict, workdir: AnyPath, console: Console, stop: StopRequest
+) -> dict[str, dict[str, Any]]:
+    """Evaluates `model.path`, a model or a LoRA adapter, in the roles of `eval.roles`; role -> split -> mode -> scores.
+
+    What was finished in `workdir` is not done again.
+
+    Raises:
+      UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; what was sampled is kept.
+    """
+    workdir = as_path(workdir)
+    mesh = sharding.make_mesh(**config.mesh)
+    with claimed(workdir, config) as changed, jax.set_mesh(mesh), contextlib.ExitStack() as closing:
+        if not changed and (summary := from_main_if_written(workdir / "summary.json")) is not None:
+            console.print(f"complete, see {workdir}", soft_wrap=True)
+            return summary["evaluation"]
+        if multihost.is_main():
+            provenance.record(workdir)
+        console.print(f"evaluate: reading model {config.model.path} and questions", soft_wrap=True)
+        run = Run(config, workdir, mesh, console, stop, "evaluate")
+        if configs.graded_by_judge(config):
+            run = run._replace(judge=closing.enter_context(judge_of(run)))
+        model, _, load = open_served(config.model.path, config, mesh)
+        questions = questions_of(config, model, mesh, say=say_once(console))
+        if changed:
+            told = multihost.from_main(lambda: starts.apply(workdir, config))
+            console.print(f"goes on with another config: {told}", soft_wrap=True)
+        console.print(f"evaluate: loading weights of {config.model.path}", soft_wrap=True)
+        variables = load()
+        evaluation = {role: evaluate_role(role, asked, model, variables, run) for role, asked in questions.items()}
+        if multihost.is_main():
+            write_json(workdir / "summary.json", {"task": config.task, "evaluation": evaluation})
+        return evaluation
+
+
+def questions_of(
+    config: ConfigDict, model: Model, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
+) -> dict[str, dict[str, preparation.Questions]]:
+    """Role -> split -> the questions that it is asked; at least one. `say` is told what was left out.
+
+    Raises:
+      UserError: there are none, they cannot be read, or the mesh cannot share out a batch.
+    """
+    sharding.check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
+    questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
+    if not questions:
+        remedy = "set eval.benchmarks, or eval.grader and eval.path, and eval.roles"
+        raise UserError("nothing to evaluate", field="eval.benchmarks", remedy=remedy)
+    if "base" in questions:
+        questions.pop("trained", None)  # nothing was trained: they would be the same
+    return questions

@@ -1,0 +1,136 @@
+"""Grading in training, on the host between sampling and learning: rewards, and teachers' contexts that need attempts.
+
+A group are the completions of one question, which follow each other in the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from rcsd_jax.data.examples import Example
+from rcsd_jax.evaluate.graders import GRADERS, grade_all
+from rcsd_jax.host import multihost
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.losses import policy_gradient
+from rcsd_jax.methods.rollout import Completions
+from rcsd_jax.models import sharding
+from rcsd_jax.roles import contexts
+from rcsd_jax.run import preparation
+from rcsd_jax.run.running import Model, Run
+from rcsd_jax.sampling.decoding import SamplingConfig
+from rcsd_jax.sampling.many import completion_of_row
+
+
+def graded(
+    completions: Completions,
+    asked: Sequence[Example],
+    shown: Sequence[Example],
+    sampling: SamplingConfig,
+    model: Model,
+    run: Run,
+) -> tuple[Completions, dict[str, float]]:
+    """Completions with their advantages and, where the teacher sees attempts, with its prompts; and what is logged.
+
+    Args:
+      completions: as sampled, B rows on the mesh.
+      asked: the B rows' examples as they are graded.
+      shown: the same as the roles see them: their rubrics may be others.
+      sampling: how the completions were sampled.
+      model: it decodes and encodes.
+      run: config and mesh.
+
+    Raises:
+      UserError: the grader gives no score of the name that `reward.score` holds.
+    """
+    config = run.config
+    samples = multihost_utils.process_allgather(completions.samples, tiled=True)
+    texts = [model.decode(completion_of_row(samples, i, sampling).tokens) for i in range(len(asked))]
+    grader = GRADERS[config.reward.grader]
+    grade = functools.partial(grade_all, config.reward.grader, judge=run.judge)
+    if grader.grade is None:
+        scores = grade(asked, texts)
+    else:
+        scores = multihost.shared(lambda pair: grade(*pair)[0], [([e], [t]) for e, t in zip(asked, texts, strict=True)])
+    rewards = np.array([_score(one, config) for one in scores], np.float32)  # [B]
+    settings = dict(group_size=config.sampling.group, scale=config.policy.scale_advantages)
+    advantages = np.asarray(policy_gradient.group_advantages(rewards, **settings))
+
+    own = sharding.own_rows(len(asked), run.mesh)
+    completions = completions._replace(advantages=sharding.to_mesh(advantages[own], run.mesh))
+    graded = ~np.isnan(rewards)  # a judge may not have answered
+    means = {f"graded_{name}": _mean(np.array([one[name] for one in scores])[graded]) for name in scores[0]}
+    means["groups_alike"] = float(np.mean([_alike(group) for group in rewards.reshape(-1, config.sampling.group)]))
+    if not graded.all():
+        means["share_graded"] = float(graded.mean())
+    if not set(contexts.ATTEMPT_FIELDS) & set(config.teacher.fields):
+        return completions, means
+    feedback = grader.feedback or (lambda truth, text: None)
+    told = [
+        dataclasses.replace(one, extra={**one.extra, "success": success, "feedback": feedback(truth, text)})
+        for one, truth, text, success in zip(shown, asked, texts, _successes(texts, rewards, config), strict=True)
+    ]
+    return _with_attempts(completions, told, own, means, model, run)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _alike(rewards: np.ndarray) -> bool:
+    """Whether a group says nothing: all that were graded are equal."""
+    known = rewards[~np.isnan(rewards)]
+    return len(known) == 0 or bool(np.ptp(known) == 0)
+
+
+def _score(scores: dict[str, float], config: ConfigDict) -> float:
+    if config.reward.score not in scores:
+        raise UserError(
+            f"the grader '{config.reward.grader}' gives no such score",
+            field="reward.score",
+            value=config.reward.score,
+            remedy=f"use one of {sorted(scores)}",
+        )
+    return scores[config.reward.score]
+
+
+def _successes(texts: Sequence[str], rewards: np.ndarray, config: ConfigDict) -> list[str | None]:
+    """For each row the first other text of its group that succeeded, or None."""
+    group = config.sampling.group
+    found: list[str | None] = []
+    for i in range(len(texts)):
+        start = i - i % group
+        others = (j for j in range(start, start + group) if j != i and rewards[j] >= config.reward.success)
+        found.append(next((texts[j] for j in others), None))
+    return found
+
+
+def _with_attempts(
+    completions: Completions, told: Sequence[Example], own: np.ndarray, means: dict, model: Model, run: Run
+) -> tuple[Completions, dict[str, Any]]:
+    """The teacher's prompts of examples that hold attempts; a row without one, or with too long a prompt, is not taught."""
+    config = run.config
+    wanted = [name for name in contexts.ATTEMPT_FIELDS if name in config.teacher.fields]
+
+    def encode(example: Example) -> np.ndarray | None:
+        if not all(example.extra[name] for name in wanted):
+            return None
+        prompt = preparation.teacher_prompt(model.tokenizer, example, config)
+        return prompt if preparation.fits(example, prompt, config, role="teacher") else None
+
+    prompts = multihost.shared(encode, told)
+    taught = np.array([prompt is not None for prompt in prompts])
+    # One shape for the whole run: how long a step's attempts are is not known before.
+    length = -(-config.data.max_teacher_prompt // config.data.pad_to) * config.data.pad_to
+    nothing = np.asarray([model.pad_id], np.int32)
+    rows = [nothing if prompts[i] is None else prompts[i] for i in own]
+    tokens, mask = contexts.pad_left(rows, length, model.pad_id)
+    tokens, mask, mine = sharding.to_mesh((tokens, mask, taught[own]), run.mesh)
+    means["share_taught"] = float(taught.mean())
+    return completions._replace(teacher_tokens=tokens, teacher_mask=mask, taught=mine), means

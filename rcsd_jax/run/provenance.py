@@ -1,0 +1,62 @@
+"""How a run was started: the command and the versions of what ran, one line a start, in `starts.jsonl` of its workdir."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import rcsd_jax
+from rcsd_jax.host.files import AnyPath, append, told_if_refused
+
+_FILE = "starts.jsonl"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+
+
+def record(workdir: AnyPath) -> None:
+    """Adds this start to those of the workdir; to be called by one process of the job.
+
+    Raises:
+      WriteFailed: the storage does not take it.
+    """
+    now = datetime.datetime.now().isoformat(" ", "minutes")
+    start = {"at": now, "command": command(sys.orig_argv), "versions": versions()}
+    with told_if_refused(workdir / _FILE):
+        append(workdir / _FILE, json.dumps(start).encode() + b"\n")
+
+
+def starts(workdir: AnyPath) -> list[dict[str, Any]]:
+    """All starts of the workdir, the first one first; none of a run that is older than this record."""
+    path = workdir / _FILE
+    found = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # a line that a kill left unfinished
+            continue
+    return found
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line of a process as a shell takes it; its interpreter is "python", wherever it lies.
+
+    Examples:
+      >>> command(["/venv/bin/python3", "-m", "rcsd_jax.main", "--config=tiny", "--workdir=runs/a b"])
+      "python -m rcsd_jax.main --config=tiny '--workdir=runs/a b'"
+    """
+    return shlex.join(["python", *argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Name -> version of this package and of those it computes with, as far as they are installed."""
+    found = {"rcsd_jax": rcsd_jax.__version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,162 @@
+"""The rows of a run in the order of their use: each gets its prompts when it is first needed, and is held.
+
+The order is `data.batches.in_order` of all rows, less those that are left out: too long, or without a rubric. What a step
+learns from follows from the place in that order at which it begins, which a checkpoint holds. So a run goes on with
+exactly the rows that it would have had, and no row needs to be looked at before its time.
+
+Shapes are static, though, and bad input shall be found before weights are read. Therefore the first `AT_START` rows are
+prepared before a run begins: they decide the usual shapes, however long the run will be. So are those that might be too
+long where that is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rcsd_jax.data.batches import in_order
+from rcsd_jax.data.examples import Example
+from rcsd_jax.host import multihost
+from rcsd_jax.roles import contexts
+from rcsd_jax.run import preparation
+from rcsd_jax.run.preparation import Encoded, Limits, Longest, Row
+
+AT_START = 2048
+"""Rows that are prepared before a run begins: a second or two, and all rows of small data."""
+
+GiveRubrics = Callable[[list[Example]], list[Example]]
+"""Of examples those that get a rubric, with it. All processes call it together."""
+
+
+class Rows:
+    """All rows of a run, the same in every process, prepared as far as they are needed.
+
+    Attributes:
+      examples: all of them, prepared or not.
+      first: those that were prepared at the start and fit, in the order of the data (of more than `AT_START` rows: of use).
+      skipped: how many were left out as too long so far.
+      left_out: the same with those that got no rubric.
+      digest: a hash of the prompts and references of the first rows, and of the texts of all rows where there are more.
+    """
+
+    def __init__(self, examples: Sequence[Example], tokenizer: Any, config: ConfigDict):
+        self.examples, self.skipped, self.left_out = examples, 0, 0
+        self._tokenizer, self._config = tokenizer, config
+        self._order = in_order(range(len(examples)), seed=config.seed)
+        self._held: dict[int, Row | None] = {}  # row number -> None where it is left out
+        self.first: Encoded
+        self.digest = ""
+
+    def start(self, *, positions: int, give_rubrics: GiveRubrics | None = None) -> bool:
+        """Prepares what has to be known before weights are read; all processes together. False where no row fits.
+
+        Args:
+          positions: how long a prompt may be together with all that follows it: rows that may be longer are prepared too.
+          give_rubrics: where a model writes them, for every row that the run will use.
+
+        Raises:
+          UserError: `data.too_long` is "fail" and a row is too long.
+        """
+        count = len(self.examples)
+        first = self._drawn(0, AT_START) if count > AT_START else range(count)
+        more = self._drawn(0, min(count, self._questions())) if give_rubrics else self._doubtful(positions)
+        self._prepare([*first, *more], give_rubrics, together=True)
+        fitting = self._fitting(first)
+        for begin in range(AT_START, count, AT_START):
+            if fitting:
+                break
+            first = self._drawn(begin, AT_START)
+            self._prepare(first, give_rubrics, together=True)
+            fitting = self._fitting(first)
+        if not fitting:
+            return False
+        transition = preparation.transition_of(fitting[0].example, self._tokenizer, self._config)
+        self.first = preparation.collate(fitting, transition, preparation.longest_of(fitting))
+        self.digest = self._digest()
+        if give_rubrics:  # rows that are left out have others in their place, which need rubrics too
+            taken, place, wanted = 0, 0, self._questions()
+            while taken < wanted and len(self._held) < count:
+                drawn = self._drawn(place, wanted - taken)
+                self._prepare(drawn, give_rubrics, together=True)
+                taken, place = taken + len(self._fitting(drawn)), place + len(drawn)
+        return True
+
+    def take(self, place: int, count: int) -> tuple[Encoded, int]:
+        """`count` rows from a place in the order on, and the place behind them: the same in every process, whatever was taken.
+
+        Raises:
+          UserError: `data.too_long` is "fail" and a row is too long.
+        """
+        taken: list[Row] = []
+        while len(taken) < count:
+            drawn = self._drawn(place, count - len(taken))
+            self._prepare(drawn, None, together=False)
+            taken += self._fitting(drawn)
+            place += len(drawn)
+        return preparation.collate(taken, self.first.transition, self.first.longest), place
+
+    def longest(self) -> Longest:
+        """Of all rows that were prepared so far."""
+        return preparation.longest_of([row for row in self._held.values() if row is not None])
+
+    def _digest(self) -> str:
+        total, data = hashlib.sha256(), self.first
+        for tokens in (*data.student, *data.teacher, data.transition, *data.references):
+            total.update(len(tokens).to_bytes(4, "little") + np.asarray(tokens, np.int32).tobytes())
+        if len(self.examples) > AT_START:
+            style = self._config.rubric.style
+            for example in self.examples:
+                texts = [
+                    contexts.FIELDS[name](example, style) for name in ("question", "reference", "answer", "rubric")
+                ]
+                total.update(repr(texts).encode())
+        return total.hexdigest()[:16]
+
+    def _questions(self) -> int:
+        """How many rows all steps take."""
+        train = self._config.train
+        return train.steps * (train.batch_size // self._config.sampling.group)
+
+    def _drawn(self, place: int, count: int) -> list[int]:
+        return [int(self._order[i]) for i in range(place, place + count)]
+
+    def _fitting(self, numbers: Iterable[int]) -> list[Row]:
+        return [row for number in numbers if (row := self._held[number]) is not None]
+
+    def _doubtful(self, positions: int) -> list[int]:
+        """The rows that have to be looked at before weights are read, as they may be too long."""
+        if len(self.examples) <= AT_START:
+            return []
+        config = self._config
+        fails, behind = config.data.too_long == "fail", config.sampling.max_new_tokens
+        transition = preparation.transition_of(self.examples[0], self._tokenizer, config)
+        analysis = config.teacher.reason_tokens + len(transition)
+
+        def limit(most: int, room: int) -> int | None:
+            # A row that goes beyond the positions ends the run, also where one beyond the limits is merely left out.
+            return min(most, room) if fails or most > room else None
+
+        limits = Limits(
+            limit(config.data.max_student_prompt, positions - behind),
+            limit(config.data.max_teacher_prompt, positions - behind - analysis),
+            behind if fails and config.sampling.source == "reference" else None,
+        )
+        if limits == Limits(None, None, None):
+            return []
+        return preparation.may_exceed(self.examples, limits, self._tokenizer, config)
+
+    def _prepare(self, numbers: Iterable[int], give_rubrics: GiveRubrics | None, *, together: bool) -> None:
+        new = [number for number in dict.fromkeys(numbers) if number not in self._held]
+        examples = [self.examples[number] for number in new]
+        if give_rubrics and examples:
+            examples = give_rubrics(examples)
+        encode = lambda mine: preparation.encode_rows(mine, self._tokenizer, self._config)
+        rows = multihost.shared_list(encode, examples) if together else encode(examples)
+        fitting = {row.example.id: row for row in rows if preparation.row_fits(row, self._config)}
+        self.skipped += len(rows) - len(fitting)
+        self.left_out += len(new) - len(fitting)
+        self._held.update((number, fitting.get(self.examples[number].id)) for number in new)

@@ -1,0 +1,73 @@
+"""A stage's folder: whose config it belongs to, that one job writes it, and what lies there already."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rcsd_jax.host import multihost
+from rcsd_jax.host.errors import UserError, first_line
+from rcsd_jax.host.files import AnyPath, is_remote, read_json
+from rcsd_jax.run import starts
+
+
+@contextlib.contextmanager
+def claimed(workdir: AnyPath, config: ConfigDict) -> Iterator[tuple[str, ...]]:
+    """Holds `workdir` for this run while the context lasts.
+
+    Yields the keys on whose change since the last start results hang; `starts.apply` is then still to be called.
+
+    A workdir behind a URL cannot be locked: that no other job uses it is then for the user to see to.
+
+    Raises:
+      UserError: it cannot be written or reached, is in use by another process, or see `starts.begin`.
+    """
+    if is_remote(workdir):
+        yield multihost.from_main(lambda: _reached(workdir, lambda: starts.begin(workdir, config)))
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / f".lock-{jax.process_index()}").open("w")
+    except OSError as error:
+        raise UserError(
+            f"the workdir cannot be written ({error.strerror})", file=workdir, remedy="choose another with --workdir"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                "another run is using this workdir",
+                file=workdir,
+                remedy="wait for it, or choose another with --workdir",
+            ) from error
+        yield multihost.from_main(lambda: starts.begin(workdir, config))
+
+
+def from_main_if_written(path: AnyPath) -> Any:
+    """What process 0 finds in a JSON file, or None where it is not there."""
+    return multihost.from_main(lambda: read_json(path) if path.exists() else None)
+
+
+def check_later_stages(stages: Sequence[tuple[str, ConfigDict]], workdir: AnyPath) -> None:
+    """See `starts.check_later_stages`."""
+    check = lambda: starts.check_later_stages(stages, workdir)
+    multihost.from_main(lambda: _reached(workdir, check) if is_remote(workdir) else check())
+
+
+def _reached(workdir: AnyPath, act: Callable[[], Any]) -> Any:
+    try:
+        return act()
+    except UserError:
+        raise
+    except Exception as error:  # of many types: a client that is not installed, credentials, no such bucket
+        raise UserError(
+            f"the workdir cannot be reached ({type(error).__name__}: {first_line(error, 160)})",
+            file=workdir,
+            remedy="see to the bucket and the credentials; gs:// needs pip install 'rcsd_jax[gcs]'",
+        ) from error

@@ -1,0 +1,265 @@
+"""Sampling that does not wait for the longest row: a finished row's slot goes to the next waiting prompt.
+
+One jitted program of static shapes, three nested loops on the device: while prompts wait or rows are unfinished, fill the
+free slots (prefilling the next prompts when those prefilled before are used up), then decode one token in every slot.
+Looking at the queue after every token costs a few sums over slots, less than slots that idle until the end of a chunk.
+
+On a mesh each of the G shards of rows (in the sampling layout: data x group) has its own slots and its own part of the queue, so no keys or values travel.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rcsd_jax.models.decode_attention import copy_rows, init_cache
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.sharding import row_shards
+from rcsd_jax.sampling.decoding import (
+    Rows,
+    Samples,
+    SamplingConfig,
+    Weights,
+    decode_step,
+    decoding_weights,
+    in_sampling_layout,
+    prefill,
+)
+
+
+class Occupancy(NamedTuple):
+    """How well the slots were used: int32 scalars. The occupancy is live / (slots * steps).
+
+    Attributes:
+      live: tokens decoded for completions.
+      steps: decode steps, each of which decodes a token in every slot.
+      prefills: batches of prompts that were prefilled.
+    """
+
+    live: jax.Array
+    steps: jax.Array
+    prefills: jax.Array
+
+
+class _Queue(NamedTuple):
+    """Prompts of G shards; sample i of a shard is of its prompt i // samples_per_prompt."""
+
+    tokens: jax.Array  # [G, R, P]
+    mask: jax.Array  # [G, R, P]
+    keys: jax.Array  # [G, R * samples]
+    limits: jax.Array  # [G, R * samples] int32
+
+
+class _State(NamedTuple):
+    rows: Rows  # of G * slots rows; `lengths` is 0 in free slots
+    sample: jax.Array  # [G, slots] int32, the sample that a slot writes; R * samples: the slot is free
+    written: jax.Array  # [G, slots] int32, its tokens so far
+    shelf: Rows  # of G * C rows: prompts that are prefilled, prompt p of a shard in place p % C
+    prefilled: jax.Array  # [G] int32, prompts that were put on the shelf
+    given: jax.Array  # [G] int32, samples that were given a slot
+    tokens: jax.Array  # [G, R * samples, N] int32
+    log_probs: jax.Array  # [G, R * samples, N] float32
+    lengths: jax.Array  # [G, R * samples] int32
+    occupancy: Occupancy
+
+
+def generate_queue(
+    decoder: Decoder,
+    variables: Any,
+    prompt_tokens: jax.Array,
+    prompt_mask: jax.Array,
+    keys: jax.Array,
+    sampling: SamplingConfig,
+    *,
+    slots: int,
+    refill: int | None = None,
+    samples_per_prompt: int = 1,
+    limits: jax.Array | None = None,
+    pad_id: int = 0,
+) -> tuple[Samples, Occupancy]:
+    """Samples completions of a queue of prompts with `slots` rows at a time. The tokens are those of `generate`.
+
+    Sample s of prompt r is row r * samples_per_prompt + s of keys, limits and what is returned.
+
+    Args:
+      decoder: the model.
+      variables: its variables ("params", and "lora" for adapters in use).
+      prompt_tokens: [R, P] int32, at least one real token in every row; padding may stand anywhere.
+      prompt_mask: [R, P] bool, true for real tokens.
+      keys: [R * samples_per_prompt] random keys: token t uses fold_in(key, t).
+      sampling: the settings.
+      slots: rows that are decoded together.
+      refill: prompts that are prefilled together; an eighth of the slots by default.
+      samples_per_prompt: completions of each prompt, which is prefilled once for all of them.
+      limits: [R * samples_per_prompt] int32, at least 1: a length limit of each completion, below the sampling's.
+      pad_id: fills `tokens` after the end.
+
+    Returns:
+      The completions, and how well the slots were used.
+
+    Raises:
+      ValueError: the mesh's shards of rows do not divide prompts, slots or refill.
+    """
+    config, count = decoder.config, prompt_tokens.shape[0]
+    decoder = in_sampling_layout(decoder)
+    shards = row_shards(decoder.config.layout)
+    refill = max(slots // 8 // shards, 1) * shards if refill is None else refill
+    for name, value in (("prompts", count), ("slots", slots), ("refill", refill)):
+        if value % shards or value < shards:
+            raise ValueError(f"{name} = {value}: the mesh has {shards} shards of rows, which must divide it")
+    if limits is None:
+        limits = jnp.full((count * samples_per_prompt,), sampling.max_new_tokens, jnp.int32)
+    limits = jnp.minimum(limits, sampling.max_new_tokens)
+    weights = decoding_weights(decoder, variables, merge_adapters=sampling.merged_adapters)
+    by_shard = lambda x: x.reshape(shards, x.shape[0] // shards, *x.shape[1:])
+    queue = _Queue(*map(by_shard, (prompt_tokens, prompt_mask, keys, limits)))
+    state = _empty(config, queue, sampling, slots // shards, refill // shards, pad_id)
+
+    def fill(state: _State) -> _State:
+        wants = lambda s: _wants(s, queue)
+        lacks = lambda s: wants(s) & (_ready(s, queue, samples_per_prompt) == 0)
+        put = lambda s: _put_on_shelf(decoder, weights, s, queue, refill // shards, samples_per_prompt)
+
+        def one(s: _State) -> _State:
+            # A loop of at most one round, and not a conditional, because a loop's carry is updated in place.
+            s = jax.lax.while_loop(lambda s: lacks(s).any(), put, s)
+            return _give_slots(s, queue, samples_per_prompt)
+
+        return jax.lax.while_loop(lambda s: wants(s).any(), one, state)
+
+    def body(state: _State) -> _State:
+        return _decode(decoder, weights, fill(state), queue, sampling)
+
+    samples = queue.keys.shape[1]
+    unfinished = lambda s: (s.given < samples).any() | (s.sample < samples).any()
+    state = jax.lax.while_loop(unfinished, body, state)
+    flat = lambda x: x.reshape(shards * samples, *x.shape[2:])
+    tokens, lengths = flat(state.tokens), flat(state.lengths)
+    last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
+    mask = jnp.arange(sampling.max_new_tokens) < lengths[:, None]
+    cut = ~jnp.isin(last, jnp.asarray(sampling.eos_ids, jnp.int32))
+    return Samples(tokens, mask, flat(state.log_probs), cut), state.occupancy
+
+
+def _empty(config: Any, queue: _Queue, sampling: SamplingConfig, slots: int, refill: int, pad_id: int) -> _State:
+    """The state before the first prompt, `slots` and `refill` a shard."""
+    shards, _, prompt_length = queue.tokens.shape
+    samples, limit = queue.keys.shape[1], sampling.max_new_tokens
+    # Shards use up their shelves at different times but prefill together: with a second half they can do so early.
+    shelf = refill if shards == 1 else 2 * refill
+
+    def rows(count: int, length: int) -> Rows:
+        hidden = jnp.zeros((count, config.hidden_size), config.dtype)
+        return Rows(hidden, init_cache(config, count, length, int8=sampling.int8_cache), jnp.zeros(count, jnp.int32))
+
+    return _State(
+        rows=rows(shards * slots, prompt_length + limit),
+        sample=jnp.full((shards, slots), samples, jnp.int32),
+        written=jnp.zeros((shards, slots), jnp.int32),
+        shelf=rows(shards * shelf, prompt_length),
+        prefilled=jnp.zeros(shards, jnp.int32),
+        given=jnp.zeros(shards, jnp.int32),
+        tokens=jnp.full((shards, samples, limit), pad_id, jnp.int32),
+        log_probs=jnp.zeros((shards, samples, limit), jnp.float32),
+        lengths=jnp.zeros((shards, samples), jnp.int32),
+        occupancy=Occupancy(*jnp.zeros(3, jnp.int32)),
+    )
+
+
+def _wants(state: _State, queue: _Queue) -> jax.Array:
+    """[G] bool: a slot is free and a sample waits."""
+    samples = queue.keys.shape[1]
+    return (state.given < samples) & (state.sample == samples).any(axis=1)
+
+
+def _ready(state: _State, queue: _Queue, samples_per_prompt: int) -> jax.Array:
+    """[G] int32: samples whose prompts are on the shelf."""
+    return jnp.minimum(state.prefilled, queue.tokens.shape[1]) * samples_per_prompt - state.given
+
+
+def _put_on_shelf(
+    decoder: Decoder, weights: Weights, state: _State, queue: _Queue, refill: int, samples_per_prompt: int
+) -> _State:
+    """Prefills the next `refill` prompts of every shard; they go onto the shelves that have the space."""
+    shards, count, prompt_length = queue.tokens.shape
+    shelf = state.shelf.hidden.shape[0] // shards
+    chosen = jnp.minimum(state.prefilled[:, None] + jnp.arange(refill), count - 1)  # [G, refill]
+    take = jax.vmap(lambda x, i: x[i])
+    tokens, mask = (take(x, chosen).reshape(shards * refill, prompt_length) for x in (queue.tokens, queue.mask))
+    int8 = bool(state.shelf.cache.k_scale)
+    new = prefill(decoder, weights.variables, tokens, mask, prompt_length, int8=int8)
+    in_use = state.prefilled - state.given // samples_per_prompt  # prompts of which samples wait
+    fits = in_use <= shelf - refill
+    part = fits[:, None] & (jnp.arange(shelf // refill) == (state.prefilled % shelf // refill)[:, None])  # [G, parts]
+
+    def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        before, after = old.shape[:axis], old.shape[axis + 1 :]
+        ones = (1,) * len(after)
+        parts = old.reshape(*before, shards, shelf // refill, refill, *after)
+        new = new.reshape(*before, shards, 1, refill, *after)
+        return jnp.where(part.reshape(*(1,) * axis, *part.shape, 1, *ones), new, parts).reshape(old.shape)
+
+    old = state.shelf
+    cache = jax.tree.map(lambda x, y: put(x, y, 2), old.cache, new.cache)
+    shelf_rows = Rows(put(old.hidden, new.hidden, 0), cache, put(old.lengths, new.lengths, 0))
+    occupancy = state.occupancy._replace(prefills=state.occupancy.prefills + 1)
+    return state._replace(shelf=shelf_rows, prefilled=state.prefilled + fits * refill, occupancy=occupancy)
+
+
+def _give_slots(state: _State, queue: _Queue, samples_per_prompt: int) -> _State:
+    """Gives the first free slot of every shard to its next sample, if that is ready."""
+    shards, slots = state.sample.shape
+    samples = queue.keys.shape[1]
+    able = _wants(state, queue) & (_ready(state, queue, samples_per_prompt) > 0)
+    slot = jnp.where(able, jnp.argmax(state.sample == samples, axis=1), slots)  # [G]; `slots`: none
+    shelf = state.shelf.hidden.shape[0] // shards
+    place = state.given // samples_per_prompt % shelf  # [G]
+
+    def put(x: jax.Array, value: jax.Array) -> jax.Array:
+        return jax.vmap(lambda x, i, v: x.at[i].set(v, mode="drop"))(x, slot, value)
+
+    def move(x: jax.Array, source: jax.Array) -> jax.Array:
+        grouped = lambda x: x.reshape(shards, -1, *x.shape[1:])
+        return put(grouped(x), jax.vmap(lambda x, i: x[i])(grouped(source), place)).reshape(x.shape)
+
+    rows, source = state.rows, state.shelf
+    return state._replace(
+        rows=Rows(
+            move(rows.hidden, source.hidden),
+            copy_rows(rows.cache, source.cache, place, slot),
+            move(rows.lengths, source.lengths),
+        ),
+        sample=put(state.sample, state.given),
+        written=put(state.written, jnp.zeros_like(slot)),
+        given=state.given + able,
+    )
+
+
+def _decode(decoder: Decoder, weights: Weights, state: _State, queue: _Queue, sampling: SamplingConfig) -> _State:
+    """One token in every slot; slots whose completions end are free afterwards."""
+    shards, slots = state.sample.shape
+    samples = queue.keys.shape[1]
+    live = state.sample < samples  # [G, slots]
+    look_up = jax.vmap(lambda x, i: x[jnp.minimum(i, samples - 1)])
+    keys = jax.vmap(jax.random.fold_in)(look_up(queue.keys, state.sample).reshape(-1), state.written.reshape(-1))
+    token, log_prob, rows = decode_step(decoder, weights, state.rows, keys, sampling)
+    token, log_prob = token.reshape(shards, slots), log_prob.reshape(shards, slots)
+    # Free slots point past the end of the outputs, where writes are dropped.
+    write = jax.vmap(lambda x, i, t, value: x.at[i, t].set(value, mode="drop"))
+    written = state.written + live
+    ended = jnp.isin(token, jnp.asarray(sampling.eos_ids, jnp.int32))
+    ended |= written >= look_up(queue.limits, state.sample)
+    live_after = live & ~ended
+    occupancy = state.occupancy
+    return state._replace(
+        # A free slot's rows begin again at place 0: it reads and writes one place until it is given away.
+        rows=rows._replace(lengths=jnp.where(live_after.reshape(-1), rows.lengths, 0)),
+        sample=jnp.where(live_after, state.sample, samples),
+        written=written,
+        tokens=write(state.tokens, state.sample, state.written, token),
+        log_probs=write(state.log_probs, state.sample, state.written, log_prob),
+        lengths=jax.vmap(lambda x, i, v: x.at[i].set(v, mode="drop"))(state.lengths, state.sample, written),
+        occupancy=occupancy._replace(live=occupancy.live + live.sum(), steps=occupancy.steps + 1),
+    )

@@ -1,0 +1,492 @@
+"""Methods beside self-distillation: their losses by hand, grading between sampling and learning, and whole runs."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rich.console
+
+from configs import world as world_config
+from rcsd_jax import losses, world
+from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.preemption import StopRequest
+from rcsd_jax.methods import METHODS, rollout
+from rcsd_jax.models import sharding
+from rcsd_jax.models.decoder import head_matrix
+from rcsd_jax.rubrics.schema import Rubric
+from rcsd_jax.run import grading, loop, preparation
+from rcsd_jax.run.running import Run, open_model
+from rcsd_jax.run.stage import run_stage
+from rcsd_jax.sampling import Samples
+from rcsd_jax.sampling.many import Completion
+from rcsd_jax.settings import config as configs
+
+B, N, D, V = 4, 6, 8, 13
+RNG = np.random.default_rng(0)
+
+
+def options(**changes):
+    base = rollout.Options(sampling=None, divergence=(), temperature=1.3, chunk_size=4)
+    policy = dict(clip_low=0.1, clip_high=0.3, kl=0.0, weight=0.5) | changes.pop("policy", {})
+    return dataclasses.replace(base, policy=tuple(policy.items()), **changes)
+
+
+def scored_completions():
+    arrays = [jnp.asarray(RNG.normal(size=s), jnp.float32) for s in ((B, N, D), (D, V), (B, N, D), (D, V))]
+    tokens = jnp.asarray(RNG.integers(0, V, (B, N)), jnp.int32)
+    mask = jnp.arange(N) < jnp.asarray([6, 3, 1, 5])[:, None]
+    log_probs = log_softmax(arrays[0] @ arrays[1], 1.3)
+    old = np.take_along_axis(log_probs, np.asarray(tokens)[..., None], -1)[..., 0] + 0.3 * RNG.normal(size=(B, N))
+    samples = Samples(tokens, mask, jnp.where(mask, old, 0.0).astype(jnp.float32), jnp.zeros(B, bool))
+    prompts = [jnp.zeros((B, 1), jnp.int32), jnp.ones((B, 1), bool)] * 2
+    advantages = jnp.asarray([1.0, -0.7, 0.0, -1.5])
+    return rollout.Scored(*arrays), rollout.Completions(
+        *prompts, samples, mask, advantages, nothing_without(B), jnp.ones(B, bool)
+    )
+
+
+def nothing_without(rows):
+    return rollout.Without(
+        jnp.zeros((rows, 0, 0), jnp.int32), jnp.zeros((rows, 0, 0), bool), jnp.zeros((rows, 0), jnp.float32)
+    )
+
+
+def log_softmax(logits, temperature):
+    x = np.asarray(logits, np.float64) / temperature
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def of_tokens(hidden, head, tokens, temperature):
+    return np.take_along_axis(log_softmax(hidden @ head, temperature), np.asarray(tokens)[..., None], -1)[..., 0]
+
+
+# --- losses by hand --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 100])
+@pytest.mark.parametrize("dtype, atol", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05)])
+def test_token_log_probs_from_hidden_are_the_plain_ones(chunk_size, dtype, atol):
+    scored, completions = scored_completions()
+    hidden, head, tokens = scored.student_hidden.astype(dtype), scored.student_head.astype(dtype), completions[4].tokens
+    coefficients = jnp.asarray(RNG.normal(size=(B, N)), jnp.float32)
+
+    def chunked(hidden, head):
+        log_probs, entropy = losses.token_log_probs_from_hidden(
+            hidden, head, tokens, chunk_size=chunk_size, temperature=0.7
+        )
+        return (coefficients * log_probs).sum(), (log_probs, entropy)
+
+    def plain(hidden, head):
+        logits = hidden.astype(jnp.float32) @ head.astype(jnp.float32)
+        log_probs = losses.token_log_probs(logits, tokens, temperature=0.7)
+        return (coefficients * log_probs).sum(), (log_probs, losses.entropy(logits, temperature=0.7))
+
+    got, want = (jax.value_and_grad(f, (0, 1), has_aux=True)(hidden, head) for f in (chunked, plain))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=atol, rtol=atol)
+    np.testing.assert_allclose(got[0][1][0], of_tokens(hidden, head, tokens, 0.7), atol=max(atol, 1e-4))
+
+
+def test_token_log_probs_from_hidden_refuse_bad_options():
+    scored, completions = scored_completions()
+    for bad in (dict(chunk_size=0), dict(chunk_size=1, temperature=0.0)):
+        with pytest.raises(ValueError, match="chunk_size|temperature"):
+            losses.token_log_probs_from_hidden(*scored[:2], completions.samples.tokens, **bad)
+
+
+def test_sft_is_cross_entropy_whatever_the_sampling_temperature():
+    scored, completions = scored_completions()
+    weights = rollout.loss_weights(completions, "tokens")
+    loss, sums = METHODS["sft"](rollout.Scored(*scored[:2], None, None), completions, weights, options())
+    mask = np.asarray(completions.loss_mask)
+    want = -of_tokens(*scored[:2], completions.samples.tokens, 1.0)
+    np.testing.assert_allclose(loss, want[mask].mean(), rtol=1e-5)
+    np.testing.assert_allclose(sums["row_loss"], (want * mask).sum(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.2])
+@pytest.mark.parametrize("reduction", ["tokens", "completions", "longest"])
+def test_grpo_by_hand(reduction, kl):
+    scored, completions = scored_completions()
+    mask, tokens = np.asarray(completions.loss_mask), completions.samples.tokens
+    weights = rollout.loss_weights(completions, reduction)
+    loss, sums = METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=kl)))
+    new = of_tokens(*scored[:2], tokens, 1.3)
+    ratio, advantage = np.exp(new - np.asarray(completions.samples.log_probs)), np.asarray(completions.advantages)
+    each = -np.minimum(ratio * advantage[:, None], np.clip(ratio, 0.9, 1.3) * advantage[:, None])
+    difference = of_tokens(*scored[2:], tokens, 1.3) - new
+    each += kl * (np.exp(difference) - difference - 1)
+    want = {
+        "tokens": each[mask].mean(),
+        "completions": np.mean([row[keep].mean() for row, keep in zip(each, mask, strict=True)]),
+        "longest": each[mask].sum() / (B * N),
+    }
+    np.testing.assert_allclose(loss, want[reduction], rtol=1e-4)
+    np.testing.assert_allclose(sums["ratio_clipped"], (((ratio < 0.9) | (ratio > 1.3))[mask].sum(), mask.sum()))
+    assert ("reference_kl" in sums) == bool(kl)
+
+
+def test_grpo_lets_gradient_to_the_student_alone():
+    scored, completions = scored_completions()
+    weights = rollout.loss_weights(completions, "completions")
+    loss = lambda scored: METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=0.1)))[0]
+    gradient = jax.grad(loss)(scored)
+    assert all(bool(jnp.abs(x).max() > 0) for x in gradient[:2])
+    assert all(bool((x == 0).all()) for x in gradient[2:])
+
+
+def test_mixed_is_the_sum_of_both_and_untaught_rows_are_rewarded_only():
+    scored, completions = scored_completions()
+    both = lambda name, c: METHODS[name](scored, c, rollout.loss_weights(c, "tokens"), options())[0]
+    want = both("self_distillation", completions) + 0.5 * both("grpo", completions)
+    np.testing.assert_allclose(both("self_distillation_and_grpo", completions), want, rtol=1e-6)
+
+    untaught = completions._replace(taught=jnp.zeros(B, bool))
+    assert float(both("self_distillation", untaught)) == 0.0
+    np.testing.assert_allclose(both("self_distillation_and_grpo", untaught), 0.5 * both("grpo", completions), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["self_distillation", "self_distillation_and_grpo"])
+@pytest.mark.parametrize("reduction", ["tokens", "completions", "longest"])
+def test_rows_that_nobody_teaches_leave_numerator_and_denominator(method, reduction):
+    """The two taught rows beside two that are not are learnt as if they were alone: loss, gradient and what is logged."""
+    scored, completions = scored_completions()
+    settings = options(policy=dict(weight=0.0), reduction=reduction)
+    taught = jnp.asarray([True, False, True, False])
+    rows = lambda tree: jax.tree.map(lambda x: x[::2], tree)
+    cut = lambda s: rollout.Scored(s.student_hidden[::2], s.student_head, s.teacher_hidden[::2], s.teacher_head)
+
+    def value(hidden, scored, completions):
+        weights = rollout.loss_weights(completions, settings.reduction)
+        return METHODS[method](scored._replace(student_hidden=hidden), completions, weights, settings)
+
+    whole = completions._replace(taught=taught)
+    (loss, sums), gradient = jax.value_and_grad(value, has_aux=True)(scored.student_hidden, scored, whole)
+    alone = cut(scored)
+    (want, wanted), theirs = jax.value_and_grad(value, has_aux=True)(alone.student_hidden, alone, rows(completions))
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    np.testing.assert_allclose(gradient[::2], theirs, rtol=1e-5, atol=1e-8)
+    assert not gradient[1::2].any()
+    for name in ("divergence", "teacher_entropy"):
+        np.testing.assert_allclose(sums[name], wanted[name], rtol=1e-6)
+    none = completions._replace(taught=jnp.zeros(B, bool))
+    (loss, sums), gradient = jax.value_and_grad(value, has_aux=True)(scored.student_hidden, scored, none)
+    assert float(loss) == 0.0 and not gradient.any() and sums["divergence"].tolist() == [0.0, 0.0]
+
+
+def test_what_is_logged_has_the_mask_of_the_loss():
+    scored, completions = scored_completions()
+    masked = completions._replace(
+        loss_mask=completions.loss_mask & (jnp.arange(N) >= 2) & (jnp.arange(B) != 3)[:, None]
+    )
+    loss, sums = METHODS["self_distillation"](scored, masked, rollout.loss_weights(masked, "tokens"), options())
+    value, count = sums["divergence"]
+    assert count == masked.loss_mask.sum() < completions.samples.mask.sum()
+    np.testing.assert_allclose(value / count, loss, rtol=1e-6)
+
+
+def test_every_method_can_be_chosen():
+    assert set(METHODS) == set(configs.CHOICES["method"])
+
+
+def test_token_weights_of_nothing_are_nothing():
+    for reduction in ("tokens", "completions", "longest"):
+        assert not losses.token_weights(jnp.zeros((2, 3), bool), reduction).any()
+    mask = jnp.asarray([[1, 1, 0], [0, 0, 0]], bool)
+    assert losses.token_weights(mask, "completions").tolist() == [[0.25, 0.25, 0.0], [0.0, 0.0, 0.0]]
+
+
+# --- on the embedded world -------------------------------------------------------------------------------------------
+
+
+def config_of(variant, tmp_path, **train):
+    config = world_config.get_config(variant)
+    config.data.count, config.eval.grader = 16, ""
+    config.train.update(dict(steps=2, batch_size=8) | train)
+    config.checkpoint.every = 1
+    config.rubric.source = "data"
+    config.sampling.max_new_tokens = 64
+    return config
+
+
+def context(config, tmp_path):
+    mesh = sharding.make_mesh(**config.mesh)
+    run = Run(config, tmp_path, mesh, rich.console.Console(quiet=True), StopRequest(), "run")
+    return run, open_model(config.model.path, config)
+
+
+def rows_of_texts(texts, model, length):
+    """Samples [B, N] that spell these texts, each ended."""
+    encoded = [[*model.tokenizer(t, add_special_tokens=False)["input_ids"], model.eos_ids[0]] for t in texts]
+    tokens, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), bool)
+    for i, row in enumerate(encoded):
+        tokens[i, : len(row)], mask[i, : len(row)] = row, True
+    return Samples(jnp.asarray(tokens), jnp.asarray(mask), jnp.zeros(tokens.shape), jnp.zeros(len(texts), bool))
+
+
+def grade_texts(config, tmp_path, texts, examples, judge=None):
+    run, model = context(config, tmp_path)
+    run = run._replace(judge=judge)
+    with jax.set_mesh(run.mesh):
+        data = preparation.encode(examples, model.tokenizer, config)
+        rows = list(range(len(examples)))
+        batch = loop.make_batch(rows, data, config, model.pad_id)
+        settings = loop.options_of(config, model)
+        written = rollout.Completions(
+            *batch[1:5], rows_of_texts(texts, model, 64), jnp.ones((len(rows), 64), bool), jnp.zeros(len(rows)),
+            nothing_without(len(rows)), jnp.ones(len(rows), bool),
+        )  # fmt: skip
+        return *grading.graded(written, examples, data.examples, settings.sampling, model, run), model
+
+
+def group_of(example, right):
+    """A group's texts: the reference that is all right, or a wrong answer."""
+    good = world.documents.careful_solution(example.extra["problem"])
+    return [good if is_right else "answer \\boxed{ 1 }" for is_right in right]
+
+
+def test_advantages_and_teachers_that_see_the_groups_own_success(tmp_path):
+    config = config_of("sdpo", tmp_path)
+    first, second = world.examples("stage2", 2, seed=5)
+    texts = group_of(first, [0, 1, 0, 1]) + group_of(second, [0, 0, 1, 0])
+    completions, metrics, model = grade_texts(config, tmp_path, texts, [first] * 4 + [second] * 4)
+
+    assert completions.taught.tolist() == [True, True, True, True, True, True, False, True]
+    assert metrics["graded_accuracy"] == 3 / 8 and metrics["share_taught"] == 7 / 8 and metrics["groups_alike"] == 0
+    rewards = np.array([[0, 1, 0, 1], [0, 0, 1, 0]], float)
+    want = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, ddof=1, keepdims=True) + 1e-4)
+    np.testing.assert_allclose(completions.advantages, want.ravel(), rtol=1e-5)
+    for row, success in ((0, texts[1]), (1, texts[3]), (3, texts[1]), (4, texts[6])):
+        shown = np.asarray(completions.teacher_tokens[row])[np.asarray(completions.teacher_mask[row])]
+        text = model.decode(shown)
+        assert f"reference : {success}" in " ".join(text.split()), text
+
+
+def test_a_success_that_a_judge_found_is_shown(tmp_path):
+    config = config_of("sdpo", tmp_path)
+    config.reward.update(dict(grader="judge", score="rubric_score"))
+    config.judge.model = "some"
+    configs.check(config)
+    one = world.examples("stage2", 1, seed=5)[0]
+    right = [0, 1, 0, 0]
+    judge = lambda examples, texts: [{"rubric_score": float(is_right)} for is_right in right]
+    completions, _, _ = grade_texts(config, tmp_path, group_of(one, right), [one] * 4, judge)
+    assert completions.taught.tolist() == [True, False, True, True]
+    config.teacher.fields = ("question", "feedback")
+    with pytest.raises(UserError, match="no feedback") as error:
+        configs.check(config)
+    assert error.value.field == "reward.grader"
+
+
+def test_teachers_that_see_what_the_grader_says(tmp_path):
+    config = config_of("sdpo_feedback", tmp_path)
+    one = world.examples("stage2", 1, seed=5)[0]
+    texts = group_of(one, [0, 1])
+    completions, metrics, model = grade_texts(config, tmp_path, texts, [one] * 2)
+    assert completions.taught.tolist() == [True, False] and metrics["share_taught"] == 0.5
+    said = model.decode(np.asarray(completions.teacher_tokens[0])[np.asarray(completions.teacher_mask[0])])
+    failed = world.failed_criteria(one, texts[0])
+    assert 0 < len(failed.criteria) < len(one.rubric.criteria)
+    assert all(" ".join(c.description.split()) in " ".join(said.split()) for c in failed.criteria)
+
+
+def test_feedback_of_every_grader():
+    one = world.examples("stage2", 1)[0]
+    boxed = dataclasses.replace(one, reference="so \\boxed{7}")
+    assert GRADERS["boxed"].feedback(boxed, "\\boxed{7}") is None
+    assert "8" in GRADERS["boxed"].feedback(boxed, "\\boxed{8}") and "no final" in GRADERS["boxed"].feedback(boxed, "8")
+    assert (
+        GRADERS["rubric"].feedback(one, "no") and GRADERS["rubric"].feedback(one, '["Essential Criteria: a"]') is None
+    )
+
+
+def test_a_score_that_the_grader_lacks_is_named(tmp_path):
+    config = config_of("grpo", tmp_path)
+    config.reward.score = "beauty"
+    one = world.examples("stage2", 1)[0]
+    with pytest.raises(UserError, match="beauty") as error:
+        grade_texts(config, tmp_path, group_of(one, [0, 0, 0, 1]), [one] * 4)
+    assert error.value.field == "reward.score" and "accuracy" in error.value.remedy
+
+
+def run(config, workdir):
+    with StopRequest() as stop:
+        return run_stage(config, workdir, rich.console.Console(quiet=True), stop)
+
+
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "variant, logged",
+    [
+        ("sft", "cross_entropy"),
+        pytest.param("grpo", "policy_loss", marks=SLOW),
+        pytest.param("grpo_rubric", "graded_rubric_score", marks=SLOW),
+        pytest.param("sdpo_feedback", "share_taught", marks=SLOW),
+        pytest.param("sdft", "divergence", marks=SLOW),
+        pytest.param("mixed", "policy_loss", marks=SLOW),
+    ],
+)
+def test_every_method_trains_and_continues_exactly(variant, logged, tmp_path, monkeypatch):
+    monkeypatch.setattr("rcsd_jax.run.rows.AT_START", 4)  # the others are prepared as they are drawn
+    config = config_of(variant, tmp_path)
+    if variant == "sft":  # rows that are left out have others in their place, from which the second run must not begin
+        config.sampling.max_new_tokens, config.data.too_long = 36, "skip"
+    if variant == "grpo":
+        config.policy.kl, config.sampling.slots = 0.1, 4
+        config.train.batch_size = 16  # of fewer groups all may be alike, and teach nothing
+    summary = run(config, tmp_path / "whole")
+    assert summary["skipped"] > 0 or variant != "sft"
+    whole = metrics_of(tmp_path / "whole")
+    assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in whole) and logged in whole[0]
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "2")
+    (tmp_path / "again" / "summary.json").unlink()
+    run(config, tmp_path / "again")
+    again = metrics_of(tmp_path / "again")
+    assert [row["loss"] for row in again] == [row["loss"] for row in whole]
+
+
+def test_sft_learns_the_references(tmp_path):
+    run_, model = context(config_of("sft", tmp_path), tmp_path)
+    config = run_.config
+    examples = world.examples("stage2", 4)
+    data = preparation.encode(examples, model.tokenizer, config)
+    batch = loop.make_batch([0, 1, 2, 3], data, config, model.pad_id)
+    for i, example in enumerate(examples):
+        tokens = np.asarray(batch.reference_tokens[i])[np.asarray(batch.reference_mask[i])]
+        assert tokens[-1] == model.tokenizer.eos_token_id
+        spelled = model.tokenizer(example.reference, add_special_tokens=False)["input_ids"]
+        assert tokens[:-1].tolist() == spelled and Completion(tokens, False)
+    assert batch.reference_tokens.shape == (4, config.sampling.max_new_tokens)
+    config.sampling.max_new_tokens = 40
+    config.data.too_long = "skip"
+    kept = preparation.encode(world.examples("stage2", 40), model.tokenizer, config)
+    assert 0 < kept.skipped < 40 and max(map(len, kept.references)) <= 40
+
+
+# --- guided teachers -------------------------------------------------------------------------------------------------
+
+
+SAMPLE = jax.jit(rollout.sample, static_argnums=(0, 5))
+
+
+def teacher_logits(config, tmp_path, examples):
+    """Logits [B, N, V] of the guided teacher, and a function that gives the plain one's for a row and a prompt."""
+    run_, model = context(config, tmp_path)
+    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
+    head = head_matrix(model.decoder.config, variables["params"])
+    settings = loop.options_of(config, model)
+    data = preparation.encode(examples, model.tokenizer, config)
+    batch = loop.make_batch(list(range(len(examples))), data, config, model.pad_id)
+    completions = SAMPLE(model.decoder, variables, variables, batch, jax.random.key(0), settings)
+    hidden = rollout.teacher_hidden(model.decoder, variables, completions, guidance=settings.guidance)
+
+    def plain(row, prompt):
+        tokens = np.concatenate([prompt, np.asarray(completions.samples.tokens[row])])[None]
+        ones, positions = np.ones_like(tokens), np.arange(tokens.shape[1])[None]
+        found, _ = model.decoder.apply(variables, tokens, segment_ids=ones, positions=positions)
+        return np.asarray(found[0, len(prompt) - 1 : -1] @ head)
+
+    return np.asarray(hidden @ head), plain, data, completions.samples.mask
+
+
+def test_guidance_pushes_logits_along_what_the_rubric_changes(tmp_path):
+    config = config_of("ground_truth", tmp_path)
+    config.teacher.guidance, config.sampling.max_new_tokens = 0.5, 8
+    logits, plain, data, mask = teacher_logits(config, tmp_path, world.examples("stage2", 2))
+    for row in range(2):
+        with_rubric, without = plain(row, data.teacher[row]), plain(row, data.student[row])
+        want, keep = with_rubric + 0.5 * (with_rubric - without), np.asarray(mask[row])
+        np.testing.assert_allclose(logits[row][keep], want[keep], atol=2e-3)
+        assert np.abs(with_rubric - want)[keep].max() > 0.1
+
+
+@pytest.mark.slow
+def test_guidance_by_criteria_weighs_what_each_changes(tmp_path):
+    config = config_of("ground_truth", tmp_path)
+    config.teacher.update(guidance=0.5, guidance_by="criteria")
+    config.sampling.max_new_tokens = 8
+    examples = sorted(world.examples("stage2", 20), key=lambda e: len(e.rubric.criteria))
+    examples = [examples[0], examples[-1]]  # of different numbers of criteria
+    logits, plain, data, mask = teacher_logits(config, tmp_path, examples)
+    for row, example in enumerate(examples):
+        criteria = example.rubric.criteria
+        whole, weights = plain(row, data.teacher[row]), np.abs([c.weight for c in criteria])
+        want = whole.copy()
+        for k, weight in enumerate(weights / weights.mean()):
+            less = dataclasses.replace(example, rubric=Rubric(criteria[:k] + criteria[k + 1 :]))
+            prompt = preparation.teacher_prompt(open_model(config.model.path, config).tokenizer, less, config)
+            want += 0.5 * weight * (whole - plain(row, prompt))
+        keep = np.asarray(mask[row])
+        np.testing.assert_allclose(logits[row][keep], want[keep], atol=5e-3)
+        assert np.abs(want - whole)[keep].max() > 0.1 and len(set(weights)) > 1
+
+
+def test_where_all_rubrics_have_one_criterion_guidance_by_criteria_pushes_nowhere(tmp_path):
+    """Without a place for a criterion the step would take the whole context's guidance instead."""
+    config = config_of("ground_truth", tmp_path)
+    config.teacher.update(guidance=0.5, guidance_by="criteria")
+    model = open_model(config.model.path, config)
+    examples = [dataclasses.replace(e, rubric=Rubric(e.rubric.criteria[:1])) for e in world.examples("stage2", 2)]
+    data = preparation.encode(examples, model.tokenizer, config)
+    without = loop.make_batch([0, 1], data, config, model.pad_id).without
+    assert without.weights.tolist() == [[0.0], [0.0]] and without.mask.any(axis=-1).all()
+
+
+def test_completions_may_be_the_teacher_s(tmp_path):
+    config = config_of("ground_truth", tmp_path)
+    config.sampling.update(source="teacher", max_new_tokens=12)
+    run_, model = context(config, tmp_path)
+    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
+    settings = loop.options_of(config, model)
+    data = preparation.encode(world.examples("stage2", 2), model.tokenizer, config)
+    batch = loop.make_batch([0, 1], data, config, model.pad_id)
+    key = jax.random.key(0)
+    written = SAMPLE(model.decoder, None, variables, batch, key, settings).samples
+    as_student = batch._replace(student_tokens=batch.teacher_tokens, student_mask=batch.teacher_mask)
+    student = dataclasses.replace(settings, source="student")
+    expected = SAMPLE(model.decoder, variables, None, as_student, key, student).samples
+    np.testing.assert_array_equal(written.tokens, expected.tokens)
+    assert written.mask.sum() > 4
+
+
+BAD = {
+    "reward.grader": dict(method="grpo", reward=dict(grader=""), sampling=dict(group=4)),
+    "sampling.group": dict(method="grpo", reward=dict(grader="world"), sampling=dict(group=1)),
+    "teacher.guidance": dict(method="sft", sampling=dict(source="reference"), teacher=dict(guidance=1.0)),
+    "teacher.guidance_by": dict(teacher=dict(fields=("question", "reference"), guidance=1.0, guidance_by="criteria")),
+    "sampling.source": dict(method="sft", sampling=dict(source="teacher")),
+    "policy.kl": dict(policy=dict(kl=0.1)),
+    "student.fields": dict(student=dict(fields=("question", "success"))),
+    "data.flawed": dict(data=dict(flawed=1.5)),
+    "policy.clip_low": dict(policy=dict(clip_low=1.5)),
+    "eval.roles": dict(
+        teacher=dict(fields=("question", "feedback")), reward=dict(grader="world"), eval=dict(grader="world", roles=("teacher",))
+    ),
+    "teacher.reason_tokens": dict(
+        teacher=dict(fields=("question", "feedback"), reason_tokens=4), reward=dict(grader="world")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_settings_that_do_not_go_together_are_named(key, tmp_path):
+    config = config_of("ground_truth", tmp_path)
+    config.update(BAD[key])
+    with pytest.raises(UserError) as error:
+        configs.check(config)
+    assert error.value.field == key and error.value.remedy

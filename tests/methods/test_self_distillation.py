@@ -1,0 +1,278 @@
+"""The train step against sequences laid out by hand: right tokens, right offsets, right loss, for every variant."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import stage1, stage2
+from rcsd_jax.checkpoints.huggingface import load_tokenizer
+from rcsd_jax.data.examples import Example
+from rcsd_jax.methods import rollout, self_distillation, train
+from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
+from rcsd_jax.rubrics.schema import from_records
+from rcsd_jax.run import preparation
+from rcsd_jax.run.loop import make_batch, options_of
+from rcsd_jax.run.running import Model
+from rcsd_jax.sampling import SamplingConfig
+from tests.losses.test_losses import oracle
+
+DISTILLING = [v for v in stage2.VARIANTS if v not in ("sft", "grpo", "dr_grpo", "grpo_rubric", "sdpo", "mixed")]
+CASES = [(stage1, v, {}) for v in stage1.ROLES] + [(stage2, v, {}) for v in DISTILLING]
+CASES += [
+    (stage2, "ground_truth", changes)
+    for changes in ({"beta": 0.3}, {"skip_first": 2}, {"importance_clip": 0.5}, {"divergence": "sampled_token"})
+]
+TEMPERATURE = 1.2
+
+
+def rubric(i):
+    return from_records([f"Essential Criteria: States {i + j}." for j in range(3 + i)])
+
+
+EXAMPLES = [
+    Example(str(i), "Why? " * (i + 1), f"Because of {i}." * (i + 1), rubric(i), str(i), f"rows:{i}") for i in range(4)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(user_dir):
+    return load_tokenizer(user_dir / "model")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    config = DecoderConfig(
+        family="qwen3", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4,
+        num_kv_heads=2, head_dim=8, rope_theta=1e4, rope_scaling=None, rms_norm_eps=1e-6, tie_embeddings=True,
+        qkv_bias=False, qk_norm=True, max_position=2048, dtype=jnp.float32, param_dtype=jnp.float32, remat="none",
+    )  # fmt: skip
+    params = init_params(config, jax.random.key(0))
+    # Wide enough that distributions are far from uniform and hang on the context: the roles then disagree.
+    params = jax.tree.map(lambda x: 8.0 * x if x.ndim > 2 else x, params)
+    params["embed"] *= 20.0
+    return Decoder(config), params
+
+
+SAMPLE = jax.jit(rollout.sample, static_argnums=(0, 5))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def loss_and_sums(decoder, student, teacher, completions, weights, options):
+    hidden = rollout.teacher_hidden(decoder, teacher, completions, guidance=options.guidance)
+    scored = rollout.score(decoder, student, teacher, hidden, completions)
+    return self_distillation.loss_and_sums(scored, completions, weights, options)
+
+
+def data_for(config, tokenizer):
+    config.data.pad_to = 512  # all variants have one shape, and compile once
+    examples = preparation.with_rubric_variant(EXAMPLES, config)
+    data = preparation.encode(examples, tokenizer, config)
+    assert data.skipped == 0
+    return data
+
+
+def options_for(tokenizer, config, **changes):
+    config.sampling.update(max_new_tokens=9, temperature=TEMPERATURE, top_k=0, top_p=1.0)
+    config.loss.chunk_size = 4
+    config.teacher.reason_tokens = min(config.teacher.reason_tokens, 5)
+    options = options_of(config, Model(None, tokenizer, (tokenizer.eos_token_id,), 0, None))
+    return dataclasses.replace(options, **changes)
+
+
+LONGEST = 1024  # of a context with its completion; one length, so that `by_hand` compiles once
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def hidden_by_hand(decoder, params, tokens, length):
+    at = jnp.arange(LONGEST)[None]
+    return decoder.apply({"params": params}, tokens, segment_ids=(at < length).astype(jnp.int32), positions=at)[0]
+
+
+def by_hand(decoder, params, context, completion):
+    """Log-probabilities [N, V] that predict `completion` after `context`: one row from its first position on, nothing else."""
+    tokens = np.concatenate([context, completion])
+    padded = np.zeros((1, LONGEST), np.int32)
+    padded[0, : len(tokens)] = tokens
+    hidden = hidden_by_hand(decoder, params, padded, len(tokens))
+    logits = hidden[0, len(context) - 1 : len(tokens) - 1] @ head_matrix(decoder.config, params)
+    return np.asarray(jax.nn.log_softmax(logits / TEMPERATURE), np.float64)
+
+
+def tenths(completions):
+    return rollout.Weights(*[completions.loss_mask / 10] * 2)
+
+
+def losses_by_hand(p, q, completion, settings):
+    """Each token's loss [N] from both roles' log-probabilities [N, V], by the settings of a config's `loss`."""
+    if settings.divergence == "sampled_token":
+        at = range(len(completion)), completion
+        values = -(q[at] - p[at]) * p[at]
+    else:
+        clip = settings.entry_clip or np.inf
+        values = oracle(p, q, beta=settings.beta, top_k=settings.top_k, entry_clip=clip)
+    weight = min(1.0, settings.importance_clip or 1.0)  # sampler and trainer agree: exp(0), cut at the clip
+    return weight * values * (np.arange(len(completion)) >= settings.skip_first)
+
+
+def case(module, variant, changes):
+    """Those that take long and whose parts others have too run among the slow tests."""
+    slow = variant in ("release", "sdft", "random", "reduced", "noisy")
+    marks = [pytest.mark.slow] if slow else []
+    return pytest.param(module, variant, changes, id=f"{module.__name__}:{variant} {changes or ''}", marks=marks)
+
+
+@pytest.mark.parametrize("module, variant, changes", [case(*c) for c in CASES])
+def test_both_roles_score_the_same_completion_at_the_right_offsets(module, variant, changes, tokenizer, model):
+    decoder, params = model
+    config = module.get_config(variant)
+    config.loss.update(changes)
+    data = data_for(config, tokenizer)
+    batch = make_batch([2, 0], data, config, pad_id=0)
+    options = options_for(tokenizer, config)
+    other = jax.tree.map(lambda x: x * 1.05, params)  # a teacher that differs from the student
+    student, teacher = {"params": params}, {"params": other}
+
+    completions = SAMPLE(decoder, student, teacher, batch, jax.random.key(1), options)
+    loss, sums = loss_and_sums(decoder, student, teacher, completions, tenths(completions), options)
+
+    samples = jax.tree.map(np.asarray, completions.samples)
+    expected = []
+    for row, i in enumerate([2, 0]):
+        completion = samples.tokens[row][samples.mask[row]]
+        context = np.asarray(completions.teacher_tokens[row])[np.asarray(completions.teacher_mask[row])]
+        assert list(context[: len(data.teacher[i])]) == list(data.teacher[i])
+        assert list(context[len(context) - len(data.transition) :]) == list(data.transition)
+        if not options.reason_tokens:
+            assert len(context) == len(data.teacher[i])
+        p = by_hand(decoder, params, data.student[i], completion)
+        q = by_hand(decoder, other, context, completion)
+        np.testing.assert_allclose(
+            samples.log_probs[row][samples.mask[row]], p[range(len(completion)), completion], atol=1e-4
+        )
+        expected.append(losses_by_hand(p, q, completion, config.loss).sum())
+    np.testing.assert_allclose(np.asarray(sums["row_loss"]), expected, rtol=2e-4)
+    np.testing.assert_allclose(float(loss), sum(expected) / 10, rtol=2e-4)
+
+
+@pytest.mark.slow
+def test_slots_change_nothing_that_is_written(model, tokenizer):
+    decoder, params = model
+    config = stage2.get_config("reason_first")
+    batch = make_batch([0, 1, 2, 3], data_for(config, tokenizer), config, pad_id=0)
+    options = options_for(tokenizer, config)
+    written = {}
+    for slots in (0, 2):
+        some = dataclasses.replace(options, slots=slots)
+        variables = {"params": params}
+        written[slots] = SAMPLE(decoder, variables, variables, batch, jax.random.key(1), some)
+    for name in ("teacher_tokens", "teacher_mask", "loss_mask"):
+        np.testing.assert_array_equal(getattr(written[0], name), getattr(written[2], name))
+    np.testing.assert_array_equal(written[0].samples.tokens, written[2].samples.tokens)
+    assert len(set(map(tuple, np.asarray(written[0].samples.tokens)))) > 1
+
+
+def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", learning_rate=1e-3, **changes):
+    decoder, params = model
+    config = stage2.get_config("ground_truth")
+    data = data_for(config, tokenizer)
+    config.data.pad_to = 64
+    batch = make_batch([0, 1, 2, 3], data, config, pad_id=0)
+    optimizer, _ = train.make_optimizer(learning_rate=learning_rate, steps=10)
+    state = train.init_state(jax.tree.map(jnp.copy, params), optimizer, ema=teacher == "ema")
+    step = train.jit_train_step(
+        decoder=decoder, optimizer=optimizer, options=options_for(tokenizer, config, **changes), teacher=teacher,
+        lora=False, microbatches=microbatches, ema_decay=0.5,
+    )  # fmt: skip
+    return step, state, batch, params
+
+
+@pytest.mark.slow
+def test_microbatches_give_the_same_update(model, tokenizer):
+    results = []
+    for microbatches in (1, 4):
+        step, state, batch, params = make_step(model, tokenizer, microbatches=microbatches)
+        results.append(step(state, params, batch, 0))
+    for state, metrics, _ in results[1:]:
+        assert abs(float(metrics["loss"]) - float(results[0][1]["loss"])) < 1e-5
+        np.testing.assert_allclose(metrics["row_loss"], results[0][1]["row_loss"], rtol=1e-4)
+        for a, b in zip(jax.tree.leaves(state.trained), jax.tree.leaves(results[0][0].trained), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_step_depends_on_seed_and_step_alone(model, tokenizer):
+    step, state, batch, params = make_step(model, tokenizer)
+    copy = lambda s: jax.tree.map(jnp.copy, s)
+    a = step(copy(state), params, batch, 3)
+    b = step(copy(state), params, batch, 3)
+    c = step(copy(state), params, batch, 4)
+    d = step(copy(state).replace(step=jnp.int32(7)), params, batch, 3)
+    assert (a[2].samples.tokens == b[2].samples.tokens).all() and float(a[1]["loss"]) == float(b[1]["loss"])
+    assert (a[2].samples.tokens != c[2].samples.tokens).any() and (a[2].samples.tokens != d[2].samples.tokens).any()
+
+
+@pytest.mark.parametrize("teacher", ["fixed", "live", "ema"])
+def test_teachers(model, tokenizer, teacher):
+    step, state, batch, params = make_step(model, tokenizer, teacher=teacher)
+    initial = params
+    first, *_ = step(state, params if teacher == "fixed" else None, batch, 0)
+    variables = train.teacher_variables(first, initial, teacher=teacher, lora=False)["params"]["embed"]
+    new = first.trained["embed"]
+    expected = {"fixed": initial["embed"], "live": new, "ema": 0.5 * initial["embed"] + 0.5 * new}[teacher]
+    assert (np.asarray(new) != np.asarray(initial["embed"])).any()
+    np.testing.assert_allclose(variables, expected, atol=1e-6)
+
+
+def test_loss_falls_on_a_fixed_batch(model, tokenizer):
+    step, state, batch, params = make_step(model, tokenizer)
+    values = []
+    for _ in range(12):
+        state, metrics, _ = step(state.replace(step=jnp.int32(0)), params, batch, 0)
+        values.append(float(metrics["loss"]))
+    assert np.mean(values[-3:]) < 0.7 * values[0]
+
+
+def test_all_cut_rows_masked_gives_zero_loss_and_no_update(model, tokenizer):
+    options = dict(mask_cut=True, sampling=SamplingConfig(max_new_tokens=2, temperature=1.0, eos_ids=()))
+    step, state, batch, params = make_step(model, tokenizer, **options)
+    new, metrics, _ = step(state, params, batch, 0)
+    assert float(metrics["loss"]) == 0.0 and float(metrics["grad_norm"]) == 0.0 and float(metrics["share_cut"]) == 1.0
+    np.testing.assert_array_equal(new.trained["embed"], params["embed"])
+
+
+def test_non_finite_step_keeps_the_state_and_says_so(model, tokenizer):
+    step, state, batch, params = make_step(model, tokenizer)
+    broken = params | {"final_norm": params["final_norm"].at[0].set(jnp.nan)}
+    new, metrics, _ = step(state, broken, batch, 0)
+    assert not bool(metrics["finite"]) and int(new.step) == 0
+    assert not np.isfinite(np.asarray(metrics["row_loss"])).all()
+    np.testing.assert_array_equal(new.trained["embed"], params["embed"])
+
+
+def test_sampler_and_trainer_agree(model, tokenizer):
+    step, state, batch, params = make_step(model, tokenizer)
+    _, metrics, _ = step(state, params, batch, 0)
+    assert float(metrics["sampler_trainer_log_prob_difference"]) < 1e-4
+
+
+def test_weight_decay_is_for_matrices(model):
+    _, params = model
+    optimizer, _ = train.make_optimizer(learning_rate=0.1, steps=10, weight_decay=0.1)
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    moved = {jax.tree_util.keystr(path): bool(x.any()) for path, x in jax.tree_util.tree_leaves_with_path(updates)}
+    assert {name for name, m in moved.items() if not m} == {
+        f"['{name}']" if name == "final_norm" else f"['layers']['{name}']"
+        for name in ("final_norm", "input_norm", "post_norm", "q_norm", "k_norm")
+    }
+
+
+@pytest.mark.slow
+def test_an_update_that_overflows_is_not_taken(model, tokenizer):
+    step, state, batch, params = make_step(model, tokenizer, learning_rate=float("nan"))
+    new, metrics, _ = step(state, params, batch, 0)
+    assert np.isfinite(metrics["loss"]) and not bool(metrics["finite"])
+    np.testing.assert_array_equal(new.trained["embed"], params["embed"])

@@ -1,0 +1,339 @@
+"""What a report is made of: a run's files, and what both roles say of tokens."""
+
+import dataclasses
+import functools
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+
+from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.methods import rollout, train
+from rcsd_jax.models import quantization, sharding
+from rcsd_jax.models.decoder import head_matrix
+from rcsd_jax.report import __main__ as command
+from rcsd_jax.report import collect, examples
+from rcsd_jax.report import tokens as tokens_module
+from rcsd_jax.report.tokens import TOP, score_tokens
+from rcsd_jax.roles import contexts
+from rcsd_jax.rubrics.schema import Rubric
+from rcsd_jax.run import checkpoints, loop, preparation, stage
+from rcsd_jax.run.checkpoints import Checkpoints
+from rcsd_jax.run.running import open_model
+from rcsd_jax.sampling import Samples
+from tests.run.test_stage import config_for, run
+
+
+@pytest.fixture(scope="module")
+def finished(user_dir, tmp_path_factory):
+    """A run of a LoRA with evaluations of all roles."""
+    config = config_for(user_dir)
+    config.lora.rank = 2
+    config.optimizer.learning_rate = 1e-2
+    config.model.dtype = "float32"
+    config.train.steps = 2
+    config.eval.update(grader="boxed", path=config.data.path, count=6, greedy=(False,), every=1)
+    workdir = tmp_path_factory.mktemp("run")
+    run(config, workdir)
+    return config, workdir, collect.collect(workdir)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def plain_logits(decoder, variables, tokens):
+    """[T, V] of a sequence [T]."""
+    ones, places = jnp.ones_like(tokens)[None], jnp.arange(tokens.size, dtype=jnp.int32)[None]
+    hidden, _ = decoder.apply(variables, tokens[None], segment_ids=ones, positions=places)
+    return hidden[0] @ head_matrix(decoder.config, variables["params"])
+
+
+def plain_log_probs(model, variables, prompt, ids, temperature):
+    """[N, V] float64: what a role says of each token of a completion, by one pass over all of it."""
+    tokens = np.concatenate([prompt, ids])
+    rest = np.zeros(-len(tokens) % 256, np.int32)  # what comes after changes nothing, and one length compiles once
+    logits = np.asarray(plain_logits(model.decoder, variables, np.concatenate([tokens, rest])), np.float64)
+    return scipy.special.log_softmax(logits[len(prompt) - 1 : len(tokens) - 1] / temperature, axis=-1)
+
+
+def exact(user_dir, **changes):
+    """A configuration in float32, its model and the weights of it."""
+    config = config_for(user_dir)
+    config.model.update(dtype="float32", param_dtype="float32")
+    config.update(changes)
+    model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+    return config, model, huggingface.load(model.directory, dtype=jnp.float32)[1]
+
+
+def test_scores_of_tokens_against_plain_arithmetic(user_dir):
+    config, model, params = exact(user_dir)
+    student = {"params": params}
+    teacher = {"params": jax.tree.map(lambda x: x * 1.1, params)}
+    rng = np.random.default_rng(0)
+    rows = [
+        [rng.integers(5, 500, size=n).astype(np.int32) for n in lengths]
+        for lengths in ((3, 7, 5), (9, 4, 6), (2, 8, 4))
+    ]
+    empty = rollout.Without(np.zeros((3, 0, 0), np.int32), np.zeros((3, 0, 0), bool), np.zeros((3, 0), np.float32))
+    nothing = np.zeros((3, 0), np.int32)
+    prompts = [x for prompts in rows[:2] for x in contexts.pad_left(prompts, 12, 0)]
+    batch = rollout.Batch(np.arange(3), *prompts, nothing, nothing, nothing.astype(bool), empty)
+    tokens, mask = contexts.pad_right(rows[2], 8, 0)
+    samples = Samples(tokens, mask, np.zeros(tokens.shape, np.float32), np.zeros(3, bool))
+    options = dataclasses.replace(loop.options_of(config, model), temperature=1.3)
+    found = score_tokens(model.decoder, student, teacher, batch, samples, None, options, batch_size=2)
+    assert len(found) == 3
+    for i, scores in enumerate(found):
+        s, t = (
+            plain_log_probs(model, variables, prompts[i], rows[2][i], 1.3)
+            for variables, prompts in ((student, rows[0]), (teacher, rows[1]))
+        )
+        at = np.arange(len(rows[2][i])), rows[2][i]
+        np.testing.assert_allclose(scores.student_log_prob, s[at], atol=2e-4)
+        np.testing.assert_allclose(scores.teacher_log_prob, t[at], atol=2e-4)
+        np.testing.assert_allclose(scores.divergence, (np.exp(t) * (t - s)).sum(-1), atol=2e-4)
+        for log_probs, (ids, probabilities) in ((s, scores.student_top), (t, scores.teacher_top)):
+            np.testing.assert_allclose(probabilities, np.sort(np.exp(log_probs))[:, : -TOP - 1 : -1], atol=1e-4)
+            np.testing.assert_allclose(np.take_along_axis(np.exp(log_probs), ids, axis=1), probabilities, atol=1e-4)
+
+
+def test_the_likeliest_of_several_chunks_and_a_rest():
+    hidden, head = (np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((2, 7, 4), (4, 11)))
+    ids, probabilities = tokens_module._likeliest(hidden, head, temperature=0.7, chunk_size=3)
+    want = scipy.special.softmax(hidden @ head / 0.7, axis=-1)
+    np.testing.assert_array_equal(ids, np.argsort(-want, axis=-1)[..., :TOP])
+    np.testing.assert_allclose(np.take_along_axis(want, np.asarray(ids), axis=-1), probabilities, rtol=1e-5)
+
+
+SETTINGS = {
+    "guided, averaged": dict(
+        teacher=dict(weights="ema", guidance=0.7),
+        loss=dict(beta=0.5, skip_first=3, token_clip=0.02),
+        train=dict(batch_size=3, microbatches=3),
+    ),
+    "guided by criteria, live": dict(
+        teacher=dict(weights="live", guidance=0.5, guidance_by="criteria"), loss=dict(divergence="sampled_token")
+    ),
+    "reasons first": dict(teacher=dict(weights="fixed", reason_tokens=4), loss=dict(top_k=5)),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
+    """A report of a batch's completions shows what the step that trains on them computes."""
+    monkeypatch.setattr(examples, "_attribution", lambda *_: None)
+    changes = SETTINGS[name] | {"sampling": dict(source="reference", max_new_tokens=64)}
+    config, model, params = exact(user_dir, **changes)
+    teacher = config.teacher.weights
+    grown = lambda factor: jax.tree.map(lambda x: factor * x, params)  # else random weights look at no context
+    optimizer = optax.set_to_zero()
+    state = train.init_state(grown(4.0), optimizer, ema=False)
+    state = state.replace(step=jnp.asarray(config.train.steps), ema=grown(3.0) if teacher == "ema" else None)
+    frozen = grown(2.0) if teacher == "fixed" else None
+    rows = preparation.read_examples(config, config.data.path, require=())[:3]
+    data = preparation.encode(rows, model.tokenizer, config)
+    batch = loop.make_batch([0, 1, 2], data, config, model.pad_id)
+    static = loop.step_settings(config, model, optimizer)
+    of_sampling = {name: static[name] for name in ("decoder", "options", "teacher", "lora")}
+
+    @jax.jit
+    def step(state, frozen, batch):  # the second row has no teacher's context
+        completions = train.sample_step(state, frozen, batch, np.uint32(config.seed), **of_sampling)
+        completions = completions._replace(taught=jnp.asarray([True, False, True]))
+        return train.learn_step(state, frozen, completions, **static)[1], completions.loss_mask
+
+    metrics, loss_mask = step(state, frozen, batch)
+    roles = examples.Roles(
+        {"params": state.trained}, train.teacher_variables(state, frozen, teacher=teacher, lora=False)
+    )
+    chosen = [(example, {"trained": (example.reference, False)}) for example in rows]
+    shown = [one["trained"] for one in examples.scored_by(model, {"trained": roles}, config, chosen)]
+    counted = [np.asarray([x is not None for x in one["divergence"]]) for one in shown]
+    assert [c.sum() for c in counted] == loss_mask.sum(axis=1).tolist()
+    divergence = [np.asarray(one["divergence"], float)[keep] for one, keep in zip(shown, counted, strict=True)]
+    np.testing.assert_allclose([divergence[0].sum(), 0.0, divergence[2].sum()], metrics["row_loss"], rtol=1e-3)
+    mean = np.concatenate(divergence[::2]).mean()
+    np.testing.assert_allclose([metrics["divergence"], metrics["loss"]], mean, rtol=1e-3)
+    gaps = [np.subtract(x["teacher_log_prob"], x["student_log_prob"])[c] for x, c in zip(shown, counted, strict=True)]
+    np.testing.assert_allclose(np.concatenate(gaps[::2]).mean(), metrics["teacher_advantage"], rtol=1e-3)
+    # After its prompt alone, without what the case is about, the teacher says something else.
+    ids = examples._pieces(model, rows[0].reference, False)[0]
+    plain = plain_log_probs(model, roles.teacher, data.teacher[0], ids, 1.0)[np.arange(len(ids)), ids]
+    assert np.abs(plain - shown[0]["teacher_log_prob"]).max() > 0.05
+
+
+@pytest.mark.parametrize(
+    "weights, rank, int8", [("ema", 0, False), ("ema", 2, True), ("live", 0, False), ("fixed", 2, False)]
+)
+def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, user_dir, tmp_path):
+    config, model, params = exact(user_dir, teacher=dict(weights=weights), lora=dict(rank=rank))
+    config.model.int8_weights = int8
+    mesh = sharding.make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
+        setup = loop.setup(model, params, config, mesh)
+        frozen = quantization.on_mesh(model.decoder.config, params, mesh) if int8 else params
+        first = loop.first_state(model, jax.tree.map(jnp.copy, params), config, setup)
+        moved = jax.tree.map(lambda x: x + 0.01, first.trained)
+        state = first.replace(trained=moved, ema=None if first.ema is None else jax.tree.map(lambda x: x / 3, moved))
+        plain = train.student_variables(state.trained, params, lora=bool(rank))
+        stage.export(plain, model, config, tmp_path)
+        kept = Checkpoints(tmp_path / "checkpoints", keep=1)
+        kept.save(1, state, {})
+        kept.close()
+        found = examples._weights(config, tmp_path, mesh)
+    of_teacher = functools.partial(train.teacher_variables, frozen=frozen, teacher=weights, lora=bool(rank))
+    student = train.student_variables(state.trained, frozen, lora=bool(rank))
+    jax.tree.map(np.testing.assert_array_equal, found[2], examples.Roles(student, of_teacher(state)))
+    # New adapters add nothing, and are left out.
+    jax.tree.map(np.testing.assert_array_equal, found[1].student["params"], frozen)
+    jax.tree.map(np.testing.assert_array_equal, found[1].teacher["params"], frozen)
+    assert "lora" not in found[1].student and "lora" not in found[1].teacher
+
+    assert examples.has_weights(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert examples.has_weights(config, tmp_path) == (weights != "ema")
+    with pytest.raises(UserError, match="no ema .* can be read"):
+        checkpoints.read_part(tmp_path / "checkpoints", {"ema": first.trained})
+
+
+def test_the_attribution_of_a_teacher_that_reasons_keeps_its_analysis(user_dir):
+    """Criterion k's row is what the log-probabilities after prompt, analysis and transition lose without it."""
+    config, model, params = exact(user_dir, teacher=dict(reason_tokens=4))
+    teacher = {"params": jax.tree.map(lambda x: 3.0 * x, params)}
+    example = preparation.read_examples(config, config.data.path, require=())[0]
+    options = loop.options_of(config, model)
+    analysis, ids = np.asarray([7, 300, 41, model.eos_ids[0]], np.int32), np.asarray([9, 11, 250], np.int32)
+    role, prompts = preparation.roles(config)[1], preparation.prompts_of(config)
+
+    def log_probs(example):
+        prompt, transition = contexts.encode_reason_first(model.tokenizer, example, role, prompts, config.task)
+        whole = np.concatenate([prompt, analysis[:-1], transition])
+        return plain_log_probs(model, teacher, whole, ids, options.temperature)[np.arange(3), ids], transition
+
+    whole, transition = log_probs(example)
+    matrix = examples._attribution(model, teacher, example, ids, analysis, transition, options, config)
+    less = dataclasses.replace(example, rubric=Rubric(example.rubric.criteria[:1] + example.rubric.criteria[2:]))
+    np.testing.assert_allclose(matrix[1], whole - log_probs(less)[0], atol=1e-3)
+    assert np.abs(matrix[1]).max() > 0.01
+
+
+def test_scores_that_were_kept_in_another_way_are_made_again(user_dir, tmp_path, monkeypatch):
+    config = config_for(user_dir)
+    (tmp_path / "export").mkdir()
+    one = preparation.read_examples(config, config.data.path, require=())[0]
+    made = []
+    monkeypatch.setattr(collect, "scored_completions", lambda *_: made.append(1) or [{}])
+    ask = lambda: collect._scored(config, tmp_path, [("eval", one.id)], [one], [{}], None)
+    (tmp_path / "report_tokens.json").write_text(json.dumps({"examples": [["eval", one.id]], "completions": []}))
+    assert ask() == [{}] and ask() == [{}] and made == [1]
+
+
+def test_pieces_are_the_text(user_dir):
+    config = config_for(user_dir)
+    model = open_model(config.model.path, config)
+    for text in ("A plain one.", "ü–中文 🙂 two", " spaces  \n", "", "a\u0301 🏳️‍🌈"):
+        ids, pieces = examples._pieces(model, text, False)
+        assert len(ids) == len(pieces) and pieces[-1] == examples.END and "".join(pieces[:-1]) == text
+        assert ids[-1] in model.eos_ids
+        if text:
+            assert "".join(examples._pieces(model, text, True)[1]) == text
+
+
+@pytest.mark.slow
+def test_what_a_run_left_is_collected(finished):
+    config, workdir, data = finished
+    (stage,) = data["stages"]
+    assert set(stage["evaluation"]) == {"base", "teacher", "trained", "step_1"} and stage["metrics"]["step"] == [0, 1]
+    assert stage["config"]["lora.rank"] == 2 and "lora.rank" in stage["config_changed"]
+    assert "loss.beta" in stage["config"] and "loss.beta" not in stage["config_changed"]
+    assert len(stage["examples"]) == 6 and {len(v) for v in stage["lengths"].values()} == {6}
+    for example in stage["examples"]:
+        assert {c["role"] for c in example["completions"]} == {"base", "trained", "teacher"} and len(
+            example["rubric"]
+        ) == 4
+        for one in example["completions"]:
+            count = len(one["tokens"])
+            assert "".join(one["tokens"]).rstrip(examples.END) == one["text"]
+            assert len(one["divergence"]) == len(one["student_top"]) == len(one["teacher_top"]) == count
+            assert np.shape(one["attribution"]) == (4, count) and min(one["divergence"]) > -1e-5
+            assert all(len(top) == TOP and all(0 <= p <= 1 for _, p in top) for top in one["teacher_top"])
+    json.dumps(data, allow_nan=False)
+    assert "jax" in data["versions"]
+
+
+@pytest.mark.slow
+def test_base_and_trained_are_scored_as_they_are(finished):
+    """The teacher of a run with a fixed one is the base under the rubric; the trained student has moved away from it."""
+    config, workdir, data = finished
+    model = open_model(config.model.path, config)
+    example = data["stages"][0]["examples"][0]
+    text = next(c for c in example["completions"] if c["role"] == "base")
+    params = huggingface.load(model.directory, dtype=jnp.float32)[1]
+    questions = preparation.evaluation_questions(config, model.tokenizer)["base"]["eval"]
+    prompt = questions.prompts[[e.id for e in questions.examples].index(example["id"])]
+
+    def as_base(one):
+        ids, _ = examples._pieces(model, one["text"], one["cut"])
+        log_probs = plain_log_probs(model, {"params": params}, prompt, ids, config.sampling.temperature)
+        return log_probs[np.arange(len(ids)), ids]
+
+    np.testing.assert_allclose(text["student_log_prob"], as_base(text), atol=1e-3)
+    trained = next(c for c in example["completions"] if c["role"] == "trained")
+    assert np.abs(np.subtract(trained["student_log_prob"], as_base(trained))).max() > 0.01
+
+
+@pytest.mark.slow
+def test_scored_tokens_are_kept_and_weights_read_once(finished, monkeypatch):
+    _, workdir, data = finished
+    monkeypatch.setattr(collect, "scored_completions", lambda *_: pytest.fail("scored again"))
+    again = collect.collect(workdir)
+    assert again["stages"][0]["examples"] == data["stages"][0]["examples"]
+
+
+@pytest.mark.slow
+def test_an_old_workdir_without_weights_or_data(finished, tmp_path):
+    _, workdir, _ = finished
+    for name in ("config.json", "metrics.jsonl", "evaluation_trained.json", "completions_trained.jsonl"):
+        (tmp_path / name).write_bytes((workdir / name).read_bytes())
+    stage = collect.collect(tmp_path)["stages"][0]
+    assert "tokens" not in stage["examples"][0]["completions"][0] and stage["examples"][0]["completions"][0]["text"]
+    changed = json.loads((tmp_path / "config.json").read_text())
+    changed["eval"]["path"] = str(tmp_path / "gone.jsonl")
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    stage = collect.collect(tmp_path)["stages"][0]
+    assert stage["examples"] == [] and stage["evaluation"]["trained"] and not math.isnan(stage["metrics"]["loss"][0])
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(UserError, match="no run in it.*name the --workdir"):
+        collect.collect(tmp_path)
+    with pytest.raises(UserError, match="no run in it"):
+        collect.collect(tmp_path / "nothing")
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_page(finished, monkeypatch, capsys):
+    _, workdir, _ = finished
+    command.main([str(workdir), "--no-tokens"])
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert (
+        page.startswith("<!doctype html>")
+        and "What is its density?" in page
+        and "report.html" in capsys.readouterr().out
+    )
+    with pytest.raises(SystemExit) as ended:
+        command.main([str(workdir / "nothing")])
+    assert ended.value.code == 2 and "no run in it" in capsys.readouterr().err
+
+
+def test_pieces_of_the_likeliest_keep_their_space(user_dir):
+    config = config_for(user_dir)
+    model = open_model(config.model.path, config)
+    ids = model.tokenizer("of the density", add_special_tokens=False)["input_ids"]
+    assert "".join(examples._piece(model, i) for i in ids) == "of the density"
+    assert examples._piece(model, model.eos_ids[0]) == examples.END

@@ -1,0 +1,77 @@
+"""The criteria × tokens matrix against forward passes one by one, and where it peaks on the embedded world."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import world as world_config
+from rcsd_jax import world
+from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.models.decoder import head_matrix
+from rcsd_jax.roles.attribution import attribution, leave_one_out
+from rcsd_jax.rubrics.schema import Rubric
+from rcsd_jax.run import preparation
+from rcsd_jax.run.running import open_model
+from rcsd_jax.world.documents import careful_solution
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    config = world_config.get_config("ground_truth")
+    model = open_model(config.model.path, config)
+    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
+    return model, variables, lambda example: preparation.teacher_prompt(model.tokenizer, example, config)
+
+
+def solution(example, model):
+    return np.asarray(model.tokenizer(careful_solution(example.extra["problem"]))["input_ids"], np.int32)
+
+
+def log_probs(model, variables, prompt, completion):
+    tokens = np.concatenate([prompt, completion])[None]
+    positions = np.arange(tokens.shape[1])[None]
+    hidden, _ = model.decoder.apply(variables, tokens, segment_ids=np.ones_like(tokens), positions=positions)
+    logits = hidden[0, len(prompt) - 1 : -1] @ head_matrix(model.decoder.config, variables["params"])
+    return np.asarray(jax.nn.log_softmax(logits / 0.8))[np.arange(len(completion)), completion]
+
+
+def test_matrix_is_the_difference_of_two_forward_passes(teacher):
+    model, variables, encode = teacher
+    examples = sorted(world.examples("eval", 12, 3), key=lambda e: len(e.rubric.criteria))
+    examples = [examples[0], examples[-1]]  # of different numbers of criteria
+    completions = [solution(e, model) for e in examples]
+    contexts = [leave_one_out(e, encode) for e in examples]
+    got = attribution(model.decoder, variables, contexts, completions, temperature=0.8, chunk_size=16)
+    for example, completion, matrix, context in zip(examples, completions, got, contexts, strict=True):
+        criteria = example.rubric.criteria
+        assert matrix.shape == (len(criteria), len(completion)) and len(context.prefix) > 10
+        whole = log_probs(model, variables, encode(example), completion)
+        for k in range(len(criteria)):
+            less = dataclasses.replace(example, rubric=Rubric(criteria[:k] + criteria[k + 1 :]))
+            np.testing.assert_allclose(
+                matrix[k], whole - log_probs(model, variables, encode(less), completion), atol=2e-4
+            )
+    assert len(got[0]) < len(got[1]) and np.abs(got[1]).max() > 0.1
+
+
+def test_a_converted_quantity_is_the_criterion_s_own(teacher):
+    model, variables, encode = teacher
+    examples = [e for e in world.examples("eval", 60, 4) if e.extra["problem"].complications == ("convert_b",)][:4]
+    matrices = attribution(
+        model.decoder, variables, [leave_one_out(e, encode) for e in examples], [solution(e, model) for e in examples]
+    )
+    for example, matrix in zip(examples, matrices, strict=True):
+        texts = [model.tokenizer.decode([i]) for i in solution(example, model)]
+        lines = "".join(f"{text} " for text in texts).split(";")
+        start = len(lines[0].split()) + 1  # law ; conversion ; …
+        place = [c.description.startswith("convert") for c in example.rubric.criteria].index(True)
+        assert start <= matrix[place].argmax() < start + len(lines[1].split())
+
+
+def test_of_one_criterion_nothing_can_be_left_out(teacher):
+    one = world.examples("eval", 1)[0]
+    with pytest.raises(ValueError, match="1 criteria"):
+        leave_one_out(dataclasses.replace(one, rubric=Rubric(one.rubric.criteria[:1])), teacher[2])

@@ -1,0 +1,53 @@
+"""Variants that name a model's size and a slice: what they set, that they fit their slice, and what is refused."""
+
+import math
+
+import pytest
+
+from configs import stage1, stage2
+from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import sizes
+
+EVERY = [
+    (size, full, name)
+    for full, table in ((False, sizes.LORA), (True, sizes.FULL))
+    for size in table
+    for name in table[size]
+]
+
+
+@pytest.mark.parametrize("size, full, slice_", EVERY)
+def test_every_slice_has_a_mesh_of_its_chips_and_a_config_that_is_valid(size, full, slice_):
+    config = stage2.get_config(",".join([size, slice_, *(["full"] if full else [])]))
+    config.data.path = "rows.jsonl"
+    config.rubric.source = "data"
+    configs.check(config)
+    mesh = config.mesh
+    chips = math.prod(int(n) for n in slice_.partition("_")[2].split("x"))
+    assert mesh.data * mesh.group * mesh.fsdp * mesh.tensor == chips
+    assert (config.lora.rank == 0) == full and config.model.path == sizes.MODELS[size]
+    assert 8 % (mesh.fsdp * mesh.tensor) == 0  # the key/value heads of every Qwen3
+    assert config.train.batch_size // config.train.microbatches % (mesh.data * mesh.group * mesh.fsdp) == 0
+
+
+def test_a_size_joins_a_variant_in_any_order():
+    for variant in ("release,qwen3_8b", "qwen3_8b,release"):
+        config = stage2.get_config(variant)
+        assert config.loss.top_k == 20 and config.model.path == "Qwen/Qwen3-8B"
+    assert sizes.topology("qwen3_8b,release") == "v5e:4x4" and sizes.topology("qwen3_8b,full") == "v5p:2x2x2"
+    assert sizes.topology("release") is None
+    assert stage1.get_config("qwen3_1.7b").task == "write_rubric"
+
+
+@pytest.mark.parametrize(
+    "variant, message",
+    [
+        ("paperr", "unknown variant 'paperr'.*paper.*qwen3_8b"),
+        ("qwen3_8b,v5e_2x2", "no 'v5e_2x2': use one of v5e_4x4"),
+        ("paper,release", "paper and release are two variants"),
+        ("full", "unknown variant 'full'"),
+    ],
+)
+def test_what_no_variant_is_called_is_refused(variant, message):
+    with pytest.raises(ValueError, match=message):
+        stage2.get_config(variant)
