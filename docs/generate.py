@@ -42,6 +42,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return _PLACE.sub(lambda match: TABLES[match[1]](), markdown)
 
 
+def on_files(files: Any, config: Any) -> Any:
+    """The hook of mkdocs: adds the figures that `experiments/README.md` shows, since a page includes that file."""
+    from mkdocs.structure.files import File  # late: tests load this module without mkdocs
+
+    for path in sorted((ROOT / "experiments" / "figures").glob("*.svg")):
+        files.append(File.generated(config, f"figures/{path.name}", abs_src_path=str(path)))
+    return files
+
+
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 
