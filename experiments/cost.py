@@ -2,7 +2,7 @@
 
     python -m experiments.cost [--seeds=5] [--workdir=runs/experiments] [--quick]
 
-Seconds are the median step's, times steps: what compiles is left out.
+Seconds are the median step's, times steps, so that compiling is left out.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def figure(rows: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def main() -> None:
-    """Runs what is missing, prints what each method had spent when it reached an accuracy, and draws all."""
+    """Runs the missing cells, prints what each method had spent when it reached an accuracy, and draws it."""
     flags = tables.arguments(__doc__)
     names = ("grpo", "rcsd_true", "rcsd") if flags.quick else main_table.ARMS
     runs = cells.run(names, flags)

@@ -26,7 +26,7 @@ def figure(lines: Mapping[str, tuple[Sequence[float], Sequence[Estimate]]]) -> s
 
 
 def main() -> None:
-    """Runs what is missing, prints the numbers at evaluated steps, and draws all."""
+    """Runs the missing cells, prints the numbers at the evaluated steps, and draws them."""
     flags = tables.arguments(__doc__)
     names = ("grpo", "rcsd_true") if flags.quick else ARMS
     runs = cells.run(names, flags)

@@ -1,4 +1,4 @@
-"""The figures of the page of measurements, drawn from the tables that stand on it.
+"""The figures of the page of measurements, drawn from the page's tables.
 
     python -m experiments.figures
 

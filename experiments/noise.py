@@ -2,7 +2,7 @@
 
     python -m experiments.noise [--seeds=5] [--workdir=runs/experiments] [--quick]
 
-The paper argues that chains of thought are noisy supervision and criteria are not; this plots it. A flawed reference has a
+The paper argues that chains of thought are noisy supervision and criteria are not. This measures it. A flawed reference has a
 wrong step and the right final answer.
 """
 
@@ -31,7 +31,7 @@ def figure(rows: Mapping[float, Mapping[str, Estimate]]) -> str:
 
 
 def main() -> None:
-    """Runs what is missing, prints and writes the table and the plot."""
+    """Runs the missing cells, then prints and writes the table and the plots."""
     flags = tables.arguments(__doc__)
     shares = (1.0,) if flags.quick else arms.FLAWED
     names = {m: [arms.flawed(m, x) for x in shares] for m in ("opsd", "rcsd")}
