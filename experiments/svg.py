@@ -219,7 +219,7 @@ def _scale(first: float, last: float, start: float, end: float) -> Callable[[flo
 
 
 def _rung(span: float) -> float:
-    """A round distance between ticks, of which 3 to 8 lie in the span."""
+    """A round distance between ticks: 3 to 8 ticks fit into the span."""
     size = 10 ** math.floor(math.log10(span or 1))
     return next((size * factor for factor in (0.2, 0.25, 0.5, 1, 2) if span / (size * factor) <= 6), 2 * size)
 

@@ -195,8 +195,8 @@ def compare(
     if "rcsd_true" in names:
         rows = {f"({r})": role_row(runs["rcsd_true"], r) for r in ("base", "teacher")} | rows
     wide = [column(place) for place in places_of(runs)]
-    beside = {label(n): {"paper": Estimate(value, float("nan"), 1)} for n, value in published.items() if n in names}
-    shown = {name: row | beside.get(name, {}) for name, row in rows.items()}
+    of_paper = {label(n): {"paper": Estimate(value, float("nan"), 1)} for n, value in published.items() if n in names}
+    shown = {name: row | of_paper.get(name, {}) for name, row in rows.items()}
     heading = f"{title}: accuracy, percent, mean ± 95% interval of {flags.seeds} seeds; paper: {what_is_published}"
     show(console, heading, shown, [*wide, "paper"])
     differences = {n: {c.split(":")[0]: e for c, e in row.items() if ":" in c} for n, row in rows.items()}

@@ -173,8 +173,8 @@ def _look_up(record: Mapping[str, Any], path: str | None, name: str) -> list[tup
         there = [(alias, record[alias]) for alias in ALIASES[name] if alias in record]
         parts = [next((part for part in there if not _blank(part[1])), there[0])] if there else []
         if name == "question" and parts and parts[0][0] in SECOND_PARTS:
-            beside = [(other, record.get(other)) for other in SECOND_PARTS[parts[0][0]]]
-            parts += [part for part in beside if not _blank(part[1])][:1]
+            second = [(other, record.get(other)) for other in SECOND_PARTS[parts[0][0]]]
+            parts += [part for part in second if not _blank(part[1])][:1]
         return parts
     if path in record:
         return [(path, record[path])]

@@ -27,7 +27,7 @@ def replaced_directory(directory: str | os.PathLike) -> Iterator[AnyPath]:
     directory = as_path(directory)
     if directory.exists() and not _replaceable(directory):
         raise UserError(
-            "exists and is not the directory of a model", remedy="give a new or empty directory", file=directory
+            "exists and holds something other than a model", remedy="give a new or empty directory", file=directory
         )
     if is_remote(directory):
         epath.Path(directory).rmtree(missing_ok=True)
