@@ -15,8 +15,10 @@ from rcsd_jax.host.files import as_path
 def main(argv: list[str] | None = None) -> None:
     """The entry point."""
     parser = argparse.ArgumentParser(prog="python -m rcsd_jax.report", description="Writes WORKDIR/report.html.")
-    parser.add_argument("workdir", help="of a run, a folder or a URL")
-    parser.add_argument("--no-tokens", action="store_true", help="read no weights: completions without token scores")
+    parser.add_argument("workdir", help="the workdir of a run, a folder or a URL")
+    parser.add_argument(
+        "--no-tokens", action="store_true", help="do not load weights: show completions without token scores"
+    )
     parser.add_argument(
         "--version", action="version", help="print the version", version=f"rcsd_jax {rcsd_jax.__version__}"
     )

@@ -53,7 +53,7 @@ def test_the_newest_comes_back_and_old_ones_go(tmp_path):
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_storage_that_takes_nothing(waits, tmp_path):
-    told = r"run: a checkpoint cannot be written \(NotADirectoryError: .*\); see to the storage"
+    told = r"run: a checkpoint cannot be written \(NotADirectoryError: .*\); check the storage"
     with (
         pytest.raises(WriteFailed, match=told),
         contextlib.closing(Checkpoints(tmp_path / "run", keep=2)) as checkpoints,
