@@ -14,7 +14,7 @@ import jax
 from rcsd_jax.host.errors import UserError, first_line
 from rcsd_jax.plan import hlo, model_flops
 from rcsd_jax.plan.chips import VMEM_OVER_HBM, Chip, Interconnect
-from rcsd_jax.plan.compiler import Answer, Memory, ask
+from rcsd_jax.plan.compiler import Compilation, Memory, ask
 from rcsd_jax.plan.cost import Cost
 from rcsd_jax.plan.pricing import cost_of
 from rcsd_jax.plan.programs import Plan, Program
@@ -101,7 +101,7 @@ def compile_one(plan: Plan, name: str, folder: Path | None = None) -> tuple[Memo
     return answer.memory, answer.refused
 
 
-def _answer(plan: Plan, name: str, lowered: jax.stages.Lowered, folder: Path | None) -> Answer:
+def _answer(plan: Plan, name: str, lowered: jax.stages.Lowered, folder: Path | None) -> Compilation:
     try:
         return ask(lowered, list(plan.mesh.devices.flat), folder)
     except jax.errors.JaxRuntimeError as error:
@@ -124,7 +124,7 @@ def _measured(
     plan: Plan,
     chip: Chip,
     program: Program,
-    answer: Answer,
+    answer: Compilation,
     decode_steps: int | None,
 ) -> Measured:
     spent = Cost()

@@ -154,7 +154,7 @@ from rcsd_jax.run import loop, preparation
 from rcsd_jax.methods import train
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.models import sharding
-from rcsd_jax.run.running import load_weights, open_model
+from rcsd_jax.roles.opened_model import load_weights, open_model
 
 user, workdir, moves = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 losses = []
@@ -168,8 +168,8 @@ for shape in moves:
     config.optimizer.learning_rate = 1e-2
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
-        model = open_model(config.model.path, config, lora_rank=4, lora_alpha=8.0)
-        params = load_weights(model, config, mesh)
+        model = open_model(config.model.path, config.model, lora_rank=4, lora_alpha=8.0)
+        params = load_weights(model, mesh)
         examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"))
         data = preparation.encode(examples, model.tokenizer, config)
         setup = loop.setup(model, params, config, mesh)
