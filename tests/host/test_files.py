@@ -123,7 +123,7 @@ def test_a_bucket_that_takes_nothing_more(bucket):
     writer.write(0, {"loss": 0.5})
     Bucket.refuses = True
     with pytest.raises(
-        WriteFailed, match=r"metrics.jsonl: cannot be written \(OSError: Forbidden\); see to the storage"
+        WriteFailed, match=r"metrics.jsonl: cannot be written \(OSError: Forbidden\); check the storage"
     ):
         writer.sync()
     with pytest.raises(WriteFailed, match=r"tensorboard: cannot be written"):
@@ -214,7 +214,7 @@ def test_checkpoints(bucket, server, monkeypatch):
     assert sorted(folder.name for folder in (bucket / "run").iterdir()) == ["2", "damaged_3"]
 
     server.refuses = True
-    with pytest.raises(WriteFailed, match="gs://bucket/run: a checkpoint cannot be written .*; see to the storage"):
+    with pytest.raises(WriteFailed, match="gs://bucket/run: a checkpoint cannot be written .*; check the storage"):
         save(4)
     server.refuses = False
     assert restored().step == 2

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from configs import stage2, tiny
-from rcsd_jax import main
+from rcsd_jax.cli.job import with_workdir
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import read_json, write_json
 from rcsd_jax.host.metrics import read_metrics
@@ -276,7 +276,7 @@ def test_sets_and_modes_that_are_there_are_not_evaluated_again(config, tmp_path,
 
 @pytest.mark.parametrize("key, value", [("train.steps", 60), ("export.dtype", "bfloat16"), ("eval.count", 7)])
 def test_a_stage_is_not_changed_under_a_later_one_that_read_it(tmp_path, key, value):
-    stages = [(name, main._with_workdir(c, tmp_path)) for name, c in configs.stages_of(tiny.get_config())]
+    stages = [(name, with_workdir(c, tmp_path)) for name, c in configs.stages_of(tiny.get_config())]
     for name, stage in stages:
         workdir_of(stage, tmp_path / name)
     starts.check_later_stages(stages, tmp_path)

@@ -1,4 +1,4 @@
-"""Which option of a multiple choice a text chose."""
+"""The option of a multiple choice that a text chose."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMED = (
 )
 _LETTER = re.compile(
     rf"(?:-\s)?{_NAMED}?(?P<open>[(\[]{{0,2}})\s?(?P<letter>[A-Za-z])(?:\s?(?P<close>[)\]]{{1,2}}))?"
-    # And after it, where words are not parted by spaces, or where "is" ends the sentence.
+    # And after it, in languages without spaces between words, or where "is" ends the sentence.
     r"(?:\s?(?:[选選][项項]|[项項]|です|だ|である|입니다|이다|예요|번(?:입니다)?|है|'dir|'dır)(?![A-Za-z]))?(?P<rest>.*)",
     re.S,
 )
@@ -29,7 +29,7 @@ _ANOTHER_LETTER = re.compile(
     r"[(\[]?([A-Za-z])(?![\w'-])",
     re.I,
 )
-# "A" and "I" are words too: before another word they are letters only where it is one of these.
+# "A" and "I" are also words: before another word they are letters only if it is one of these.
 _AFTER_A = re.compile(
     r"\s(?:(?:because|since|as|which|due|given|with|and|or|is|was|for|in|parce|puisque|weil|da|denn|porque|perché"
     r"|car\s(?:il|elle|ils|elles|ce|cela|le|la|les|un|une))\b|\W)",
@@ -50,13 +50,13 @@ _NEXT_WORDING = re.compile(r"\s?(?:[,;/&]|and\s|or\s)\s?(?:and\s|or\s)?")
 def option(text: str, options: Sequence[str]) -> FinalAnswer:
     r"""Which of the options a completion chose, by letter or by the option's text.
 
-    A letter stands alone (`(B)`, `\text{B}`, `option b`) or before its text (`B. mitochondria`); a text is compared up to
-    the case of its words, spaces and LaTeX's wrappers. A single letter is a letter, also where an option's text is one. If
-    several lines state nothing, the first or last of them counts if it is a letter alone, and the first with the option's
-    text too.
+    A letter stands by itself (`(B)`, `\text{B}`, `option b`) or before its text (`B. mitochondria`). Texts are compared
+    without the case of words, spaces and LaTeX's wrappers. A single letter is read as a letter, even if an option's text is
+    a letter. If several lines state nothing, the first or last line counts if it is only a letter, and the first also if it
+    has the option's text.
 
     Args:
-      text: what the model wrote.
+      text: the model's text.
       options: the options' texts, A first. "yes", "no" and "maybe" are options like others.
 
     Returns:
@@ -79,7 +79,7 @@ def option(text: str, options: Sequence[str]) -> FinalAnswer:
 
 
 def _option_in_a_line(line: str, wordings: list[str], *, with_text: bool) -> FinalAnswer:
-    """The option of a line among others: a capital or bracketed letter, alone or with its text; yes, no and the like."""
+    """The option on one of several lines: a capital or bracketed letter, with or without its text; yes, no and the like."""
     text = _wording(line)
     match = _LETTER.fullmatch(text)
     if line.endswith(":") or not match:  # a heading
@@ -93,7 +93,7 @@ def _option_in_a_line(line: str, wordings: list[str], *, with_text: bool) -> Fin
 
 
 def _option(text: str, wordings: list[str], *, alone: bool = False) -> FinalAnswer:
-    """The option of a box or line; `alone`: of a text that may be prose, and then is nothing but the option."""
+    """The option in a box or line. `alone`: the text may be prose, and counts only if it is nothing but the option."""
     text = _wording(text)
     match = _LETTER.fullmatch(text)
     if match and not match["rest"]:
@@ -108,17 +108,17 @@ def _option(text: str, wordings: list[str], *, alone: bool = False) -> FinalAnsw
 
 
 def _named(text: str, wordings: list[str]) -> FinalAnswer | None:
-    """The option whose text this is; None where it is none's."""
+    """The option with this text; None if there is none."""
     exact = [i for i, wording in enumerate(wordings) if wording and wording == text]  # genotypes: AA, Aa, aa
     alike = [i for i, wording in enumerate(wordings) if wording and _folded(wording) == _folded(text)]
-    # Of those that differ in the case of symbols, as genotypes do, one alone is not meant.
+    # If options differ only in the case of symbols, as genotypes do, the text does not single one out.
     blind = [i for i, wording in enumerate(wordings) if wording and _folded(wording).lower() == _folded(text).lower()]
     same = exact or alike or (blind if len(blind) > 1 else [])
     return None if not same else FinalAnswer(same[0], "") if len(same) == 1 else FinalAnswer(None, "several")
 
 
 def _by_letter(match: re.Match, wordings: list[str], *, alone: bool) -> FinalAnswer | None:
-    """The option of a letter before something else; None where it is a word, or part of one."""
+    """The option of a letter before other text; None if it is a word, or part of a word."""
     letter, rest = match["letter"], match["rest"]
     another = _ANOTHER_LETTER.match(rest)
     if another and another[1] != letter and another[1].isupper() == letter.isupper():

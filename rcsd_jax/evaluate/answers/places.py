@@ -1,4 +1,4 @@
-r"""Where in a text its answer stands: in a box, in a statement, or as the whole text."""
+r"""Finds the place of a text's answer: a box, a statement, or the whole text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rcsd_jax.evaluate.answers.statements import retracted, stated
 
 MAX_ANSWER = 2000  # characters of an answer; PIQA's longest options have some hundred
 MAX_EXPRESSION = 300  # of a number or an expression: grammars and sympy slow down long before
-_MAX_LINES = 200  # of a text that may give its answer in a line alone
+_MAX_LINES = 200  # of a text that may give its answer on a line of its own
 
 UNPARSED = {
-    "no_answer": "no box, no stated answer, and more than an answer alone",
-    "cut": "a box is begun and not closed",
-    "too_long": "what is given as the answer is too long to be one",
-    "contradictory": "statements of different answers, of which none is final",
+    "no_answer": "no box, no stated answer, and the text is more than an answer",
+    "cut": "a box is opened and not closed",
+    "too_long": "the text in the answer's place is too long to be an answer",
+    "contradictory": "statements of different answers, and none is final",
     "several": "more than one option, or a letter with the text of another option",
     "out_of_range": "a letter beyond the last option",
     "not_an_option": "neither a letter nor the text of an option",
@@ -26,7 +26,7 @@ UNPARSED = {
 
 
 class FinalAnswer(NamedTuple):
-    """What a text answers and where ("boxed", "stated", "whole" or "line"), or None and why not (a key of `UNPARSED`)."""
+    """A text's answer and its place ("boxed", "stated", "whole" or "line"), or None and the reason (a key of `UNPARSED`)."""
 
     value: Any
     reason: str
@@ -42,10 +42,10 @@ _BRACES = re.compile(
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{...}` or `\fbox{...}` that is not empty; None without one.
+    r"""The content of the last complete `\boxed{...}` or `\fbox{...}` that is not empty; None if there is none.
 
-    Braces are matched and escaped ones skipped. Boxes are ordered by where they begin, so that of nested ones the
-    innermost is the last.
+    Braces are matched and escaped ones skipped. Boxes are ordered by where they begin, so the innermost of nested
+    boxes is the last.
 
     Examples:
       >>> last_boxed(r"First \boxed{1}, no: \boxed{\frac{1}{2}}")
@@ -55,7 +55,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _boxes(text: str) -> tuple[str | None, bool]:
-    """The content of the last complete box, and whether a box was begun and never closed."""
+    """The content of the last complete box, and whether a box was opened and never closed."""
     last: tuple[int, str | None] = (-1, None)
     opened: list[tuple[int, int] | None] = []  # of each open brace its box's beginning and end, or None
     begun = False
@@ -91,7 +91,7 @@ def final_answer(text: str) -> FinalAnswer:
     if begun:
         return FinalAnswer(None, "cut")
     for line, *_ in stated(text):
-        # The formula before the rest of its sentence, where there is one: "the answer is $x + 1$ because ...".
+        # The formula before the rest of its sentence, if there is one: "the answer is $x + 1$ because ...".
         answer = re.split(r"\$|\\[)\]]", SENTENCE_END.split(line, maxsplit=1)[0], maxsplit=1)[0].strip(" *_.")
         if answer:
             return FinalAnswer(answer, "stated")
@@ -106,16 +106,16 @@ def read(
     agree: Callable[[Any, Any], bool] = operator.eq,
     alone: Callable[[str, bool], FinalAnswer] | None = None,
 ) -> FinalAnswer:
-    """The answer of `text` as `read` reads a box or a line, `whole` the whole; all give the reason of a failure.
+    """The answer of `text`: `read` reads a box or a line, `whole` the whole text. Each gives the reason of a failure.
 
-    Where statements contradict each other, the last one holds if it is more final than those, or takes them back.
+    If statements contradict each other, the last one holds if it is more final than the others, or takes them back.
 
     Args:
-      text: what a model wrote.
+      text: the model's text.
       read: reads the content of a box, or a line from a statement on.
       whole: reads a text of one line that may be prose.
-      agree: whether two answers' values are one.
-      alone: reads one of several lines that may be prose; True where it is the first. None reads none of them.
+      agree: whether the values of two answers are equal.
+      alone: reads one of several lines that may be prose; its second argument is True for the first line. None reads no lines.
     """
     boxed, begun = _boxes(text)
     if boxed is not None:
@@ -151,7 +151,7 @@ def read(
 
 
 def _in_a_line(text: str, alone: Callable[[str, bool], FinalAnswer]) -> FinalAnswer | None:
-    """What the first or the last line is, if it is an answer and no other line is another: a list of options is none."""
+    """The answer on the first or last line, if no other line is another answer: a list of options is not an answer."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > _MAX_LINES:
         return None
