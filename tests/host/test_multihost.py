@@ -4,6 +4,7 @@ import pytest
 
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import Preempted, UserError, WriteFailed
+from rcsd_jax.host.shared_log import held_by_all
 from tests.host.test_keyed_log import opened
 
 
@@ -19,7 +20,7 @@ def second(monkeypatch):
 
 def test_a_log_of_which_another_process_keeps_the_file(second, tmp_path):
     second += [None, [("a", 1), ("b", 2)]]
-    with multihost.held_by_all(opened, tmp_path / "log.jsonl") as log:
+    with held_by_all(opened, tmp_path / "log.jsonl") as log:
         log.put_batch([("c", 3)])
         assert dict(log.items()) == {"a": 1, "b": 2, "c": 3} and log.path is None
     assert not list(tmp_path.iterdir())
@@ -27,7 +28,7 @@ def test_a_log_of_which_another_process_keeps_the_file(second, tmp_path):
 
 def test_a_log_of_one_process(tmp_path):
     for _ in range(2):
-        with multihost.held_by_all(opened, tmp_path / "log.jsonl") as log:
+        with held_by_all(opened, tmp_path / "log.jsonl") as log:
             log.put("a", 1)
     assert (tmp_path / "log.jsonl").read_text() == '{"key": "a", "value": 1}\n'
 
