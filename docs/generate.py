@@ -42,6 +42,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return _PLACE.sub(lambda match: TABLES[match[1]](), markdown)
 
 
+def on_page_content(content: str, **_: Any) -> str:
+    """The hook of mkdocs: keeps a mean and its interval on one line."""
+    return re.sub(r"(?<=\d) ± (?=\d)", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", content)
+
+
 def on_files(files: Any, config: Any) -> Any:
     """The hook of mkdocs: adds the figures that `experiments/README.md` shows, since a page includes that file."""
     from mkdocs.structure.files import File  # late: tests load this module without mkdocs
