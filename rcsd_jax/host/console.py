@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from collections.abc import Callable
 from typing import IO, Any
 
 import rich.console
@@ -49,6 +50,18 @@ class Console(rich.console.Console):
     def render_str(self, text: str, **options: Any) -> rich.text.Text:
         """Rich calls this for every string that it is given."""
         return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
+
+
+def say_once(console: Console) -> Callable[[str], None]:
+    """A function that prints a line as it stands, whatever is in it, and no line twice."""
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in said:
+            console.print(line, soft_wrap=True)
+        said.add(line)
+
+    return say
 
 
 def to_stderr(line: str) -> None:

@@ -84,17 +84,6 @@ def append(path: AnyPath, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def whole_lines(path: AnyPath) -> tuple[list[bytes], bool]:
-    """The lines of a file that is appended to, and whether there was one more that a kill left without its end.
-
-    That one is not among them, and in a local file it is cut off.
-    """
-    *lines, rest = path.read_bytes().split(b"\n")
-    if rest and not is_remote(path):
-        os.truncate(path, sum(len(line) + 1 for line in lines))
-    return lines, bool(rest)
-
-
 @contextlib.contextmanager
 def told_if_refused(path: epath.PathLike, *, problem: str = "cannot be written") -> Iterator[None]:
     """Turns any exception of a store's client or of orbax into a `WriteFailed` that names `path`."""

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 import rcsd_jax
-from rcsd_jax.cli import command_line
+from rcsd_jax.cli.run_program import without_torch
 from rcsd_jax.host.console import Console, to_stderr
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import as_path
@@ -24,9 +24,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     flags = parser.parse_args(argv)
     if argv is None:
-        command_line.without_torch()
+        without_torch()
 
-    from rcsd_jax.report.write import write_report
+    from rcsd_jax.report.write import write_report  # it imports JAX, which takes seconds: flags are read before
 
     try:
         console = Console()

@@ -13,10 +13,10 @@ from rcsd_jax.checkpoints.huggingface import load_tokenizer
 from rcsd_jax.data.examples import Example
 from rcsd_jax.methods import rollout, self_distillation, train
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
+from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.rubrics.schema import from_records
 from rcsd_jax.run import preparation
 from rcsd_jax.run.loop import make_batch, options_of
-from rcsd_jax.run.running import Model
 from rcsd_jax.sampling import SamplingConfig
 from tests.losses.test_losses import oracle
 

@@ -9,7 +9,7 @@ A text's answer is the first of these that exists:
 Statements that contradict each other give no answer, unless the last one is more final or takes the others back. A letter or
 number that is only mentioned is not an answer. The caller drops thinking blocks.
 
-An answer that cannot be read is *unparsed*, not *wrong*: `Answer.value` is None and `Answer.reason` one of `UNPARSED`.
+An answer that cannot be read is *unparsed*, not *wrong*: `FinalAnswer.value` is None and `FinalAnswer.reason` one of `UNPARSED`.
 
 Numbers are found by regular expressions, converted by pint and compared as SciBench does; expressions are compared by
 math-verify. Both are imported when they are first needed. Every search is linear: over whole texts single passes with
@@ -19,11 +19,11 @@ bounded repetitions, and the rest over answers of at most `MAX_ANSWER` or `MAX_E
 from rcsd_jax.evaluate.answers.expressions import same_expression
 from rcsd_jax.evaluate.answers.numbers import number
 from rcsd_jax.evaluate.answers.options import option
-from rcsd_jax.evaluate.answers.places import UNPARSED, Answer, final_answer, last_boxed
+from rcsd_jax.evaluate.answers.places import UNPARSED, FinalAnswer, final_answer, last_boxed
 from rcsd_jax.evaluate.answers.quantities import Number, numbers_agree
 
 __all__ = [
-    "Answer",
+    "FinalAnswer",
     "Number",
     "UNPARSED",
     "final_answer",

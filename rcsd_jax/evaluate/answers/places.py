@@ -25,7 +25,7 @@ UNPARSED = {
 }
 
 
-class Answer(NamedTuple):
+class FinalAnswer(NamedTuple):
     """A text's answer and its place ("boxed", "stated", "whole" or "line"), or None and the reason (a key of `UNPARSED`)."""
 
     value: Any
@@ -76,36 +76,36 @@ def _boxes(text: str) -> tuple[str | None, bool]:
 SENTENCE_END = re.compile(r"[.;!?](?:\s|\Z)|[。；！？]")
 
 
-def final_answer(text: str) -> Answer:
+def final_answer(text: str) -> FinalAnswer:
     """The text of the answer, boxed or stated, to be compared by `same_expression`.
 
     Examples:
       >>> final_answer("The answer is 42.")
-      Answer(value='42', reason='stated')
+      FinalAnswer(value='42', reason='stated')
       >>> final_answer("It depends on what is meant.").reason
       'no_answer'
     """
     boxed, begun = _boxes(text)
     if boxed is not None:
-        return Answer(None, "too_long") if len(boxed) > MAX_ANSWER else Answer(boxed, "boxed")
+        return FinalAnswer(None, "too_long") if len(boxed) > MAX_ANSWER else FinalAnswer(boxed, "boxed")
     if begun:
-        return Answer(None, "cut")
+        return FinalAnswer(None, "cut")
     for line, *_ in stated(text):
         # The formula before the rest of its sentence, if there is one: "the answer is $x + 1$ because ...".
         answer = re.split(r"\$|\\[)\]]", SENTENCE_END.split(line, maxsplit=1)[0], maxsplit=1)[0].strip(" *_.")
         if answer:
-            return Answer(answer, "stated")
-    return Answer(None, "no_answer")
+            return FinalAnswer(answer, "stated")
+    return FinalAnswer(None, "no_answer")
 
 
 def read(
     text: str,
-    read: Callable[[str], Answer],
-    whole: Callable[[str], Answer],
+    read: Callable[[str], FinalAnswer],
+    whole: Callable[[str], FinalAnswer],
     *,
     agree: Callable[[Any, Any], bool] = operator.eq,
-    alone: Callable[[str, bool], Answer] | None = None,
-) -> Answer:
+    alone: Callable[[str, bool], FinalAnswer] | None = None,
+) -> FinalAnswer:
     """The answer of `text`: `read` reads a box or a line, `whole` the whole text. Each gives the reason of a failure.
 
     If statements contradict each other, the last one holds if it is more final than the others, or takes them back.
@@ -119,9 +119,9 @@ def read(
     """
     boxed, begun = _boxes(text)
     if boxed is not None:
-        return Answer(None, "too_long") if len(boxed) > MAX_ANSWER else _found(read(boxed), "boxed")
+        return FinalAnswer(None, "too_long") if len(boxed) > MAX_ANSWER else _found(read(boxed), "boxed")
     if begun:
-        return Answer(None, "cut")
+        return FinalAnswer(None, "cut")
     failure, last = None, None
     for statement in stated(text):
         answer = (whole if statement.whole else read)(statement.line)
@@ -135,7 +135,7 @@ def read(
             if retracted(text, statement, last[1]):
                 break
             if statement.rank >= last[1].rank:
-                return Answer(None, "contradictory")
+                return FinalAnswer(None, "contradictory")
     if last is not None:
         return _found(last[0], "stated")
     text = text.strip()
@@ -147,10 +147,10 @@ def read(
         in_a_line = _in_a_line(text, alone)
         if in_a_line is not None:
             return _found(in_a_line, "line")
-    return failure or Answer(None, "no_answer")
+    return failure or FinalAnswer(None, "no_answer")
 
 
-def _in_a_line(text: str, alone: Callable[[str, bool], Answer]) -> Answer | None:
+def _in_a_line(text: str, alone: Callable[[str, bool], FinalAnswer]) -> FinalAnswer | None:
     """The answer on the first or last line, if no other line is another answer: a list of options is not an answer."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > _MAX_LINES:
@@ -162,5 +162,5 @@ def _in_a_line(text: str, alone: Callable[[str, bool], Answer]) -> Answer | None
     return found.get(0) or found.get(len(lines) - 1)
 
 
-def _found(answer: Answer, where: str) -> Answer:
+def _found(answer: FinalAnswer, where: str) -> FinalAnswer:
     return answer if answer.value is None else answer._replace(reason=where)
