@@ -41,7 +41,7 @@ def prepare(batch: int, max_new_tokens: int):
     data = preparation.encode(examples, model.tokenizer, config)
     params = load_weights(model, config, mesh)
     setup = training_state.setup(model, params, config, mesh)
-    step_fn = jit_step(setup.recipe, shardings_of(setup.abstract)).whole
+    step_fn = jit_step(setup.recipe, shardings_of(setup.abstract)).train_step
     # One batch for all steps: with batches of their own, blocks would differ in what they sample and in its length.
     fed = sharding.to_mesh(make_batch(list(range(batch)), data, config, model.pad_id, mesh), mesh)
 

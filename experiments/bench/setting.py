@@ -104,7 +104,7 @@ class Step:
 
     def whole(self) -> dict[str, jax.Array]:
         """One update; returns its metrics."""
-        self.state, metrics, _ = self._programs.whole(self.state, self.frozen, self.batch, np.uint32(0))
+        self.state, metrics, _ = self._programs.train_step(self.state, self.frozen, self.batch, np.uint32(0))
         return jax.block_until_ready(metrics)
 
     def sample(self) -> Completions:

@@ -23,9 +23,9 @@ class Without(NamedTuple):
 class Completions(NamedTuple):
     """A batch with what was written: prompts of both roles and the one completion that both score.
 
-    Two masks say two things of a completion's tokens. `samples.mask` says which places hold tokens, and attention reads it.
-    `completion_mask` says which of those tokens the method learns from. It is made once, in `rollout.assemble`; the weights of
-    the loss and of all logged means derive from it and from nothing else.
+    Two masks say two things about a completion's tokens. `samples.mask` says which places hold tokens; attention reads it.
+    `completion_mask` says which of these the method learns from: not the first `skip_first`, and none of a cut completion if
+    `mask_cut` is set. `rollout.assemble` makes it once. The weights of the loss and of every logged mean follow from it.
     """
 
     student_tokens: jax.Array  # [B, P]
@@ -33,10 +33,7 @@ class Completions(NamedTuple):
     teacher_tokens: jax.Array  # [B, Q']; with reason-first the analysis and the transition are part of it
     teacher_mask: jax.Array  # [B, Q']
     samples: Samples
-    completion_mask: (
-        jax.Array
-    )  # [B, N] bool, the tokens to learn from: neither the first few nor those of a cut completion
-    #   where the settings leave them out
+    completion_mask: jax.Array  # [B, N] bool
     advantages: jax.Array  # [B] float32, of graded completions among their group; else 0
     without: Without
     taught: jax.Array  # [B] bool, where the teacher's context is whole: not where it lacks an attempt to be shown
@@ -45,8 +42,8 @@ class Completions(NamedTuple):
 class Weights(NamedTuple):
     """The completion mask as weights of a mean, [B, N] float32: 0 outside the mask, normalised over the whole batch.
 
-    They are made before the batch is split, so that the losses of its parts add up, whatever the parts. A method's loss and the
-    means that it logs take the same of the two.
+    They are made before the batch is split, so the losses of its parts add up, however tokens are split or packed. A method's
+    loss and the means that it logs use the same one of the two.
     """
 
     all_rows: jax.Array  # of every completion: for rewards, and for references

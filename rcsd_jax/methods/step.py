@@ -1,7 +1,6 @@
 """The train step: draw, assemble, weigh, score both roles, loss, update. Pure functions; `jit_step` compiles them.
 
-Where the host grades completions before they are learnt from, `draw` and `learn` are two programs. Elsewhere `whole` is both in
-one program.
+If the host grades completions, `draw` and `learn` are two programs. Otherwise `train_step` is both in one program.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def loss_and_gradient(
     return jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
 
 
-def whole(
+def train_step(
     recipe: Recipe, state: TrainState, frozen: Frozen, batch: Batch, seed: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array], Completions]:
     """`draw` and `learn` in one."""
@@ -95,20 +94,20 @@ def whole(
 
 
 class JittedStep(NamedTuple):
-    """The jitted step, in two halves and in one; each is compiled when it is first called. State that is given is donated."""
+    """The step's programs, each compiled when it is first called. `learn` and `train_step` donate the state they are given."""
 
-    draw: jax.stages.Wrapped  # (state, frozen, batch, seed) -> completions; the state is kept
+    draw: jax.stages.Wrapped  # (state, frozen, batch, seed) -> completions
     learn: jax.stages.Wrapped  # (state, frozen, completions) -> (state, metrics)
-    whole: jax.stages.Wrapped  # (state, frozen, batch, seed) -> (state, metrics, completions)
+    train_step: jax.stages.Wrapped  # (state, frozen, batch, seed) -> (state, metrics, completions)
 
 
 def jit_step(recipe: Recipe, shardings: TrainState | None = None) -> JittedStep:
-    """The step's programs; over a mesh, the new state keeps the `shardings` of the old one."""
+    """Compiles the step for a recipe. Over a mesh, give the state's `shardings`, which the new state keeps."""
     out = lambda *others: None if shardings is None else (shardings, *others)
     return JittedStep(
         jax.jit(functools.partial(draw, recipe)),
         jax.jit(functools.partial(learn, recipe), donate_argnums=0, out_shardings=out(None)),
-        jax.jit(functools.partial(whole, recipe), donate_argnums=0, out_shardings=out(None, None)),
+        jax.jit(functools.partial(train_step, recipe), donate_argnums=0, out_shardings=out(None, None)),
     )
 
 

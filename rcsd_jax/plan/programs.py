@@ -206,9 +206,9 @@ class _Programs:
             self._array(s.batch, references, dtype=bool),
             self._without(s.batch),
         )
-        whole = step.jit_step(self.recipe, shardings_of(self.setup.abstract)).whole
+        train_step = step.jit_step(self.recipe, shardings_of(self.setup.abstract)).train_step
         with jax.set_mesh(self.mesh):
-            return whole.lower(self.setup.abstract, self.setup.frozen, batch, self._scalar(jnp.uint32))
+            return train_step.lower(self.setup.abstract, self.setup.frozen, batch, self._scalar(jnp.uint32))
 
     # --- sampling: what `decoding.generate` does before and inside its loop ------------------------------------------
 

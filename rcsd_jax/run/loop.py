@@ -125,7 +125,7 @@ def _step_function(setup: Setup, model: Model, run: Run, examples: Mapping[str, 
         return sharding.to_mesh(batch, run.mesh), np.uint32(config.seed)
 
     def plain_step(state: TrainState, data: Encoded) -> tuple[TrainState, dict[str, Any]]:
-        return programs.whole(state, setup.frozen, *batch_of(data))[:2]
+        return programs.train_step(state, setup.frozen, *batch_of(data))[:2]
 
     def graded_step(state: TrainState, data: Encoded) -> tuple[TrainState, dict[str, Any]]:
         completions = programs.draw(state, setup.frozen, *batch_of(data))

@@ -196,7 +196,7 @@ def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", learning_rat
     roles = Roles(RoleNetwork(decoder, moving="trained"), TEACHERS[teacher](decoder))
     options, loss = options_for(tokenizer, config, **changes)
     recipe = Recipe(roles, options, loss, optimizer, microbatches=microbatches, ema_decay=0.5)
-    return jit_step(recipe).whole, state, batch, {BASE: {"params": params}}
+    return jit_step(recipe).train_step, state, batch, {BASE: {"params": params}}
 
 
 @pytest.mark.slow

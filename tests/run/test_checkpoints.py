@@ -173,7 +173,7 @@ for shape in moves:
         state = training_state.first_state(model, params, config, setup) if restored is None else restored.state
         devices = {d for x in jax.tree.leaves(state) for d in x.devices()}
         assert len(devices) == mesh.size, (len(devices), mesh.size)
-        step = jit_step(setup.recipe, shardings_of(setup.abstract)).whole
+        step = jit_step(setup.recipe, shardings_of(setup.abstract)).train_step
         for i in range(start, start + 2):
             batch = make_batch(list(range(8 * i, 8 * i + 8)), data, config, model.pad_id)
             state, metrics, _ = step(state, setup.frozen, sharding.to_mesh(batch, mesh), 0)

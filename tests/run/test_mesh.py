@@ -37,7 +37,7 @@ for name, shape in {"1": (1, 1, 1), "1x8": (1, 8, 1), "8x1": (8, 1, 1), "2x2x2":
         state = training_state.first_state(model, params, config, setup)
         split = [x for x in jax.tree.leaves(state.trained) if x.addressable_shards[0].data.size < x.size]
         assert bool(split) == (int(np.prod(shape[1:])) > 1), name
-        step = jit_step(setup.recipe, shardings_of(setup.abstract)).whole
+        step = jit_step(setup.recipe, shardings_of(setup.abstract)).train_step
         for i in range(3):
             batch = make_batch(list(range(8 * i, 8 * i + 8)), data, config, model.pad_id)
             state, metrics, completions = step(state, setup.frozen, sharding.to_mesh(batch, mesh), 0)

@@ -83,7 +83,7 @@ def test_the_loss_falls_on_a_fixed_batch(module, variant, inputs):
     data = preparation.encode(examples, model.tokenizer, config)
     setup = training_state.setup(model, params, config, mesh)
     state = training_state.first_state(model, params, config, setup)
-    step = jit_step(setup.recipe, shardings_of(setup.abstract)).whole
+    step = jit_step(setup.recipe, shardings_of(setup.abstract)).train_step
     batch = make_batch(list(range(len(data.examples))), data, config, model.pad_id)
     losses = []
     for _ in range(30):
