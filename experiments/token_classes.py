@@ -25,11 +25,11 @@ from rcsd_jax.host.console import Console
 from rcsd_jax.methods import rollout
 from rcsd_jax.methods.networks import Network, Networks
 from rcsd_jax.methods.score_both import score_both
+from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.roles.token_classes import CLASSES, class_of_tokens, totals
 from rcsd_jax.run import preparation
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.recipe import loss_options, rollout_options
-from rcsd_jax.run.running import open_model
 
 CLIPS = {
     "no clip": {},
@@ -53,7 +53,7 @@ def main() -> None:
 def show(variant: str, count: int, seed: int) -> None:
     """Samples, scores and prints."""
     config = world_config.get_config(variant)
-    model = open_model(str(world.base_directory()), config)
+    model = open_model(str(world.base_directory()), config.model)
     params = huggingface.load(model.directory, dtype=jnp.float32)[1]
     examples = world.examples("stage2", count, seed)
     data = preparation.encode(examples, model.tokenizer, config)

@@ -20,10 +20,10 @@ from configs import tiny
 from rcsd_jax.methods.state import shardings_of
 from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
+from rcsd_jax.roles.opened_model import load_weights, open_model
 from rcsd_jax.run import preparation, training_state
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.checkpoints import Checkpoints
-from rcsd_jax.run.running import load_weights, open_model
 
 KINDS = {"every step": 1, "every 20 steps": 20, "none": 0}
 
@@ -36,10 +36,10 @@ def prepare(batch: int, max_new_tokens: int):
     config.sampling.max_new_tokens = max_new_tokens
     mesh = sharding.make_mesh(**config.mesh)
     jax.set_mesh(mesh)
-    model = open_model(config.model.path, config)
+    model = open_model(config.model.path, config.model)
     examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"), count=4 * batch)
     data = preparation.encode(examples, model.tokenizer, config)
-    params = load_weights(model, config, mesh)
+    params = load_weights(model, mesh)
     setup = training_state.setup(model, params, config, mesh)
     step_fn = jit_step(setup.recipe, shardings_of(setup.abstract)).train_step
     # One batch for all steps: with batches of their own, blocks would differ in what they sample and in its length.

@@ -93,7 +93,7 @@ class Step:
         )
         roles = Roles(RoleNetwork(self.decoder, moving="trained"), RoleNetwork(self.decoder, frozen=BASE))
         options = rollout.RolloutOptions(SamplingConfig(max_new_tokens=sizes.completion))
-        loss = LossOptions(divergence=(("beta", 0.0),), chunk_size=chunk_size)
+        loss = LossOptions(chunk_size=chunk_size)
         optimizer, _ = make_optimizer(learning_rate=LEARNING_RATE, steps=1000)
         copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)  # the step donates its state
         # On its device, as both programs below leave it: the first step would otherwise be compiled for itself.

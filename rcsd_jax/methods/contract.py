@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,9 +72,9 @@ class PolicyOptions:
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """Static choices of a method's loss. `divergence`: options of `losses.score_from_hidden`."""
+    """Static choices of a method's loss."""
 
-    divergence: tuple[tuple[str, Any], ...] = ()  # a dict's items, so that the options hash as static arguments
+    divergence: losses.DivergenceOptions = losses.DivergenceOptions()
     policy: PolicyOptions = PolicyOptions()
     temperature: float = 1.0  # divides both roles' logits
     chunk_size: int = 512  # positions whose logits are in memory at a time

@@ -25,7 +25,8 @@ from rcsd_jax.methods.state import shardings_of, update
 from rcsd_jax.models import decode_attention, matrices, quantization, sharding
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, abstract_params
 from rcsd_jax.plan import published
-from rcsd_jax.run import running, training_state
+from rcsd_jax.roles import opened_model
+from rcsd_jax.run import training_state
 from rcsd_jax.run.training_state import Setup
 from rcsd_jax.sampling import decoding
 from rcsd_jax.settings import config as configs
@@ -84,9 +85,9 @@ def decoder_config(config: ConfigDict) -> DecoderConfig:
     """
     path, settings = config.model.path, config.lora
     if Path(path).expanduser().is_dir():
-        shape = huggingface.read_config(path, **running.precision(config))
+        shape = huggingface.read_config(path, **opened_model.precision(config.model))
     elif path in published.PUBLISHED:
-        shape = huggingface.config_of_fields(published.PUBLISHED[path], path, **running.precision(config))
+        shape = huggingface.config_of_fields(published.PUBLISHED[path], path, **opened_model.precision(config.model))
     else:
         raise UserError(
             "neither a model directory nor a model whose shape is known here",
@@ -125,7 +126,7 @@ def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
     rows = sizes.batch // sizes.microbatches
     sharding.check_divisible(shape, mesh, {"train.batch_size / train.microbatches": rows})
     # No program depends on which tokens end a completion, only on how many there are.
-    model = running.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
+    model = opened_model.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
     params = _on(sharding.param_shardings(shape, mesh), abstract_params(shape))
     setup = training_state.setup(model, params, config, mesh)
     if config.model.int8_weights:

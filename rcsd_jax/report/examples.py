@@ -19,9 +19,9 @@ from rcsd_jax.models import quantization, sharding
 from rcsd_jax.report.tokens import Scores, score_tokens, write_analyses
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.attribution import attribution, leave_one_out
+from rcsd_jax.roles.opened_model import Model, load_weights, open_model
 from rcsd_jax.run import checkpoints, preparation, recipe, training_state
 from rcsd_jax.run.batch import make_batch
-from rcsd_jax.run.running import Model, load_weights, open_model
 from rcsd_jax.sampling.decoding import Samples
 from rcsd_jax.settings import config as configs
 
@@ -114,9 +114,9 @@ def _samples(completions: Sequence[np.ndarray], cut: Sequence[bool], model: Mode
 
 def _networks(config: ConfigDict, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tuple[Model, Networks, Networks]:
     """The model, and both roles' networks before the first step and after the last, as training has them."""
-    model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+    model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     decoder_config = model.decoder.config
-    params = load_weights(model, config, mesh)
+    params = load_weights(model, mesh)
     setup = training_state.setup(model, params, config, mesh)
     (student, teacher), frozen, state = setup.recipe.roles, setup.frozen, setup.abstract
     if config.model.int8_weights:

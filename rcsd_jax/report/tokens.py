@@ -120,7 +120,7 @@ def _score(
         samples.tokens,
         chunk_size=loss.chunk_size,
         temperature=loss.temperature,
-        **dict(loss.divergence),
+        **vars(loss.divergence),
     )
     top = functools.partial(_likeliest, temperature=loss.temperature, chunk_size=loss.chunk_size)
     fields: tuple[Any, ...] = (  # of JAX's arrays, until the caller has them on the host

@@ -20,12 +20,13 @@ from rcsd_jax.methods.rollout import Batch
 from rcsd_jax.methods.state import TrainState, shardings_of
 from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
+from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.checkpoints import Checkpoints
+from rcsd_jax.run.environment import Run
 from rcsd_jax.run.grading import graded
 from rcsd_jax.run.preparation import Encoded
 from rcsd_jax.run.rows import Rows
-from rcsd_jax.run.running import Model, Run
 from rcsd_jax.run.training_state import Setup, Start
 
 

@@ -7,12 +7,13 @@ import dataclasses
 import optax
 from ml_collections import ConfigDict
 
+from rcsd_jax.losses import DivergenceOptions
 from rcsd_jax.methods.contract import LossOptions, PolicyOptions
 from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
 from rcsd_jax.methods.rollout import RolloutOptions
 from rcsd_jax.methods.step import Recipe
 from rcsd_jax.models.decoder import Decoder
-from rcsd_jax.run.running import Model, sampling_of
+from rcsd_jax.roles.opened_model import Model, sampling_of
 from rcsd_jax.settings import config as configs
 
 
@@ -57,9 +58,9 @@ def rollout_options(config: ConfigDict, model: Model) -> RolloutOptions:
 
 def loss_options(config: ConfigDict, model: Model) -> LossOptions:
     """What the method's loss reads. Both roles are compared at the temperature that completions are drawn at."""
-    apart = ("reduction", "chunk_size", "importance_clip", "mask_cut", "skip_first")
+    of_divergence = [field.name for field in dataclasses.fields(DivergenceOptions)]
     return LossOptions(
-        divergence=tuple(sorted((k, v) for k, v in config.loss.items() if k not in apart)),
+        divergence=DivergenceOptions(**{name: config.loss[name] for name in of_divergence}),
         policy=PolicyOptions(**config.policy),
         temperature=sampling_of(config.sampling, model).scoring_temperature,
         chunk_size=config.loss.chunk_size,

@@ -17,10 +17,11 @@ from rcsd_jax.methods.optimizer import make_optimizer
 from rcsd_jax.methods.state import TrainState, abstract_state, init_state, shardings_of
 from rcsd_jax.methods.step import Recipe
 from rcsd_jax.models import sharding
+from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run.checkpoints import Checkpoints
+from rcsd_jax.run.environment import Run
 from rcsd_jax.run.recipe import recipe_of
 from rcsd_jax.run.rows import Rows
-from rcsd_jax.run.running import Model, Run
 
 _LORA_KEY = 2**32 - 1  # folded into the seed's key, as the steps are: no step has this number
 

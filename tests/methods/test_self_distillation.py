@@ -17,11 +17,11 @@ from rcsd_jax.methods.optimizer import make_optimizer
 from rcsd_jax.methods.state import init_state
 from rcsd_jax.methods.step import Recipe, jit_step
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
+from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.rubrics.schema import from_records
 from rcsd_jax.run import preparation
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.recipe import loss_options, rollout_options
-from rcsd_jax.run.running import Model
 from rcsd_jax.sampling import SamplingConfig
 from tests.losses.test_losses import oracle
 from tests.methods.rollouts import completions_of
