@@ -24,8 +24,10 @@ from rcsd_jax.checkpoints import huggingface
 from rcsd_jax.host.console import Console
 from rcsd_jax.methods import rollout
 from rcsd_jax.roles.token_classes import CLASSES, class_of_tokens, totals
-from rcsd_jax.run import loop, preparation
+from rcsd_jax.run import loop
+from rcsd_jax.run.rows import encode_all
 from rcsd_jax.run.running import open_model
+from rcsd_jax.settings.unpack import unpack
 
 CLIPS = {
     "no clip": {},
@@ -48,11 +50,11 @@ def main() -> None:
 
 def show(variant: str, count: int, seed: int) -> None:
     """Samples, scores and prints."""
-    config = world_config.get_config(variant)
+    config = unpack(world_config.get_config(variant))
     model = open_model(str(world.base_directory()), config)
     params = huggingface.load(model.directory, dtype=jnp.float32)[1]
     examples = world.examples("stage2", count, seed)
-    data = preparation.encode(examples, model.tokenizer, config)
+    data = encode_all(examples, model.tokenizer, config.encoding, config.limits)
     batch = loop.make_batch(list(range(count)), data, config, model.pad_id)
     options = loop.options_of(config, model)
     tokens, mask, scores, pulls = jax.device_get(_scores(model.decoder, {"params": params}, batch, options))

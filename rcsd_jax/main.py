@@ -22,7 +22,7 @@ from rcsd_jax.host import distributed
 from rcsd_jax.host.console import Console, to_stderr
 from rcsd_jax.host.errors import Preempted, UserError, WriteFailed, first_line
 from rcsd_jax.host.files import AnyPath, as_path, modified
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import keys
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -61,17 +61,18 @@ def run_job(config: ConfigDict, workdir: AnyPath) -> dict[str, dict]:
     from rcsd_jax.report.summary import print_summary
     from rcsd_jax.run.stage import run_stage
     from rcsd_jax.run.workdir import check_later_stages
+    from rcsd_jax.settings.unpack import check
 
-    configs.check(config)
+    check(config)
     console = Console(quiet=not multihost.is_main())
     began, results = time.monotonic(), {}
-    stages = [(name, _with_workdir(stage, workdir)) for name, stage in configs.stages_of(config)]
-    check_later_stages(stages, as_path(workdir))
+    stages = [(name, _with_workdir(stage, workdir)) for name, stage in keys.stages_of(config)]
+    check_later_stages([(name, stage.to_dict()) for name, stage in stages], as_path(workdir))
     with StopRequest() as stop:
         for name, stage in stages:
             stop.raise_if_set(f"before {name}")
             results[name] = run_stage(stage, workdir / name, console, stop, name=name)
-    fields = {n: tuple(f for f in s.teacher.fields if f != "question") for n, s in configs.stages_of(config)}
+    fields = {n: tuple(f for f in s.teacher.fields if f != "question") for n, s in keys.stages_of(config)}
     print_summary(console, results, fields)
     console.print(f"done in {time.monotonic() - began:.0f} s, peak memory {_peak_memory_gib():.1f} GiB")
     return results
@@ -96,12 +97,14 @@ def only_checks() -> bool:
 def _check(config: ConfigDict, workdir: AnyPath) -> None:
     from rcsd_jax.host import multihost
     from rcsd_jax.run.check import check_stage
+    from rcsd_jax.settings.unpack import unpack
 
     console = Console(quiet=not multihost.is_main())
-    stages = configs.stages_of(config)
+    stages = keys.stages_of(config)
     for i, (name, stage) in enumerate(stages):
         earlier = [workdir / before for before, _ in stages[:i]]
-        check_stage(_with_workdir(stage, workdir), console, name, earlier=earlier)
+        settings = unpack(_with_workdir(stage, workdir), name=name)
+        check_stage(settings, console, name, earlier=earlier)
     console.print("checked: config, model and data can be used; nothing was run")
 
 
@@ -128,22 +131,26 @@ def start(argv: list[str], *, example: str, trains: bool = True) -> tuple[Config
     """The config, checked, and the workdir that the flags name; the process has joined the others of its job, if any."""
     config = command_line.one_config(argv, _CONFIG.value, example=example)
     if _PRINT_CONFIG.value:
-        Console().print(configs.to_json(config), soft_wrap=True)
+        Console().print(keys.to_json(config), soft_wrap=True)
         if not only_checks():
             sys.exit(0)
     config_flag: Any = flags.FLAGS["config"]  # of `config_flags`
     workdir = as_path(_WORKDIR.value or Path("runs") / Path(config_flag.config_filename).stem)
     if not _DISTRIBUTED.value:
-        configs.check(config, trains=trains)  # before JAX is imported, which takes seconds
         Console().print(f"{workdir}: starting JAX", soft_wrap=True)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)  # orbax tells of every file it writes, and of errors that it raises too
     _join_processes()
-    if _DISTRIBUTED.value:
-        configs.check(config, trains=trains)  # all are to hear of one that has other settings
+    _check_settings(config, trains)
     if not only_checks():
         _keep_compiled_programs(workdir)
     return config, workdir
+
+
+def _check_settings(config: ConfigDict, trains: bool) -> None:
+    from rcsd_jax.settings.unpack import check  # late: JAX takes a second to import
+
+    check(config, trains=trains)
 
 
 def _keep_compiled_programs(workdir: AnyPath) -> None:

@@ -15,8 +15,7 @@ import rcsd_jax
 from rcsd_jax.cli import config_files
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.settings import config as configs
-from rcsd_jax.settings import sizes
+from rcsd_jax.settings import keys, sizes
 
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "-?")
 _ALL_FLAGS = ("--helpfull", "-helpfull")
@@ -98,7 +97,7 @@ def help_text(usage: str) -> str:
     )
     settings = (
         "Every setting is a flag, such as --config.optimizer.learning_rate=1e-5, and of a config of several stages "
-        "--config.stage2.optimizer.learning_rate=1e-5. docs/configuration.md and rcsd_jax/settings/config.py list and explain them."
+        "--config.stage2.optimizer.learning_rate=1e-5. docs/configuration.md and rcsd_jax/settings/keys.py list and explain them."
     )
     return "\n".join([*parts, "", paragraph(of_sizes, 0), "", paragraph(settings, 0)])
 
@@ -137,8 +136,8 @@ def _unknown_key(argv: list[str], error: Exception) -> UserError:
         file = next(a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a))
         flags.FLAGS.unparse_flags()
         config = config_flags.config_flags.ConfigFileFlagParser("config").parse(file)
-        known = configs.all_keys(config)
-        stages = {name: configs.all_keys(stage) for name, stage in configs.stages_of(config) if name}
+        known = keys.all_keys(config)
+        stages = {name: keys.all_keys(stage) for name, stage in keys.stages_of(config) if name}
     except Exception:  # the config file itself is at fault; its own error is the message
         known = []
     bad = next((key for key in named if key not in known), None)

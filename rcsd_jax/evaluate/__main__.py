@@ -17,10 +17,11 @@ def main(argv: list[str]) -> None:
     from rcsd_jax.report.summary import print_evaluation
     from rcsd_jax.run.check import check_evaluation
     from rcsd_jax.run.evaluate_model import evaluate_model
+    from rcsd_jax.settings.unpack import unpack
 
     console = Console(quiet=not multihost.is_main())
     if job.only_checks():
-        check_evaluation(config, console)
+        check_evaluation(unpack(config, trains=False), console)
         console.print("checked: config, model and questions can be used; nothing was run")
         return
     with StopRequest() as stop:

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from rcsd_jax.data.examples import Example
+from rcsd_jax.evaluate.graders import GradeAll
 from rcsd_jax.sampling.many import Completion
-
-GradeAll = Callable[[Sequence[Example], Sequence[str]], list[dict[str, float]]]
-"""Examples and a text for each -> scores; NaN where one could not be had."""
 
 _TEXT_FIELDS = ("id", "sample", "text", "length", "cut")
 _RESAMPLED = 1000

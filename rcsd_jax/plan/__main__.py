@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before JAX is imported: nothing runs on a device, and libtpu must not look for the metadata of a cloud machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,8 +25,10 @@ from rcsd_jax.cli import command_line
 from rcsd_jax.host import compiled_programs
 from rcsd_jax.host.console import Console, to_stderr
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.settings import config as configs
-from rcsd_jax.settings import sizes
+from rcsd_jax.settings import keys, sizes
+
+if TYPE_CHECKING:
+    from rcsd_jax.settings.stage import Settings
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
@@ -46,7 +48,7 @@ _DECODE_STEPS = flags.DEFINE_integer(
 
 
 def plan_stage(
-    config: ConfigDict,
+    config: Settings,
     topology: str,
     title: dict[str, Any],
     report: Callable[[str], None],
@@ -87,12 +89,11 @@ def main(argv: list[str]) -> None:
     if topology is None:
         raise UserError("no slice given", field="--topology", remedy="pass --topology=v5e:4x4")
     logging.set_verbosity(logging.ERROR)
-    from rcsd_jax.plan import chips, report
+    from rcsd_jax.plan import chips, report  # late: JAX takes a second to import
+    from rcsd_jax.settings.unpack import unpack
 
     chips.open_topology(topology)  # known before what the config lacks is
-    stages = {name: _without_data(stage) for name, stage in configs.stages_of(config)}
-    for stage in stages.values():
-        configs.check(stage)
+    stages = {name: unpack(_without_data(stage)) for name, stage in keys.stages_of(config)}
     console = Console()
     progress = Console(stderr=True)
     results, folder = {}, compiled_programs.folder_of_plans(_COMPILATION_CACHE.value)

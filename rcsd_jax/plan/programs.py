@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from rcsd_jax.checkpoints import huggingface, lora
 from rcsd_jax.host.errors import UserError
@@ -24,7 +23,7 @@ from rcsd_jax.models.decoder import Decoder, DecoderConfig, abstract_params
 from rcsd_jax.plan import published
 from rcsd_jax.run import loop, running
 from rcsd_jax.sampling import decoding
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings.stage import Settings
 
 TRANSITION = 16
 """Tokens between the analysis and the completion of a teacher that reasons first: the template's, about."""
@@ -72,7 +71,7 @@ class Plan(NamedTuple):
     programs: dict[str, Program]
 
 
-def decoder_config(config: ConfigDict) -> DecoderConfig:
+def decoder_config(config: Settings) -> DecoderConfig:
     """The shape of `model.path`: of a directory, or of a published model by its name; nothing is downloaded.
 
     Raises:
@@ -97,7 +96,7 @@ def decoder_config(config: ConfigDict) -> DecoderConfig:
     return shape
 
 
-def lengths_of(config: ConfigDict) -> Lengths:
+def lengths_of(config: Settings) -> Lengths:
     """The longest that the config allows: every prompt and completion at its limit."""
     reason = config.teacher.reason_tokens
     return Lengths(
@@ -109,7 +108,7 @@ def lengths_of(config: ConfigDict) -> Lengths:
     )
 
 
-def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
+def plan(config: Settings, devices: Sequence[Any]) -> Plan:
     """All programs of a run on these devices.
 
     Raises:
@@ -136,7 +135,7 @@ def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
         Program("student forward+backward", sizes.microbatches, rows, make.gradients),
         Program("update", 1, sizes.batch, make.update),
     )
-    absent = ["teacher scoring"] if configs.teacher_weights(config) == "none" else []
+    absent = ["teacher scoring"] if config.teacher_weights == "none" else []
     absent += ["prefill", "decode"] if config.sampling.source == "reference" else []
     programs = {program.name: program for program in table if program.name not in absent}
     held = make.weight_bytes(), make.cache_bytes()
@@ -156,7 +155,7 @@ class _Programs:
     """The trainer's functions with abstract arguments. The mesh is set while they are traced, as the trainer sets it."""
 
     def __init__(
-        self, config: ConfigDict, mesh: jax.sharding.Mesh, model: running.Model, setup: loop.Setup, sizes: Lengths
+        self, config: Settings, mesh: jax.sharding.Mesh, model: running.Model, setup: loop.Setup, sizes: Lengths
     ):
         self.config, self.mesh, self.model, self.setup, self.sizes = config, mesh, model, setup, sizes
         self.decoder, self.lora = model.decoder, bool(config.lora.rank)
@@ -177,7 +176,7 @@ class _Programs:
         return train.student_variables(self.setup.abstract.trained, self.setup.frozen, lora=self.lora)
 
     def _teacher(self) -> Any:
-        weights = configs.teacher_weights(self.config)
+        weights = self.config.teacher_weights
         teacher = functools.partial(train.teacher_variables, teacher=weights, lora=self.lora)
         if weights == "ema":
             return _on(
@@ -312,7 +311,7 @@ class _Programs:
 
     def _without(self, rows: int) -> rollout.Without:
         """Prompts without each criterion, of rubrics with as many as the config allows."""
-        by_criteria = configs.guided_by_criteria(self.config)
+        by_criteria = self.config.teacher.guided_by_criteria
         shape = (rows, self.config.rubric.max_criteria, self.sizes.teacher_prompt) if by_criteria else (rows, 0, 0)
         return rollout.Without(
             self._array(*shape), self._array(*shape, dtype=bool), self._array(*shape[:2], dtype=jnp.float32)
@@ -329,7 +328,7 @@ class _Programs:
         )
 
         weights = rollout.Weights(*[self._array(*completions.samples.tokens.shape, dtype=jnp.float32)] * 2)
-        if configs.teacher_weights(self.config) == "none":
+        if self.config.teacher_weights == "none":
             hidden = None
 
         bound = dict(decoder=self.decoder, options=self.options, method=self.config.method, lora=self.lora)

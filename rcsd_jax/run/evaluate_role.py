@@ -11,10 +11,10 @@ import numpy as np
 
 from rcsd_jax.evaluate import results
 from rcsd_jax.evaluate.graders import grade_all
+from rcsd_jax.evaluate.questions import Questions
 from rcsd_jax.evaluate.table import evaluate
 from rcsd_jax.host import multihost
 from rcsd_jax.host.files import AnyPath
-from rcsd_jax.run import preparation
 from rcsd_jax.run.resumable import Complete, resumable
 from rcsd_jax.run.running import Model, Run, completer, sampling_of
 from rcsd_jax.run.workdir import from_main_if_written
@@ -23,7 +23,7 @@ from rcsd_jax.sampling.many import Completion
 
 
 def evaluate_role(
-    label: str, questions: Mapping[str, preparation.Questions], model: Model, variables: Any, run: Run
+    label: str, questions: Mapping[str, Questions], model: Model, variables: Any, run: Run
 ) -> dict[str, Any]:
     """Split -> mode -> scores of what the config asks for, kept in the files of `evaluate.results`: what is there is not made again.
 
@@ -66,7 +66,7 @@ def _resumable_completer(
 
 
 def _after_analyses(
-    asked: preparation.Questions,
+    asked: Questions,
     model: Model,
     variables: Any,
     sampling: SamplingConfig,

@@ -7,19 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from rcsd_jax import losses
 from rcsd_jax.methods.rollout import Variables
 from rcsd_jax.models.decoder import Decoder, head_matrix, positions_from_mask
 from rcsd_jax.models.sharding import to_mesh
+from rcsd_jax.roles.encode import Encoded
 from rcsd_jax.run.loop import make_batch
-from rcsd_jax.run.preparation import Encoded
 from rcsd_jax.run.running import Model
+from rcsd_jax.settings.stage import Settings
 
 
 def int8_divergence(
-    model: Model, plain: Variables, int8: Variables, data: Encoded, config: ConfigDict, mesh: jax.sharding.Mesh
+    model: Model, plain: Variables, int8: Variables, data: Encoded, config: Settings, mesh: jax.sharding.Mesh
 ) -> dict[str, dict[str, float]]:
     """Compares the next-token distributions of both over the prompts of a microbatch.
 

@@ -7,10 +7,8 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from rcsd_jax.data.examples import Example, rubric_of
-from rcsd_jax.evaluate.table import GradeAll
+from rcsd_jax.evaluate.graders import GradeAll
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import Preempted, UserError
 from rcsd_jax.host.metrics import Progress
@@ -19,12 +17,8 @@ from rcsd_jax.judge.asking import Answer, Ask, Usage, in_batches
 from rcsd_jax.judge.cache import AnswerCache
 from rcsd_jax.judge.endpoint import Endpoint, EndpointSettings
 from rcsd_jax.roles import contexts
-from rcsd_jax.run.running import Run, completer, open_served, sampling_of
-
-_OF_ENDPOINT = (
-    "model", "base_url", "key_variable", "temperature", "seed", "max_tokens", "concurrency", "timeout_s", "retries",
-    "requests_per_minute", "tokens_per_minute",
-)  # fmt: skip
+from rcsd_jax.run.running import Run, completer, open_served
+from rcsd_jax.sampling import SamplingConfig
 
 
 @contextlib.contextmanager
@@ -50,7 +44,7 @@ def judge_of(run: Run) -> Iterator[GradeAll]:
                 cache.put(key, answer)
             ask, identity = _local(run)
         else:
-            found = _agreed(lambda: endpoint_of(settings) if multihost.is_main() else None, everywhere=True)
+            found = _agreed(lambda: endpoint_of(settings.endpoint) if multihost.is_main() else None, everywhere=True)
             ask, identity = found or (None, {})
         yield functools.partial(_grade, run=run, ask=ask, identity=identity, cache=cache, local=local)
 
@@ -65,15 +59,7 @@ def _grade(
     cache: AnswerCache,
     local: bool,
 ) -> list[dict[str, float]]:
-    settings = run.config.judge
     requests = [judging.Request(e.question, text, rubric_of(e)) for e, text in zip(examples, texts, strict=True)]
-    of_judging = judging.JudgeSettings(
-        per_call=settings.per_call,
-        reasks=settings.reasks,
-        max_characters=settings.max_characters,
-        input_price=settings.input_price,
-        output_price=settings.output_price,
-    )
 
     def stop() -> None:
         if not local:  # a local model's batches ask all processes
@@ -93,7 +79,7 @@ def _grade(
                 ask=ask,
                 identity=identity,
                 cache=cache,
-                settings=of_judging,
+                settings=run.config.judge.judging,
                 stop=stop,
                 progress=told,
             )
@@ -122,24 +108,23 @@ def _tell(run: Run, judgements: Sequence[judging.Judgement], usage: Usage) -> No
         run.console.print(line, soft_wrap=True)
 
 
-def endpoint_of(settings: ConfigDict) -> tuple[Ask, Mapping[str, Any]]:
+def endpoint_of(settings: EndpointSettings) -> tuple[Ask, Mapping[str, Any]]:
     """The endpoint that a config's `judge` names, and what identifies its answers; nothing is sent.
 
     Raises:
       UserError: see `judge.endpoint.Endpoint`.
     """
-    endpoint = Endpoint(EndpointSettings(**{k: settings[k] for k in _OF_ENDPOINT}, extra=settings.extra.to_dict()))
+    endpoint = Endpoint(settings)
     return endpoint, endpoint.identity
 
 
 def _local(run: Run) -> tuple[Ask, Mapping[str, Any]]:
     settings = run.config.judge
+    max_tokens = settings.endpoint.max_tokens or 0
     model, digest, load = open_served(settings.checkpoint, run.config, run.mesh)
     load = functools.cache(load)  # and never called where every answer is known
-    sampling = sampling_of(
-        ConfigDict(dict(max_new_tokens=settings.max_tokens, temperature=0.0, top_k=0, top_p=1.0)), model
-    )
-    room = model.decoder.config.max_position - settings.max_tokens
+    sampling = SamplingConfig(max_new_tokens=max_tokens, temperature=0.0, eos_ids=model.eos_ids)
+    room = model.decoder.config.max_position - max_tokens
 
     def write(prompts: Sequence[str]) -> list[Answer]:
         encode = functools.partial(contexts.encode_chat, model.tokenizer, thinking=False)
@@ -152,7 +137,7 @@ def _local(run: Run) -> tuple[Ask, Mapping[str, Any]]:
                 answers[fitting[at]] = Answer(model.decode(one.tokens), cut=one.cut, output_tokens=len(one.tokens))
         return answers
 
-    identity = {"checkpoint": digest, "max_tokens": settings.max_tokens, "dtype": run.config.model.dtype}
+    identity = {"checkpoint": digest, "max_tokens": max_tokens, "dtype": run.config.model.dtype}
     return in_batches(write, 4 * settings.batch_size), identity
 
 

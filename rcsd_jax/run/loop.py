@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from rcsd_jax.checkpoints import lora
 from rcsd_jax.data.examples import Example
@@ -23,12 +23,12 @@ from rcsd_jax.methods import train
 from rcsd_jax.methods.rollout import Batch, Options, Without
 from rcsd_jax.models import sharding
 from rcsd_jax.roles import contexts
+from rcsd_jax.roles.encode import Encoded
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.grading import graded
-from rcsd_jax.run.preparation import Encoded
 from rcsd_jax.run.rows import Rows
 from rcsd_jax.run.running import Model, Run, sampling_of
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings.stage import Settings
 
 _LORA_KEY = 2**32 - 1  # folded into the seed's key, as the steps are: no step has this number
 
@@ -42,11 +42,11 @@ class Setup(NamedTuple):
     abstract: train.TrainState  # shapes, dtypes and shardings of the state
 
 
-def setup(model: Model, params: Any, config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
+def setup(model: Model, params: Any, config: Settings, mesh: jax.sharding.Mesh) -> Setup:
     """Everything but the state, which `first_state` makes or a checkpoint holds: a state is never held twice."""
     decoder_config = model.decoder.config
-    optimizer, rate = train.make_optimizer(steps=config.train.steps, **config.optimizer)
-    make = functools.partial(train.init_state, optimizer=optimizer, ema=configs.teacher_weights(config) == "ema")
+    optimizer, rate = train.make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
+    make = functools.partial(train.init_state, optimizer=optimizer, ema=config.teacher_weights == "ema")
     abstract_trained = jax.eval_shape(functools.partial(_first_trained, model, config=config), params)
     if config.lora.rank:
         placement = sharding.lora_shardings(decoder_config, mesh, abstract_trained)
@@ -60,11 +60,11 @@ def setup(model: Model, params: Any, config: ConfigDict, mesh: jax.sharding.Mesh
     of_ema = None if abstract.ema is None else placement
     shardings = train.TrainState(everywhere, placement, opt_placement, of_ema)  # type: ignore[arg-type]  # of shardings
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    frozen = params if config.lora.rank or configs.teacher_weights(config) == "fixed" else None
+    frozen = params if config.lora.rank or config.teacher_weights == "fixed" else None
     return Setup(frozen, optimizer, rate, abstract)
 
 
-def first_state(model: Model, params: Any, config: ConfigDict, setup: Setup) -> train.TrainState:
+def first_state(model: Model, params: Any, config: Settings, setup: Setup) -> train.TrainState:
     """The state before the first step, on the mesh."""
     trained = _first_trained(model, params, config=config)
     make = functools.partial(train.init_state, optimizer=setup.optimizer, ema=setup.abstract.ema is not None)
@@ -72,7 +72,7 @@ def first_state(model: Model, params: Any, config: ConfigDict, setup: Setup) -> 
     return jax.jit(make, out_shardings=shardings, donate_argnums=() if config.lora.rank else (0,))(trained)
 
 
-def _first_trained(model: Model, params: Any, *, config: ConfigDict) -> Any:
+def _first_trained(model: Model, params: Any, *, config: Settings) -> Any:
     if config.lora.rank:
         settings = config.lora
         key = jax.random.fold_in(jax.random.key(config.seed), _LORA_KEY)
@@ -188,12 +188,12 @@ def train_loop(
     return state
 
 
-def _questions(config: ConfigDict) -> int:
+def _questions(config: Settings) -> int:
     """Rows of the data that a step takes."""
     return config.train.batch_size // config.sampling.group
 
 
-def _batch_rows(data: Encoded, config: ConfigDict) -> list[int]:
+def _batch_rows(data: Encoded, config: Settings) -> list[int]:
     """The rows of a step's data as they are in its batch: each as often as it has completions."""
     return [i for i in range(len(data.examples)) for _ in range(config.sampling.group)]
 
@@ -228,28 +228,28 @@ def _step_function(setup: Setup, model: Model, run: Run, examples: Mapping[str, 
     return step
 
 
-def step_settings(config: ConfigDict, model: Model, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+def step_settings(config: Settings, model: Model, optimizer: optax.GradientTransformation) -> dict[str, Any]:
     """The static arguments of `train.train_step`."""
     return dict(
         decoder=model.decoder,
         optimizer=optimizer,
         options=options_of(config, model),
         method=config.method,
-        teacher=configs.teacher_weights(config),
+        teacher=config.teacher_weights,
         lora=bool(config.lora.rank),
         ema_decay=config.teacher.ema_decay,
         microbatches=config.train.microbatches,
     )
 
 
-def options_of(config: ConfigDict, model: Model) -> Options:
+def options_of(config: Settings, model: Model) -> Options:
     """The step's static choices from the config."""
     apart = ("reduction", "chunk_size", "importance_clip", "mask_cut", "skip_first")
-    policy = {name: config.policy[name] for name in ("clip_low", "clip_high", "kl", "weight")}
+    policy = {name: getattr(config.policy, name) for name in ("clip_low", "clip_high", "kl", "weight")}
     sampling = sampling_of(config.sampling, model)
     return Options(
         sampling=sampling,
-        divergence=tuple(sorted((k, v) for k, v in config.loss.items() if k not in apart)),
+        divergence=tuple(sorted((k, v) for k, v in vars(config.loss).items() if k not in apart)),
         temperature=sampling.scoring_temperature,
         chunk_size=config.loss.chunk_size,
         source=config.sampling.source,
@@ -267,7 +267,7 @@ def options_of(config: ConfigDict, model: Model) -> Options:
 
 
 def make_batch(
-    rows: list[int], data: Encoded, config: ConfigDict, pad_id: int, mesh: jax.sharding.Mesh | None = None
+    rows: list[int], data: Encoded, config: Settings, pad_id: int, mesh: jax.sharding.Mesh | None = None
 ) -> Batch:
     """A global batch of `rows`, padded to lengths of which a run has few; with a mesh, this process's share of it."""
     own = np.arange(len(rows)) if mesh is None else sharding.own_rows(len(rows), mesh)
@@ -289,10 +289,10 @@ def make_batch(
     return Batch(*arrays)
 
 
-def _without(rows: list[int], own: np.ndarray, data: Encoded, config: ConfigDict, pad_id: int) -> Without:
+def _without(rows: list[int], own: np.ndarray, data: Encoded, config: Settings, pad_id: int) -> Without:
     """The prompts without each criterion of the `own` among `rows`, for all as many as the longest rubric has criteria."""
     # At least one, which then weighs nothing: without any, `rollout.teacher_hidden` would take the whole context's guidance.
-    count = max(1, data.longest.criteria) if configs.guided_by_criteria(config) else 0
+    count = max(1, data.longest.criteria) if config.teacher.guided_by_criteria else 0
     tokens: Any  # NumPy's arrays, until they are on the mesh
     mask: Any
     if not count:

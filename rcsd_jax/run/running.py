@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from rcsd_jax.checkpoints import huggingface, lora
 from rcsd_jax.host.console import Console
@@ -21,12 +20,13 @@ from rcsd_jax.models import sharding
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.sampling.decoding import SamplingConfig
 from rcsd_jax.sampling.many import Completion, complete
+from rcsd_jax.settings.stage import Settings
 
 
 class Run(NamedTuple):
     """Where and how a stage runs."""
 
-    config: ConfigDict
+    config: Settings
     workdir: AnyPath
     mesh: jax.sharding.Mesh
     console: Console
@@ -61,7 +61,7 @@ class Model(NamedTuple):
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
-def open_model(path: str, config: ConfigDict, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
+def open_model(path: str, config: Settings, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
     """A Hugging Face directory's (which may be a URL's) configuration and tokenizer; with a rank, as the base of adapters."""
     directory = huggingface.resolve(fetched(path))
     decoder_config = huggingface.read_config(directory, **precision(config))
@@ -82,13 +82,13 @@ def open_model(path: str, config: ConfigDict, *, lora_rank: int = 0, lora_alpha:
     return Model(Decoder(decoder_config), tokenizer, eos_ids, pad_id, directory)
 
 
-def load_weights(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh) -> Any:
+def load_weights(model: Model, config: Settings, mesh: jax.sharding.Mesh) -> Any:
     """The model's parameters, read onto the mesh."""
     placement = sharding.param_shardings(model.decoder.config, mesh)
     return huggingface.load(model.directory, shardings=placement, **precision(config))[1]
 
 
-def open_unloaded(path: str, config: ConfigDict) -> Model:
+def open_unloaded(path: str, config: Settings) -> Model:
     """The model that `open_served` serves: that at `path` or, of a LoRA adapter, its base. No weights are read."""
     path = fetched(path)
     if not lora.is_peft(path):
@@ -98,7 +98,7 @@ def open_unloaded(path: str, config: ConfigDict) -> Model:
 
 
 def open_served(
-    path: str, config: ConfigDict, mesh: jax.sharding.Mesh
+    path: str, config: Settings, mesh: jax.sharding.Mesh
 ) -> tuple[Model, str, Callable[[], dict[str, Any]]]:
     """A model that only writes: what identifies its weights beside it, and a function that reads its variables.
 
@@ -117,16 +117,16 @@ def open_served(
     return model, f"{huggingface.digest(model.directory)}+{huggingface.digest(path)}", load
 
 
-def sampling_of(settings: ConfigDict, model: Model, *, temperature: float | None = None) -> SamplingConfig:
-    """How to sample, from a config's `sampling` or `rubric` section."""
+def sampling_of(settings: Any, model: Model, *, temperature: float | None = None) -> SamplingConfig:
+    """How to sample, from the settings of `sampling` or of `rubric`."""
     return SamplingConfig(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature if temperature is None else temperature,
         top_k=settings.top_k or None,
         top_p=settings.top_p if settings.top_p < 1.0 else None,
         eos_ids=model.eos_ids,
-        int8_cache=settings.get("int8_cache", False),
-        merged_adapters=settings.get("merged_adapters", False),
+        int8_cache=getattr(settings, "int8_cache", False),
+        merged_adapters=getattr(settings, "merged_adapters", False),
     )
 
 
@@ -136,7 +136,9 @@ def completer(model: Model, variables: Any, sampling: SamplingConfig, batch_size
     def complete_all(
         prompts: Sequence[np.ndarray], seeds: Sequence[int]
     ) -> Iterator[tuple[list[int], list[Completion]]]:
-        bound = dict(mesh=run.mesh, batch_size=batch_size, pad_to=run.config.data.pad_to, pad_id=model.pad_id)
+        bound: dict[str, Any] = dict(
+            mesh=run.mesh, batch_size=batch_size, pad_to=run.config.data.pad_to, pad_id=model.pad_id
+        )
         for batch in complete(model.decoder, variables, prompts, seeds, sampling, **bound):
             yield batch
             run.stop.raise_if_set("between two batches of completions; results so far are kept")
@@ -144,14 +146,14 @@ def completer(model: Model, variables: Any, sampling: SamplingConfig, batch_size
     return complete_all
 
 
-def kernels_of(config: ConfigDict) -> str:
+def kernels_of(config: Settings) -> str:
     """The kernels of attention that `model.kernels` names; "auto": Pallas on TPU, else XLA."""
     if config.model.kernels != "auto":
         return config.model.kernels
     return "pallas" if jax.default_backend() == "tpu" else "xla"
 
 
-def precision(config: ConfigDict) -> dict[str, Any]:
+def precision(config: Settings) -> dict[str, Any]:
     """What a config says of a model beside its shape, as `huggingface.read_config` takes it."""
     settings = config.model
     return dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)

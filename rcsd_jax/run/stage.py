@@ -22,7 +22,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rcsd_jax.checkpoints import huggingface, lora
+from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
+from rcsd_jax.data.rubrics import with_rubrics
+from rcsd_jax.evaluate.questions import Questions, evaluation_questions
 from rcsd_jax.host import multihost
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import UserError
@@ -34,7 +37,7 @@ from rcsd_jax.models import quantization, sharding
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.contexts import Role
 from rcsd_jax.rubrics.cache import RubricCache
-from rcsd_jax.run import loop, preparation, provenance, starts
+from rcsd_jax.run import loop, provenance, starts
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.evaluate_role import evaluate_role
 from rcsd_jax.run.int8_divergence import int8_divergence
@@ -44,27 +47,29 @@ from rcsd_jax.run.rubric_writing import write_rubrics
 from rcsd_jax.run.running import Model, Run, completer, load_weights, open_model, open_served, sampling_of, say_once
 from rcsd_jax.run.workdir import claimed, from_main_if_written
 from rcsd_jax.sampling.many import Completion
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings.stage import Settings
+from rcsd_jax.settings.unpack import unpack
 
 
 def run_stage(
-    config: ConfigDict, workdir: AnyPath, console: Console, stop: StopRequest, *, name: str = ""
+    given: ConfigDict, workdir: AnyPath, console: Console, stop: StopRequest, *, name: str = ""
 ) -> dict[str, Any]:
     """Runs or continues a stage and returns its summary (what `summary.json` holds).
 
     Raises:
       UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; the state is saved.
     """
-    name, workdir = name or "run", as_path(workdir)
+    config, workdir = unpack(given, name=name), as_path(workdir)
+    name = name or "run"
     mesh = sharding.make_mesh(**config.mesh)
-    with claimed(workdir, config) as changed, jax.set_mesh(mesh), contextlib.ExitStack() as closing:
+    with claimed(workdir, given.to_dict()) as changed, jax.set_mesh(mesh), contextlib.ExitStack() as closing:
         if not changed and (summary := from_main_if_written(workdir / "summary.json")) is not None:
             console.print(f"{name}: complete, see {workdir}", soft_wrap=True)
             return summary
         if multihost.is_main():
             provenance.record(workdir)
         run = Run(config, workdir, mesh, console, stop, name)
-        if configs.graded_by_judge(config):
+        if config.graded_by_judge:
             run = run._replace(judge=closing.enter_context(judge_of(run)))
 
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
@@ -74,7 +79,7 @@ def run_stage(
         rows, rubric_counts = prepared(examples, model, run)
 
         if changed:
-            told = multihost.from_main(lambda: starts.apply(workdir, config))
+            told = multihost.from_main(lambda: starts.apply(workdir, given.to_dict()))
             console.print(f"{name}: goes on with another config: {told}", soft_wrap=True)
 
         console.print(f"{name}: loading weights of {model.directory}", soft_wrap=True)
@@ -132,8 +137,8 @@ def run_stage(
 
 
 def open_inputs(
-    config: ConfigDict, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
-) -> tuple[Model, dict[str, dict[str, preparation.Questions]], list[Example]]:
+    config: Settings, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
+) -> tuple[Model, dict[str, dict[str, Questions]], list[Example]]:
     """The model without its weights, role -> split -> questions of evaluation, and the examples to learn from.
 
     `say` is told what of them is not read.
@@ -143,9 +148,9 @@ def open_inputs(
     """
     model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     sharding.check_divisible(model.decoder.config, mesh, _batch_sizes(config))
-    questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
-    require = preparation.required_fields(config)
-    examples = preparation.read_examples(config, config.data.path, require=require, say=say)
+    reading = config.reading(require=config.required_fields, say=say)
+    questions = evaluation_questions(config.eval, reading, config.encoding, config.limits, model.tokenizer, say=say)
+    examples = sources.read_as(config.data.path, reading)
     return model, questions, examples
 
 
@@ -166,16 +171,16 @@ def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dic
     """
     config, counts = run.config, collections.Counter[str]()
     give_rubrics = None
-    if config.rubric.source == "written" and "rubric" in config.teacher.fields:
+    if config.writes_rubrics:
         give_rubrics = rubric_writer(run, counts)
     else:
-        examples = preparation.with_rubric_variant(examples, config)
+        examples = with_rubrics(examples, config.rubric, generic=config.generic_rubric, seed=config.seed)
     rows = Rows(examples, model.tokenizer, config)
     some_fit = rows.start(positions=model.decoder.config.max_position, give_rubrics=give_rubrics)
     if give_rubrics:
         tell_rubrics(counts, run, none_left=not some_fit and not rows.skipped)
     if not some_fit:
-        raise preparation.nothing_fits(len(examples), config)
+        raise config.limits.nothing_fits(len(examples))
     run.console.print(f"{run.name}: {counted(rows)}")
     check_positions(model, rows, config)
     return rows, dict(counts)
@@ -189,7 +194,7 @@ def counted(rows: Rows) -> str:
     return f"{len(rows.examples) - rows.left_out} examples, {looked_at}"
 
 
-def check_positions(model: Model, rows: Rows, config: ConfigDict) -> None:
+def check_positions(model: Model, rows: Rows, config: Settings) -> None:
     """Raises UserError if the longest row goes beyond the positions that the model was made for."""
     analysis = config.teacher.reason_tokens + len(rows.first.transition)
     found = rows.longest()
@@ -214,7 +219,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> GiveRubrics:
     writer, digest, load = open_served(settings.writer, config, run.mesh)
     load = functools.cache(load)  # and never called where every text is cached
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
-    texts = preparation.prompts_of(config)
+    texts = config.encoding.texts
     sampling = sampling_of(settings, writer)
     cache = open_cache(run.workdir / "rubrics.jsonl")
 
@@ -227,7 +232,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> GiveRubrics:
         asked = [
             (e, p)
             for e, p in zip(examples, prompts, strict=True)
-            if preparation.fits(e, p, config, role="rubric writer")
+            if config.limits.prompt_fits(e, p, role="rubric writer")
         ]
         with Progress(run.console, "write rubrics", 0) as progress:
 
@@ -251,7 +256,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> GiveRubrics:
                 checkpoint=digest,
                 settings=dataclasses.asdict(sampling),
                 resample=settings.resample,
-                fallback=preparation.fallback_rubric(config) if settings.on_reject == "generic" else None,
+                fallback=config.generic_rubric if settings.on_reject == "generic" else None,
                 min_criteria=settings.min_criteria,
                 max_criteria=settings.max_criteria,
                 seed=config.seed,
@@ -294,7 +299,7 @@ def open_cache(path: AnyPath) -> RubricCache:
 # --- export -------------------------------------------------------------------------------------------
 
 
-def export(variables: Mapping[str, Any], model: Model, config: ConfigDict, workdir: AnyPath) -> dict[str, str]:
+def export(variables: Mapping[str, Any], model: Model, config: Settings, workdir: AnyPath) -> dict[str, str]:
     """Writes the trained model as a Hugging Face directory, and under LoRA also as a PEFT adapter; returns the paths."""
     paths, decoder_config = {}, model.decoder.config
     params, adapters = variables["params"], variables.get("lora")
@@ -318,13 +323,13 @@ def export(variables: Mapping[str, Any], model: Model, config: ConfigDict, workd
     return paths
 
 
-def _batch_sizes(config: ConfigDict) -> dict[str, int]:
+def _batch_sizes(config: Settings) -> dict[str, int]:
     """Config key -> rows that the mesh has to share out."""
     sizes = {"train.batch_size / train.microbatches": config.train.batch_size // config.train.microbatches}
     if config.sampling.slots:
         sizes["sampling.slots"] = config.sampling.slots
-    if config.eval.grader or configs.benchmarks_of(config):
+    if config.eval.grader or config.eval.asked:
         sizes["eval.batch_size"] = config.eval.batch_size
-    if config.rubric.source == "written" and "rubric" in config.teacher.fields:
+    if config.writes_rubrics:
         sizes["rubric.batch_size"] = config.rubric.batch_size
     return sizes

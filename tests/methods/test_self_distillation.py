@@ -11,14 +11,16 @@ import pytest
 from configs import stage1, stage2
 from rcsd_jax.checkpoints.huggingface import load_tokenizer
 from rcsd_jax.data.examples import Example
+from rcsd_jax.data.rubrics import with_rubrics
 from rcsd_jax.methods import rollout, self_distillation, train
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
 from rcsd_jax.rubrics.schema import from_records
-from rcsd_jax.run import preparation
 from rcsd_jax.run.loop import make_batch, options_of
+from rcsd_jax.run.rows import encode_all
 from rcsd_jax.run.running import Model
 from rcsd_jax.sampling import SamplingConfig
 from tests.losses.test_losses import oracle
+from tests.settings_for_tests import settings_of
 
 DISTILLING = [v for v in stage2.VARIANTS if v not in ("sft", "grpo", "dr_grpo", "grpo_rubric", "sdpo", "mixed")]
 CASES = [(stage1, v, {}) for v in stage1.ROLES] + [(stage2, v, {}) for v in DISTILLING]
@@ -69,8 +71,9 @@ def loss_and_sums(decoder, student, teacher, completions, weights, options):
 
 def data_for(config, tokenizer):
     config.data.pad_to = 512  # all variants have one shape, and compile once
-    examples = preparation.with_rubric_variant(EXAMPLES, config)
-    data = preparation.encode(examples, tokenizer, config)
+    settings = settings_of(config)
+    examples = with_rubrics(EXAMPLES, settings.rubric, generic=settings.generic_rubric, seed=config.seed)
+    data = encode_all(examples, tokenizer, settings.encoding, settings.limits)
     assert data.skipped == 0
     return data
 
@@ -79,7 +82,7 @@ def options_for(tokenizer, config, **changes):
     config.sampling.update(max_new_tokens=9, temperature=TEMPERATURE, top_k=0, top_p=1.0)
     config.loss.chunk_size = 4
     config.teacher.reason_tokens = min(config.teacher.reason_tokens, 5)
-    options = options_of(config, Model(None, tokenizer, (tokenizer.eos_token_id,), 0, None))
+    options = options_of(settings_of(config), Model(None, tokenizer, (tokenizer.eos_token_id,), 0, None))
     return dataclasses.replace(options, **changes)
 
 
@@ -131,7 +134,7 @@ def test_both_roles_score_the_same_completion_at_the_right_offsets(module, varia
     config = module.get_config(variant)
     config.loss.update(changes)
     data = data_for(config, tokenizer)
-    batch = make_batch([2, 0], data, config, pad_id=0)
+    batch = make_batch([2, 0], data, settings_of(config), pad_id=0)
     options = options_for(tokenizer, config)
     other = jax.tree.map(lambda x: x * 1.05, params)  # a teacher that differs from the student
     student, teacher = {"params": params}, {"params": other}
@@ -162,7 +165,8 @@ def test_both_roles_score_the_same_completion_at_the_right_offsets(module, varia
 def test_slots_change_nothing_that_is_written(model, tokenizer):
     decoder, params = model
     config = stage2.get_config("reason_first")
-    batch = make_batch([0, 1, 2, 3], data_for(config, tokenizer), config, pad_id=0)
+    data = data_for(config, tokenizer)
+    batch = make_batch([0, 1, 2, 3], data, settings_of(config), pad_id=0)
     options = options_for(tokenizer, config)
     written = {}
     for slots in (0, 2):
@@ -180,7 +184,7 @@ def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", learning_rat
     config = stage2.get_config("ground_truth")
     data = data_for(config, tokenizer)
     config.data.pad_to = 64
-    batch = make_batch([0, 1, 2, 3], data, config, pad_id=0)
+    batch = make_batch([0, 1, 2, 3], data, settings_of(config), pad_id=0)
     optimizer, _ = train.make_optimizer(learning_rate=learning_rate, steps=10)
     state = train.init_state(jax.tree.map(jnp.copy, params), optimizer, ema=teacher == "ema")
     step = train.jit_train_step(
