@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 
 from rcsd_jax.host import checks
+from rcsd_jax.losses.options import DIVERGENCES, SUPPORTS, TAILS, DivergenceOptions
+from rcsd_jax.losses.weighting import REDUCTIONS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossSettings:
-    """The section `loss`; `settings/keys.py` says what each key means."""
+class LossSettings(DivergenceOptions):
+    """The section `loss`: the divergence's options and the step's; `settings/keys.py` says what each key means."""
 
-    divergence: str = checks.one_of(("vocabulary", "sampled_token"))
-    beta: float
-    top_k: int | None
-    top_k_support: str = checks.one_of(("teacher", "student"))
-    tail: str = checks.one_of(("renormalize", "bucket"))
-    entry_clip: float | None
-    token_clip: float | None
+    divergence: str = checks.one_of(DIVERGENCES)
+    top_k_support: str = checks.one_of(SUPPORTS)
+    tail: str = checks.one_of(TAILS)
     importance_clip: float | None
     mask_cut: bool
     skip_first: int
-    reduction: str = checks.one_of(("tokens", "completions", "longest"))
+    reduction: str = checks.one_of(REDUCTIONS)
     chunk_size: int
 
     def __post_init__(self) -> None:
@@ -36,6 +34,12 @@ class LossSettings:
                 remedy = "leave it out, or set loss.divergence=vocabulary"
                 checks.need(getattr(self, field) is None, self, field, problem, remedy)
         checks.need(0.0 <= self.beta <= 1.0, self, "beta", "must lie in [0, 1]", "0 is forward KL, 1 is reverse KL")
+        super().__post_init__()
+
+    @property
+    def divergence_options(self) -> DivergenceOptions:
+        """Those of the divergence."""
+        return DivergenceOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(DivergenceOptions)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -244,12 +244,11 @@ def step_settings(config: Settings, model: Model, optimizer: optax.GradientTrans
 
 def options_of(config: Settings, model: Model) -> Options:
     """The step's static choices from the config."""
-    apart = ("reduction", "chunk_size", "importance_clip", "mask_cut", "skip_first")
     policy = {name: getattr(config.policy, name) for name in ("clip_low", "clip_high", "kl", "weight")}
     sampling = sampling_of(config.sampling, model)
     return Options(
         sampling=sampling,
-        divergence=tuple(sorted((k, v) for k, v in vars(config.loss).items() if k not in apart)),
+        divergence=config.loss.divergence_options,
         temperature=sampling.scoring_temperature,
         chunk_size=config.loss.chunk_size,
         source=config.sampling.source,

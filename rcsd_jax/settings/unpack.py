@@ -52,6 +52,8 @@ def _settings(config: ConfigDict) -> Settings:
             values[name] = _of_section(kind, config[name]) if dataclasses.is_dataclass(kind) else _plain(config[name])
         except UserError as error:
             raise error.under(f"{name}.") from None
+        except ValueError as error:  # the numerics know of no keys
+            raise UserError(str(error), field=name, remedy="set another value") from error
     return Settings(**values)
 
 

@@ -35,7 +35,7 @@ RNG = np.random.default_rng(0)
 
 
 def options(**changes):
-    base = rollout.Options(sampling=None, divergence=(), temperature=1.3, chunk_size=4)
+    base = rollout.Options(sampling=None, temperature=1.3, chunk_size=4)
     policy = dict(clip_low=0.1, clip_high=0.3, kl=0.0, weight=0.5) | changes.pop("policy", {})
     return dataclasses.replace(base, policy=tuple(policy.items()), **changes)
 

@@ -92,10 +92,18 @@ DAMAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def of_two_steps(tmp_path_factory):
+    """A folder with the checkpoints of steps 1 and 2; tests copy it, which is quicker than writing them."""
+    folder = tmp_path_factory.mktemp("of_two_steps")
+    save(folder, 1, 2)
+    return folder
+
+
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_and_kept(case, tmp_path, capfd):
+def test_a_damaged_checkpoint_is_passed_over_and_kept(case, of_two_steps, tmp_path, capfd):
     find, damage = DAMAGE[case]
-    save(tmp_path, 1, 2)
+    shutil.copytree(of_two_steps, tmp_path, dirs_exist_ok=True)
     file = find(tmp_path / "2")
     file.write_bytes(damage(file.read_bytes()))
     restored = restore(tmp_path)
@@ -122,15 +130,15 @@ def test_two_damaged_ones_and_none_that_is_intact(tmp_path):
     assert (tmp_path / "1").is_dir()
 
 
-def test_another_model_is_no_damage(tmp_path):
-    save(tmp_path, 1, 2)
+def test_another_model_is_no_damage(of_two_steps, tmp_path):
+    shutil.copytree(of_two_steps, tmp_path, dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"kernel is \(64, 48\) and the run has \(64, 40\)"):
         restore(tmp_path, like=state_of(0) | {"kernel": jnp.zeros((64, 40))})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
 
 
-def test_storage_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
-    save(tmp_path, 1, 2)
+def test_storage_that_does_not_answer_is_no_damage(of_two_steps, tmp_path, monkeypatch):
+    shutil.copytree(of_two_steps, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(Checkpoints, "restore", lambda *_: (_ for _ in ()).throw(ValueError("UNAVAILABLE: try later")))
     with pytest.raises(UserError, match="cannot be read now .*UNAVAILABLE"):
         restore(tmp_path)
