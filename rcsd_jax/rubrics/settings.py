@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from rcsd_jax.host import checks
-from rcsd_jax.rubrics.sources import SOURCES
+from rcsd_jax.rubrics.sources import RUBRIC_SOURCES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RubricSettings:
     """The section `rubric`; `settings/keys.py` says what each key means."""
 
-    source: str = checks.one_of(SOURCES)
+    source: str = checks.one_of(RUBRIC_SOURCES)
     style: str = checks.one_of(("objects", "strings"))
     min_criteria: int
     max_criteria: int

@@ -1,4 +1,4 @@
-"""Where the rubric comes from that the teacher sees. A new source is a line of `SOURCES`."""
+"""Where the rubric comes from that the teacher sees. A new source is a line of `RUBRIC_SOURCES`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Given(NamedTuple):
     reduced_fraction: float
 
 
-class Source(NamedTuple):
+class RubricSource(NamedTuple):
     """How a row gets its rubric, and whether it must have one of its own.
 
     Attributes:
@@ -43,26 +43,26 @@ class Source(NamedTuple):
     of_row: bool = False
 
 
-def _noisy(given: Given) -> Rubric:
-    drawn = dict(seed=given.seed, id=given.id)
-    return variants.noisy(_own(given), given.pool, **drawn, fraction=given.noisy_fraction)  # type: ignore[arg-type]
-
-
 def _own(given: Given) -> Rubric:
-    assert given.rubric is not None, "rows without a rubric were refused when they were read"
+    if given.rubric is None:
+        raise ValueError("the row has no rubric")
     return given.rubric
 
 
-SOURCES: dict[str, Source] = {
-    "data": Source(None, of_row=True),
-    "generic": Source(lambda given: given.generic),
-    "noisy": Source(_noisy, of_row=True),
-    "random": Source(lambda given: variants.random_rubric(given.pool, seed=given.seed, id=given.id)),
-    "reduced": Source(
+def _noisy(given: Given) -> Rubric:
+    return variants.noisy(_own(given), given.pool, seed=given.seed, id=given.id, fraction=given.noisy_fraction)
+
+
+RUBRIC_SOURCES: dict[str, RubricSource] = {
+    "data": RubricSource(None, of_row=True),
+    "generic": RubricSource(lambda given: given.generic),
+    "noisy": RubricSource(_noisy, of_row=True),
+    "random": RubricSource(lambda given: variants.random_rubric(given.pool, seed=given.seed, id=given.id)),
+    "reduced": RubricSource(
         lambda given: variants.reduced(_own(given), seed=given.seed, id=given.id, keep=given.reduced_fraction),
         of_row=True,
     ),
-    "written": Source(None),
+    "written": RubricSource(None),
 }
 
 GENERIC: dict[str, Callable[[], Rubric]] = {}

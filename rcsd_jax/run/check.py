@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
-from rcsd_jax.data.rubrics import with_rubrics
+from rcsd_jax.data.rubrics_of_rows import with_rubrics
 from rcsd_jax.evaluate.questions import Questions
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.files import AnyPath, as_path

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from rcsd_jax.checkpoints import huggingface, lora
 from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
-from rcsd_jax.data.rubrics import with_rubrics
+from rcsd_jax.data.rubrics_of_rows import with_rubrics
 from rcsd_jax.evaluate.questions import Questions, evaluation_questions
 from rcsd_jax.host import multihost
 from rcsd_jax.host.console import Console

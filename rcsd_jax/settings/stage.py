@@ -170,5 +170,5 @@ class Settings:
             seen |= dict.fromkeys(GRADERS[self.reward.grader].needs)
         if self.rubric.written and "rubric" in seen:
             seen |= dict.fromkeys(self.rubric.writer_fields)
-        of_row = rubric_sources.SOURCES[self.rubric.source].of_row or bool(self.reward.grader)
+        of_row = rubric_sources.RUBRIC_SOURCES[self.rubric.source].of_row or bool(self.reward.grader)
         return tuple(name for name in seen if name not in ATTEMPT_FIELDS and (name != "rubric" or of_row))

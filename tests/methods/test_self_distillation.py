@@ -11,7 +11,7 @@ import pytest
 from configs import stage1, stage2
 from rcsd_jax.checkpoints.huggingface import load_tokenizer
 from rcsd_jax.data.examples import Example
-from rcsd_jax.data.rubrics import with_rubrics
+from rcsd_jax.data.rubrics_of_rows import with_rubrics
 from rcsd_jax.methods import rollout, self_distillation, train
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
 from rcsd_jax.rubrics.schema import from_records

@@ -56,11 +56,11 @@ def test_choices_are_the_names_of_the_tables(monkeypatch):
     found = choices()
     assert found["method"] == tuple(METHODS) and found["model.remat"] == tuple(REMAT)
     assert found["data.source"] == tuple(sources.SOURCES) and "world" in found["data.source"]
-    assert found["rubric.source"] == tuple(rubric_sources.SOURCES)
+    assert found["rubric.source"] == tuple(rubric_sources.RUBRIC_SOURCES)
     assert set(found["eval.grader"]) == {"", "world", "boxed", "rubric", "judge"} == set(found["reward.grader"])
     monkeypatch.setitem(METHODS, "better_half", Method(lambda *_: None, rewarded=True))
     monkeypatch.setitem(graders.GRADERS, "integer", graders.Grader(lambda *_: {}, ("answer",)))
-    monkeypatch.setitem(rubric_sources.SOURCES, "essential", rubric_sources.Source(None, of_row=True))
+    monkeypatch.setitem(rubric_sources.RUBRIC_SOURCES, "essential", rubric_sources.RubricSource(None, of_row=True))
     found = choices()
     assert "better_half" in found["method"] and "integer" in found["eval.grader"]
     config = keys.stage()

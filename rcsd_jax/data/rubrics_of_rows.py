@@ -9,7 +9,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.rubrics.settings import RubricSettings
-from rcsd_jax.rubrics.sources import SOURCES, Given
+from rcsd_jax.rubrics.sources import RUBRIC_SOURCES, Given
 
 
 def with_rubrics(examples: Sequence[Example], settings: RubricSettings, *, generic: Rubric, seed: int) -> list[Example]:
@@ -24,7 +24,7 @@ def with_rubrics(examples: Sequence[Example], settings: RubricSettings, *, gener
     Raises:
       UserError: a row for which there is none.
     """
-    make = SOURCES[settings.source].make
+    make = RUBRIC_SOURCES[settings.source].make
     if make is None:
         return list(examples)
     pool = [(e.id, e.rubric) for e in examples if e.rubric is not None]
