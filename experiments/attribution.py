@@ -22,7 +22,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.host.console import Console
 from rcsd_jax.roles.attribution import ablated_contexts, attribution
 from rcsd_jax.roles.encode import teacher_prompt
-from rcsd_jax.run.running import open_model
+from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.settings.unpack import unpack
 from rcsd_jax.world.criteria import steps
 from rcsd_jax.world.documents import careful_solution
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=90)
     flags = parser.parse_args()
     config = unpack(world_config.get_config("ground_truth"))
-    model = open_model(str(world.base_directory()), config)
+    model = open_model(str(world.base_directory()), config.model)
     variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
     examples = world.examples("eval", flags.count, flags.seed)
     encode = lambda example: teacher_prompt(model.tokenizer, example, config.encoding)

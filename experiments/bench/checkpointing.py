@@ -20,10 +20,10 @@ from configs import tiny
 from rcsd_jax.data import sources
 from rcsd_jax.methods import train
 from rcsd_jax.models import sharding
+from rcsd_jax.roles.opened_model import load_weights, open_model
 from rcsd_jax.run import loop
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.rows import encode_all
-from rcsd_jax.run.running import load_weights, open_model
 from rcsd_jax.settings.unpack import unpack
 
 KINDS = {"every step": 1, "every 20 steps": 20, "none": 0}
@@ -38,10 +38,10 @@ def prepare(batch: int, max_new_tokens: int):
     config = unpack(config)
     mesh = sharding.make_mesh(**config.mesh)
     jax.set_mesh(mesh)
-    model = open_model(config.model.path, config)
+    model = open_model(config.model.path, config.model)
     examples = sources.read_as(config.data.path, config.reading(require=("question", "rubric"), count=4 * batch))
     data = encode_all(examples, model.tokenizer, config.encoding, config.limits)
-    params = load_weights(model, config, mesh)
+    params = load_weights(model, mesh)
     setup = loop.setup(model, params, config, mesh)
     step_fn = train.jit_train_step(
         jax.tree.map(lambda x: x.sharding, setup.abstract),

@@ -12,6 +12,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.data.hub import read_hub
 from rcsd_jax.data.jsonl import read_jsonl
 from rcsd_jax.data.parquet import read_parquet
+from rcsd_jax.data.tfds import read_tfds
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA
 
@@ -65,8 +66,6 @@ def _hub(place: str, how: Reading) -> list[Example]:
 
 
 def _tfds(place: str, how: Reading) -> list[Example]:
-    from rcsd_jax.data.tfds import read_tfds  # late: tensorflow_datasets takes seconds to import
-
     name, _, split = place.partition("#")
     return read_tfds(name, split=split or how.split, data_dir=how.data_dir, **how.of_records)
 

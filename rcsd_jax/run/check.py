@@ -9,14 +9,14 @@ from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
 from rcsd_jax.data.rubrics_of_rows import with_rubrics
 from rcsd_jax.evaluate.questions import Questions
-from rcsd_jax.host.console import Console
+from rcsd_jax.host.console import Console, say_once
 from rcsd_jax.host.files import AnyPath, as_path
 from rcsd_jax.models import sharding
+from rcsd_jax.roles.opened_model import Model, open_unloaded
 from rcsd_jax.run.evaluate_model import questions_of
-from rcsd_jax.run.judged import endpoint_of
+from rcsd_jax.run.inputs import check_positions, counted, open_inputs
+from rcsd_jax.run.judge import endpoint_of
 from rcsd_jax.run.rows import Rows
-from rcsd_jax.run.running import Model, open_unloaded, say_once
-from rcsd_jax.run.stage import check_positions, counted, open_inputs
 from rcsd_jax.settings.stage import Settings
 
 
@@ -58,7 +58,7 @@ def check_evaluation(config: Settings, console: Console) -> None:
       UserError: whatever it would raise before it reads weights.
     """
     _check_judge(config)
-    model: Model = open_unloaded(config.model.path, config)
+    model: Model = open_unloaded(config.model.path, config.model)
     questions = questions_of(config, model, sharding.make_mesh(**config.mesh), say=say_once(console))
     console.print(f"evaluate: model {config.model.path}", soft_wrap=True)
     _say_questions(questions, console, "evaluate")
@@ -70,7 +70,7 @@ def _with_rubrics(examples: list[Example], config: Settings, waits: Callable[[st
         return _from_source(examples, config), ""
     writer = config.rubric.writer
     if not waits(writer):
-        open_unloaded(writer, config)
+        open_unloaded(writer, config.model)
     stand_in = dataclasses.replace(config, rubric=dataclasses.replace(config.rubric, source="generic"))
     return _from_source(examples, stand_in), f" (rubrics will be written by {writer})"
 
@@ -83,7 +83,7 @@ def _check_judge(config: Settings) -> None:
     if not config.graded_by_judge:
         return
     if config.judge.checkpoint:
-        open_unloaded(config.judge.checkpoint, config)
+        open_unloaded(config.judge.checkpoint, config.model)
     else:
         endpoint_of(config.judge.endpoint)
 

@@ -24,10 +24,11 @@ from rcsd_jax.methods.rollout import Batch, Options, Without
 from rcsd_jax.models import sharding
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.encode import Encoded
+from rcsd_jax.roles.opened_model import Model, sampling_of
 from rcsd_jax.run.checkpoints import Checkpoints
+from rcsd_jax.run.environment import Run
 from rcsd_jax.run.grading import graded
 from rcsd_jax.run.rows import Rows
-from rcsd_jax.run.running import Model, Run, sampling_of
 from rcsd_jax.settings.stage import Settings
 
 _LORA_KEY = 2**32 - 1  # folded into the seed's key, as the steps are: no step has this number

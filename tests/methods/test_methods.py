@@ -20,13 +20,14 @@ from rcsd_jax.methods import METHODS, rollout
 from rcsd_jax.models import sharding
 from rcsd_jax.models.decoder import head_matrix
 from rcsd_jax.roles.encode import teacher_prompt
+from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.run import grading, loop
+from rcsd_jax.run.environment import Run
 from rcsd_jax.run.rows import encode_all
-from rcsd_jax.run.running import Run, open_model
 from rcsd_jax.run.stage import run_stage
 from rcsd_jax.sampling import Samples
-from rcsd_jax.sampling.many import Completion
+from rcsd_jax.sampling.sampler import Completion
 from rcsd_jax.settings.unpack import check, choices
 from tests.settings_for_tests import settings_of
 
@@ -224,7 +225,7 @@ def config_of(variant, tmp_path, **train):
 def context(config, tmp_path):
     mesh = sharding.make_mesh(**config.mesh)
     run = Run(settings_of(config), tmp_path, mesh, rich.console.Console(quiet=True), StopRequest(), "run")
-    return run, open_model(config.model.path, config)
+    return run, open_model(config.model.path, config.model)
 
 
 def rows_of_texts(texts, model, length):
@@ -437,7 +438,7 @@ def test_guidance_by_criteria_weighs_what_each_changes(tmp_path):
         want = whole.copy()
         for k, weight in enumerate(weights / weights.mean()):
             less = dataclasses.replace(example, rubric=Rubric(criteria[:k] + criteria[k + 1 :]))
-            tokenizer = open_model(config.model.path, config).tokenizer
+            tokenizer = open_model(config.model.path, config.model).tokenizer
             prompt = teacher_prompt(tokenizer, less, settings_of(config).encoding)
             want += 0.5 * weight * (whole - plain(row, prompt))
         keep = np.asarray(mask[row])
@@ -449,7 +450,7 @@ def test_where_all_rubrics_have_one_criterion_guidance_by_criteria_pushes_nowher
     """Without a place for a criterion the step would take the whole context's guidance instead."""
     config = config_of("ground_truth", tmp_path)
     config.teacher.update(guidance=0.5, guidance_by="criteria")
-    model, asked = open_model(config.model.path, config), settings_of(config)
+    model, asked = open_model(config.model.path, config.model), settings_of(config)
     examples = [dataclasses.replace(e, rubric=Rubric(e.rubric.criteria[:1])) for e in world.examples("stage2", 2)]
     data = encode_all(examples, model.tokenizer, asked.encoding, asked.limits)
     without = loop.make_batch([0, 1], data, asked, model.pad_id).without

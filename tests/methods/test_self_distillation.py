@@ -14,10 +14,10 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.data.rubrics_of_rows import with_rubrics
 from rcsd_jax.methods import rollout, self_distillation, train
 from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
+from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.rubrics.schema import from_records
 from rcsd_jax.run.loop import make_batch, options_of
 from rcsd_jax.run.rows import encode_all
-from rcsd_jax.run.running import Model
 from rcsd_jax.sampling import SamplingConfig
 from tests.losses.test_losses import oracle
 from tests.settings_for_tests import settings_of

@@ -13,8 +13,8 @@ from rcsd_jax.checkpoints import huggingface
 from rcsd_jax.models.decoder import head_matrix
 from rcsd_jax.roles.attribution import ablated_contexts, attribution
 from rcsd_jax.roles.encode import teacher_prompt
+from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
-from rcsd_jax.run.running import open_model
 from rcsd_jax.settings.unpack import unpack
 from rcsd_jax.world.documents import careful_solution
 
@@ -22,7 +22,7 @@ from rcsd_jax.world.documents import careful_solution
 @pytest.fixture(scope="module")
 def teacher():
     config = unpack(world_config.get_config("ground_truth"))
-    model = open_model(config.model.path, config)
+    model = open_model(config.model.path, config.model)
     variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
     return model, variables, lambda example: teacher_prompt(model.tokenizer, example, config.encoding)
 

@@ -53,7 +53,7 @@ def test_the_newest_comes_back_and_old_ones_go(tmp_path):
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_storage_that_takes_nothing(waits, tmp_path):
-    told = r"run: a checkpoint cannot be written \(NotADirectoryError: .*\); see to the storage"
+    told = r"run: a checkpoint cannot be written \(NotADirectoryError: .*\); check the storage"
     with (
         pytest.raises(WriteFailed, match=told),
         contextlib.closing(Checkpoints(tmp_path / "run", keep=2)) as checkpoints,
@@ -157,7 +157,7 @@ from rcsd_jax.settings.unpack import unpack
 from rcsd_jax.methods import train
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.models import sharding
-from rcsd_jax.run.running import load_weights, open_model
+from rcsd_jax.roles.opened_model import load_weights, open_model
 
 user, workdir, moves = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 losses = []
@@ -172,8 +172,8 @@ for shape in moves:
     config = unpack(config)
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
-        model = open_model(config.model.path, config, lora_rank=4, lora_alpha=8.0)
-        params = load_weights(model, config, mesh)
+        model = open_model(config.model.path, config.model, lora_rank=4, lora_alpha=8.0)
+        params = load_weights(model, mesh)
         examples = sources.read_as(config.data.path, config.reading(require=("question", "rubric")))
         data = encode_all(examples, model.tokenizer, config.encoding, config.limits)
         setup = loop.setup(model, params, config, mesh)

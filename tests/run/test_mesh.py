@@ -16,7 +16,7 @@ from rcsd_jax.run.rows import encode_all
 from rcsd_jax.settings.unpack import unpack
 from rcsd_jax.methods import train
 from rcsd_jax.models import sharding
-from rcsd_jax.run.running import load_weights, open_model
+from rcsd_jax.roles.opened_model import load_weights, open_model
 
 user, lora_rank = Path(sys.argv[1]), int(sys.argv[2])
 losses = {}
@@ -31,8 +31,8 @@ for name, shape in {"1": (1, 1, 1), "1x8": (1, 8, 1), "8x1": (8, 1, 1), "2x2x2":
     config = unpack(config)
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
-        model = open_model(config.model.path, config, lora_rank=lora_rank, lora_alpha=8.0)
-        params = load_weights(model, config, mesh)
+        model = open_model(config.model.path, config.model, lora_rank=lora_rank, lora_alpha=8.0)
+        params = load_weights(model, mesh)
         examples = sources.read_as(config.data.path, config.reading(require=("question", "rubric")))
         data = encode_all(examples, model.tokenizer, config.encoding, config.limits)
         setup = loop.setup(model, params, config, mesh)

@@ -12,9 +12,9 @@ from rcsd_jax.data import sources
 from rcsd_jax.methods import train
 from rcsd_jax.models import sharding
 from rcsd_jax.models.decoder import Decoder, head_matrix
+from rcsd_jax.roles.opened_model import load_weights, open_model
 from rcsd_jax.run import loop
 from rcsd_jax.run.rows import encode_all
-from rcsd_jax.run.running import load_weights, open_model
 from tests import user_inputs
 from tests.cli.test_main import run
 from tests.settings_for_tests import settings_of
@@ -76,8 +76,8 @@ def test_the_loss_falls_on_a_fixed_batch(module, variant, inputs):
     config.optimizer.learning_rate = 2e-3
     config = settings_of(config)
     mesh = sharding.make_mesh()
-    model = open_model(config.model.path, config, lora_rank=16, lora_alpha=128.0)
-    params = load_weights(model, config, mesh)
+    model = open_model(config.model.path, config.model, lora_rank=16, lora_alpha=128.0)
+    params = load_weights(model, mesh)
     # A random model hardly minds its context; wider weights make the roles disagree, so that there is something to learn.
     params = jax.tree.map(lambda x: 6.0 * x if x.ndim > 2 else x, params)
     params |= {"embed": 10.0 * params["embed"]}
