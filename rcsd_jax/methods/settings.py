@@ -7,6 +7,7 @@ import dataclasses
 from rcsd_jax.host import checks
 from rcsd_jax.losses.options import DIVERGENCES, SUPPORTS, TAILS, DivergenceOptions
 from rcsd_jax.losses.weighting import REDUCTIONS
+from rcsd_jax.methods.contract import PolicyOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,14 +44,8 @@ class LossSettings(DivergenceOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicySettings:
+class PolicySettings(PolicyOptions):
     """The section `policy`; `settings/keys.py` says what each key means."""
-
-    clip_low: float
-    clip_high: float
-    kl: float
-    scale_advantages: bool
-    weight: float
 
     def __post_init__(self) -> None:
         checks.at_least_zero(self, "clip_low", "clip_high", "kl", "weight")
