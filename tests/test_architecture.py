@@ -29,17 +29,8 @@ OURS_IN_FUNCTIONS = {
 # Likewise: files that import a library inside a function and do not say there why.
 NO_REASON_GIVEN = {
     "checkpoints/huggingface.py",
-    "data/hub.py",
-    "data/parquet.py",
-    "evaluate/answers/quantities.py",
-    "evaluate/answers/symbolic.py",
-    "host/compiled_programs.py",
-    "host/distributed.py",
-    "judge/endpoint.py",
     "models/attention.py",
     "models/decode_attention.py",
-    "plan/chips.py",
-    "world/tokenizer.py",
 }
 
 
@@ -86,7 +77,10 @@ def imports_in_functions(path):
     lines = text.splitlines()
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     for node in {n for function in functions for n in ast.walk(function) if isinstance(n, ast.Import | ast.ImportFrom)}:
-        said = "#" in lines[node.end_lineno - 1] or lines[node.lineno - 2].lstrip().startswith("#")
+        above = node.lineno - 2  # a comment stands for all imports below it
+        while lines[above].lstrip().startswith(("import ", "from ")) and "#" not in lines[above]:
+            above -= 1
+        said = "#" in lines[node.end_lineno - 1] or "#" in lines[above]
         yield (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name), said
 
 
