@@ -188,7 +188,9 @@ def test_the_readme_is_short_and_its_pictures_are_small():
     pictures = set(re.findall(r"(?:src|srcset)=\"(.+?)\"", text))
     assert len(pictures) == 2 and sum((ROOT / picture).stat().st_size for picture in pictures) < 150_000
     code = re.findall(r"```(?:bash|python)\n(.*?)```", text, re.S)
-    assert len(code) == text.count("```") / 2 > 5  # every block is executed: `.ci/run_readme.py` reads these two languages
+    assert (
+        len(code) == text.count("```") / 2 > 5
+    )  # every block is executed: `.ci/run_readme.py` reads these two languages
 
 
 def test_commands_of_the_quick_start_are_those_of_the_readme():
