@@ -25,7 +25,7 @@ from rcsd_jax.models.decoder import Decoder, head_matrix
 Variables: TypeAlias = Mapping[str, Any]
 """What a decoder is applied to: {"params": ...}, and "lora" where adapters are in use."""
 
-Frozen: TypeAlias = Mapping[str, Variables]
+Frozen: TypeAlias = dict[str, Variables]
 """Name -> weights that training does not change."""
 
 BASE = "base"

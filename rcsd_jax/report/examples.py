@@ -125,7 +125,7 @@ def _networks(config: Settings, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tu
     setup = training_state.setup(model, params, config, mesh)
     (student, teacher), frozen, state = setup.recipe.roles, setup.frozen, setup.abstract
     if config.model.int8_weights:
-        frozen = {BASE: {"params": quantization.on_mesh(decoder_config, params, mesh)}}
+        frozen = frozen | {BASE: {"params": quantization.on_mesh(decoder_config, params, mesh)}}
     # New adapters add nothing.
     untrained = Network(model.decoder, frozen[BASE] if config.lora.rank else {"params": params})
     if state.ema is not None:

@@ -47,7 +47,8 @@ def setup(model: Model, params: Any, config: Settings, mesh: jax.sharding.Mesh) 
         placement = sharding.param_shardings(model.decoder.config, mesh)
     averages = any(role is not None and role.moving == "average" for role in recipe.roles)
     abstract = abstract_state(trained, placement, optimizer, mesh, ema=averages)
-    frozen = {BASE: {"params": params}} if any(role is not None and role.frozen for role in recipe.roles) else {}
+    uses_base = any(role is not None and role.frozen == BASE for role in recipe.roles)
+    frozen: Frozen = {BASE: {"params": params}} if uses_base else {}
     return Setup(recipe, frozen, rate, abstract)
 
 
