@@ -1,4 +1,4 @@
-"""FLOPs that the mathematics needs, whatever the program does: the basis of MFU."""
+"""FLOPs that the mathematics needs, whatever the program does: what MFU is measured against."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rcsd_jax.models.decoder import DecoderConfig, declarations
 
 
 def layer_parameters(config: DecoderConfig) -> int:
-    """Elements of the layers' matrices: each costs a multiplication and an addition per token."""
+    """Elements of the layers' matrices: each is a multiplication and an addition a token."""
     return sum(math.prod(p.shape) for p in declarations(config).values() if p.lora_target)
 
 

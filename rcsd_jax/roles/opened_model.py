@@ -1,4 +1,4 @@
-"""An opened model: a checkpoint's decoder and tokenizer, and a way to load its weights."""
+"""An opened model: a checkpoint's decoder and tokenizer, and how its weights are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rcsd_jax.sampling.decoding import SamplingConfig
 
 
 class HowItComputes(Protocol):
-    """Settings of how a model computes, which its checkpoint does not decide: a config's section `model`."""
+    """How a model computes, whatever its checkpoint says: a config's section `model` is one."""
 
     @property
     def dtype(self) -> str:
@@ -39,7 +39,7 @@ class HowItComputes(Protocol):
 
 
 class Model(NamedTuple):
-    """A checkpoint with its tokenizer. `load_weights` loads its weights later."""
+    """A checkpoint with its tokenizer. Its weights are read late: `load_weights`."""
 
     decoder: Decoder
     tokenizer: Any
@@ -57,7 +57,7 @@ class Served(NamedTuple):
 
     Attributes:
       model: the model, or the base of an adapter.
-      digest: identifies its weights, including the adapter's.
+      digest: identifies its weights, with the adapter's.
       load: reads its variables onto the mesh.
     """
 
@@ -67,12 +67,12 @@ class Served(NamedTuple):
 
 
 def open_model(path: str, settings: HowItComputes, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
-    """A model's configuration and tokenizer; no weights are loaded.
+    """A model's configuration and tokenizer; no weights are read.
 
     Args:
       path: a Hugging Face directory, its URL or its hub id.
       settings: how it computes.
-      lora_rank, lora_alpha: of the adapters on this base; rank 0 means no adapters.
+      lora_rank, lora_alpha: of adapters that it is the base of; without a rank it has none.
 
     Raises:
       UserError: it cannot be read or used.
@@ -97,7 +97,7 @@ def open_model(path: str, settings: HowItComputes, *, lora_rank: int = 0, lora_a
 
 
 def open_unloaded(path: str, settings: HowItComputes) -> Model:
-    """The model at `path` or, if that is a LoRA adapter, its base. No weights are loaded."""
+    """The model at `path` or, where that is a LoRA adapter, its base. No weights are read."""
     path = fetched(path)
     if not lora.is_peft(path):
         return open_model(path, settings)
@@ -106,9 +106,9 @@ def open_unloaded(path: str, settings: HowItComputes) -> Model:
 
 
 def open_served(path: str, settings: HowItComputes, mesh: jax.sharding.Mesh) -> Served:
-    """A model that only writes: a model, or a LoRA adapter on its base.
+    """A model that only writes: a model, or a LoRA adapter, which is then in use on its base.
 
-    The adapter is not merged: in bfloat16 weights, rounding would remove most of what a small learning rate changed.
+    (Merged into weights of bfloat16, most of what a small learning rate changes is rounded away.)
     """
     path, model = fetched(path), open_unloaded(path, settings)
     if not lora.is_peft(path):
@@ -123,7 +123,7 @@ def open_served(path: str, settings: HowItComputes, mesh: jax.sharding.Mesh) -> 
 
 
 def sampling_of(settings: Any, model: Model, *, temperature: float | None = None) -> SamplingConfig:
-    """The sampling settings of a config's section `sampling` or `rubric`; `temperature` replaces the section's."""
+    """How to sample from a model, by a config's section `sampling` or `rubric`; `temperature` replaces the section's."""
     return SamplingConfig(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature if temperature is None else temperature,
@@ -144,7 +144,7 @@ def load_weights(model: Model, mesh: jax.sharding.Mesh) -> Any:
 
 
 def precision(settings: HowItComputes) -> dict[str, Any]:
-    """A model's settings other than its shape, as `huggingface.read_config` takes them."""
+    """What is said of a model besides its shape, as `huggingface.read_config` takes it."""
     return dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)
 
 
