@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax import losses
-from rcsd_jax.models.decoder import Decoder, head_matrix
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.models.scoring import completion_hidden
 from rcsd_jax.sampling.decoding import Samples, SamplingConfig, generate
 from rcsd_jax.sampling.slots import generate_queue

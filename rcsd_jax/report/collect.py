@@ -10,7 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints.directory import resolve
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import UserError
@@ -140,7 +141,7 @@ def _score(of_roles: Mapping[str, dict], role: str) -> float:
 
 def _asked(config: ConfigDict) -> dict[tuple[str, str], Example]:
     """(split, id) -> example, as far as the data can still be read."""
-    tokenizer = huggingface.load_tokenizer(huggingface.resolve(config.model.path))
+    tokenizer = load_tokenizer(resolve(config.model.path))
     wanted = config.copy_and_resolve_references()
     wanted.eval.roles = tuple(role for role in config.eval.roles if role != "teacher") or ("base",)
     try:

@@ -9,12 +9,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rcsd_jax.checkpoints import huggingface, lora
+from rcsd_jax.checkpoints import loading
+from rcsd_jax.checkpoints.peft import is_peft, load_peft
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.files import AnyPath, fetched
 from rcsd_jax.methods import train
 from rcsd_jax.methods.rollout import Options, Variables
 from rcsd_jax.models import quantization, sharding
+from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.report.tokens import Scores, score_tokens, write_analyses
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.attribution import attribution, leave_one_out
@@ -126,14 +128,14 @@ def _weights(config: ConfigDict, workdir: AnyPath, mesh: jax.sharding.Mesh) -> t
     setup = loop.setup(model, params, config, mesh)
     if config.model.int8_weights:
         frozen = quantization.on_mesh(decoder_config, params, mesh)
-    if config.lora.rank and lora.is_peft(workdir / "adapter"):
-        adapters = lora.load_peft(workdir / "adapter", decoder_config).adapters
-        placement = sharding.lora_shardings(decoder_config, mesh, adapters)
+    if config.lora.rank and is_peft(workdir / "adapter"):
+        adapters = load_peft(workdir / "adapter", decoder_config).adapters
+        placement = lora_shardings(decoder_config, mesh, adapters)
         student = {"params": frozen, "lora": jax.device_put(adapters, placement)}
     else:
-        placement = sharding.param_shardings(decoder_config, mesh)
+        placement = param_shardings(decoder_config, mesh)
         precise = dict(dtype=decoder_config.dtype, param_dtype="float32")  # as what is trained is kept
-        student = {"params": huggingface.load(fetched(str(workdir / "export")), shardings=placement, **precise)[1]}
+        student = {"params": loading.load_model(fetched(str(workdir / "export")), shardings=placement, **precise)[1]}
     untrained = {"params": frozen if config.lora.rank else params}  # new adapters add nothing
     weights = configs.teacher_weights(config)
     if weights == "ema":

@@ -18,6 +18,7 @@ from rcsd_jax import losses
 from rcsd_jax.methods import rollout
 from rcsd_jax.methods.rollout import Batch, Options, Variables
 from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import logits
 from rcsd_jax.sampling.decoding import Samples
 
 TOP = 5
@@ -141,8 +142,7 @@ def _likeliest(
     batch, length, width = hidden.shape
 
     def one_chunk(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
-        log_probs, ids = jax.lax.top_k(jax.nn.log_softmax(logits / temperature), TOP)
+        log_probs, ids = jax.lax.top_k(jax.nn.log_softmax(logits(hidden, head) / temperature), TOP)
         return ids.astype(jnp.int32), jnp.exp(log_probs)
 
     size = min(chunk_size, length)

@@ -15,6 +15,7 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import AnyPath, as_path, write_json
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.models import sharding
+from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.run import preparation, provenance, starts
 from rcsd_jax.run.evaluate_role import evaluate_role
 from rcsd_jax.run.judged import judge_of
@@ -66,7 +67,7 @@ def questions_of(
     Raises:
       UserError: there are none, they cannot be read, or the mesh cannot share out a batch.
     """
-    sharding.check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
+    check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
     questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
     if not questions:
         remedy = "set eval.benchmarks, or eval.grader and eval.path, and eval.roles"

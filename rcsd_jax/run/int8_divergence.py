@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from rcsd_jax import losses
 from rcsd_jax.methods.rollout import Variables
-from rcsd_jax.models.decoder import Decoder, head_matrix, positions_from_mask
+from rcsd_jax.models.decoder import Decoder, positions_from_mask
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.models.sharding import to_mesh
 from rcsd_jax.run.loop import make_batch
 from rcsd_jax.run.preparation import Encoded

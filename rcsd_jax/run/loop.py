@@ -15,13 +15,13 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from rcsd_jax.checkpoints import lora
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.metrics import MetricWriter, Progress, compilations
 from rcsd_jax.methods import train
 from rcsd_jax.methods.rollout import Batch, Options, Without
-from rcsd_jax.models import sharding
+from rcsd_jax.models import lora, sharding
+from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.roles import contexts
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.grading import graded
@@ -49,9 +49,9 @@ def setup(model: Model, params: Any, config: ConfigDict, mesh: jax.sharding.Mesh
     make = functools.partial(train.init_state, optimizer=optimizer, ema=configs.teacher_weights(config) == "ema")
     abstract_trained = jax.eval_shape(functools.partial(_first_trained, model, config=config), params)
     if config.lora.rank:
-        placement = sharding.lora_shardings(decoder_config, mesh, abstract_trained)
+        placement = lora_shardings(decoder_config, mesh, abstract_trained)
     else:
-        placement = sharding.param_shardings(decoder_config, mesh)
+        placement = param_shardings(decoder_config, mesh)
     abstract = jax.eval_shape(make, abstract_trained)
     everywhere = sharding.replicated(mesh)
     opt_placement = optax.tree_map_params(

@@ -12,13 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rcsd_jax.checkpoints import huggingface, lora
+from rcsd_jax.checkpoints import loading
+from rcsd_jax.checkpoints.directory import digest, resolve
+from rcsd_jax.checkpoints.hf_config import read_config
+from rcsd_jax.checkpoints.peft import is_peft, load_peft, read_peft_config
+from rcsd_jax.checkpoints.tokenizer import end_token_ids, load_tokenizer
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import AnyPath, fetched
 from rcsd_jax.host.preemption import StopRequest
-from rcsd_jax.models import sharding
+from rcsd_jax.models import lora
 from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.sampling.decoding import SamplingConfig
 from rcsd_jax.sampling.many import Completion, complete
 
@@ -63,12 +68,12 @@ class Model(NamedTuple):
 
 def open_model(path: str, config: ConfigDict, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
     """A Hugging Face directory's (which may be a URL's) configuration and tokenizer; with a rank, as the base of adapters."""
-    directory = huggingface.resolve(fetched(path))
-    decoder_config = huggingface.read_config(directory, **precision(config))
+    directory = resolve(fetched(path))
+    decoder_config = read_config(directory, **precision(config))
     decoder_config = dataclasses.replace(decoder_config, kernels=kernels_of(config))
     if lora_rank:
         decoder_config = dataclasses.replace(decoder_config, lora_scale=lora.lora_scale(lora_rank, lora_alpha))
-    tokenizer = huggingface.load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
     if len(tokenizer) > decoder_config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, more than the model",
@@ -77,23 +82,23 @@ def open_model(path: str, config: ConfigDict, *, lora_rank: int = 0, lora_alpha:
             value=decoder_config.vocab_size,
             remedy="take tokenizer and weights from the same checkpoint",
         )
-    eos_ids = huggingface.eos_ids(directory, tokenizer)
+    eos_ids = end_token_ids(directory, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     return Model(Decoder(decoder_config), tokenizer, eos_ids, pad_id, directory)
 
 
 def load_weights(model: Model, config: ConfigDict, mesh: jax.sharding.Mesh) -> Any:
     """The model's parameters, read onto the mesh."""
-    placement = sharding.param_shardings(model.decoder.config, mesh)
-    return huggingface.load(model.directory, shardings=placement, **precision(config))[1]
+    placement = param_shardings(model.decoder.config, mesh)
+    return loading.load_model(model.directory, shardings=placement, **precision(config))[1]
 
 
 def open_unloaded(path: str, config: ConfigDict) -> Model:
     """The model that `open_served` serves: that at `path` or, of a LoRA adapter, its base. No weights are read."""
     path = fetched(path)
-    if not lora.is_peft(path):
+    if not is_peft(path):
         return open_model(path, config)
-    base, rank, alpha = lora.read_peft_config(path)
+    base, rank, alpha = read_peft_config(path)
     return open_model(base, config, lora_rank=rank, lora_alpha=alpha)
 
 
@@ -106,15 +111,15 @@ def open_served(
     most of what a small learning rate changes is rounded away.)
     """
     path, model = fetched(path), open_unloaded(path, config)
-    if not lora.is_peft(path):
-        return model, huggingface.digest(model.directory), lambda: {"params": load_weights(model, config, mesh)}
-    adapters = lora.load_peft(path, model.decoder.config).adapters
+    if not is_peft(path):
+        return model, digest(model.directory), lambda: {"params": load_weights(model, config, mesh)}
+    adapters = load_peft(path, model.decoder.config).adapters
 
     def load() -> dict[str, Any]:
-        placement = sharding.lora_shardings(model.decoder.config, mesh, adapters)
+        placement = lora_shardings(model.decoder.config, mesh, adapters)
         return {"params": load_weights(model, config, mesh), "lora": jax.device_put(adapters, placement)}
 
-    return model, f"{huggingface.digest(model.directory)}+{huggingface.digest(path)}", load
+    return model, f"{digest(model.directory)}+{digest(path)}", load
 
 
 def sampling_of(settings: ConfigDict, model: Model, *, temperature: float | None = None) -> SamplingConfig:
@@ -152,6 +157,6 @@ def kernels_of(config: ConfigDict) -> str:
 
 
 def precision(config: ConfigDict) -> dict[str, Any]:
-    """What a config says of a model beside its shape, as `huggingface.read_config` takes it."""
+    """What a config says of a model beside its shape, as `read_config` takes it."""
     settings = config.model
     return dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)

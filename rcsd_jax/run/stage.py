@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rcsd_jax.checkpoints import huggingface, lora
+from rcsd_jax.checkpoints import saving
+from rcsd_jax.checkpoints.peft import save_peft
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host import multihost
 from rcsd_jax.host.console import Console
@@ -30,7 +31,8 @@ from rcsd_jax.host.files import AnyPath, as_path, is_remote, write_json
 from rcsd_jax.host.metrics import Progress, compilations
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.methods import train
-from rcsd_jax.models import quantization, sharding
+from rcsd_jax.models import lora, quantization, sharding
+from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.contexts import Role
 from rcsd_jax.rubrics.cache import RubricCache
@@ -142,7 +144,7 @@ def open_inputs(
       UserError: one of them cannot be read or used, or the mesh cannot share it out.
     """
     model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
-    sharding.check_divisible(model.decoder.config, mesh, _batch_sizes(config))
+    check_divisible(model.decoder.config, mesh, _batch_sizes(config))
     questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
     require = preparation.required_fields(config)
     examples = preparation.read_examples(config, config.data.path, require=require, say=say)
@@ -300,7 +302,7 @@ def export(variables: Mapping[str, Any], model: Model, config: ConfigDict, workd
     params, adapters = variables["params"], variables.get("lora")
     if adapters is not None and config.export.adapter:
         paths["adapter"] = str(workdir / "adapter")
-        lora.save_peft(
+        save_peft(
             workdir / "adapter",
             decoder_config,
             adapters,
@@ -314,7 +316,7 @@ def export(variables: Mapping[str, Any], model: Model, config: ConfigDict, workd
         dtype = jnp.dtype(config.export.dtype)
         if adapters is not None:
             params = lora.merge(params, adapters, decoder_config.lora_scale, dtype=dtype)
-        huggingface.save(workdir / "export", decoder_config, params, source=model.directory, dtype=dtype)
+        saving.save_model(workdir / "export", decoder_config, params, source=model.directory, dtype=dtype)
     return paths
 
 

@@ -12,13 +12,13 @@ import rich.console
 
 from configs import world as world_config
 from rcsd_jax import losses, world
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.methods import METHODS, rollout
 from rcsd_jax.models import sharding
-from rcsd_jax.models.decoder import head_matrix
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.run import grading, loop, preparation
 from rcsd_jax.run.running import Run, open_model
@@ -387,7 +387,7 @@ SAMPLE = jax.jit(rollout.sample, static_argnums=(0, 5))
 def teacher_logits(config, tmp_path, examples):
     """Logits [B, N, V] of the guided teacher, and a function that gives the plain one's for a row and a prompt."""
     run_, model = context(config, tmp_path)
-    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
+    variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     head = head_matrix(model.decoder.config, variables["params"])
     settings = loop.options_of(config, model)
     data = preparation.encode(examples, model.tokenizer, config)
@@ -451,7 +451,7 @@ def test_completions_may_be_the_teacher_s(tmp_path):
     config = config_of("ground_truth", tmp_path)
     config.sampling.update(source="teacher", max_new_tokens=12)
     run_, model = context(config, tmp_path)
-    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
+    variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     settings = loop.options_of(config, model)
     data = preparation.encode(world.examples("stage2", 2), model.tokenizer, config)
     batch = loop.make_batch([0, 1], data, config, model.pad_id)

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from configs import stage1, stage2
-from rcsd_jax.checkpoints.huggingface import load_tokenizer
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example
 from rcsd_jax.methods import rollout, self_distillation, train
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.rubrics.schema import from_records
 from rcsd_jax.run import preparation
 from rcsd_jax.run.loop import make_batch, options_of

@@ -13,11 +13,11 @@ import optax
 import pytest
 import scipy.special
 
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import rollout, train
 from rcsd_jax.models import quantization, sharding
-from rcsd_jax.models.decoder import head_matrix
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.report import __main__ as command
 from rcsd_jax.report import collect, examples
 from rcsd_jax.report import tokens as tokens_module
@@ -67,7 +67,7 @@ def exact(user_dir, **changes):
     config.model.update(dtype="float32", param_dtype="float32")
     config.update(changes)
     model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
-    return config, model, huggingface.load(model.directory, dtype=jnp.float32)[1]
+    return config, model, loading.load_model(model.directory, dtype=jnp.float32)[1]
 
 
 def test_scores_of_tokens_against_plain_arithmetic(user_dir):
@@ -273,7 +273,7 @@ def test_base_and_trained_are_scored_as_they_are(finished):
     model = open_model(config.model.path, config)
     example = data["stages"][0]["examples"][0]
     text = next(c for c in example["completions"] if c["role"] == "base")
-    params = huggingface.load(model.directory, dtype=jnp.float32)[1]
+    params = loading.load_model(model.directory, dtype=jnp.float32)[1]
     questions = preparation.evaluation_questions(config, model.tokenizer)["base"]["eval"]
     prompt = questions.prompts[[e.id for e in questions.examples].index(example["id"])]
 

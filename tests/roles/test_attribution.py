@@ -9,8 +9,8 @@ import pytest
 
 from configs import world as world_config
 from rcsd_jax import world
-from rcsd_jax.checkpoints import huggingface
-from rcsd_jax.models.decoder import head_matrix
+from rcsd_jax.checkpoints import loading
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.attribution import attribution, leave_one_out
 from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.run import preparation
@@ -22,7 +22,7 @@ from rcsd_jax.world.documents import careful_solution
 def teacher():
     config = world_config.get_config("ground_truth")
     model = open_model(config.model.path, config)
-    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
+    variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     return model, variables, lambda example: preparation.teacher_prompt(model.tokenizer, example, config)
 
 

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from rcsd_jax import world
-from rcsd_jax.checkpoints import huggingface
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, init_params
+from rcsd_jax.checkpoints import loading
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.roles.contexts import Role, encode_role, pad_left
 from rcsd_jax.sampling import SamplingConfig, generate
 from rcsd_jax.sampling.slots import generate_queue
@@ -84,8 +87,8 @@ def test_tokens_are_those_of_a_static_batch(slots, refill, samples):
 
 def test_slots_hardly_idle_on_the_worlds_model_and_tokens_are_those_of_one_row_at_a_time():
     directory, slots, longest = world.base_directory(), 8, 64
-    config, params = huggingface.load(directory, dtype=jnp.float32)
-    tokenizer = huggingface.load_tokenizer(directory)
+    config, params = loading.load_model(directory, dtype=jnp.float32)
+    tokenizer = load_tokenizer(directory)
     examples = world.examples("eval", 160)
     rows = [encode_role(tokenizer, e, Role(("question",)), world.PROMPTS, "solve") for e in examples]
     tokens, mask = pad_left(rows, world.QUESTION_TOKENS, PAD)
@@ -112,6 +115,7 @@ SCRIPT = """
 import json
 import jax, numpy as np
 from jax.sharding import NamedSharding
+from rcsd_jax.models.placement import param_shardings
 from rcsd_jax.models import sharding
 from tests.sampling.test_continuous_batching import CONFIG, PAD, SAMPLING, Decoder, generate_queue, heavy_tailed, small
 variables, tokens, mask, keys = small()
@@ -120,7 +124,7 @@ report = {}
 for name, shape in {"1": (1, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2)}.items():
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
-        placed = jax.tree.map(jax.device_put, variables["params"], sharding.param_shardings(CONFIG, mesh))
+        placed = jax.tree.map(jax.device_put, variables["params"], param_shardings(CONFIG, mesh))
         def run(params, tokens, mask, limits):
             keys = jax.random.split(jax.random.key(3), 48)
             return generate_queue(

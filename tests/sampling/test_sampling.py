@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.models.scoring import completion_hidden
 from rcsd_jax.sampling import SamplingConfig, generate, sample_token
 
