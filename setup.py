@@ -71,12 +71,13 @@ setuptools.setup(
         "experiments": ["matplotlib", "scipy"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0"],
         "notebooks": ["ipykernel", "matplotlib", "nbclient", "nbformat"],  # to execute them, outside Colab
-        "lint": ["mypy>=2", "ruff"],
+        "lint": ["import-linter>=2.17", "mypy>=2", "ruff"],
         # torch is pinned because a CPU build of it is the one the parity tests were measured with.
         "test": [
             "build",
             "datasets>=3",
             "hypothesis>=6",
+            "import-linter>=2.17",
             "ipykernel",
             "matplotlib",
             "nbclient",

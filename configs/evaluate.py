@@ -1,10 +1,10 @@
-"""A model or a LoRA adapter on benchmarks: `configs/evaluate.py`, or some of them, `configs/evaluate.py:gpqa_diamond,piqa`.
+"""Evaluates a model or a LoRA adapter on benchmarks; `configs/evaluate.py:gpqa_diamond,piqa` chooses some of them.
 
     python -m rcsd_jax.evaluate --config=configs/evaluate.py --config.model.path=DIR
 
-By default those of the paper that have exact answers; "rar", "researchqa" and "rubrichub" need a judge (`judge.model` at an
-endpoint, or `judge.checkpoint`). Each is read from where it is published, or from a path that is given:
---config.eval.benchmarks.piqa=FILE.jsonl (or FILE.parquet, tfds:NAME#SPLIT, hub:OWNER/NAME#SPLIT).
+The default is the paper's benchmarks with exact answers. "rar", "researchqa" and "rubrichub" need a judge (`judge.model` at an
+endpoint, or `judge.checkpoint`). Each benchmark is read from the place where it is published, or from a path:
+`--config.eval.benchmarks.piqa=FILE.jsonl` (or FILE.parquet, tfds:NAME#SPLIT, hub:OWNER/NAME#SPLIT).
 """
 
 from ml_collections import ConfigDict

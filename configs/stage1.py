@@ -2,9 +2,9 @@
 
     python -m rcsd_jax.main --config=configs/stage1.py --config.model.path=HF_DIR --config.data.path=FILE.jsonl
 
-Variants (`configs/stage1.py:release`): "paper" (default), the student sees the question and the teacher also the
-reference; "release", both see question and reference and the teacher also the row's own rubric. With a size, as in
-`configs/stage1.py:qwen3_8b`, also model, mesh and memory settings for a slice: see `rcsd_jax/settings/sizes.py`.
+Variants (`configs/stage1.py:release`): with "paper" (default), the student sees the question, and the teacher also the
+reference. With "release", both see question and reference, and the teacher also the row's own rubric. A size, as in
+`configs/stage1.py:qwen3_8b`, adds model, mesh and memory settings for a slice: see `rcsd_jax/settings/sizes.py`.
 """
 
 from ml_collections import ConfigDict
@@ -25,5 +25,5 @@ def get_config(variant: str = "paper") -> ConfigDict:
     sizes.apply(config, parts, tuple(ROLES))
     config.task = "write_rubric"
     config.student.fields, config.teacher.fields = ROLES[variant or "paper"]
-    config.sampling.max_new_tokens = 1024  # generated rubrics average 8.4 criteria, some 300 tokens
+    config.sampling.max_new_tokens = 1024  # generated rubrics average 8.4 criteria, about 300 tokens
     return config

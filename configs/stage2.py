@@ -1,22 +1,30 @@
-"""Stage II on your data: train the reasoner under rubrics, or by one of the methods it is compared with.
+"""Stage II on your data: train the model under rubrics, or by one of the methods that RCSD is compared with.
 
     python -m rcsd_jax.main --config=configs/stage2.py --config.model.path=HF_DIR --config.data.path=FILE.jsonl \\
         --config.rubric.writer=WORKDIR_OF_STAGE1/adapter
 
 Variants (`configs/stage2.py:<variant>`).
 
-What the teacher sees: "paper" (default), the rubrics that the Stage I model writes; "release", reference and written rubric,
-with the release's top-k and clip; "ground_truth", the rows' own rubrics; "generic", "noisy", "random", "reduced";
-"reason_first", the teacher analyses the rubric before the completion follows.
+RCSD, by what the teacher sees:
 
-Other methods: "opsd", the teacher sees the reference; "sdft", likewise, an average of the
-student's weights, the completion's first tokens left out; "sdpo", the teacher sees another of the student's own four
-completions that succeeded; "sampled_token", on-policy distillation under ground-truth rubrics by policy gradient; "sft", cross
-entropy of the references; "grpo" and "dr_grpo", a reward for the right answer in `\\boxed{}` (`reward.grader`);
-"grpo_rubric", the rubric score that a judge gives (`judge.model` at an endpoint, or `judge.checkpoint`); and "mixed", the
-paper's with the reward for the answer beside it.
+- "paper" (default): the rubrics that the Stage I model writes;
+- "release": reference and written rubric, with the release's top-k and clip;
+- "ground_truth": the rows' own rubrics;
+- "generic", "noisy", "random", "reduced": the paper's ablations;
+- "reason_first": written rubrics, which the teacher analyses before the completion follows.
 
-With a size, as in `configs/stage2.py:qwen3_8b,release`, also model, mesh and memory settings for a slice: see
+Other methods:
+
+- "opsd": the teacher sees the reference;
+- "sdft": the teacher sees the reference, its weights are an average of the student's, and the loss skips the first tokens;
+- "sdpo": the teacher sees another of the student's own four completions, one that succeeded;
+- "sampled_token": on-policy distillation under ground-truth rubrics, by policy gradient;
+- "sft": cross entropy of the references;
+- "grpo", "dr_grpo": a reward for the right answer in `\\boxed{}` (`reward.grader`);
+- "grpo_rubric": the reward is the rubric score from a judge (`judge.model` at an endpoint, or `judge.checkpoint`);
+- "mixed": "paper" plus the reward for the answer.
+
+A size, as in `configs/stage2.py:qwen3_8b,release`, adds model, mesh and memory settings for a slice: see
 `rcsd_jax/settings/sizes.py`.
 """
 

@@ -1,4 +1,4 @@
-"""The main job on the embedded world: Stage I, rubrics for Stage II, Stage II, evaluation. Minutes on two cores."""
+"""The main job on the embedded world: Stage I, rubrics for Stage II, Stage II, and evaluation. It takes minutes on two cores."""
 
 from ml_collections import ConfigDict
 
@@ -57,7 +57,7 @@ def solving() -> ConfigDict:
         top_p=1.0,
     )
     config.sampling.max_new_tokens = SOLUTION_TOKENS
-    # Warming up over the whole run: else all is learnt in its first half, and the curve shows nothing.
+    # Warms up over the whole run: otherwise everything is learned in its first half, and the curve shows nothing.
     config.optimizer.update(learning_rate=5e-5, warmup_steps=80)
     config.train.steps = 80
     config.eval.grader = "world"

@@ -1,11 +1,10 @@
-"""Stage II on the embedded world by any method of `configs/stage2.py`, a minute or two on two cores.
+"""Stage II on the embedded world by any method of `configs/stage2.py`. A run takes a minute or two on two cores.
 
     python -m rcsd_jax.main --config=configs/world.py:grpo
 
-The variants are those of `configs/stage2.py`, graded by the world's programs instead of a judge, and "sdpo_feedback", whose
-teacher sees the criteria that the student's own completion failed. Default: "ground_truth".
-Rubrics that a model wrote ("paper", "release", "mixed") need `rubric.writer`, as a Stage I of `configs/tiny.py` leaves it
-under `runs/tiny/stage1/export`.
+The variants are those of `configs/stage2.py`, with the world's programs as graders instead of a judge, and "sdpo_feedback", whose
+teacher sees the criteria that the student's own completion failed. The default is "ground_truth". Variants with written rubrics
+("paper", "release", "mixed") need `rubric.writer`; `configs/tiny.py` leaves one under `runs/tiny/stage1/export`.
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +14,8 @@ from configs import stage2, tiny
 FEEDBACK = dict(teacher=dict(fields=("question", "feedback")), sampling=dict(group=1))
 VARIANTS = (*stage2.VARIANTS, "sdpo_feedback")
 
-# Of 5e-5, 1.5e-4 and 4.5e-4 (`experiments.learning_rates`, with a seed that no table has) the middle one served most methods
-# best, and is taken where nothing is said.
+# Of 5e-5, 1.5e-4 and 4.5e-4 (`experiments.learning_rates`, with a seed that no table uses), the middle one is best for most methods
+# and is the default.
 LEARNING_RATE = 1.5e-4
 OTHER_RATES = {"sft": 4.5e-4, "sdpo_feedback": 5e-5}
 

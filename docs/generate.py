@@ -1,4 +1,4 @@
-"""What the pages take from the code: mkdocs runs this as a hook, which puts tables where `<!-- generated: NAME -->` stands.
+"""Makes the parts of the pages that come from the code. mkdocs runs this as a hook, which replaces `<!-- generated: NAME -->` by tables.
 
 The comments beside the keys of `rcsd_jax.settings.config.stage` are read from its source, and so are the programs' flags: nothing
 is written twice.
@@ -42,11 +42,20 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return _PLACE.sub(lambda match: TABLES[match[1]](), markdown)
 
 
+def on_files(files: Any, config: Any) -> Any:
+    """The hook of mkdocs: adds the figures that `experiments/README.md` shows, since a page includes that file."""
+    from mkdocs.structure.files import File  # late: tests load this module without mkdocs
+
+    for path in sorted((ROOT / "experiments" / "figures").glob("*.svg")):
+        files.append(File.generated(config, f"figures/{path.name}", abs_src_path=str(path)))
+    return files
+
+
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 
 class Key(NamedTuple):
-    """A key of the configuration and what is said of it."""
+    """A key of the configuration and its explanation."""
 
     key: str
     default: Any
@@ -172,7 +181,7 @@ def _default(key: Key) -> str:
 
 
 def variants() -> str:
-    """The config files: what their docstrings say, and what their variants set beside the default one."""
+    """The config files: their docstrings, and the settings of their variants that differ from the default variant."""
     parts = []
     for module in (tiny, stage1, stage2, world, evaluate):
         path = f"{module.__name__.replace('.', '/')}.py"
@@ -231,20 +240,20 @@ def _flag(call: ast.Call) -> tuple[str, str, str] | None:
 def fields() -> str:
     """Fields of rows and their column names."""
     told = {
-        "id": "unique; without one the row's number is used",
+        "id": "unique; if it is missing, the row's number is used",
         "question": "text; every row has one",
         "reference": "text or number: a worked solution or reference answer",
         "rubric": "a list of criteria, or JSON text of one",
-        "answer": "text or number: the final answer alone",
+        "answer": "text or number: only the final answer",
     }
     rows = [(_code(name), ", ".join(map(_code, names)), told[name]) for name, names in records.ALIASES.items()]
-    return _table(("field", "columns, the first that says something", ""), rows)
+    return _table(("field", "columns, of which the first that is not empty is read", ""), rows)
 
 
 def criterion_keys() -> str:
     """Keys of a criterion that is an object."""
     rows = [(_code(name), ", ".join(map(_code, names))) for name, names in schema._ALIASES.items()]
-    return _table(("of a criterion", "keys, upper or lower case"), rows)
+    return _table(("part of a criterion", "keys, upper or lower case"), rows)
 
 
 def classes() -> str:
@@ -253,7 +262,7 @@ def classes() -> str:
         (kind, f"{schema.DEFAULT_WEIGHTS[kind]:g}", ", ".join(map(_code, schema._CLASS_NAMES[kind].split())))
         for kind in schema.KINDS
     ]
-    return _table(("class", "weight where none is given", "read as it"), rows)
+    return _table(("class", "default weight", "other names for it"), rows)
 
 
 def benchmarks() -> str:
@@ -263,7 +272,7 @@ def benchmarks() -> str:
 
 
 def graders() -> str:
-    """The graders, what they need of a row, and whether they can tell a writer what was wrong."""
+    """The graders, the fields they need, and whether they give feedback on what was wrong."""
     rows = []
     for name, grader in GRADERS.items():
         doc = grader.grade.__doc__.strip().splitlines()[0] if grader.grade else "Another model, criterion by criterion."
@@ -293,7 +302,7 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _code(text: str) -> str:
-    """Text as code inside a table: as HTML, since Markdown would read bars and backticks in it."""
+    """Text as code inside a table: as HTML, because Markdown would interpret bars and backticks."""
     return f"<code>{_escaped(text)}</code>"
 
 

@@ -1,4 +1,4 @@
-"""The arms of all tables: names of configurations on the embedded world. A table is a choice of them."""
+"""The arms of all tables: named configurations on the embedded world. A table chooses some of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from experiments import bases
 from rcsd_jax.world import documents
 
 FLAWED = (0.0, 0.25, documents.FLAWED, 0.5, 0.75, 1.0)  # shares of references with a wrong step; the world's own is one
-_OTHER_FLAWED = tuple(x for x in FLAWED if x != documents.FLAWED)  # those with arms of their own
+_OTHER_FLAWED = tuple(x for x in FLAWED if x != documents.FLAWED)  # shares with their own arms
 
-# Those evaluated every quarter of the steps, for `experiments.curves` and `experiments.cost`.
+# Arms that are evaluated every quarter of the steps, for `experiments.curves` and `experiments.cost`.
 CURVES = (
     "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema",
     "rcsd_reverse", "rcsd_true", "rcsd",
@@ -23,7 +23,7 @@ CURVES = (
 
 
 class Arm(NamedTuple):
-    """A variant of `configs/world.py`, what is changed in it, and whose rubrics its teacher sees where they are written.
+    """A variant of `configs/world.py`, the changes to it, and the writer of its teacher's rubrics, if a model writes them.
 
     `size`: of the model: "medium", the package's own, or of `bases.SIZES`. `writer`: the name of a Stage I, or "base" for the
     untrained model, "base_<size>" for one of another size.
@@ -56,7 +56,7 @@ ARMS: dict[str, Arm] = {
     "sdpo_feedback": Arm("SDPO, feedback", "sdpo_feedback"),
     "mixed": Arm("RCSD + reward", "mixed"),
     # teachers
-    # At the others' rate it collapses: the teacher runs away with the student.
+    # At the rate of the others it collapses: teacher and student run away together.
     "rcsd_live": _paper("live teacher", teacher=dict(weights="live"), optimizer=dict(learning_rate=5e-5)),
     "rcsd_ema": _paper("EMA teacher", teacher=dict(weights="ema", ema_decay=0.9)),
     "rcsd_guided_0.5": _paper("guidance 0.5", teacher=dict(guidance=0.5)),
@@ -78,7 +78,7 @@ ARMS: dict[str, Arm] = {
     # sizes of the model
     **{f"rcsd_{size}": Arm(f"RCSD, {size}", "paper", writer=f"stage1_{size}", size=size) for size in bases.SIZES},
     **{f"rcsd_true_{size}": Arm(f"ground truth, {size}", "ground_truth", size=size) for size in bases.SIZES},
-    # flawed references: of OPSD, and of the Stage I that writes RCSD's rubrics
+    # flawed references: for OPSD, and for the Stage I that writes RCSD's rubrics
     **{
         f"opsd_flawed_{_percent(x)}": Arm(f"OPSD, {_percent(x)}% flawed", "opsd", dict(data=dict(flawed=x)))
         for x in _OTHER_FLAWED
@@ -108,7 +108,7 @@ def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
         kind, _, size = arm.writer.partition("_")
         trained = folder / arm.writer / f"seed{seed}" / "export"
         config.rubric.writer = str(bases.directory(size or arm.size, folder) if kind == "base" else trained)
-    # One arm of each size tells of the base and of the teacher that is shown the truth.
+    # One arm of each size also evaluates the base and the teacher that sees the true rubric.
     config.eval.roles = ("base", "teacher", "trained") if name.startswith("rcsd_true") else ("trained",)
     if name in CURVES:
         config.eval.update(every=config.train.steps // 4, every_splits=("in_distribution",))
@@ -130,7 +130,7 @@ def stage1(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
 
 
 def _shortened(config: ConfigDict) -> ConfigDict:
-    """The same in seconds, to see that it runs."""
+    """The same configuration, shortened to seconds, to see that it runs."""
     config.train.steps, config.train.batch_size, config.data.count = 4, 8, 32
     config.eval.update(count=16, batch_size=16, greedy=(False,))
     if config.eval.every:

@@ -21,8 +21,8 @@ from rcsd_jax.checkpoints import loading
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.console import Console
 from rcsd_jax.roles.attribution import attribution, leave_one_out
+from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.run import preparation
-from rcsd_jax.run.running import open_model
 from rcsd_jax.world.criteria import steps
 from rcsd_jax.world.documents import careful_solution
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=90)
     flags = parser.parse_args()
     config = world_config.get_config("ground_truth")
-    model = open_model(str(world.base_directory()), config)
+    model = open_model(str(world.base_directory()), config.model)
     variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     examples = world.examples("eval", flags.count, flags.seed)
     encode = lambda example: preparation.teacher_prompt(model.tokenizer, example, config)

@@ -1,4 +1,4 @@
-"""Base models of other sizes than the package's own, made where they are missing and kept beside the runs."""
+"""Base models of other sizes than the package's own. They are made if missing, and kept with the runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SIZES = {"small": dict(width=72, layers=3), "large": dict(width=256, layers=6)}
 
 
 def directory(size: str, folder: Path) -> Path:
-    """Where the base of a size lies, or will."""
+    """The folder of the base of a size, whether it exists or not."""
     return world.base_directory() if size == "medium" else folder / "bases" / size
 
 
 def ensure(arm: Any, folder: Path, *, quick: bool) -> None:
-    """Makes the bases that an arm needs: of its model, and of an untrained writer of another size. Goes on after a stop."""
+    """Makes the bases that an arm needs: for its model, and for an untrained writer of another size. Resumes after a stop."""
     kind, _, size = arm.writer.partition("_")
     for needed in {arm.size, size if kind == "base" and size else "medium"} - {"medium"}:
         place = directory(needed, folder)

@@ -1,4 +1,4 @@
-"""Runs of arms and seeds, each in a folder of its own that tables share: what is there is not run again."""
+"""Runs of arms and seeds, each in its own folder. Tables share them: a finished run is not repeated."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ SPLITS = {"in_distribution": "eval", "out_of_distribution": "ood"}
 
 
 class Cell(NamedTuple):
-    """What one finished run says.
+    """The results of one finished run.
 
     Attributes:
       scores: role or step ("trained", "step_20") -> split -> mode -> scores.
       records: of the trained student, each with split, mode, id and scores.
       metrics: a row per step.
-      seed: as its questions were drawn.
+      seed: the seed of its questions.
     """
 
     scores: dict[str, dict[str, Any]]
@@ -70,7 +70,7 @@ class Cell(NamedTuple):
         return np.cumsum([row["completion_tokens"] for row in self.metrics])
 
     def seconds(self) -> float:
-        """Of all steps but the first, which compiles, scaled to all."""
+        """Seconds of all steps: those after the first, which compiles, scaled to all."""
         taken = [row["step_seconds"] for row in self.metrics]
         return float(np.median(taken[1:] or taken) * len(taken))
 
@@ -82,7 +82,7 @@ def _kinds(seed: int, count: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running(workdir: Path) -> Iterator[tuple[Console, StopRequest]]:
-    """Where runs say what they do, and what tells them to stop.
+    """The console for the runs' messages, and the request to stop them.
 
     A signal ends the program between two batches, bad settings end it at once, with one line each.
     """
@@ -99,13 +99,13 @@ def running(workdir: Path) -> Iterator[tuple[Console, StopRequest]]:
 
 
 def prepare(workdir: Path) -> None:
-    """What every process that runs cells sets: what one of them compiles, all find."""
+    """Sets up a process that runs cells: all processes share compiled programs."""
     logging.set_verbosity(logging.WARNING)
     compiled_programs.keep("", workdir)
 
 
 def run(names: Sequence[str], flags: argparse.Namespace) -> dict[str, list[Cell]]:
-    """Runs what is missing of these arms, seed by seed, and returns arm -> its cells; `flags` are `tables.arguments`."""
+    """Runs the missing cells of these arms, seed by seed, and returns arm -> its cells; `flags` are `tables.arguments`."""
     folder = flags.workdir / ("quick_cells" if flags.quick else "cells")
     quick = flags.quick
     for name in names:
@@ -130,12 +130,12 @@ def run(names: Sequence[str], flags: argparse.Namespace) -> dict[str, list[Cell]
 
 
 def run_tasks(tasks: Sequence[Task], flags: argparse.Namespace) -> None:
-    """Runs or continues those that are not complete, in `flags.workers` processes."""
+    """Runs or continues incomplete tasks, in `flags.workers` processes."""
     with running(flags.workdir) as (console, stop):
         missing = []
         for task in tasks:
             if (task.place / "summary.json").exists():
-                run_task(task, Console(quiet=True), stop)  # refuses one of another configuration
+                run_task(task, Console(quiet=True), stop)  # refuses a run of another configuration
             else:
                 missing.append(task)
         if min(len(missing), flags.workers) > 1:
@@ -148,13 +148,13 @@ def run_tasks(tasks: Sequence[Task], flags: argparse.Namespace) -> None:
 
 
 def run_task(task: Task, console: Console, stop: StopRequest) -> dict[str, Any]:
-    """Runs or continues a stage and returns its summary; one that is complete is read.
+    """Runs or continues a stage and returns its summary; the summary of a complete stage is read.
 
     Raises:
-      UserError: what is there was run with another configuration.
+      UserError: the folder holds a run of another configuration.
     """
     task.place.mkdir(parents=True, exist_ok=True)
-    # Arms with the same writer and seed train under the same rubrics; a cache holds what its keys say, whoever wrote it.
+    # Arms with the same writer and seed train under the same rubrics. The cache's keys say what it holds, so any arm may fill it.
     mine = task.place / "rubrics.jsonl"
     if task.rubrics is not None and task.rubrics.exists() and not mine.exists():
         _copy(task.rubrics, mine)
@@ -166,7 +166,7 @@ def run_task(task: Task, console: Console, stop: StopRequest) -> dict[str, Any]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The whole file or none, also where several processes copy it."""
+    """Copies a file atomically, also if several processes copy it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     shutil.copyfile(source, partial)

@@ -2,19 +2,31 @@
 
     python -m experiments.cost [--seeds=5] [--workdir=runs/experiments] [--quick]
 
-Seconds are the median step's, times steps: what compiles is left out.
+Seconds are the median step's, times steps, so that compiling is left out.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 
-from experiments import cells, main_table, statistics, tables
+from experiments import cells, main_table, statistics, svg, tables
 from rcsd_jax.host.console import Console
 
 THRESHOLDS = (60, 70, 80)
 
 
+def figure(rows: Mapping[str, Mapping[int, float]]) -> str:
+    """Thousands of completion tokens that each method had sampled when it reached a threshold, as SVG.
+
+    Args:
+      rows: method -> threshold in percent -> thousands of tokens.
+    """
+    title = "Tokens until mean accuracy first reached 60, 70 and 80%"
+    return svg.milestones(title, rows, "completion tokens, thousands", strong="RCSD")
+
+
 def main() -> None:
-    """Runs what is missing, prints what each method had spent when it reached an accuracy, and draws all."""
+    """Runs the missing cells, prints what each method had spent when it reached an accuracy, and draws it."""
     flags = tables.arguments(__doc__)
     names = ("grpo", "rcsd_true", "rcsd") if flags.quick else main_table.ARMS
     runs = cells.run(names, flags)
@@ -44,6 +56,11 @@ def main() -> None:
     tables.show(console, f"in distribution, sampled, mean ± 95% interval of {flags.seeds} seeds", rows)
     folder = tables.write(console, flags, "cost", rows)
     tables.lines(folder / "cost.png", "Accuracy in distribution, sampled, percent", "spent", panels)
+    reached = {
+        name: {t: row[f"tokens to {t}%"].mean for t in THRESHOLDS if f"tokens to {t}%" in row}
+        for name, row in rows.items()
+    }
+    svg.save(figure(reached), folder / "cost.svg")
 
 
 if __name__ == "__main__":

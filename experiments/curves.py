@@ -3,17 +3,30 @@
 python -m experiments.curves [--seeds=5] [--workdir=runs/experiments] [--quick]
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from experiments import cells, statistics, tables
+from experiments import cells, statistics, svg, tables
+from experiments.statistics import Estimate
 from rcsd_jax.host.console import Console
 
 ARMS = ("sft", "grpo", "grpo_rubric", "opsd", "sdpo", "rcsd_reverse", "rcsd_true", "rcsd")
 EVERY_STEP = {"entropy of the student, nats": "student_entropy", "completion length": "completion_length"}
 
 
+def figure(lines: Mapping[str, tuple[Sequence[float], Sequence[Estimate]]]) -> str:
+    """Accuracy over steps, as SVG.
+
+    Args:
+      lines: method -> (steps, estimate at each).
+    """
+    title = "Accuracy over steps: in distribution, sampled"
+    return svg.curves(title, lines, "step", "accuracy, percent", strong="RCSD", bounds=(0, 100))
+
+
 def main() -> None:
-    """Runs what is missing, prints the numbers at evaluated steps, and draws all."""
+    """Runs the missing cells, prints the numbers at the evaluated steps, and draws them."""
     flags = tables.arguments(__doc__)
     names = ("grpo", "rcsd_true") if flags.quick else ARMS
     runs = cells.run(names, flags)
@@ -49,6 +62,11 @@ def main() -> None:
             console.print(f"  {tables.label(arm)}, {title}: {first.mean:.2f} -> {last.mean:.2f}")
     folder = tables.write(console, flags, "curves", rows)
     tables.lines(folder / "curves.png", "Training, in distribution, sampled", "step", panels)
+    drawn = {
+        name: (list(steps), [statistics.estimate(values) for values in y.T])
+        for name, (steps, y) in panels["accuracy, percent"].items()
+    }
+    svg.save(figure(drawn), folder / "curves.svg")
 
 
 if __name__ == "__main__":

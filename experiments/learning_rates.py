@@ -1,8 +1,8 @@
-"""Which learning rate serves each method best on the embedded world, with a seed that no table has.
+"""The best learning rate of each method on the embedded world, with a seed that no table uses.
 
     python -m experiments.learning_rates [--arms=rcsd_true,grpo,...] [--rates=5e-5,1.5e-4,4.5e-4] [--workdir=runs/experiments]
 
-What it finds is written down in `configs/world.py`. Arms whose rubrics a model wrote are tried with the true ones.
+`configs/world.py` holds the rates it found. Arms whose rubrics a model writes are tried with true rubrics.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SEED = 90
 
 
 def main() -> None:
-    """Runs what is missing and prints accuracy by rate."""
+    """Runs the missing cells and prints accuracy by rate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", default=",".join(n for n in main_table.ARMS if n != "rcsd"))
     parser.add_argument("--rates", default="5e-5,1.5e-4,4.5e-4")

@@ -2,8 +2,8 @@
 
     python -m experiments.rubrics [--seeds=5] [--workdir=runs/experiments] [--quick]
 
-Whether Stage I is needed is the comparison of "RCSD", whose rubrics the trained model wrote, with "untrained writer" and
-"untrained larger writer", whose base is made first where it is missing.
+To see whether Stage I is needed, compare "RCSD", whose rubrics the trained model wrote, with "untrained writer" and
+"untrained larger writer". The larger writer's base is made first if it is missing.
 """
 
 from experiments import tables

@@ -13,7 +13,7 @@ ARMS = ("rcsd_small", "rcsd_true_small", "rcsd", "rcsd_true", "rcsd_large", "rcs
 
 
 def main() -> None:
-    """Runs what is missing, prints and writes the table."""
+    """Runs the missing cells, then prints and writes the table."""
     flags = tables.arguments(__doc__)
     names = ("rcsd_small", "rcsd_true_small") if flags.quick else ARMS
     runs = cells.run(names, flags)

@@ -17,13 +17,13 @@ class Estimate(NamedTuple):
     count: int
 
     def __str__(self) -> str:
-        digits = 3 if 0 < abs(self.mean) < 0.5 else 1  # entropies in nats beside percent
+        digits = 3 if 0 < abs(self.mean) < 0.5 else 1  # entropies in nats need more digits than percent
         half = "" if np.isnan(self.half_width) else f" ± {self.half_width:.{digits}f}"
         return f"{self.mean:.{digits}f}{half}"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Of one value per seed."""
+    """The estimate from one value per seed."""
     values = np.asarray(values, np.float64)
     count = len(values)
     if count < 2:
@@ -33,12 +33,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired(values: Sequence[float], against: Sequence[float]) -> Estimate:
-    """Of the differences, seed by seed: both arms saw the same questions with a seed."""
+    """The estimate of the differences, seed by seed: with a seed, both arms saw the same questions."""
     return estimate(np.asarray(values, np.float64) - np.asarray(against, np.float64))
 
 
 def same_order(ours: dict[str, float], published: dict[str, float]) -> tuple[list[str], list[str]]:
-    """Sentences on pairs of arms: where the order of ours agrees with the published one, and where it does not."""
+    """Sentences on pairs of arms: those whose order agrees with the published one, and those whose order does not."""
     agree, differ = [], []
     names = [name for name in published if name in ours]
     for i, a in enumerate(names):

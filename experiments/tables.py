@@ -1,4 +1,4 @@
-"""What every table does: flags, runs, the printed table, and CSV, JSON and PNG in the workdir."""
+"""The common parts of all tables: flags, runs, the printed table, and CSV, JSON, PNG and SVG in the workdir."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 import rich.table
 
-from experiments import arms, cells, statistics, workers
+from experiments import arms, cells, statistics, svg, workers
 from experiments.cells import Cell
 from experiments.statistics import Estimate
 from rcsd_jax.host.console import Console
@@ -108,7 +108,7 @@ def show(
 
 
 def write(console: Console, flags: argparse.Namespace, name: str, rows: Rows, **more: Any) -> Path:
-    """`table.csv` (one line a value) and `table.json` (the same, and what else there is to say), in the folder returned."""
+    """Writes `table.csv` (one line per value) and `table.json` (the same, and `more`); returns their folder."""
     folder = flags.workdir / ("quick_tables" if flags.quick else "tables") / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
@@ -124,7 +124,8 @@ def write(console: Console, flags: argparse.Namespace, name: str, rows: Rows, **
 
 
 def bars(path: Path, title: str, rows: Rows, columns: Sequence[str]) -> None:
-    """A horizontal bar for each row and column, with its interval."""
+    """Draws a horizontal bar for each row and column, with its interval; and as SVG a mark for each."""
+    svg.save(svg.intervals(title, rows, columns, strong=label("rcsd")), path.with_suffix(".svg"))
     figure, axes = plt.subplots(figsize=(8, 1 + 0.3 * len(rows) * len(columns)), layout="constrained")
     names, height = list(rows), 0.8 / len(columns)
     for i, name in enumerate(columns):
@@ -141,7 +142,7 @@ def bars(path: Path, title: str, rows: Rows, columns: Sequence[str]) -> None:
 def lines(
     path: Path, title: str, x_label: str, panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], **axis: Any
 ) -> None:
-    """A panel for each of `panels`: curve -> (x [n], y [seeds, n]), drawn as the mean with its 95% interval."""
+    """Draws a panel for each of `panels`: curve -> (x [n], y [seeds, n]), as the mean with its 95% interval."""
     count = len(panels)
     figure, all_axes = plt.subplots(1, count, figsize=(5.5 * count, 4), layout="constrained", squeeze=False)
     for axes, (name, curves) in zip(all_axes[0], panels.items(), strict=True):
@@ -184,7 +185,7 @@ def compare(
       what_is_published: what that figure is.
       description: of `--help`.
       quick: the arms of `--quick`.
-      more: prints and returns rows beside those of the arms.
+      more: prints and returns further rows.
     """
     flags = arguments(description)
     names = list(quick if flags.quick else names)
@@ -194,8 +195,8 @@ def compare(
     if "rcsd_true" in names:
         rows = {f"({r})": role_row(runs["rcsd_true"], r) for r in ("base", "teacher")} | rows
     wide = [column(place) for place in places_of(runs)]
-    beside = {label(n): {"paper": Estimate(value, float("nan"), 1)} for n, value in published.items() if n in names}
-    shown = {name: row | beside.get(name, {}) for name, row in rows.items()}
+    of_paper = {label(n): {"paper": Estimate(value, float("nan"), 1)} for n, value in published.items() if n in names}
+    shown = {name: row | of_paper.get(name, {}) for name, row in rows.items()}
     heading = f"{title}: accuracy, percent, mean ± 95% interval of {flags.seeds} seeds; paper: {what_is_published}"
     show(console, heading, shown, [*wide, "paper"])
     differences = {n: {c.split(":")[0]: e for c, e in row.items() if ":" in c} for n, row in rows.items()}
@@ -215,7 +216,7 @@ def compare(
 
 
 def say_order(console: Console, place: str, said: dict[str, list[str]], what: str, published: dict) -> None:
-    """In words: of which pairs the order is the published one, and of which not, with our differences."""
+    """Prints the pairs whose order is the published one, and those whose order is not, with our differences."""
     figures = ", ".join(f"{name} {value}" for name, value in published.items())
     console.print(f"\n{place}, against {what} ({figures}):", style="bold")
     for verdict in ("agrees", "differs"):
@@ -224,7 +225,7 @@ def say_order(console: Console, place: str, said: dict[str, list[str]], what: st
 
 
 def budget_of(runs: Sequence[Cell]) -> dict[str, float]:
-    """Steps, and the mean over seeds of tokens sampled and of seconds of training."""
+    """Steps, and the means over seeds of sampled tokens and of seconds of training."""
     return {
         "steps": len(runs[0].metrics),
         "completion_tokens": float(np.mean([cell.completion_tokens()[-1] for cell in runs])),

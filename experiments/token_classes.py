@@ -23,9 +23,9 @@ from rcsd_jax import losses, world
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.host.console import Console
 from rcsd_jax.methods import rollout
+from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.roles.token_classes import CLASSES, class_of_tokens, totals
 from rcsd_jax.run import loop, preparation
-from rcsd_jax.run.running import open_model
 
 CLIPS = {
     "no clip": {},
@@ -49,7 +49,7 @@ def main() -> None:
 def show(variant: str, count: int, seed: int) -> None:
     """Samples, scores and prints."""
     config = world_config.get_config(variant)
-    model = open_model(str(world.base_directory()), config)
+    model = open_model(str(world.base_directory()), config.model)
     params = loading.load_model(model.directory, dtype=jnp.float32)[1]
     examples = world.examples("stage2", count, seed)
     data = preparation.encode(examples, model.tokenizer, config)

@@ -1,4 +1,4 @@
-"""Runs by several processes, each on its own share of the cores: small models gain more from that than from threads."""
+"""Runs tasks in several processes, each on its own share of the cores. Small models gain more from this than from threads."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rcsd_jax.host.errors import Preempted, UserError
 from rcsd_jax.host.preemption import StopRequest
 
 MOST_BY_DEFAULT = 4  # each takes up to 2 GiB of memory
-_ASK_SECONDS = 0.5  # between two looks at signals and at processes that died
+_ASK_SECONDS = 0.5  # seconds between two checks for signals and dead processes
 
 
 class Task(NamedTuple):
-    """A stage's run: its configuration, its folder, its name in what is printed, and where runs share written rubrics."""
+    """A stage's run: its configuration, its folder, its printed name, and the place where runs share written rubrics."""
 
     config: ConfigDict
     place: Path
@@ -34,7 +34,7 @@ Work = Callable[[Task, Console, StopRequest], Any]
 
 
 def usable_cores() -> list[int]:
-    """Those that this process may run on."""
+    """The cores that this process may use."""
     return sorted(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0))
 
 
@@ -42,19 +42,19 @@ def run_all(
     tasks: Sequence[Task], work: Work, prepare: Callable[[], None], *, count: int, console: Console,
     stop: StopRequest,
 ) -> None:  # fmt: skip
-    """Does `work` on every task, in `count` processes on the CPU, and says when one is done.
+    """Does `work` on every task, in `count` processes on the CPU, and prints a line when a task is done.
 
     Args:
-      tasks: in any order; none needs another.
-      work: a function of a module.
-      prepare: another, called in every process before its first task.
-      count: of processes.
-      console: for a line whenever a task is done.
-      stop: whoever asks it, asks the processes.
+      tasks: independent tasks, in any order.
+      work: a function at the top level of a module.
+      prepare: another such function, called in every process before its first task.
+      count: the number of processes.
+      console: where the lines are printed.
+      stop: a request to it is passed on to the processes.
 
     Raises:
-      UserError: of the first task that fails so, or a process died. Preempted: asked to stop. In both cases the others have
-      saved their state and ended.
+      UserError: the error of the first task that fails, or a process died. Preempted: a stop was requested. In both cases the
+        other processes have saved their state and ended.
     """
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     waiting, said = context.Queue(), context.Queue()
@@ -75,15 +75,15 @@ def run_all(
                 raise UserError(problem, remedy="the same command continues", field=name)
             console.print(f"{name}: done, {done} of {len(tasks)}")
     finally:
-        waiting.cancel_join_thread()  # tasks that nobody takes any more would keep this process from ending
+        waiting.cancel_join_thread()  # remaining tasks in the queue would keep this process from ending
         for process in processes:
-            process.terminate()  # those at work save first; those that are done have ended
+            process.terminate()  # busy processes save first; the others have ended
         for process in processes:
             process.join()
 
 
 def _next(said, processes: Sequence[BaseProcess], stop: StopRequest) -> tuple[str, str | None]:
-    """What a process says next: a task's name, and what went wrong."""
+    """The next message of a process: a task's name, and the error if there was one."""
     while True:
         try:
             return said.get(timeout=_ASK_SECONDS)

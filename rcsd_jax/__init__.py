@@ -6,9 +6,9 @@ prepare what the two roles see; `methods` and `run` compose them; `main` reads f
 
 import importlib
 import importlib.abc
-import importlib.machinery
 import sys
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 __version__ = "0.1.0"  # `setup.py` reads it from here
@@ -27,19 +27,12 @@ _MOVED = {  # public modules of 0.1 -> where they are now
 class _OldNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports a moved module under its old name: it is the same module object."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(fullname, self) if fullname in _MOVED else None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        return importlib.import_module(_MOVED[spec.name])
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in _MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        # It has run under its own name, whose specification the import system has just replaced.
-        module.__spec__ = importlib.machinery.PathFinder.find_spec(
-            module.__name__, sys.modules[str(module.__package__)].__path__
-        )
+        # `import` takes the module from here after this.
+        sys.modules[module.__name__] = importlib.import_module(_MOVED[module.__name__])
 
 
 sys.meta_path.append(_OldNames())

@@ -31,6 +31,16 @@ def test_examples_print_what_they_say(name):
     assert result.attempted == COUNTS[name]
 
 
-@pytest.mark.parametrize("name", ["losses", "policy_gradient", "contexts", "token_classes", "rubrics.parsing"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "losses.from_logits",
+        "losses.from_hidden",
+        "losses.policy_gradient",
+        "roles.contexts",
+        "roles.token_classes",
+        "rubrics.parsing",
+    ],
+)
 def test_public_parts_have_examples(name):
     assert COUNTS.get(f"rcsd_jax.{name}", 0) > 0

@@ -38,7 +38,14 @@ def test_both_hold_what_is_needed(built):
     assert {name.split("/")[0] for name in wheel} == {"rcsd_jax", f"rcsd_jax-{rcsd_jax.__version__}.dist-info"}
     with tarfile.open(built[".gz"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"README.md", "LICENSE", "setup.py", "configs/tiny.py", "rcsd_jax/world/base/model.safetensors"} <= names
+    assert {
+        "README.md",
+        "LICENSE",
+        "setup.py",
+        "pyproject.toml",
+        "configs/tiny.py",
+        "rcsd_jax/world/base/model.safetensors",
+    } <= names
 
 
 def test_the_main_job_runs_outside_the_repository(built, tmp_path):

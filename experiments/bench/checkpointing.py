@@ -19,9 +19,9 @@ import numpy as np
 from configs import tiny
 from rcsd_jax.methods import train
 from rcsd_jax.models import sharding
+from rcsd_jax.roles.opened_model import load_weights, open_model
 from rcsd_jax.run import loop, preparation
 from rcsd_jax.run.checkpoints import Checkpoints
-from rcsd_jax.run.running import load_weights, open_model
 
 KINDS = {"every step": 1, "every 20 steps": 20, "none": 0}
 
@@ -34,10 +34,10 @@ def prepare(batch: int, max_new_tokens: int):
     config.sampling.max_new_tokens = max_new_tokens
     mesh = sharding.make_mesh(**config.mesh)
     jax.set_mesh(mesh)
-    model = open_model(config.model.path, config)
+    model = open_model(config.model.path, config.model)
     examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"), count=4 * batch)
     data = preparation.encode(examples, model.tokenizer, config)
-    params = load_weights(model, config, mesh)
+    params = load_weights(model, mesh)
     setup = loop.setup(model, params, config, mesh)
     step_fn = train.jit_train_step(
         jax.tree.map(lambda x: x.sharding, setup.abstract),

@@ -5,7 +5,7 @@
 value_and_grad of the summed forward KL, float32, with the head's gradient (full training) and without it (LoRA), by
 three paths from hidden states: `divergence_from_hidden` summed, `weighted_divergence_from_hidden` (what the train step
 uses), and the plain path under `lax.scan` with `jax.checkpoint`, the textbook alternative.
-`--repeats 0` compiles and reports memory alone.
+`--repeats 0` compiles and reports only memory.
 """
 
 import argparse

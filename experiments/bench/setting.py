@@ -90,7 +90,6 @@ class Step:
         )
         self.options = rollout.Options(
             sampling=SamplingConfig(max_new_tokens=sizes.completion),
-            divergence=(("beta", 0.0),),
             chunk_size=chunk_size,
         )
         optimizer, _ = train.make_optimizer(learning_rate=LEARNING_RATE, steps=1000)

@@ -1,1 +1,1 @@
-"""Flags and config files."""
+"""What the programs do besides the work itself: flags, config files by name, how a job starts and how a program ends."""

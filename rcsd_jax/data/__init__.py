@@ -1,1 +1,1 @@
-"""Where examples come from (JSONL files, TFDS), and in which order a run sees them."""
+"""Sources of examples (JSONL, Parquet, the hub, TFDS), and the order in which a run sees them."""

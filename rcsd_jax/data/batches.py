@@ -1,7 +1,7 @@
-"""In which order a run sees its examples.
+"""The order in which a run sees its examples.
 
-The batch of a step is a pure function of (examples, batch_size, seed, step). So resuming exactly needs nothing but the
-step, and a run may change its number of processes and still see the same global batches.
+The batch of a step is a pure function of (examples, batch_size, seed, step). So a run resumes exactly
+from its step, and it sees the same global batches when its number of processes changes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import grain
 
 from rcsd_jax.host.errors import UserError
 
-_Row = TypeVar("_Row")  # an example, or what stands for it
-_EPOCHS = 10**9  # for ever; grain's own endless repeat overflows when it is batched by one and sliced
+_Row = TypeVar("_Row")  # an example, or a stand-in for one
+_EPOCHS = 10**9  # endless; grain's own endless repeat overflows when it is batched by one and sliced
 
 
 def batches(
@@ -22,17 +22,17 @@ def batches(
 ) -> grain.MapDataset[list[_Row]]:
     """The endless sequence of this process's batches: `batches(...)[step]` is a list of Examples, for any step >= 0.
 
-    Every epoch is shuffled anew, and batches run on over its end: none is short, no example is ever dropped, and among
-    the first k * len(examples) examples each occurs exactly k times. A batch larger than the data set therefore repeats
-    examples. The global batch is cut into `process_count` equal runs, so that the processes' batches, joined in order
-    of `process_index`, are the batch of a single process.
+    Every epoch is shuffled anew. A batch may span the end of an epoch, so no batch is short and no example is dropped:
+    among the first k * len(examples) examples, each occurs exactly k times. A batch larger than the data set repeats
+    examples. The global batch is cut into `process_count` equal parts. Joined in the order of `process_index`, the
+    processes' batches are the batch of a single process.
 
     Args:
       examples: all examples, the same in every process.
       batch_size: the size of the global batch.
       seed: decides the order; 0 <= seed < 2**32.
-      process_index: which run of the global batch is wanted.
-      process_count: into how many it is cut.
+      process_index: which part of the global batch to return.
+      process_count: the number of parts.
 
     Raises:
       UserError: no examples; a batch size that is not positive or not a multiple of process_count; a seed out of range.

@@ -12,16 +12,16 @@ from rcsd_jax.rubrics.schema import Rubric
 
 @dataclass(frozen=True)
 class Example:
-    """A question and what may be known about it.
+    """A question, and what is known about it.
 
     Attributes:
       id: unique within its source and stable between runs; variants of rubrics and caches are keyed by it.
       question: the text that the student sees.
       reference: a reference answer or solution, or None.
       rubric: the ground-truth rubric, or None.
-      answer: the final answer alone, for exact grading, or None.
+      answer: only the final answer, for exact grading, or None.
       origin: the source and the row in it, as errors name them.
-      extra: the source's other fields, untouched.
+      extra: the source's other fields, unchanged.
     """
 
     id: str
@@ -34,7 +34,7 @@ class Example:
 
 
 def rubric_of(example: Example) -> Rubric:
-    """The rubric of an example, where one is needed.
+    """The rubric of an example that must have one.
 
     Raises:
       UserError: it has none.

@@ -18,13 +18,13 @@ def read_hub(name: str, *, split: str, **settings: Any) -> list[Example]:
       **settings: of `records.to_examples`.
 
     Raises:
-      UserError: also for a data set that cannot be had, and without the package `datasets`.
+      UserError: also if the data set cannot be read, or the package `datasets` is missing.
     """
     try:
         import datasets
     except ImportError as error:
         raise UserError(
-            "data of the hub need the package datasets",
+            "reading from the hub needs the package datasets",
             field="data.path",
             value=name,
             remedy="pip install 'rcsd_jax[hub]'",
@@ -32,9 +32,9 @@ def read_hub(name: str, *, split: str, **settings: Any) -> list[Example]:
     repository, _, configuration = name.partition(":")
     try:
         rows = datasets.load_dataset(repository, configuration or None, split=split)
-    except Exception as error:  # downloads, licences to be accepted, missing splits: what it says is the message
+    except Exception as error:  # downloads, licences, missing splits: the library's own message says what is wrong
         remedy = "check name, configuration and split (OWNER/NAME:CONFIGURATION#SPLIT), the network, and huggingface-cli login"
-        problem = f"the hub does not give it ({type(error).__name__}: {first_line(error, 200)})"
+        problem = f"the data set cannot be read from the hub ({type(error).__name__}: {first_line(error, 200)})"
         raise UserError(problem, remedy=remedy, field="data.path", value=f"{name}#{split}") from error
     origin = repository.rstrip("/").rpartition("/")[2]
     return records.to_examples(enumerate(rows, start=1), file=f"hub:{name}[{split}]", origin=origin, **settings)

@@ -26,12 +26,12 @@ def read_jsonl(
 ) -> list[Example]:
     """Reads a JSONL file; blank lines are skipped. Arguments and errors as in `records.to_examples`.
 
-    The id of a row without one begins with the file's name without its ending.
+    A row without an id gets one that begins with the file's name without its suffix.
 
     Raises:
       UserError: also for a file that is missing, empty or not UTF-8, and a line that is not a JSON object.
     """
-    path = Path(os.path.expanduser(path))  # as it is where there is no such user
+    path = Path(os.path.expanduser(path))  # unchanged if there is no such user
     return records.to_examples(
         _lines(path),
         file=path,

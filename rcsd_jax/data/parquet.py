@@ -16,9 +16,9 @@ def read_parquet(path: str | Path, **settings: Any) -> list[Example]:
     """Reads a file or a folder of files, as `jsonl.read_jsonl` reads lines; rows are counted through all files.
 
     Raises:
-      UserError: also for files that are missing, empty or no Parquet.
+      UserError: also for files that are missing, empty or not Parquet.
     """
-    path = Path(os.path.expanduser(path))  # as it is where there is no such user
+    path = Path(os.path.expanduser(path))  # unchanged if there is no such user
     return records.to_examples(_rows(path), file=path, origin=path.stem, **settings)
 
 
@@ -34,7 +34,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 for record in batch.to_pylist():
                     row += 1
                     yield row, record
-    # Of what Python has no value for, such as text that is no UTF-8 and days beyond its calendar, any of these comes.
+    # Values that Python cannot represent, such as invalid UTF-8 and dates beyond its calendar, raise any of these.
     except (OSError, ValueError, ArithmeticError, LookupError, pyarrow.ArrowException) as error:
         remedy = "name a .parquet file, or a folder of them, that can be read"
         raise UserError(f"cannot be read ({first_line(error)})", remedy=remedy, file=path) from error

@@ -1,4 +1,4 @@
-"""From records with whatever column names to Examples, with errors that name file, row, field, value and remedy."""
+"""Turns records with any column names into Examples. Errors name file, row, field, value and remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics import parsing, schema
 from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA, Rubric, RubricError
 
-# Column names in the wild, the first that holds something wins. `answer` may share its column with `reference`.
+# Column names found in published data. The first one that holds something wins. `answer` and `reference` may share a column.
 ALIASES = {
     "id": ("id", "uid"),
     "question": ("question", "problem", "prompt", "query", "instruction", "input"),
@@ -20,9 +20,9 @@ ALIASES = {
     "rubric": ("rubric", "rubrics", "rubric_list"),
     "answer": ("final_answer", "answer"),
 }
-# What belongs to the question beside it: of Alpaca's rows "input", of Dolly's "context".
-BESIDE = {"instruction": ("input", "context")}
-# Columns that hold a part of the question in some data, and something else in other. They are told of, and not read.
+# Columns that are the second part of a question: "input" in Alpaca's rows, "context" in Dolly's.
+SECOND_PARTS = {"instruction": ("input", "context")}
+# Columns that hold a part of the question in some data and something else in other data. They are reported, not read.
 PERHAPS_QUESTION = ("context", "passage", "options", "choices", "system", "history")
 
 _FIELDS_OF = {alias: name for name, aliases in reversed(ALIASES.items()) for alias in aliases}
@@ -46,17 +46,17 @@ def to_examples(
     Args:
       records: (row number, record) pairs; the row number, from 1, is what errors name.
       file: the file or data set that errors name.
-      origin: the beginning of the id of a record without one.
+      origin: where the id of a record without one begins.
       fields: explicit columns by Example field, e.g. {"rubric": "rubrics.GT"}; a dot steps into an object (or, with a
-        number, a list), and a plus joins columns of text. A field not given, or given as None or "", is looked up by
-        `ALIASES`, the question together with what stands `BESIDE` it.
+        number, a list), and a plus joins columns of text. A field that is missing here, None or "" is looked up by
+        `ALIASES`; the question also takes its second part (`SECOND_PARTS`).
       require: the Example fields that every record must have; the question is always required.
-      min_criteria: a rubric with fewer is an error.
-      max_criteria: a rubric with more is an error.
-      say: is called with one line where columns look like a field, or like a part of the question, and are not read.
+      min_criteria: a rubric with fewer criteria is an error.
+      max_criteria: a rubric with more criteria is an error.
+      say: called with one line if columns look like a field, or like a part of the question, and are not read.
 
     Returns:
-      One Example per record, in order. `extra` keeps every column that was not taken whole as a field.
+      One Example per record, in order. `extra` keeps every column that did not become a field as a whole.
 
     Raises:
       UserError: an unknown field in `fields` or `require`, no records, a column in `fields` that no record has, a
@@ -120,7 +120,7 @@ def to_examples(
         extra = {key: value for key, value in record.items() if key not in used}
         examples.append(Example(**values, origin=f"{file}:{row}", extra=extra))
     if not examples:
-        raise UserError("no examples in it", remedy="give a source with at least one example", file=file)
+        raise UserError("it has no examples", remedy="give a source with at least one example", file=file)
     for name, path in columns.items():
         for column in _parts_of(path, name):
             if not {(name, column), (name, path)} & found:
@@ -133,14 +133,14 @@ def to_examples(
     said = [_said(column, unread[column], len(examples)) for column in sorted(unread)]
     if several:
         where = f"{len(several)} of {len(examples)} rows, from row {several[0]} on"
-        said.append(f"what stands beside '{columns['question']}' in its list ({where})")
+        said.append(f"the second part of '{columns['question']}' in its list ({where})")
     if said:
         say(" ".join(f"{file}: not read: {'; '.join(said)}".splitlines()))
     return examples
 
 
 class _Unread(NamedTuple):
-    """A column that looks like a field and is not read: the first record that has it, what is read of that, and which rows."""
+    """A column that looks like a field and is not read: the column read instead in the first such record, and the rows."""
 
     record: Mapping[str, Any]
     used: set[str]
@@ -155,7 +155,7 @@ def _said(column: str, unread: _Unread, count: int) -> str:
         return f"{where} looks like the {name}, which is '{read}'; data.fields.{name}={column} reads it instead"
     if isinstance(unread.record[column], str):
         return f"{where} looks like a part of the question, which is '{read}'; data.fields.question={read}+{column} reads both"
-    return f"{where} looks like a part of the question, which is '{read}'; what the model shall see of it belongs there"
+    return f"{where} looks like a part of the question, which is '{read}'; move what the model should see there"
 
 
 def _columns(fields: Mapping[str, str | None] | None) -> dict[str, str]:
@@ -168,13 +168,13 @@ def _columns(fields: Mapping[str, str | None] | None) -> dict[str, str]:
 
 
 def _look_up(record: Mapping[str, Any], path: str | None, name: str) -> list[tuple[str, Any]]:
-    """The columns that hold a field, with their values, in the order in which they are joined; none where there are none."""
+    """The columns that hold a field, with their values, in the order in which they are joined; empty if there are none."""
     if path is None:
         there = [(alias, record[alias]) for alias in ALIASES[name] if alias in record]
         parts = [next((part for part in there if not _blank(part[1])), there[0])] if there else []
-        if name == "question" and parts and parts[0][0] in BESIDE:
-            beside = [(other, record.get(other)) for other in BESIDE[parts[0][0]]]
-            parts += [part for part in beside if not _blank(part[1])][:1]
+        if name == "question" and parts and parts[0][0] in SECOND_PARTS:
+            second = [(other, record.get(other)) for other in SECOND_PARTS[parts[0][0]]]
+            parts += [part for part in second if not _blank(part[1])][:1]
         return parts
     if path in record:
         return [(path, record[path])]
@@ -202,7 +202,7 @@ def _at(record: Mapping[str, Any], path: str) -> Any:
 
 
 def _one_of_several(record: Mapping[str, Any], path: str) -> bool:
-    """Whether a path takes one entry of a list that has more: of a conversation's turns, say."""
+    """Whether a path takes one entry of a longer list, such as one turn of a conversation."""
     if path in record or "." not in path:
         return False
     steps = path.split(".")
@@ -214,14 +214,14 @@ def _one_of_several(record: Mapping[str, Any], path: str) -> bool:
 
 
 def _blank(value: Any) -> bool:
-    """Whether a value says nothing: null, white space, an empty list."""
+    """Whether a value is empty: null, white space, an empty list."""
     return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def _joined(parts: Sequence[tuple[str, Any]], place: Mapping[str, Any], name: str) -> str | None:
     """The texts of a field's columns, a blank line between them; None for null and blank.
 
-    Numbers are accepted for all but the question, and there beside its first part.
+    Numbers are accepted in every field except the first part of the question.
     """
     texts: list[str] = []
     for column, value in parts:
@@ -249,23 +249,23 @@ def _remedy_of_no_text(name: str, columns: Sequence[str], column: str) -> str:
 
 
 def check_encodes(text: str, place: Mapping[str, Any]) -> None:
-    """Raises UserError, which names the place, if a string is no text that can be written or tokenized."""
+    """Raises UserError, which names the place, if a string cannot be written or tokenized as text."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        problem = f"half of a surrogate pair, or a byte that is no UTF-8, at character {error.start}, which is no text"
+        problem = f"half of a surrogate pair, or a byte that is not UTF-8, at character {error.start}"
         raise UserError(problem, remedy="repair it in the row", value=text, **place) from error
 
 
 def _rubric(value: Any, place: Mapping[str, Any], min_criteria: int, max_criteria: int) -> Rubric | None:
-    """A rubric from a list, or from JSON text of one; None for null, blank and []."""
+    """A rubric from a list, or from JSON text of a list; None for null, blank and []."""
     if _blank(value):
         return None
     if isinstance(value, Mapping):
         keys = [str(key) for key in value]
         example = f"{place['field']}.{keys[0] if keys else 'KEY'}"
         raise UserError(
-            f"an object with the keys {_list(keys)}, where a list of criteria is wanted",
+            f"an object with the keys {_list(keys)}, where a list of criteria is expected",
             remedy=f'say which one, e.g. data.fields.rubric="{example}"',
             **place,
         )

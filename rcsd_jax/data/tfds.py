@@ -1,7 +1,7 @@
-"""Examples from any TensorFlow Datasets name, read through its NumPy path: tensorflow itself is not needed.
+"""Examples from any data set of TensorFlow Datasets, read through its NumPy path: tensorflow itself is not needed.
 
-TFDS reads ArrayRecord files (random access) without tensorflow, and prepares data without it for builders that do not
-use it themselves. Data prepared earlier as TFRecord must be prepared again as ArrayRecord.
+TFDS reads ArrayRecord files (random access) without tensorflow. It also prepares data without tensorflow, if the builder does
+not use it. Data prepared earlier as TFRecord must be prepared again as ArrayRecord.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _open(name: str, split: str, data_dir: str | None) -> tuple[Sequence[Mapping
         problem = f"no such data set in TensorFlow Datasets{place}"
         remedy = "correct the name, or set data.tfds_dir to the folder that holds it"
         raise UserError(problem, remedy=remedy, field="data.path", value=name) from error
-    except Exception as error:  # builders are other people's code: downloads, licences and missing packages fail here
+    except Exception as error:  # builders are third-party code: downloads, licences and missing packages fail here
         problem = f"TFDS cannot prepare it ({type(error).__name__}: {first_line(error, 120)})"
         remedy = "prepare it elsewhere with file_format='array_record' and set data.tfds_dir"
         raise UserError(problem, remedy=remedy, field="data.path", value=name) from error
@@ -99,7 +99,7 @@ def _plain(value: Any, feature: Any) -> Any:
             value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
         return [_plain(item, inner) for item in value]
     if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")  # what is no UTF-8 is refused where it is a field's text
+        return value.decode("utf-8", "surrogateescape")  # invalid UTF-8 is refused later, if it is a field's text
     if isinstance(value, (np.generic, np.ndarray)):
         plain = value.tolist()
         return plain.decode("utf-8", "surrogateescape") if isinstance(plain, bytes) else plain

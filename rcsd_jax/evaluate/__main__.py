@@ -5,29 +5,20 @@ Evaluates a model or a LoRA adapter without training.
 
 from __future__ import annotations
 
-from rcsd_jax import main as job
-from rcsd_jax.host.console import Console
+from rcsd_jax import main as job_flags
+from rcsd_jax.cli.run_program import run_program
 
 
 def main(argv: list[str]) -> None:
-    """The entry point after flags were read."""
-    config, workdir = job.start(argv, example="configs/evaluate.py", trains=False)
-    from rcsd_jax.host import multihost
-    from rcsd_jax.host.preemption import StopRequest
-    from rcsd_jax.report.summary import print_evaluation
-    from rcsd_jax.run.check import check_evaluation
-    from rcsd_jax.run.evaluate_model import evaluate_model
+    """The entry point after flags were read, which are those of `rcsd_jax.main`."""
+    config, workdir = job_flags.start(argv, example="configs/evaluate.py", trains=False)
+    from rcsd_jax.cli import evaluation  # it imports JAX, which takes seconds: bad flags are reported before
 
-    console = Console(quiet=not multihost.is_main())
-    if job.only_checks():
-        check_evaluation(config, console)
-        console.print("checked: config, model and questions can be used; nothing was run")
-        return
-    with StopRequest() as stop:
-        evaluation = evaluate_model(config, workdir, console, stop)
-    print_evaluation(console, evaluation, names={"base": "student"})  # nothing was trained here
-    console.print(f"completions and scores: {workdir}", soft_wrap=True)
+    if job_flags.only_checks():
+        evaluation.check_only(config)
+    else:
+        evaluation.run_evaluation(config, workdir)
 
 
 if __name__ == "__main__":
-    job.run(main, "rcsd_jax.evaluate", __doc__ or "")
+    run_program(main, "rcsd_jax.evaluate", __doc__ or "")

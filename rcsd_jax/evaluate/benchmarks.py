@@ -21,12 +21,12 @@ class Benchmark(NamedTuple):
     Attributes:
       path: where it is published, as `data.sources.read` takes it.
       grader: of `evaluate.graders.GRADERS`.
-      fields: columns by Example field, beside the usual aliases.
+      fields: columns by Example field, in addition to the usual aliases.
       options: the columns of a question's options; they are shuffled by seed and asked for by letter.
-      choices: or the words that every question offers, in order.
-      correct: the column that says which is right, by index from 0 or by its text; empty: the first.
-      context: the column of what is to be read before the question.
-      unit: the column of the unit that the answer is wanted in.
+      choices: instead of columns, the words that every question offers, in order.
+      correct: the column that names the right option, by index from 0 or by its text; empty: the first option is right.
+      context: the column of a text to read before the question.
+      unit: the column of the answer's unit.
     """
 
     path: str
@@ -88,10 +88,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def questions(benchmark: Benchmark, examples: Sequence[Example], *, seed: int) -> list[Example]:
-    """The examples as they are asked: with context, options and unit in the question, and in `extra` what grades them.
+    """The examples as the model sees them: context, options and unit are in the question, the data for grading in `extra`.
 
     `extra` then holds "options" (as shown) and "correct" (an index into them), or "unit". The order of a question's options
-    depends on the seed and its id alone.
+    depends only on the seed and its id.
 
     Raises:
       UserError: a row lacks a column, or names no option as the right one.

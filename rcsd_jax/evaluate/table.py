@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from rcsd_jax.data.examples import Example
-from rcsd_jax.sampling.many import Completion
+from rcsd_jax.sampling.sampler import Batches, Completion
+
+Complete = Callable[[Sequence[np.ndarray], Sequence[int]], Batches]
+"""Prompts and their seeds -> completions, as `Sampler.generate` with its settings bound."""
 
 GradeAll = Callable[[Sequence[Example], Sequence[str]], list[dict[str, float]]]
 """Examples and a text for each -> scores; NaN where one could not be had."""
@@ -21,7 +24,7 @@ def evaluate(
     examples: Sequence[Example],
     prompts: Sequence[np.ndarray],
     *,
-    complete: Callable,
+    complete: Complete,
     decode: Callable[[np.ndarray], str],
     grade_all: GradeAll,
     samples: int = 1,
@@ -31,7 +34,7 @@ def evaluate(
     Args:
       examples: the questions, N of them.
       prompts: each one's encoded prompt for the role that is evaluated.
-      complete: (prompts, seeds) -> batches of (indexes, completions).
+      complete: samples a completion of every prompt.
       decode: token ids to text.
       grade_all: the grader.
       samples: completions of each question, G.

@@ -1,7 +1,7 @@
-"""Compiled programs outlast their process: a run that starts again on the same machine does not compile them again.
+"""Keeps compiled programs between processes, so that a restarted run on the same machine does not compile them again.
 
-JAX keeps them (https://docs.jax.dev/en/latest/persistent_compilation_cache.html); this module says where, and removes what a
-kill left half-written, which JAX would find unreadable at every start.
+JAX keeps them (https://docs.jax.dev/en/latest/persistent_compilation_cache.html). This module chooses the folder and removes files
+that a kill left half-written, which JAX would fail to read at every start.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from rcsd_jax.host.files import AnyPath, is_remote
 
 OFF = "off"
 MAX_BYTES = 8 * 2**30
-"""What a local folder may hold when a run begins; the programs that were not used for longest go first."""
+"""The most that a local folder may hold when a run begins; the least recently used programs are removed first."""
 
 
 def default_folder(workdir: AnyPath) -> AnyPath:
-    """A folder of the user's cache; for a workdir behind a URL, a folder beside it, which the next machine reaches too."""
+    """A folder in the user's cache; for a workdir behind a URL, a folder next to it, which the next machine can reach too."""
     if is_remote(workdir):
         return workdir.parent / "compiled_programs"
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -32,8 +32,8 @@ def keep(setting: str, workdir: AnyPath) -> str:
     """Tells JAX where to keep compiled programs; returns one line for the user.
 
     Args:
-      setting: of the flag: "" for `$JAX_COMPILATION_CACHE_DIR` or `default_folder`, a folder or a URL, or `OFF`.
-      workdir: of the run.
+      setting: the flag's value: "" for `$JAX_COMPILATION_CACHE_DIR` or `default_folder`, a folder or a URL, or `OFF`.
+      workdir: the run's workdir.
     """
     import jax
 
@@ -52,21 +52,21 @@ def keep(setting: str, workdir: AnyPath) -> str:
             return f"compiled programs are not kept: {first_line(error)}"
     jax.config.update("jax_compilation_cache_dir", folder)
     if not is_remote(folder) and folder != chosen:
-        # Small programs too: together they are half of a start. To a bucket each would be a round trip.
+        # Also small programs, which together take half of a start. In a bucket each would cost a round trip.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return f"compiled programs are kept in {folder}"
 
 
 def _chosen_for_jax() -> str | None:
-    """The folder of `$JAX_COMPILATION_CACHE_DIR`, or what a notebook set."""
+    """The folder of `$JAX_COMPILATION_CACHE_DIR`, or the one that a notebook set."""
     import jax
 
     return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
 
 
 def folder_of_plans(setting: str) -> Path | None:
-    """Where the planner keeps the compiler's answers: a folder as in `keep`, or None. JAX itself is told to keep nothing."""
+    """The folder where the planner keeps the compiler's answers, as in `keep`, or None. JAX itself then keeps nothing."""
     import jax
 
     chosen = setting or _chosen_for_jax() or str(default_folder(Path()))
@@ -75,9 +75,9 @@ def folder_of_plans(setting: str) -> Path | None:
 
 
 def _tidy(folder: Path) -> None:
-    """Removes programs that were not written to their end, and old ones where all take more than `MAX_BYTES`.
+    """Removes incomplete programs, and old ones if all together take more than `MAX_BYTES`.
 
-    Only what is newer than the last tidying is read. (JAX's own limit of size scans the folder at every program it writes.)
+    Only files newer than the last tidying are read. (JAX's own limit of size scans the folder at every program it writes.)
     """
     checked = folder / ".checked"
     since, now = checked.stat().st_mtime if checked.exists() else 0.0, time.time()
@@ -102,7 +102,7 @@ def _tidy(folder: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file that JAX compressed, by zlib or zstandard, can be read to its end."""
+    """Whether a file that JAX compressed, by zlib or zstandard, can be read completely."""
     try:
         data = path.read_bytes()
         if data.startswith(b"\x78"):

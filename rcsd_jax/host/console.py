@@ -1,4 +1,4 @@
-"""What is printed: text from outside (paths, names of data sets, words of models and judges) is never more than text.
+"""Printing: text from outside (paths, names of data sets, texts of models and judges) is printed literally.
 
 Every program prints through `Console` or `to_stderr`. Neither reads markup (`[bold]`, `[/INST]`) or emoji codes (`:smile:`),
 and both show control codes instead of sending them to the terminal.
@@ -9,19 +9,20 @@ from __future__ import annotations
 import io
 import re
 import sys
+from collections.abc import Callable
 from typing import IO, Any
 
 import rich.console
 import rich.text
 
-WIDTH = 140  # of what is no terminal, such as a log
-# Control codes but for tab and newline, separators of lines, changes of the direction of writing, and halves of characters,
-# such as stand for bytes of a path that are no UTF-8.
+WIDTH = 140  # of a stream that is not a terminal, such as a log
+# Control codes except tab and newline, line separators, changes of the writing direction, and lone surrogates, which stand for
+# bytes of a path that are not UTF-8.
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""The text with whatever is not to reach a terminal written out, as in a Python string.
+    r"""The text with characters that must not reach a terminal escaped, as in a Python string.
 
     Examples:
       >>> print(printable("runs/[/2] :smile: \x1b[2J"))
@@ -31,12 +32,12 @@ def printable(text: str) -> str:
 
 
 class Console(rich.console.Console):
-    """Rich's console for tables and styles; every string that it prints, also as a table's cell, is text alone.
+    """Rich's console for tables and styles; every string it prints, also in a table's cell, is printed literally.
 
     Args:
       stderr: print there instead of on stdout.
       quiet: print nothing.
-      width: where the stream is no terminal; a terminal has its own.
+      width: used if the stream is not a terminal; a terminal has its own.
       file: the stream, instead of one of these two.
     """
 
@@ -49,6 +50,18 @@ class Console(rich.console.Console):
     def render_str(self, text: str, **options: Any) -> rich.text.Text:
         """Rich calls this for every string that it is given."""
         return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
+
+
+def say_once(console: Console) -> Callable[[str], None]:
+    """A function that prints a line as it stands, whatever is in it, and no line twice."""
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in said:
+            console.print(line, soft_wrap=True)
+        said.add(line)
+
+    return say
 
 
 def to_stderr(line: str) -> None:

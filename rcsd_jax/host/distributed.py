@@ -1,12 +1,12 @@
-"""How the processes of a job start together and end together: none of them waits for one that has failed.
+"""Starts and ends the processes of a job together: none of them waits for a process that has failed.
 
-A collective that waits for a process that is gone may wait for ever (TPU), or fail with an error that says nothing of the
-cause. So every process has a thread, the watch, that talks to the coordination service of `jax.distributed`: it hears at
-once of a process that announced why it failed, and within `heartbeat_timeout` of one that is gone without a word.
+A collective that waits for a missing process may wait forever (TPU), or fail with an error that hides the cause. So every
+process has a thread, the watch, that talks to the coordination service of `jax.distributed`. It learns at once of a process that
+announced its failure, and within `heartbeat_timeout` of a process that disappeared silently.
 
-Exit statuses: 2 for bad input in any process, 3 where another process is gone, 1 for other exceptions.
+Exit statuses: 2 for bad input in any process, 3 if another process is gone, 1 for other exceptions.
 
-JAX, which takes seconds to import, is imported by what needs it: bad settings are told before.
+JAX, which takes seconds to import, is imported inside the functions that need it, so that bad settings are reported first.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any, NoReturn
 from rcsd_jax.host.console import to_stderr
 from rcsd_jax.host.errors import UserError, first_line
 
-LOST = 3  # the exit status where another process is gone
+LOST = 3  # the exit status if another process is gone
 _FAILED, _HEARD, _BEAT = "rcsd_jax/failed", "rcsd_jax/heard/", "rcsd_jax/beat/"
-_GRACE_S = 5.0  # how long the coordinator stays for the others to hear why it failed
-# What exceptions, of whatever type, say when a process on the other side is gone: of gloo, gRPC, the coordination service.
+_GRACE_S = 5.0  # how long the coordinator stays so that the others learn why it failed
+# Words in exceptions of any type (gloo, gRPC, the coordination service) if a process on the other side is gone.
 _COMMUNICATION = re.compile(
     r"gloo|coordination|heartbeat|barrier|unavailable|deadline.exceeded|connection (closed|reset)|socket closed", re.I
 )
@@ -45,11 +45,11 @@ def start(
     process_id: int | None = None,
     heartbeat_timeout: int = 60,
 ) -> None:
-    """Joins the processes of the job; to be called before anything else of JAX.
+    """Joins the processes of the job. Call it before anything else of JAX.
 
     Args:
       coordinator: HOST:PORT of process 0. On TPU VMs, GKE, SLURM and Open MPI all three may be None: JAX finds them.
-      num_processes, process_id: how many processes there are, and which one this is.
+      num_processes, process_id: the number of processes, and the index of this one.
       heartbeat_timeout: seconds without a sign of life after which a process counts as gone.
 
     Raises:
@@ -82,7 +82,7 @@ def start(
 
 
 def finish() -> None:
-    """Leaves the job in good order: when all processes are here, the watch ends and JAX disconnects."""
+    """Leaves the job in order: once all processes arrive here, the watch ends and JAX disconnects."""
     global _watch
     if _watch is None:
         return
@@ -98,7 +98,7 @@ def finish() -> None:
 
 
 def end(line: str, status: int) -> NoReturn:
-    """Prints a line, tells the other processes, and ends this one without waiting for them."""
+    """Prints a line, informs the other processes, and ends this one without waiting for them."""
     if _watch is not None:
         _watch.announce(line, status)
     _exit(line, status)
@@ -108,21 +108,21 @@ def raise_or_end(error: BaseException) -> NoReturn:
     """Ends the process with one line if `error` means that another process is gone; raises it otherwise."""
     if _watch is None or not _COMMUNICATION.search(str(error)):
         raise error
-    time.sleep(2 * _watch.interval_s)  # should that process have said why it went, the watch ends this one
+    time.sleep(2 * _watch.interval_s)  # if that process announced why it failed, the watch ends this one
     _watch.announce("another process of the job is gone", LOST)
     _exit(_gone("another process of the job", first_line(error, 160)), LOST)
 
 
 def told() -> bool:
-    """Whether other processes have to be told when this one fails."""
+    """Whether other processes must be informed if this one fails."""
     return _watch is not None
 
 
 def _say_why_on_abort() -> None:
-    """Where the coordinator is gone, JAX aborts the process from a thread of its own: has a line follow its stack trace.
+    """Prints a line after JAX's stack trace if the coordinator is gone and JAX aborts the process from its own thread.
 
-    JAX's callback for this cannot be set (of jaxlib 0.10 it fails on its argument), and a handler of `signal` would run
-    too late, hence one of C's.
+    JAX's callback for this cannot be set (in jaxlib 0.10 it fails on its argument), and a handler of `signal` would run
+    too late, so this installs a C handler.
     """
     from jax._src import distributed  # the address has no public name, where JAX found it by itself
 
@@ -135,14 +135,14 @@ def _say_why_on_abort() -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError:
             _exit(_gone("process 0, the coordinator,", "its connection closed"), LOST)
-        # It is there, so the abort has another cause: returning lets it go on.
+        # The coordinator is there, so the abort has another cause: returning lets it continue.
 
     _keep.append(on_abort)
     ctypes.CDLL(None).signal(signal.SIGABRT, on_abort)
 
 
 class _Watch(threading.Thread):
-    """Beats, and ends this process when another one failed or stopped beating."""
+    """Sends beats, and ends this process if another one failed or stopped beating."""
 
     def __init__(self, timeout_s: int):
         super().__init__(name="watch", daemon=True)
@@ -160,7 +160,7 @@ class _Watch(threading.Thread):
         self.join()
 
     def announce(self, line: str, status: int) -> None:
-        """Tells the others why this process ends; they end with the same line. The first to announce is heard."""
+        """Tells the others why this process ends; they end with the same line. Only the first announcement counts."""
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # the watch is ending this process already
         with contextlib.suppress(Exception):  # announced by another, or the coordinator is gone
@@ -169,7 +169,7 @@ class _Watch(threading.Thread):
         while self._me == 0 and time.monotonic() < deadline:  # process 0 is the coordinator: it goes last
             with contextlib.suppress(Exception):
                 if len(self.client.key_value_dir_get(_HEARD)) >= self._count - 1:
-                    time.sleep(1)  # for them to end: JAX aborts whom it finds without a coordinator
+                    time.sleep(1)  # time for them to end: JAX aborts processes without a coordinator
                     return
             time.sleep(0.05)
 

@@ -1,4 +1,4 @@
-"""The exceptions that end a run in one line: bad input, storage that takes nothing, and a request to stop."""
+"""The exceptions that end a run with one line: bad input, failed storage, and a request to stop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Bad input or a bad setting, told in one line.
+    """Bad input or a bad setting, reported in one line.
 
     The message reads ``<file>:<row>: field '<field>' = <value>: <problem>; <remedy>`` with the parts that are known.
     `rcsd_jax.main` prints it without a traceback and exits with status 2.
@@ -41,13 +41,13 @@ class UserError(Exception):
         super().__init__(" ".join(f"{place}{named}{problem}; {remedy}".splitlines()))
 
     def with_remedy(self, more: str) -> UserError:
-        """The same error with one more thing that the user can do about it."""
+        """The same error with one more remedy."""
         place = dict(file=self.file, row=self.row, field=self.field, value=self.value)
         return UserError(self.problem, remedy=f"{self.remedy}, {more}", **place)
 
 
 class WriteFailed(UserError):
-    """The storage did not take what threads were writing to it."""
+    """The storage refused what threads were writing to it."""
 
 
 class Preempted(Exception):
@@ -62,7 +62,7 @@ class Preempted(Exception):
 
 
 def first_line(error: BaseException, limit: int | None = None) -> str:
-    """The first line of what an error says, or its type's name where it says nothing; at most `limit` characters."""
+    """The first line of an error's message, or its type's name if the message is empty; at most `limit` characters."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:limit]
 

@@ -1,7 +1,7 @@
 """Files of a run, in a local folder or under a URL such as gs://bucket/run (by etils' epath, which needs `gcsfs` for gs://).
 
-A store behind a URL writes whole objects: it cannot append, and it cannot rename a folder at once. Where a local file is
-appended to, an object is written again.
+A store behind a URL writes whole objects: it cannot append, and it cannot rename a folder atomically. Appending rewrites the
+object.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def modified(path: AnyPath) -> float:
 
 
 def write_text(path: AnyPath, text: str) -> None:
-    """Writes a whole file or none: a kill never leaves half of it."""
+    """Writes a file atomically: a kill never leaves half of it."""
     if is_remote(path):
         path.write_text(text)
         return
@@ -55,7 +55,7 @@ def write_text(path: AnyPath, text: str) -> None:
 
 
 def write_json(path: AnyPath, value: Any) -> None:
-    """Writes `value` as readable JSON, whole or not at all."""
+    """Writes `value` as readable JSON, atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
@@ -74,7 +74,7 @@ def read_json(path: AnyPath) -> Any:
 
 
 def append(path: AnyPath, data: bytes) -> None:
-    """Appends and syncs; behind a URL all that is there is written again with `data` at its end."""
+    """Appends and syncs; behind a URL, the whole object is written again with `data` at its end."""
     if is_remote(path):
         path.write_bytes((path.read_bytes() if path.exists() else b"") + data)
         return
@@ -84,36 +84,25 @@ def append(path: AnyPath, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def whole_lines(path: AnyPath) -> tuple[list[bytes], bool]:
-    """The lines of a file that is appended to, and whether there was one more that a kill left without its end.
-
-    That one is not among them, and in a local file it is cut off.
-    """
-    *lines, rest = path.read_bytes().split(b"\n")
-    if rest and not is_remote(path):
-        os.truncate(path, sum(len(line) + 1 for line in lines))
-    return lines, bool(rest)
-
-
 @contextlib.contextmanager
 def told_if_refused(path: epath.PathLike, *, problem: str = "cannot be written") -> Iterator[None]:
-    """Raises `WriteFailed`, that `path` has this problem, for whatever a store's client or orbax raises."""
+    """Turns any exception of a store's client or of orbax into a `WriteFailed` that names `path`."""
     try:
         yield
     except Exception as error:
         raise WriteFailed(
             f"{problem} ({type(error).__name__}: {first_line(error, 200)})",
             file=path,
-            remedy="see to the storage, and the same command continues from the last checkpoint",
+            remedy="check the storage; the same command continues from the last checkpoint",
         ) from error
 
 
 class Log:
     """A text file that grows by lines.
 
-    Locally a line is with the operating system when `write` returns. Behind a URL everything is written again, at most
-    every 30 seconds, and by `sync` and `close`: a kill loses at most the lines of that time. All three raise `WriteFailed` when
-    the store takes nothing.
+    Locally the operating system has a line when `write` returns. Behind a URL the whole object is written again, at most
+    every 30 seconds and by `sync` and `close`, so a kill loses at most the lines of that time. All three raise `WriteFailed`
+    if the store refuses.
     """
 
     def __init__(self, path: AnyPath):
@@ -156,9 +145,9 @@ class Log:
 
 @functools.cache
 def fetched(path: str) -> str:
-    """A local folder with the files of the folder at a URL, copied once a process and removed at its end.
+    """A local copy of the folder at a URL, made once per process and removed at its end.
 
-    Anything else, such as a local path or a hub id, is returned as it is.
+    Anything else, such as a local path or a hub id, is returned unchanged.
     """
     if not is_remote(path):
         return path

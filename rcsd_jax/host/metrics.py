@@ -1,4 +1,4 @@
-"""Where numbers go: a JSONL, TensorBoard event files (tensorboardX), and progress bars."""
+"""Outputs for numbers: a JSONL file, TensorBoard event files (tensorboardX), and progress bars."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rcsd_jax.host import multihost
 from rcsd_jax.host.console import Console, printable
 from rcsd_jax.host.files import AnyPath, Log, is_remote, told_if_refused, write_text
 
-_programs = {"made": 0, "read": 0}  # "made" counts those that were read as well
+_programs = {"made": 0, "read": 0}  # "made" also counts programs read from the cache
 
 
 def _count_made(event: str, duration_secs: float, **_: str | int) -> None:
@@ -35,15 +35,15 @@ jax.monitoring.register_event_listener(_count_read)
 
 
 def compilations() -> int:
-    """How many programs XLA has compiled in this process so far; those read from the folder of kept programs do not count."""
+    """The number of programs that XLA has compiled in this process so far, without those read from the cache."""
     return _programs["made"] - _programs["read"]
 
 
 class MetricWriter:
-    """Appends scalars per step to `metrics.jsonl` and to TensorBoard event files in `directory`; process 0 alone does.
+    """Appends scalars per step to `metrics.jsonl` and to TensorBoard event files in `directory`, in process 0 only.
 
-    A resumed run continues at `first_step`: what an interrupted run logged from there on is dropped, so that the file
-    reads like that of an uninterrupted run.
+    A resumed run continues at `first_step`: later rows of the interrupted run are dropped, so that the file looks like
+    that of an uninterrupted run.
     """
 
     def __init__(self, directory: AnyPath, *, first_step: int):
@@ -54,7 +54,7 @@ class MetricWriter:
         path = directory / "metrics.jsonl"
         _keep_steps_before(path, first_step)
         self._log = Log(path)
-        # Behind a URL event files are written locally, and copied when they are complete.
+        # For a URL, event files are written locally and copied once they are complete.
         self._copy_to = directory / "tensorboard" if is_remote(directory) else None
         self._folder = Path(tempfile.mkdtemp(prefix="rcsd_jax_")) if self._copy_to else directory / "tensorboard"
         self._events = tensorboardX.SummaryWriter(str(self._folder), purge_step=first_step or None)
@@ -68,7 +68,7 @@ class MetricWriter:
             self._events.add_scalar(name, value, step)
 
     def sync(self) -> None:
-        """What was written to `metrics.jsonl` outlasts whatever happens to this machine."""
+        """Makes the rows of `metrics.jsonl` durable: they survive the loss of this machine."""
         if self._writes:
             self._log.sync()
 
@@ -94,7 +94,7 @@ class MetricWriter:
 
 
 def read_metrics(directory: AnyPath) -> list[dict[str, float]]:
-    """The rows of `metrics.jsonl`; a line that a kill left unfinished, or that is no row, is not one of them."""
+    """The rows of `metrics.jsonl`, without unfinished lines and lines that are not rows."""
     rows = []
     for line in (directory / "metrics.jsonl").read_bytes().split(b"\n"):
         try:
@@ -114,7 +114,7 @@ def _keep_steps_before(path: AnyPath, first_step: int) -> None:
 
 
 class Progress:
-    """A progress bar with tokens/s and ETA; on a stream that is no terminal, a line now and then instead."""
+    """A progress bar with tokens/s and ETA; if the stream is not a terminal, an occasional line instead."""
 
     def __init__(self, console: Console, title: str, total: int, *, done: int = 0, every_s: float = 15.0):
         self._console, self._title, self._total, self._every_s = console, title, total, every_s
@@ -141,12 +141,12 @@ class Progress:
         self._line()
 
     def extend(self, count: int) -> None:
-        """`count` more units are to be done than was said."""
+        """Adds `count` units to the total."""
         self._total += count
         self._bar.update(self._task, total=self._total)
 
     def advance(self, count: int, tokens: int, note: str = "") -> None:
-        """`count` more units are done, in which `tokens` tokens were sampled."""
+        """Adds `count` finished units, in which `tokens` tokens were sampled."""
         self._done += count
         self._tokens += tokens
         self._note = f"{self._tokens / max(time.monotonic() - self._start, 1e-9):,.0f} tokens/s  {note}"

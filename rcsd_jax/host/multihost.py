@@ -8,11 +8,18 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from rcsd_jax.host.errors import Preempted, UserError
+from rcsd_jax.host.files import AnyPath
+from rcsd_jax.host.keyed_log import KeyedLog
+
+T = TypeVar("T")
+L = TypeVar("L", bound=KeyedLog)
 
 
 def is_main() -> bool:
@@ -51,6 +58,42 @@ def gather(value: Any) -> list[Any]:
 def largest(number: int) -> int:
     """The largest of the processes' numbers (int32)."""
     return number if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def agreed(make: Callable[[], T], *, everywhere: bool = False) -> T:
+    """What `make()` returns in process 0, where alone it is called; in every process. `everywhere`: each has its own.
+
+    An error that ends a run in one line is raised in every process, so that none waits for another.
+    """
+
+    def attempt() -> tuple[Any, Any]:
+        try:
+            return make(), None
+        except UserError as error:
+            known = ("problem", "remedy", "file", "row", "field", "value")
+            return None, (type(error), {name: getattr(error, name) for name in known})
+        except Preempted as stopped:
+            return None, (Preempted, {"state": str(stopped), "signal": stopped.signal})
+
+    if everywhere:
+        value, problem = attempt()
+        problem = next((one for one in gather(problem) if one), None)
+    else:
+        value, problem = from_main(attempt)
+    if problem is None:
+        return value
+    kind, fields = problem
+    first = next(iter(fields))
+    raise kind(fields.pop(first), **fields)
+
+
+def held_by_all(open_log: Callable[[AnyPath | None], L], path: AnyPath) -> L:
+    """A log at `path`: process 0 keeps the file, and the others hold the same values in memory."""
+    log = agreed(lambda: open_log(path if is_main() else None), everywhere=True)
+    held = from_main(lambda: list(log.items()))
+    if not is_main():
+        log.put_batch(held)
+    return log
 
 
 def shared(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""A directory of a model or adapter that appears, or takes an older one's place, complete or not at all."""
+"""Writes the directory of a model or adapter atomically: the complete directory appears, or none."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rcsd_jax.host.files import AnyPath, as_path, is_remote
 def replaced_directory(directory: str | os.PathLike) -> Iterator[AnyPath]:
     """Yields an empty directory to fill, which takes the name `directory` when the block ends without an exception.
 
-    A kill leaves the old directory or the new one, never a mixture; what it may leave is a hidden sibling, removed by
-    the next call. Between the two renames of a replacement the old one is the sibling `.NAME.old`. Behind a URL, where
-    folders cannot be renamed, the files are written in their place, and a kill leaves some of them.
+    A kill leaves the old directory or the new one, never a mixture. It may leave a hidden sibling, which the next call
+    removes. Between the two renames of a replacement, the old directory is the sibling `.NAME.old`. Folders behind a URL
+    cannot be renamed: files are written in place, and a kill leaves some of them.
 
     Raises:
       UserError: `directory` exists and is not a model or adapter that a save may replace.

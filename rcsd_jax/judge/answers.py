@@ -1,9 +1,8 @@
-"""From what a judge wrote to decisions: lenient about what stands around the JSON, strict about what it decides.
+"""Reads decisions from a judge's text: lenient about text around the JSON, strict about the decisions.
 
-Thinking blocks, prose and code fences are passed over, LaTeX backslashes and spare commas mended. A decision is JSON's true
-or false: "yes", "true" and 1 are not taken, since the judge is asked again at little cost and a misread one would be a
-wrong score. Every criterion is decided exactly once, or the whole answer is of no use; an answer that gives its decisions
-twice must give the same ones.
+Thinking blocks, prose and code fences are skipped; LaTeX backslashes and spare commas are repaired. A decision is JSON's true or
+false. "yes", "true" and 1 are refused: asking again costs little, and a misread decision is a wrong score. An answer that does
+not decide every criterion exactly once is rejected. An answer that gives its decisions twice must repeat them.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ _MAX_REPAIRS = 10  # a judge caught in a loop opens thousands of objects, and ea
 
 
 class Verdict(NamedTuple):
-    """One decision and what the judge gave as its reason."""
+    """One decision and the judge's reason."""
 
     decision: bool
     reason: str
 
 
 class Unreadable(NamedTuple):
-    """An answer that decides nothing, and why: words of this module alone, nothing of what the judge wrote."""
+    """An answer that decides nothing, and why. The words are this module's; they quote nothing that the judge wrote."""
 
     problem: str
 
@@ -37,7 +36,7 @@ def read(text: str, names: Sequence[str]) -> list[Verdict] | Unreadable:
 
     Args:
       text: what the judge wrote.
-      names: for each criterion that was asked about, the field of its decision.
+      names: for each criterion that was asked about, the field that holds its decision.
 
     Examples:
       >>> read('Verdict: {"criterion": 1, "reason": "It does.", "met": true}', ["met"])
@@ -61,7 +60,7 @@ def read(text: str, names: Sequence[str]) -> list[Verdict] | Unreadable:
 
 
 def _decoded(body: str) -> Iterator[Any]:
-    """Every outermost JSON value that decodes as it stands."""
+    """Every outermost JSON value that decodes without changes."""
     at = 0
     while (start := _START.search(body, at)) is not None:
         try:
@@ -72,7 +71,7 @@ def _decoded(body: str) -> Iterator[Any]:
 
 
 def _repaired(body: str) -> Iterator[Any]:
-    """JSON values that decode after their text is mended."""
+    """JSON values that decode after their text is repaired."""
     for start in list(_START.finditer(body))[:_MAX_REPAIRS]:
         try:
             yield _DECODER.decode(repair(body[start.start() :])[0])

@@ -1,4 +1,4 @@
-"""What it means to ask a model: prompts go in, answers come back one by one. An endpoint and a local model fit both."""
+"""The interface for asking a model: prompts go in, answers come back one by one. An endpoint and a local model implement it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 
 class Answer(NamedTuple):
-    """What came of one prompt.
+    """The outcome of one prompt.
 
     Attributes:
-      text: what the model wrote; None where there is no answer, and then `problem` says why.
+      text: the model's text; None if there is no answer, and then `problem` says why.
       problem: see `text`.
       cut: the text ended at the length limit.
-      requests: how often the prompt was sent to get here.
+      requests: how often the prompt was sent.
       input_tokens, output_tokens: as the endpoint counted them, over all `requests`.
-      uncounted: replies that came without such a count.
+      uncounted: replies without such a count.
     """
 
     text: str | None
@@ -37,7 +37,7 @@ Ask = Callable[[Sequence[str], Receive, Callable[[], None]], None]
 def in_batches(write: Callable[[Sequence[str]], Sequence[str | Answer]], batch_size: int) -> Ask:
     """Asks a function from prompts to texts, such as a local model, `batch_size` prompts at a time.
 
-    Where there is more to say than a text (it was cut, the prompt is too long for the model), `write` gives an Answer.
+    If a text is not enough (it was cut, or the prompt is too long for the model), `write` returns an Answer.
     """
 
     def ask(prompts: Sequence[str], receive: Receive, stop: Callable[[], None]) -> None:
@@ -51,16 +51,16 @@ def in_batches(write: Callable[[Sequence[str]], Sequence[str | Answer]], batch_s
 
 
 class Usage(NamedTuple):
-    """What answers took.
+    """The cost of answers.
 
     Attributes:
-      asked: prompts that were asked, re-asks among them.
+      asked: prompts that were asked, including repeats.
       reasked: how many of these repeated a prompt whose answer could not be read.
-      cached: prompts whose answer was there already.
-      unanswered: prompts of those asked that got no answer.
-      requests: requests sent, repeated ones among them.
+      cached: prompts whose answer was already in the cache.
+      unanswered: prompts that were asked and got no answer.
+      requests: requests sent, including repeats.
       input_tokens, output_tokens: what the endpoint counted.
-      uncounted: replies without a count: where it is not 0, tokens and cost are too low.
+      uncounted: replies without a count; if it is not 0, tokens and cost are too low.
       cost: US dollars; None without prices.
     """
 
@@ -83,10 +83,10 @@ def usage_of(
     reasked: int = 0,
     cached: int = 0,
 ) -> Usage:
-    """Adds answers up; of all that an `AnswerCache` holds, what its file has cost over all runs.
+    """Adds answers up. For all answers of an `AnswerCache`, this is the cost of its file over all runs.
 
     Args:
-      answers: those that were asked for.
+      answers: the answers to add up.
       input_price, output_price: US dollars per million tokens.
       reasked, cached: see `Usage`.
     """

@@ -1,17 +1,17 @@
 """A judge behind an OpenAI-compatible endpoint: many prompts at once, with retries, limits and time-outs.
 
-What a reply means:
+How a reply is treated:
 
-    200 with a choice                                an answer, whatever stands in it
-    401, 402, 403, 404, 429 without quota left       the run ends with one line: another try would not help
+    200 with a choice                                an answer, whatever its content
+    401, 402, 403, 404, 429 without quota left       the run ends with one line, because another try would not help
     408, 409, 429, 5xx, no connection, time-out,
     200 without a choice or not in JSON              tried again after a growing pause, or after `Retry-After`
     400 and the like                                 no answer to this prompt; the others go on
 
-A prompt whose tries are used up gets no answer. When that happens to many in a row the run ends with one line.
+A prompt whose tries are used up gets no answer. If that happens to many prompts in a row, the run ends with one line.
 
-The key is read from the environment and kept in this object alone. What servers say of an error is shortened, and cleared of
-the key, before it is shown; what they say of a rejected key is not shown, as they repeat parts of it.
+The key is read from the environment and kept only in this object. A server's error message is shortened and cleared of the key
+before it is shown. The message about a rejected key is not shown, because servers repeat parts of the key.
 """
 
 from __future__ import annotations
@@ -35,30 +35,31 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.judge.asking import Answer, Receive
 from rcsd_jax.judge.pace import Pace
 
-_POLL_S = 0.1  # how long a request to stop may go unheard
+_POLL_S = 0.1  # how long a stop request may wait until it is noticed
 _HOPELESS = 20  # prompts in a row without an answer that end the run
-_LONGEST_RETRY_AFTER_S = 300.0  # a quota that returns tomorrow is no reason to sit and wait
-_SHORTEST_SECRET = 8  # shorter keys, such as "none" for a local server, are words that texts may hold
+_LONGEST_RETRY_AFTER_S = 300.0  # do not wait for a quota that returns tomorrow
+_SHORTEST_SECRET = 8  # shorter keys, such as "none" for a local server, may occur as words in texts
 
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """How a judge is reached and asked.
+    """How to reach a judge and how to ask it.
 
     Attributes:
       model: its name at the endpoint.
       base_url: the endpoint, up to and without /chat/completions.
-      key_variable: the environment variable that holds the key; empty for an endpoint that wants none.
+      key_variable: the environment variable that holds the key; empty for an endpoint without keys.
       temperature, seed, max_tokens: as in the request; None leaves them out. A judge that thinks needs more `max_tokens`.
       extra: further fields of the request's body, JSON values and no secrets, such as
         {"response_format": {"type": "json_object"}} or {"max_completion_tokens": 4096}.
-      concurrency: requests under way at most.
+      concurrency: the largest number of requests at a time.
       timeout_s: seconds for one try, from sending to the last byte.
       retries: tries after the first.
-      backoff_s: seconds before the second try; they double with each, up to `longest_backoff_s`, and up to half of them,
-        by chance, is left out.
-      requests_per_minute: at most, tries counted; None for no limit.
-      tokens_per_minute: about, in and out; None for no limit. What a request will use is guessed from those before it.
+      backoff_s: seconds before the second try. They double with each try, up to `longest_backoff_s`; a random part of up to
+        half is left out.
+      requests_per_minute: a limit that counts tries; None for no limit.
+      tokens_per_minute: an approximate limit, input and output; None for no limit. A request's tokens are estimated from
+        earlier requests.
     """
 
     model: str
@@ -92,14 +93,14 @@ class Endpoint:
     """Asks the endpoint; an `asking.Ask`.
 
     Attributes:
-      identity: all that decides what it answers to a prompt, as `cache.key_of` takes it.
+      identity: everything that decides its answer to a prompt, as `cache.key_of` takes it.
     """
 
     def __init__(self, settings: EndpointSettings):
         """Reads the key; nothing is sent.
 
         Raises:
-          UserError: the openai package or the key is missing, or a setting cannot be.
+          UserError: the openai package or the key is missing, or a setting is invalid.
         """
         _check(settings)
         self._settings, self._key, self._openai = settings, _key(settings.key_variable), _openai_package()
@@ -111,17 +112,17 @@ class Endpoint:
         self.identity = {"base_url": settings.base_url.rstrip("/"), **self._body, "extra": dict(settings.extra)}
         self._requests, self._tokens = Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute)
         self._answered = self._answered_tokens = self._failed_in_a_row = 0
-        self._random = random.Random()  # pauses alone depend on it
+        self._random = random.Random()  # only pauses depend on it
 
     def __call__(self, prompts: Sequence[str], receive: Receive, stop: Callable[[], None]) -> None:
-        """See `asking.Ask`. Requests under way when `stop` raises are given up, and their answers lost.
+        """See `asking.Ask`. If `stop` raises, open requests are abandoned and their answers are lost.
 
         Raises:
           UserError: see the module.
         """
         arrived: queue.SimpleQueue = queue.SimpleQueue()
         halted = threading.Event()
-        # A thread of its own, as a notebook's main thread has an event loop running already.
+        # A thread of its own, because a notebook's main thread already runs an event loop.
         with ThreadPoolExecutor(1, "judge") as thread:
             asking = thread.submit(asyncio.run, self._ask(prompts, arrived, halted))
             asking.add_done_callback(lambda _: arrived.put(None))  # wakes the loop below
@@ -161,7 +162,7 @@ class Endpoint:
                 await asyncio.gather(*workers, return_exceptions=True)
 
     async def _answer(self, client: Any, prompt: str) -> Answer:
-        """One prompt, tried as often as the settings allow."""
+        """Asks one prompt, as often as the settings allow."""
         settings = self._settings
         tokens, uncounted = [0, 0], 0
         for attempt in range(settings.retries + 1):
@@ -189,14 +190,14 @@ class Endpoint:
             pause = min(settings.backoff_s * 2**attempt, settings.longest_backoff_s) * self._random.uniform(0.5, 1.0)
             await asyncio.sleep(pause)
         assert isinstance(reply, _Failed), "an answer has been returned"
-        # A prompt that was refused says nothing of the others: a run that continues may have such prompts alone to ask.
+        # A refused prompt says nothing about the others: a run that continues may have only such prompts left.
         self._failed_in_a_row += reply.retry
         if self._failed_in_a_row >= _HOPELESS:
             raise self._hopeless(f"the judge's endpoint answered none of {_HOPELESS} prompts in a row", reply.problem)
         return Answer(None, f"no answer after {spent['requests']} tries: {reply.problem}", **spent)
 
     async def _try(self, client: Any, prompt: str) -> Answer | _Failed:
-        # What the client raises holds the request with the key: nothing of it may be a cause or context of what we raise.
+        # The client's exceptions hold the request with the key, so they must not be the cause or context of ours.
         openai, settings = self._openai, self._settings
         try:
             async with asyncio.timeout(settings.timeout_s):
@@ -214,7 +215,7 @@ class Endpoint:
         return self._read(reply)
 
     def _read(self, reply: Any) -> Answer | _Failed:
-        """The client checks no types, and servers differ in what they leave out."""
+        """Reads a reply carefully: the client checks no types, and servers leave out different fields."""
         usage = getattr(reply, "usage", None)
         fields = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
         counts = [count for count in fields if isinstance(count, int)]
@@ -236,7 +237,7 @@ class Endpoint:
         )
 
     def _refusal(self, error: Any) -> _Failed:
-        """What a status other than 2xx means."""
+        """The failure that a status other than 2xx stands for."""
         status, settings = error.status_code, self._settings
         if status in (401, 403):
             problem, variable = f"the judge's endpoint rejects the key (status {status})", settings.key_variable
@@ -262,11 +263,11 @@ class Endpoint:
             f"{what} ({problem})",
             field="judge.base_url",
             value=self._settings.base_url,
-            remedy="see to the endpoint and repeat the command: what was answered is kept",
+            remedy="check the endpoint and repeat the command: the answers so far are kept",
         )
 
     def _clean(self, said: Any) -> str:
-        """What a server says, fit for one line."""
+        """A server's message, shortened to one line."""
         text = " ".join(self._without_key(str(said)).split())
         return text if len(text) <= 200 else text[:199] + "…"
 
@@ -280,7 +281,7 @@ def _receive(item: tuple[int, Answer] | None, receive: Receive) -> None:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for, as a number or as a date; 0 without one that can be read."""
+    """Seconds that a Retry-After header asks for, as a number or as a date; 0 if it is missing or unreadable."""
     if value is None:
         return 0.0
     with contextlib.suppress(TypeError, ValueError):
@@ -296,17 +297,17 @@ def _key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(
-            f"the environment variable {variable}, which is to hold the judge's key, is not set",
+            f"the environment variable {variable}, which should hold the judge's key, is not set",
             field="judge.key_variable",
             value=variable,
-            remedy=f"export {variable}=…, name another variable, or leave it empty for an endpoint that wants no key",
+            remedy=f"export {variable}=…, name another variable, or leave it empty for an endpoint without keys",
         )
     if not (key.isascii() and key.isprintable()):
         raise UserError(
-            "the judge's key holds characters that no header can carry",
+            "the judge's key has characters that a header cannot hold",
             field="judge.key_variable",
             value=variable,
-            remedy="set it to the key alone",
+            remedy="set it to the key and nothing else",
         )
     return key
 
@@ -320,7 +321,7 @@ def _openai_package() -> Any:
             field="judge.base_url",
             remedy="pip install 'rcsd_jax[judge]'",
         ) from None
-    # At DEBUG they log a reply's headers, and a server may repeat the key there; at INFO they log every request.
+    # At DEBUG the clients log a reply's headers, and a server may repeat the key there; at INFO they log every request.
     for name in ("openai", "httpx", "httpcore", "httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return openai
@@ -328,7 +329,7 @@ def _openai_package() -> Any:
 
 def _check(settings: EndpointSettings) -> None:
     place = urlsplit(settings.base_url)
-    # The value is not shown where it may hold a password.
+    # The value is not shown if it may hold a password.
     if place.username or place.password:
         problem, remedy = "the URL holds a user or a password", "put the key into the environment (judge.key_variable)"
         raise UserError(problem, field="judge.base_url", remedy=remedy)

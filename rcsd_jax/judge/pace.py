@@ -1,4 +1,4 @@
-"""So much a minute: evenly spaced turns for requests or tokens."""
+"""A limit per minute: evenly spaced turns for requests or tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 class Pace:
-    """Lets an amount per minute through, one turn after the other; all at once where the amount is None."""
+    """Lets an amount per minute through, one turn after the other; everything at once if the amount is None."""
 
     def __init__(self, per_minute: float | None):
         self._seconds = 0.0 if per_minute is None else 60.0 / per_minute
@@ -21,9 +21,9 @@ class Pace:
         await asyncio.sleep(begin - now)
 
     def add(self, amount: float) -> None:
-        """Counts what was used beyond what a turn asked for, negative where it was less."""
+        """Counts the use beyond what a turn asked for; negative if it was less."""
         self._free += amount * self._seconds
 
     def pause(self, seconds: float) -> None:
-        """Lets nothing new through for so long."""
+        """Lets nothing new through for this time."""
         self._free = max(self._free, time.monotonic() + seconds)

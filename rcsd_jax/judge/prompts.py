@@ -1,4 +1,4 @@
-"""What the judge reads: a question, the answer to grade, and one or several numbered criteria."""
+"""The judge's prompt: a question, the answer to grade, and one or several numbered criteria."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ reason, and then true or false:
 def decision_name(criterion: Criterion) -> str:
     """The JSON field of a criterion's decision: "met", or "fault" for a Pitfall.
 
-    Pitfalls are worded both ways ("Says that …", "Avoids saying that …"), and "met" would be read both ways. A field of
-    its own says which is meant, and an answer with the other field is not taken for one.
+    Pitfalls are worded both ways ("Says that …", "Avoids saying that …"), so "met" would be ambiguous. A separate field
+    makes the meaning clear, and an answer with the wrong field is refused.
     """
     return "fault" if criterion.weight < 0 else "met"
 
@@ -34,7 +34,7 @@ def decision_name(criterion: Criterion) -> str:
 def prompt_for(question: str, completion: str, criteria: Sequence[Criterion]) -> str:
     """The text of the user message that asks about the criteria, which are numbered from 1. Nothing is cut.
 
-    All prompts for one completion are equal up to the criteria, so that a server can reuse what it computed.
+    All prompts for one completion are equal up to the criteria, so a server can reuse its computation.
 
     Args:
       question: what was asked.
@@ -42,7 +42,7 @@ def prompt_for(question: str, completion: str, criteria: Sequence[Criterion]) ->
       criteria: those to decide in this call.
     """
     texts = {"question": _sound(question), "answer": _sound(completion)}
-    # A text cannot end its own block: it would have to hold its own hash.
+    # A text cannot end its own block: it would have to contain its own hash.
     mark = hashlib.sha256("\0".join(texts.values()).encode()).hexdigest()[:12]
     blocks = [f"<{name}-{mark}>\n{text}\n</{name}-{mark}>\n" for name, text in texts.items()]
     lines = [f"{i}. {_shown(criterion)}" for i, criterion in enumerate(criteria, start=1)]
@@ -55,11 +55,11 @@ def prompt_for(question: str, completion: str, criteria: Sequence[Criterion]) ->
 
 
 def again(prompt: str, problem: str, attempt: int) -> str:
-    """The same prompt once more, after an answer that could not be read. A greedy judge would otherwise repeat itself.
+    """The same prompt again, after an unreadable answer. Without the added words, a greedy judge would repeat itself.
 
     Args:
-      prompt: as it was asked first.
-      problem: why the last answer was of no use.
+      prompt: the first prompt.
+      problem: why the last answer could not be used.
       attempt: 1 for the first repetition.
     """
     return f"{prompt}\n\n(Repeated, {attempt}: the last reply was of no use, {problem}. Write the JSON alone.)"
@@ -71,5 +71,5 @@ def _shown(criterion: Criterion) -> str:
 
 
 def _sound(text: str) -> str:
-    """Lone surrogates, which cannot be sent, replaced."""
+    """Replaces lone surrogates, which cannot be sent."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rcsd_jax.losses import _check_log_probs, _count, _number, _shape  # of arguments: one contract
+from rcsd_jax.losses.array_checks import check_log_probs, shape
+from rcsd_jax.losses.options import number, whole_number
 
 _SMALL = 1e-4  # added to a group's deviation, TRL's value
 
@@ -38,8 +39,8 @@ def group_advantages(rewards: ArrayLike, *, group_size: int, scale: bool = True)
     """
     rewards = jnp.asarray(rewards)
     if rewards.ndim != 1:
-        raise ValueError(f"rewards must be [B], got {_shape(rewards)}")
-    if rewards.shape[0] % _count("group_size", group_size):
+        raise ValueError(f"rewards must be [B], got {shape(rewards)}")
+    if rewards.shape[0] % whole_number("group_size", group_size):
         raise ValueError(f"group_size must divide the {rewards.shape[0]} rewards, got {group_size!r}")
     grouped = jax.lax.stop_gradient(rewards.astype(jnp.float32)).reshape(-1, group_size)
     graded = ~jnp.isnan(grouped)
@@ -82,10 +83,10 @@ def clipped_policy_loss(
       >>> [round(x, 3) for x in clipped_policy_loss(log_probs, sampler, jnp.array([-1.0]))[0].tolist()]
       [2.0, 1.0]
     """
-    low, high = _number("clip_low", clip_low), _number("clip_high", clip_high)
-    _check_log_probs(log_probs=log_probs, sampler_log_probs=sampler_log_probs)
+    low, high = number("clip_low", clip_low), number("clip_high", clip_high)
+    check_log_probs(log_probs=log_probs, sampler_log_probs=sampler_log_probs)
     if log_probs.ndim != 2 or advantages.shape not in (log_probs.shape, log_probs.shape[:1]):
-        shapes = f"log_probs {_shape(log_probs)} and advantages {_shape(advantages)}"
+        shapes = f"log_probs {shape(log_probs)} and advantages {shape(advantages)}"
         raise ValueError(f"log_probs must be [B, T] and advantages [B] or [B, T], got {shapes}")
     old = jax.lax.stop_gradient(sampler_log_probs.astype(jnp.float32))
     advantages = jax.lax.stop_gradient(advantages.astype(jnp.float32))
@@ -104,6 +105,6 @@ def reference_kl(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Ar
       >>> [round(x, 3) for x in reference_kl(model, reference)[0].tolist()]  # the second: 2 - log 2 - 1
       [0.0, 0.307]
     """
-    _check_log_probs(log_probs=log_probs, reference_log_probs=reference_log_probs)
+    check_log_probs(log_probs=log_probs, reference_log_probs=reference_log_probs)
     difference = jax.lax.stop_gradient(reference_log_probs.astype(jnp.float32)) - log_probs.astype(jnp.float32)
     return jnp.expm1(difference) - difference

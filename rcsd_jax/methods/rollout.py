@@ -82,16 +82,16 @@ class Scored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Static choices of a run (METHOD: divergences). `divergence`: options of `losses.score_from_hidden`."""
+    """Static choices of a run."""
 
     sampling: SamplingConfig
-    divergence: tuple[tuple[str, Any], ...]  # a dict's items, so that the options hash as static arguments
+    divergence: losses.DivergenceOptions = losses.DivergenceOptions()
     temperature: float = 1.0
     chunk_size: int = 512
     source: str = "student"  # who writes the completions: "student", "teacher", or "reference", the data
     reduction: str = "tokens"  # how tokens weigh: `losses.token_weights`
     guidance: float = 0.0  # how far the teacher is pushed along what its privileged context changes
-    policy: tuple[tuple[str, Any], ...] = ()  # options of `methods.grpo`, likewise a dict's items
+    policy: tuple[tuple[str, Any], ...] = ()  # options of `methods.grpo`, a dict's items, so that they hash
     reason_tokens: int = 0  # longest analysis that the teacher writes first; 0: none
     importance_clip: float | None = None  # truncated importance weight of trainer against sampler
     mask_cut: bool = False  # leave completions that hit the length limit out of the loss

@@ -43,7 +43,7 @@ def loss_and_sums(
         temperature=options.temperature,
         sampler_log_probs=samples.log_probs,
         importance_clip=options.importance_clip,
-        **dict(options.divergence),
+        **vars(options.divergence),
     )
     token_loss = scores.divergence  # [B, N]
     if options.importance_clip is not None:

@@ -33,7 +33,7 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Compilation:
     """What the compiler says of a program.
 
     Attributes:
@@ -51,7 +51,7 @@ class Answer:
     kept: bool = False
 
 
-def ask(lowered: jax.stages.Lowered, devices: Sequence[Any], folder: Path | None = None) -> Answer:
+def ask(lowered: jax.stages.Lowered, devices: Sequence[Any], folder: Path | None = None) -> Compilation:
     """The compiler's answer, read from `folder` if an earlier plan left it there.
 
     Args:
@@ -71,21 +71,21 @@ def ask(lowered: jax.stages.Lowered, devices: Sequence[Any], folder: Path | None
     return answer
 
 
-def _compile(lowered: jax.stages.Lowered) -> Answer:
+def _compile(lowered: jax.stages.Lowered) -> Compilation:
     began = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Answer("", None, str(error), time.monotonic() - began)
+        return Compilation("", None, str(error), time.monotonic() - began)
     m = compiled.memory_analysis()
     text = compiled.as_text()
     assert m is not None and text is not None, "the TPU compiler gives both"
     results = m.output_size_in_bytes - m.alias_size_in_bytes
     needed = m.argument_size_in_bytes + m.temp_size_in_bytes + results
     memory = Memory(m.argument_size_in_bytes, m.temp_size_in_bytes, results, m.peak_memory_in_bytes, needed)
-    return Answer(text, memory, "", time.monotonic() - began)
+    return Compilation(text, memory, "", time.monotonic() - began)
 
 
 def _key(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> str:
@@ -98,16 +98,16 @@ def _key(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> str:
     return hashed.hexdigest()
 
 
-def _read(path: Path) -> Answer | None:
+def _read(path: Path) -> Compilation | None:
     try:
         fields = json.loads(gzip.decompress(path.read_bytes()))
         memory = fields.pop("memory")
-        return Answer(**fields, memory=Memory(**memory) if memory else None, kept=True)
+        return Compilation(**fields, memory=Memory(**memory) if memory else None, kept=True)
     except (OSError, EOFError, ValueError, KeyError, TypeError):  # not there, torn, or of another version
         return None
 
 
-def _write(path: Path, answer: Answer) -> None:
+def _write(path: Path, answer: Compilation) -> None:
     """Writes the whole file or nothing; a disk that takes no more is no reason for a plan to fail."""
     fields = dataclasses.asdict(answer)
     del fields["kept"]

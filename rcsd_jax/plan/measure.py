@@ -12,10 +12,13 @@ from pathlib import Path
 import jax
 
 from rcsd_jax.host.errors import UserError, first_line
-from rcsd_jax.plan import cost, hlo, model_flops
+from rcsd_jax.plan import hlo, model_flops
 from rcsd_jax.plan.chips import VMEM_OVER_HBM, Chip, Interconnect
-from rcsd_jax.plan.compiler import Answer, Memory, ask
+from rcsd_jax.plan.compiler import Compilation, Memory, ask
+from rcsd_jax.plan.cost import Cost
+from rcsd_jax.plan.pricing import cost_of
 from rcsd_jax.plan.programs import Plan, Program
+from rcsd_jax.plan.rates import Rates
 
 KERNEL_EFFICIENCY = 0.5
 """Share of the peak that Pallas kernels are taken to reach; attention kernels are published at 40 to 60%."""
@@ -40,7 +43,7 @@ class Measured:
     memory: Memory | None
     refused: str
     needed: float | None
-    cost: cost.Cost
+    cost: Cost
     model_flops: float | None
     bandwidth_bound: float | None
     compile_seconds: float
@@ -51,10 +54,10 @@ class Measured:
         return not self.refused
 
 
-def rates(chip: Chip, plan: Plan) -> cost.Rates:
+def rates(chip: Chip, plan: Plan) -> Rates:
     """What turns a chip's counts into seconds."""
     network = Interconnect(chip, list(plan.mesh.devices.flat))
-    return cost.Rates(chip.clock, chip.hbm, VMEM_OVER_HBM * chip.hbm, KERNEL_EFFICIENCY * chip.bf16, network.seconds)
+    return Rates(chip.clock, chip.hbm, VMEM_OVER_HBM * chip.hbm, KERNEL_EFFICIENCY * chip.bf16, network.seconds)
 
 
 def measure(
@@ -98,7 +101,7 @@ def compile_one(plan: Plan, name: str, folder: Path | None = None) -> tuple[Memo
     return answer.memory, answer.refused
 
 
-def _answer(plan: Plan, name: str, lowered: jax.stages.Lowered, folder: Path | None) -> Answer:
+def _answer(plan: Plan, name: str, lowered: jax.stages.Lowered, folder: Path | None) -> Compilation:
     try:
         return ask(lowered, list(plan.mesh.devices.flat), folder)
     except jax.errors.JaxRuntimeError as error:
@@ -121,12 +124,12 @@ def _measured(
     plan: Plan,
     chip: Chip,
     program: Program,
-    answer: Answer,
+    answer: Compilation,
     decode_steps: int | None,
 ) -> Measured:
-    spent = cost.Cost()
+    spent = Cost()
     if answer.text:
-        spent = cost.cost_of(hlo.parse(answer.text), rates(chip, plan), dynamic_trips=decode_steps)
+        spent = cost_of(hlo.parse(answer.text), rates(chip, plan), dynamic_trips=decode_steps)
     if decode_steps is not None and program.name == "decode":
         program = program._replace(runs=decode_steps)
     bound = (plan.weight_bytes + plan.cache_bytes) / chip.hbm if program.name == "decode" else None

@@ -27,7 +27,8 @@ from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.placement import check_divisible, lora_shardings, param_shardings, sampling_layout
 from rcsd_jax.models.weights import cast
 from rcsd_jax.plan import published
-from rcsd_jax.run import loop, running
+from rcsd_jax.roles import opened_model
+from rcsd_jax.run import loop
 from rcsd_jax.sampling import decoding
 from rcsd_jax.settings import config as configs
 
@@ -85,9 +86,9 @@ def decoder_config(config: ConfigDict) -> DecoderConfig:
     """
     path, settings = config.model.path, config.lora
     if Path(path).expanduser().is_dir():
-        shape = read_config(path, **running.precision(config))
+        shape = read_config(path, **opened_model.precision(config.model))
     elif path in published.PUBLISHED:
-        shape = config_of_fields(published.PUBLISHED[path], path, **running.precision(config))
+        shape = config_of_fields(published.PUBLISHED[path], path, **opened_model.precision(config.model))
     else:
         raise UserError(
             "neither a model directory nor a model whose shape is known here",
@@ -126,7 +127,7 @@ def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
     rows = sizes.batch // sizes.microbatches
     check_divisible(shape, mesh, {"train.batch_size / train.microbatches": rows})
     # No program depends on which tokens end a completion, only on how many there are.
-    model = running.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
+    model = opened_model.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
     params = _on(param_shardings(shape, mesh), abstract_params(shape))
     setup = loop.setup(model, params, config, mesh)
     if config.model.int8_weights:
@@ -161,7 +162,7 @@ class _Programs:
     """The trainer's functions with abstract arguments. The mesh is set while they are traced, as the trainer sets it."""
 
     def __init__(
-        self, config: ConfigDict, mesh: jax.sharding.Mesh, model: running.Model, setup: loop.Setup, sizes: Lengths
+        self, config: ConfigDict, mesh: jax.sharding.Mesh, model: opened_model.Model, setup: loop.Setup, sizes: Lengths
     ):
         self.config, self.mesh, self.model, self.setup, self.sizes = config, mesh, model, setup, sizes
         self.decoder, self.lora = model.decoder, bool(config.lora.rank)

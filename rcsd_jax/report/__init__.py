@@ -1,1 +1,1 @@
-"""A run as one HTML file: what it scored, how it got there, and its completions token by token."""
+"""A run as one HTML file: its scores, its curves, and its completions token by token."""

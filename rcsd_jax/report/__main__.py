@@ -6,7 +6,7 @@ import argparse
 import sys
 
 import rcsd_jax
-from rcsd_jax.cli import command_line
+from rcsd_jax.cli.run_program import without_torch
 from rcsd_jax.host.console import Console, to_stderr
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import as_path
@@ -15,16 +15,18 @@ from rcsd_jax.host.files import as_path
 def main(argv: list[str] | None = None) -> None:
     """The entry point."""
     parser = argparse.ArgumentParser(prog="python -m rcsd_jax.report", description="Writes WORKDIR/report.html.")
-    parser.add_argument("workdir", help="of a run, a folder or a URL")
-    parser.add_argument("--no-tokens", action="store_true", help="read no weights: completions without token scores")
+    parser.add_argument("workdir", help="the workdir of a run, a folder or a URL")
+    parser.add_argument(
+        "--no-tokens", action="store_true", help="do not load weights: show completions without token scores"
+    )
     parser.add_argument(
         "--version", action="version", help="print the version", version=f"rcsd_jax {rcsd_jax.__version__}"
     )
     flags = parser.parse_args(argv)
     if argv is None:
-        command_line.without_torch()
+        without_torch()
 
-    from rcsd_jax.report.write import write_report
+    from rcsd_jax.report.write import write_report  # it imports JAX, which takes seconds: flags are read before
 
     try:
         console = Console()

@@ -20,8 +20,8 @@ from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.report.tokens import Scores, score_tokens, write_analyses
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.attribution import attribution, leave_one_out
+from rcsd_jax.roles.opened_model import Model, load_weights, open_model
 from rcsd_jax.run import checkpoints, loop, preparation
-from rcsd_jax.run.running import Model, load_weights, open_model
 from rcsd_jax.sampling.decoding import Samples
 from rcsd_jax.settings import config as configs
 
@@ -122,9 +122,9 @@ def _samples(completions: Sequence[np.ndarray], cut: Sequence[bool], model: Mode
 
 def _weights(config: ConfigDict, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tuple[Model, Roles, Roles]:
     """The model, and both roles at the first and after the last step, as `stage.run_stage` and `train` have them."""
-    model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+    model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     decoder_config = model.decoder.config
-    params = frozen = load_weights(model, config, mesh)
+    params = frozen = load_weights(model, mesh)
     setup = loop.setup(model, params, config, mesh)
     if config.model.int8_weights:
         frozen = quantization.on_mesh(decoder_config, params, mesh)

@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file with all that it needs inside, from one JSON-able dict."""
+"""The page of a run: one self-contained HTML file, made from one JSON-able dict."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from rcsd_jax.rubrics.schema import normalised
 _FLOATS = ("divergence", "student_log_prob", "teacher_log_prob")
 _OF_TOKENS = ("tokens", *_FLOATS, "student_top", "teacher_top", "attribution")
 _STATUSES = ("strict", "salvaged", "rejected")
-_NONE = -32768  # stands for a number that is not there
+_NONE = -32768  # stands for a missing number
 _MILLI, _PER_PROBABILITY = 1000, 10_000
 # The parts of the script, in their order.
 _SCRIPT = ("elements", "theme", "charts", "scores", "tooltip", "completion", "examples", "navigation")
-_SIMILAR = 0.5  # share of words in common from which two criteria are shown beside each other
+_SIMILAR = 0.5  # share of common words from which two criteria are shown next to each other
 _METHODS = {
     "self_distillation": "Self-distillation",
     "self_distillation_and_grpo": "Self-distillation and GRPO",
@@ -42,22 +42,22 @@ _COUNTS = ("questions", "samples", "length")
 def render(data: Mapping[str, Any]) -> str:
     """The page as HTML.
 
-    Results, rubrics and settings are in its markup; curves, histograms and completions are drawn by its script from
-    three kinds of data blocks, so that a page of many completions opens at once:
+    Results, rubrics and settings are in its markup. Its script draws curves, histograms and completions from three kinds
+    of data blocks, so that a page of many completions opens at once:
 
-      `data`     JSON: what is small.
-      `pieces`   JSON: every distinct piece of a token, which blocks name by its place.
-      `tokens-N` one for each completion that was scored: base64 of zlib of little-endian arrays one after the other.
+      `data`     JSON: the small data.
+      `pieces`   JSON: every distinct piece of a token; blocks refer to pieces by index.
+      `tokens-N` one for each scored completion: base64 of zlib of little-endian arrays one after the other.
         Pieces [T] and likeliest pieces [2, T, M] are uint16, uint32 if there are more than 65536; then, as int16, divergence
         and student's and teacher's log-probability [3, T] in thousandths of a nat, probabilities [2, T, M] of 10000, and
         attribution [K, T] in thousandths of a nat. -32768 stands for a missing number; others end at +-32.767 nats.
 
     Args:
-      data: title, commands, made, versions and stages as `collect.collect` gives them. Whatever of a stage is missing or
-        empty is left out. Numbers that are not finite count as missing.
+      data: title, commands, made, versions and stages as `collect.collect` gives them. Missing or empty parts of a stage are
+        left out. Numbers that are not finite count as missing.
 
     Raises:
-      ValueError: scores of a completion are not as many as its tokens, or its attribution has not a row per criterion.
+      ValueError: a completion has not one score per token, or its attribution has not one row per criterion.
     """
     pieces: dict[str, int] = {}
     blocks: list[list[np.ndarray]] = []
@@ -82,7 +82,7 @@ def render(data: Mapping[str, Any]) -> str:
         pieces=_json(list(pieces)),
         blocks=(markupsafe.Markup(_packed(arrays, id_type)) for arrays in blocks),
     )
-    return page.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair is in no file
+    return page.encode("utf-8", "replace").decode("utf-8")  # a file cannot hold half of a surrogate pair
 
 
 def _script() -> str:
@@ -104,7 +104,7 @@ def _template() -> jinja2.Template:
 
 
 def _json(value: Any) -> markupsafe.Markup:
-    """JSON that can stand in a script element, whatever its strings hold."""
+    """JSON that is safe inside a script element, whatever its strings hold."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return markupsafe.Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
@@ -118,7 +118,7 @@ def _finite(value: Any) -> Any:
 
 
 def _stage(stage: Mapping[str, Any], pieces: dict[str, int], blocks: list[list[np.ndarray]]) -> dict[str, Any]:
-    """What the template shows of a stage and, under "drawn", what the script does."""
+    """A stage's data for the template and, under "drawn", for the script."""
     examples = [_example(example, pieces, blocks) for example in stage.get("examples") or ()]
     stage = _finite({key: value for key, value in stage.items() if key != "examples"})
     evaluation, config = stage.get("evaluation") or {}, stage.get("config") or {}
@@ -155,7 +155,7 @@ def _stage(stage: Mapping[str, Any], pieces: dict[str, int], blocks: list[list[n
 
 
 def _what(config: Mapping[str, Any], *, trained: bool) -> str:
-    """A line on what was run: which model was trained or evaluated, how, and on what; empty where the config is not known."""
+    """A line that says which model was trained or evaluated, how, and on which data; empty if the config is unknown."""
     if not config.get("model.path"):
         return ""
     model = "/".join(str(config["model.path"]).rstrip("/").split("/")[-2:])
@@ -205,7 +205,7 @@ def _cells(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mappi
 
 
 def _headline(evaluation: Mapping[str, Any], score: str | None, labels: Mapping[str, str]) -> dict[str, Any] | None:
-    """Roles x (split, mode) of the main score, in percent; of the students between, those that are best somewhere."""
+    """Roles x (split, mode) of the main score, in percent. Of the students during training, only those that are best somewhere."""
     if score is None:
         return None
     cells = {(role, split, mode): scores for role, split, mode, scores in _cells(evaluation)}
@@ -256,7 +256,7 @@ def _headline(evaluation: Mapping[str, Any], score: str | None, labels: Mapping[
 
 
 def _numbers(evaluation: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any] | None:
-    """Every number of every role, split and mode, in percent where it is a share."""
+    """Every number of every role, split and mode; shares in percent."""
     cells = list(_cells(evaluation))
     known = dict.fromkeys(key for *_, scores in cells for key in scores if not key.endswith(("_stderr", "_interval")))
     if not known:
@@ -300,7 +300,7 @@ def _rubric(rubric: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _aligned(truth: Sequence[Mapping], written: Sequence[Mapping]) -> list[dict[str, Any]]:
-    """Rows of a true and a written criterion: in the order of the true ones, then what was written beyond them.
+    """Rows of a true and a written criterion: in the order of the true ones, then the remaining written ones.
 
     "same" asks for the same thing by the measure of `rubrics.scoring.f1`; "similar" shares at least half of its words.
     """
@@ -363,7 +363,7 @@ def _arrays(
     ids = lambda strings: np.array([pieces.setdefault(s, len(pieces)) for s in strings], np.uint32)
     tops = [given["student_top"], given["teacher_top"]]
     most = max((len(row) for top in tops for row in top), default=0)
-    # What is lacking of a row is filled up with entries that have no probability.
+    # Short rows are padded with entries that have no probability.
     filled = [e for top in tops for row in (top or [[]] * count) for e in (*row, *[("", None)] * (most - len(row)))]
     numbers = [
         *(_int16(given[name] or [None] * count, _MILLI) for name in _FLOATS),

@@ -123,7 +123,7 @@ def _score(
         samples.tokens,
         chunk_size=options.chunk_size,
         temperature=options.temperature,
-        **dict(options.divergence),
+        **vars(options.divergence),
     )
     top = functools.partial(_likeliest, temperature=options.temperature, chunk_size=options.chunk_size)
     fields: tuple[Any, ...] = (  # of JAX's arrays, until the caller has them on the host

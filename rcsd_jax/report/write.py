@@ -1,4 +1,4 @@
-"""The report of a workdir, collected and written."""
+"""Collects and writes the report of a workdir."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rcsd_jax.report.page import render
 
 
 def report_path(workdir: AnyPath) -> AnyPath:
-    """Where a run's report lies."""
+    """The path of a run's report."""
     return workdir / "report.html"
 
 

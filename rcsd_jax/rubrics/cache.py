@@ -1,13 +1,10 @@
-"""What models wrote, kept on disk so that a run that was killed goes on where it stopped.
+"""The rubrics that models wrote, kept on disk so that a run that was killed goes on where it stopped.
 
-One JSON line per text, append only. A batch is written, flushed and synced before `put_many` returns, so a kill loses
-at most the batch being written, and locally leaves at most one torn line, the last: the next opening cuts it off and counts it.
-One process writes a file; others hold what it holds in memory alone.
+A batch is on disk before `put_many` returns. The file is a `host.keyed_log`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,25 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from rcsd_jax.host.errors import UserError
-from rcsd_jax.host.files import AnyPath, append, as_path, whole_lines
+from rcsd_jax.host import keyed_log
+from rcsd_jax.host.files import AnyPath
 from rcsd_jax.rubrics import schema
 from rcsd_jax.rubrics.parsing import Parsed
 
 
 @dataclass(frozen=True)
 class Written:
-    """A text that a model wrote, and what became of it. `key` is `key_of` the circumstances."""
+    """A text that a model wrote, and what became of it. `key` is `text_key` of the circumstances."""
 
     key: str
     text: str
     parsed: Parsed
 
 
-def key_of(
+def text_key(
     *, checkpoint: str, prompt: str | Sequence[int] | np.ndarray, sampling: Mapping[str, Any], attempt: int, seed: int
 ) -> str:
-    """The hash (SHA-256, hexadecimal) of all that decides what is written.
+    """The hash of all that decides what a model writes.
 
     Args:
       checkpoint: what identifies the weights.
@@ -44,103 +41,64 @@ def key_of(
       seed: the sampler's seed.
 
     Examples:
-      >>> first = key_of(checkpoint="8b", prompt=[1, 2], sampling={"top_k": 20}, attempt=0, seed=0)
-      >>> len(first), first == key_of(checkpoint="8b", prompt=[1, 2], sampling={"top_k": 20}, attempt=1, seed=0)
+      >>> first = text_key(checkpoint="8b", prompt=[1, 2], sampling={"top_k": 20}, attempt=0, seed=0)
+      >>> len(first), first == text_key(checkpoint="8b", prompt=[1, 2], sampling={"top_k": 20}, attempt=1, seed=0)
       (64, False)
     """
     prompt = prompt if isinstance(prompt, str) else [int(token) for token in prompt]
-    parts = [checkpoint, prompt, dict(sampling), int(attempt), int(seed)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    return keyed_log.key_of(checkpoint, prompt, sampling, int(attempt), int(seed))
 
 
-class RubricCache:
-    """Written rubrics by key: all in memory, and on disk unless there is no path.
-
-    Attributes:
-      path: the file, or None.
-      torn_lines: unfinished lines cut off when the file was opened: 0 or 1.
-      counts: how many of the texts held are "strict", "salvaged" and "rejected".
-    """
-
-    def __init__(self, path: str | AnyPath | None):
-        """Opens the cache, making the file and its folder where absent.
-
-        Raises:
-          UserError: a whole line is not one that this class wrote.
-        """
-        self.path = None if path is None else as_path(path)
-        self.torn_lines = 0
-        self.counts: Counter[str] = Counter(strict=0, salvaged=0, rejected=0)
-        self._held: dict[str, Written] = {}
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            self._load(self.path)
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._held
-
-    def get(self, key: str) -> Written | None:
-        """What was written under the key, or None."""
-        return self._held.get(key)
-
-    def held(self) -> list[Written]:
-        """Everything, in the order in which it was written."""
-        return list(self._held.values())
-
-    def put_many(self, batch: Iterable[Written]) -> None:
-        """Adds a batch and syncs it to disk. A key held already stays as it is: it stands for the same text."""
-        fresh: dict[str, Written] = {}
-        for written in batch:
-            if written.key not in self._held:
-                fresh.setdefault(written.key, written)
-        if not fresh:
-            return
-        if self.path is not None:
-            append(self.path, "".join(_to_line(written) for written in fresh.values()).encode())
-        for written in fresh.values():
-            self._hold(written)
-
-    def _hold(self, written: Written) -> None:
-        if written.key not in self._held:
-            self._held[written.key] = written
-            self.counts[written.parsed.status] += 1
-
-    def _load(self, path: AnyPath) -> None:
-        lines, torn = whole_lines(path)
-        self.torn_lines = int(torn)
-        for row, line in enumerate(lines, start=1):
-            try:
-                written = _from_line(line)
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"not a cached rubric ({error})",
-                    remedy="remove this line, or the file to have all rubrics written again",
-                    file=path,
-                    row=row,
-                ) from error
-            self._hold(written)
+key_of = text_key  # its older name
 
 
-def _to_line(written: Written) -> str:
+def _to_record(written: Written) -> dict[str, Any]:
     parsed = written.parsed
-    record = {
-        "key": written.key,
+    return {
         "status": parsed.status,
         "reason": parsed.reason,
         "rubric": None if parsed.rubric is None else json.loads(schema.to_json(parsed.rubric)),
         "text": written.text,
     }
-    return json.dumps(record) + "\n"
 
 
-def _from_line(line: bytes) -> Written:
-    record = json.loads(line)
+def _from_record(record: dict[str, Any]) -> Written:
     rubric = record["rubric"]
     if rubric is not None:
         rubric = schema.from_records(rubric, min_criteria=1, max_criteria=len(rubric))
     return Written(record["key"], record["text"], Parsed(rubric, record["status"], record["reason"]))
+
+
+_CODEC = keyed_log.Codec(
+    noun="a cached rubric",
+    remedy="remove this line, or the file to have all rubrics written again",
+    to_record=_to_record,
+    from_record=_from_record,
+)
+
+
+class RubricCache(keyed_log.KeyedLog[Written]):
+    """Written rubrics by key: all in memory, and on disk unless there is no path."""
+
+    def __init__(self, path: str | AnyPath | None):
+        """Opens the cache, making its folder where absent.
+
+        Raises:
+          UserError: as `KeyedLog`.
+        """
+        super().__init__(path, _CODEC)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many of the texts held are "strict", "salvaged" and "rejected"."""
+        counts = Counter(strict=0, salvaged=0, rejected=0)
+        counts.update(written.parsed.status for _, written in self.items())
+        return counts
+
+    def held(self) -> list[Written]:
+        """Everything, in the order in which it was written."""
+        return [written for _, written in self.items()]
+
+    def put_many(self, batch: Iterable[Written]) -> None:
+        """Adds a batch and syncs it to disk. A key that is held keeps its text: it stands for the same one."""
+        self.put_batch((written.key, written) for written in batch)

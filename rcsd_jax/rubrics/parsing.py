@@ -1,11 +1,11 @@
-"""From what a model wrote to a rubric, without ever raising.
+"""Reads a rubric from a model's text. Never raises.
 
 The order of attempts, over the text left after the thinking blocks are dropped:
 
-1. the first array that decodes as it stands and holds enough criteria: status "strict" ("salvaged" where LaTeX in it
+1. the first array that decodes without changes and holds enough criteria: status "strict" ("salvaged" if LaTeX in it
    would be misread, or some criteria are unusable or repeated);
-2. the first array that does so after its text is repaired (see `repair`): "salvaged";
-3. the array that gives most complete criteria before the place where it breaks off: "salvaged";
+2. the first array that decodes after its text is repaired (see `repair`): "salvaged";
+3. the array with the most complete criteria before the place where it breaks off: "salvaged";
 4. otherwise "rejected".
 
 Every outcome has a reason, "<code>: <detail>". Codes: `ok`, `repaired`, `dropped_criteria`, `unterminated`, `empty`,
@@ -32,14 +32,14 @@ _SEPARATORS = re.compile(r"[\s,]*")
 _DECODER = json.JSONDecoder(strict=False)  # raw line breaks inside strings are common, and harmless
 _MAX_REPAIRS = 50  # a model caught in a loop opens thousands of arrays; repairing each to the end would be quadratic
 
-# What makes a valid JSON escape a LaTeX macro after all: "\times" would decode to a tab and "imes". Line breaks do
-# precede words, so after \n only macros count; the others precede lower-case letters for no other reason.
+# Valid JSON escapes that are LaTeX macros: "\times" would decode to a tab and "imes". Line breaks do precede words, so after
+# \n only known macros count. The other escapes precede lower-case letters only in macros.
 _LATEX_ON_ESCAPE = re.compile(r"[bfrt][a-z]|n(?:abla|eg|eq|ot|otin|u)(?![a-z])")
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What became of a text: the rubric (None exactly when rejected), "strict"|"salvaged"|"rejected", and why."""
+    """The outcome for a text: the rubric (None exactly when rejected), "strict"|"salvaged"|"rejected", and the reason."""
 
     rubric: Rubric | None
     status: str
@@ -56,8 +56,8 @@ def parse(text: str, *, min_criteria: int = MIN_CRITERIA, max_criteria: int = MA
 
     Args:
       text: what the model wrote, with or without thinking, prose, code fences or a surrounding object.
-      min_criteria: fewer make no rubric.
-      max_criteria: more make no rubric.
+      min_criteria: with fewer criteria the text is rejected.
+      max_criteria: with more criteria the text is rejected.
 
     Examples:
       >>> parsed = parse('Sure: ["Essential Criteria: A.", "Important Criteria: B.", "Optional Criteria: C.", "Optio')
@@ -94,7 +94,7 @@ def parse(text: str, *, min_criteria: int = MIN_CRITERIA, max_criteria: int = MA
         found = _from_elements(elements, problems, code="unterminated", details=(detail, *repairs), **bounds)
         if found is not None:
             return found
-    # The largest rubric that failed tells most; a list of words or numbers in the prose tells least.
+    # The largest rubric that failed says most about the fault; a list of words or numbers in the prose says least.
     worst = max(problems, key=lambda problem: problem.count)
     return _rejected(worst.code, worst.detail)
 
@@ -111,13 +111,13 @@ def drop_thinking(text: str) -> str:
 
 
 def repair(text: str) -> tuple[str, tuple[str, ...]]:
-    """Mends the usual faults of the JSON array that `text` begins with; text after the array's end is cut.
+    """Repairs the usual faults of the JSON array that `text` begins with, and cuts the text after the array's end.
 
     Backslashes that JSON does not allow (`\\(`, `\\mu`) and LaTeX macros that it would misread (`\\frac`) are doubled,
     trailing and doubled commas removed, missing commas between members or items put in.
 
     Returns:
-      (text, repairs): the mended text and one note per kind of fault, with its count; empty when nothing was mended.
+      (text, repairs): the repaired text and one note per kind of fault, with its count; empty if nothing was repaired.
 
     Examples:
       >>> repair('["Essential Criteria: A.", ] and more')
@@ -161,7 +161,7 @@ def repair(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _is_escape(text: str, i: int) -> bool:
-    """Whether the backslash at i begins a JSON escape that was meant as one."""
+    """Whether the backslash at i begins a JSON escape, and not a LaTeX macro."""
     follower = text[i + 1 : i + 2]
     if follower == "u":
         return re.match(r"[0-9a-fA-F]{4}", text[i + 2 : i + 6]) is not None
@@ -171,7 +171,7 @@ def _is_escape(text: str, i: int) -> bool:
 
 
 def _whole_array(body: str, start: int, problems: list[RubricError], **bounds: int) -> Parsed | None:
-    """The outcome for the array at `start` if it decodes whole and makes a rubric; else None, see `_from_elements`."""
+    """The outcome for the array at `start` if it decodes completely and gives a rubric; else None, see `_from_elements`."""
     try:
         value, end = _DECODER.raw_decode(body, start)
         fixed, repairs = repair(body[start:end])
@@ -190,7 +190,7 @@ def _from_elements(
     min_criteria: int,
     max_criteria: int,
 ) -> Parsed | None:
-    """A rubric of the usable elements, or None, with what was wrong added to `problems`."""
+    """A rubric of the usable elements; or None, with the problem added to `problems`."""
     criteria, dropped = [], []
     scale = schema.weight_scale(elements)
     for element in elements:
@@ -216,7 +216,7 @@ def _from_elements(
 
 
 def _leading_elements(text: str) -> tuple[list[Any], bool]:
-    """The complete elements of the array that `text` begins with, and whether the array then closed."""
+    """The complete elements of the array that `text` begins with, and whether the array is closed."""
     elements: list[Any] = []
     at = 1
     while True:

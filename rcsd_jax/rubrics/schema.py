@@ -26,7 +26,7 @@ DEFAULT_WEIGHTS = {"Essential": 10.0, "Important": 7.0, "Optional": 3.0, "Pitfal
 
 MIN_CRITERIA, MAX_CRITERIA = 3, 25
 
-# Names that models give the classes; the long tail was read off the raw texts of two 8B models.
+# Names that models use for the classes, collected from the raw texts of two 8B models.
 _CLASS_NAMES = {
     "Essential": "essential critical core required mandatory must",
     "Important": "important key mid midweight significant supporting",
@@ -34,8 +34,8 @@ _CLASS_NAMES = {
     "Pitfall": "pitfall negative contradiction penalty",
 }
 _KIND_OF = {name: kind for kind, names in _CLASS_NAMES.items() for name in names.split()}
-# ASCII, as the names are: else "ı" and "ſ" would pass for i and s. Bold marks after the colon end those before the name;
-# without any they belong to the description.
+# ASCII, because otherwise "ı" and "ſ" would match i and s. Bold marks after the colon close those before the name; if there are
+# none before the name, they belong to the description.
 _PREFIX = re.compile(
     rf"\s*(\*+)?\s*(?P<name>{'|'.join(_KIND_OF)})(?:\s+criteri(?:a|on))?\s*\**\s*:\s*(?(1)\**)\s*", re.I | re.A
 )
@@ -51,7 +51,7 @@ _ALIASES = {
 class RubricError(ValueError):
     """A rubric or criterion that cannot be used.
 
-    `code` is short and stable, `detail` says what was seen, `count` is the number of usable criteria where known.
+    `code` is short and stable, `detail` describes the fault, `count` is the number of usable criteria if known.
     """
 
     def __init__(self, code: str, detail: str, *, count: int = 0):
@@ -64,9 +64,9 @@ class Criterion:
     """One requirement.
 
     Attributes:
-      title: two to five words; empty where the source has none (the list-of-strings format).
+      title: two to five words; empty if the source has none (the list-of-strings format).
       description: the requirement, without its class prefix. For a Pitfall it names what a good answer avoids.
-      weight: finite and not zero; negative for a Pitfall and only there.
+      weight: finite and not zero; negative exactly for a Pitfall.
       kind: "Essential", "Important", "Optional" or "Pitfall".
 
     Raises:
@@ -100,7 +100,7 @@ class Rubric:
 
 
 def check(criteria: Sequence[Criterion], *, min_criteria: int = MIN_CRITERIA, max_criteria: int = MAX_CRITERIA) -> None:
-    """Raises RubricError (`too_few`, `too_many`, `no_positive_weight`) for criteria that make no usable rubric."""
+    """Raises RubricError (`too_few`, `too_many`, `no_positive_weight`) if the criteria are not a usable rubric."""
     count = len(criteria)
     if count < min_criteria:
         raise RubricError("too_few", f"{count} usable criteria, at least {min_criteria} wanted", count=count)
@@ -115,7 +115,7 @@ def from_records(
 ) -> Rubric:
     """A rubric from a list of records in any of the formats; see `criteria_from` for what is inferred.
 
-    A criterion whose description repeats an earlier one (see `normalised`) is left out: it would count twice.
+    A criterion that repeats the description of an earlier one (see `normalised`) is left out, because it would count twice.
 
     Raises:
       RubricError: the first bad record's code, or `not_a_list`, `too_few`, `too_many`, `no_positive_weight`.
@@ -139,10 +139,10 @@ def from_records(
 def criterion_from(record: Any, *, scale: float = 10.0) -> Criterion:
     """One criterion from an object or a string.
 
-    The class comes, in this order, from a negative weight (always a Pitfall), an explicit class field or a class name
-    in the weight field, the prefix of the description, and the size of the weight (`kind_of_weight`). The weight, where
-    absent, comes from the class (`DEFAULT_WEIGHTS`); a Pitfall's is made negative. An object with neither class nor
-    weight is Important, the middle class; a bare string must carry its prefix, or any list of words would be a rubric.
+    The first of these decides the class: a negative weight (always a Pitfall), an explicit class field or a class name in
+    the weight field, the prefix of the description, the size of the weight (`kind_of_weight`). A missing weight comes
+    from the class (`DEFAULT_WEIGHTS`); a Pitfall's weight is made negative. An object with neither class nor weight is
+    Important, the middle class. A string must carry its prefix; otherwise any list of words would be a rubric.
 
     Args:
       record: an object with a description (or criterion), or a string.
@@ -196,7 +196,7 @@ def kind_of_weight(weight: float, *, scale: float = 10.0) -> str:
 
 
 def weight_scale(records: Sequence[Any]) -> float:
-    """The scheme a list of records uses, judged by its largest weight: 1, 5 or 10, or that weight itself above 10.
+    """The scheme of a list of records, judged by its largest weight: 1, 5 or 10, or that weight itself if it is above 10.
 
     Examples:
       >>> weight_scale([{"weight": 3}, {"points": "4/5"}]), weight_scale([{"weight": 20}])
@@ -242,7 +242,7 @@ def without_repeats(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
 
 
 def normalised(description: str) -> str:
-    """A description as compared for equality: compatibility form, lower case, single spaces, no final punctuation.
+    """A description in the form that is compared: compatibility form, lower case, single spaces, no final punctuation.
 
     Examples:
       >>> normalised("  States  the UNIT. ")
@@ -253,12 +253,12 @@ def normalised(description: str) -> str:
 
 
 def to_json(rubric: Rubric, style: str = "objects") -> str:
-    """The rubric as one line of JSON, as models are shown it and as files keep it.
+    """The rubric as one line of JSON, the form that models see and files store.
 
     Args:
       rubric: the rubric.
       style: "objects" for {title, description, weight} with the class as prefix of the description (`from_records`
-        gives an equal rubric back), or "strings" for the prefixed descriptions alone (weights become the defaults).
+        gives an equal rubric back), or "strings" for only the prefixed descriptions (weights become the defaults).
 
     Raises:
       ValueError: an unknown style.
@@ -287,7 +287,7 @@ def _prefixed(criterion: Criterion) -> str:
 
 
 class _Fields(NamedTuple):
-    """What a record says under the names of each field; None where it says nothing."""
+    """A record's value of each field; None if the field is missing or empty."""
 
     title: Any
     description: Any
@@ -296,7 +296,7 @@ class _Fields(NamedTuple):
 
 
 def _fields(record: Mapping) -> _Fields:
-    """Of each field what stands under the first of its names that says something."""
+    """The value of each field, under the first of its names that holds something."""
     values = []
     for keys in _keys_of(tuple(record)):
         value = None
@@ -310,7 +310,7 @@ def _fields(record: Mapping) -> _Fields:
 
 @functools.lru_cache(maxsize=1024)
 def _keys_of(keys: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
-    """Of each field the keys that name it, in the order of its aliases. A data set's records have few sets of keys."""
+    """The keys that name each field, in the order of its aliases. Cached, because a data set's records have few sets of keys."""
     named = {str(key).strip().casefold(): key for key in keys}
     return tuple(tuple(named[alias] for alias in _ALIASES[name] if alias in named) for name in _Fields._fields)
 
@@ -335,7 +335,7 @@ def _weight_and_class(value: Any) -> tuple[float | None, str | None]:
 
 
 def _clean(text: str) -> str:
-    """Single spaces for runs of white space; lone surrogates, which no UTF-8 file can hold, replaced."""
+    """Collapses white space, and replaces lone surrogates, which a UTF-8 file cannot hold."""
     if text.isascii():
         return " ".join(text.split())
     return " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())

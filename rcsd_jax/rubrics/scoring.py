@@ -1,4 +1,4 @@
-"""Numbers from rubrics: the score of a response under one, and how alike two of them are."""
+"""The score of a response under a rubric, and the similarity of two rubrics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def score(rubric: Rubric, met: Sequence[bool]) -> float:
 
         score = sum_i w_i * met_i / sum_i max(w_i, 0)
 
-    `met[i]` of a Pitfall says that the fault is *present*: its negative weight then counts. (A judge who is asked
-    whether the response heeds "should avoid X" answers the opposite.) So 1 is a response that does everything asked
-    and makes no fault; faults can bring it below 0, and it is not clipped, as a clipped reward would not see them.
+    For a Pitfall, `met[i]` means that the fault is *present*, and its negative weight counts. (A judge that is asked whether
+    the response heeds "should avoid X" answers the opposite.) So 1 means that the response meets everything and has no
+    fault. Faults can bring the score below 0. It is not clipped, because a clipped reward would not see further faults.
 
     Args:
       rubric: the criteria.
@@ -39,22 +39,22 @@ def score(rubric: Rubric, met: Sequence[bool]) -> float:
 
 
 def same_description(criterion: Criterion) -> Hashable:
-    """The key that makes two criteria the same when they ask for the same, whatever their class and weight."""
+    """A key by which criteria with equal descriptions are the same, whatever their class and weight."""
     return normalised(criterion.description)
 
 
 def f1(predicted: Rubric | None, truth: Rubric, *, key: Callable[[Criterion], Hashable] = same_description) -> float:
-    """F1 of the predicted criteria against the true ones, as sets of keys; 0 for a rubric that was rejected (None).
+    """F1 of the predicted criteria against the true ones, as sets of keys; 0 for a rejected rubric (None).
 
     Args:
-      predicted: the rubric that was written.
+      predicted: the rubric that the model wrote.
       truth: the ground-truth rubric.
-      key: what makes two criteria the same; by default the normalised description.
+      key: criteria with equal keys are the same; by default the normalised description.
 
     Examples:
       >>> from rcsd_jax.rubrics.schema import from_records
       >>> truth = from_records(["Essential Criteria: A.", "Essential Criteria: B."], min_criteria=1)
-      >>> f1(from_records(["Optional Criteria: a"], min_criteria=1), truth)  # one of one is right, one of two is there
+      >>> f1(from_records(["Optional Criteria: a"], min_criteria=1), truth)  # precision 1, recall 1/2
       0.6666666666666666
       >>> f1(None, truth)
       0.0

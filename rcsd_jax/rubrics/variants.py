@@ -1,7 +1,7 @@
 """The rubrics of the paper's ablation: generic, noisy, random and reduced.
 
-Each is a pure function of its arguments. Chance comes from (seed, id) alone, so an example gets the same variant in
-whatever order, batch or process it is seen.
+Each is a pure function of its arguments. Random draws depend only on (seed, id), so an example gets the same variant in any
+order, batch or process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 from rcsd_jax.rubrics.schema import Criterion, Rubric, normalised
 
 Pool = Sequence[tuple[str, Rubric]]
-"""(example id, its rubric) of the whole data set, in a fixed order: draws are indices into it."""
+"""(example id, its rubric) of the whole data set, in a fixed order, because draws are indices into it."""
 
 _GENERIC = (
     Criterion(
@@ -70,11 +70,11 @@ def random_rubric(pool: Pool, *, seed: int, id: str) -> Rubric:
 def noisy(rubric: Rubric, pool: Pool, *, seed: int, id: str, fraction: float = 0.5) -> Rubric:
     """The rubric with a fraction of its criteria (rounded, at least one unless 0) replaced by other questions'.
 
-    A replacement takes over place, class and weight, so that only what it asks for is wrong. It is drawn among criteria
-    of the same class; where many draws find none, one of another class brings its own class and weight.
+    A replacement takes over place, class and weight, so that only its description is wrong. It is drawn among criteria of
+    the same class. If many draws find none, a criterion of another class is used with its own class and weight.
 
     Raises:
-      ValueError: fraction outside 0..1, or a pool without other questions or with nothing that is not here already.
+      ValueError: the fraction is outside 0..1, or the pool has no other question or no criterion that is new.
 
     Examples:
       >>> whole = generic_rubric()
@@ -106,7 +106,7 @@ def leave_one_out(rubric: Rubric) -> list[Rubric]:
     """The rubric without its first criterion, without its second, and so on.
 
     Raises:
-      ValueError: fewer than two criteria, of which nothing would be left.
+      ValueError: fewer than two criteria, so nothing would be left.
 
     Examples:
       >>> len(generic_rubric()), [len(rubric) for rubric in leave_one_out(generic_rubric())]
@@ -119,13 +119,13 @@ def leave_one_out(rubric: Rubric) -> list[Rubric]:
 
 
 def reduced(rubric: Rubric, *, seed: int, id: str, keep: int | float = 0.5) -> Rubric:
-    """A random part of the criteria, in their order, always with one of positive weight if the rubric has one.
+    """A random subset of the criteria, in their order. It has a criterion of positive weight if the rubric has one.
 
     Args:
       rubric: the whole.
       seed: with `id`, decides which criteria stay.
       id: the example's id.
-      keep: how many criteria stay: an int for their number, a float in (0, 1] for their fraction, rounded up.
+      keep: how many criteria stay: an int is their number, a float in (0, 1] their fraction, rounded up.
 
     Raises:
       ValueError: keep is not positive, or a float above 1.

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from ml_collections import ConfigDict
 
 from rcsd_jax.data.examples import Example
-from rcsd_jax.host.console import Console
+from rcsd_jax.host.console import Console, say_once
 from rcsd_jax.host.files import AnyPath, as_path
 from rcsd_jax.models import sharding
+from rcsd_jax.roles.opened_model import Model, open_unloaded
 from rcsd_jax.run import preparation
 from rcsd_jax.run.evaluate_model import questions_of
-from rcsd_jax.run.judged import endpoint_of
+from rcsd_jax.run.inputs import check_positions, counted, open_inputs
+from rcsd_jax.run.judge import endpoint_of
 from rcsd_jax.run.rows import Rows
-from rcsd_jax.run.running import Model, open_unloaded, say_once
-from rcsd_jax.run.stage import check_positions, counted, open_inputs
 from rcsd_jax.settings import config as configs
 
 
@@ -57,7 +57,7 @@ def check_evaluation(config: ConfigDict, console: Console) -> None:
       UserError: whatever it would raise before it reads weights.
     """
     _check_judge(config)
-    model: Model = open_unloaded(config.model.path, config)
+    model: Model = open_unloaded(config.model.path, config.model)
     questions = questions_of(config, model, sharding.make_mesh(**config.mesh), say=say_once(console))
     console.print(f"evaluate: model {config.model.path}", soft_wrap=True)
     _say_questions(questions, console, "evaluate")
@@ -71,7 +71,7 @@ def _with_rubrics(
         return preparation.with_rubric_variant(examples, config), ""
     writer = config.rubric.writer
     if not waits(writer):
-        open_unloaded(writer, config)
+        open_unloaded(writer, config.model)
     stand_in = config.copy_and_resolve_references()
     stand_in.rubric.source = "generic"
     return preparation.with_rubric_variant(examples, stand_in), f" (rubrics will be written by {writer})"
@@ -81,7 +81,7 @@ def _check_judge(config: ConfigDict) -> None:
     if not configs.graded_by_judge(config):
         return
     if config.judge.checkpoint:
-        open_unloaded(config.judge.checkpoint, config)
+        open_unloaded(config.judge.checkpoint, config.model)
     else:
         endpoint_of(config.judge)
 

@@ -10,16 +10,17 @@ import jax
 from ml_collections import ConfigDict
 
 from rcsd_jax.host import multihost
-from rcsd_jax.host.console import Console
+from rcsd_jax.host.console import Console, say_once
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import AnyPath, as_path, write_json
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.models import sharding
 from rcsd_jax.models.placement import check_divisible
+from rcsd_jax.roles.opened_model import Model, open_served
 from rcsd_jax.run import preparation, provenance, starts
-from rcsd_jax.run.evaluate_role import evaluate_role
-from rcsd_jax.run.judged import judge_of
-from rcsd_jax.run.running import Model, Run, open_served, say_once
+from rcsd_jax.run.environment import Run
+from rcsd_jax.run.evaluation import evaluate_role
+from rcsd_jax.run.judge import judge_of
 from rcsd_jax.run.workdir import claimed, from_main_if_written
 from rcsd_jax.settings import config as configs
 
@@ -46,14 +47,14 @@ def evaluate_model(
         run = Run(config, workdir, mesh, console, stop, "evaluate")
         if configs.graded_by_judge(config):
             run = run._replace(judge=closing.enter_context(judge_of(run)))
-        model, _, load = open_served(config.model.path, config, mesh)
+        model, _, load = open_served(config.model.path, config.model, mesh)
         questions = questions_of(config, model, mesh, say=say_once(console))
         if changed:
             told = multihost.from_main(lambda: starts.apply(workdir, config))
             console.print(f"goes on with another config: {told}", soft_wrap=True)
         console.print(f"evaluate: loading weights of {config.model.path}", soft_wrap=True)
-        variables = load()
-        evaluation = {role: evaluate_role(role, asked, model, variables, run) for role, asked in questions.items()}
+        sampler = run.sampler(model, config.eval.batch_size).with_weights(load())
+        evaluation = {role: evaluate_role(role, asked, model, sampler, run) for role, asked in questions.items()}
         if multihost.is_main():
             write_json(workdir / "summary.json", {"task": config.task, "evaluation": evaluation})
         return evaluation

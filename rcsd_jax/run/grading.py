@@ -22,10 +22,11 @@ from rcsd_jax.losses import policy_gradient
 from rcsd_jax.methods.rollout import Completions
 from rcsd_jax.models import sharding
 from rcsd_jax.roles import contexts
+from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run import preparation
-from rcsd_jax.run.running import Model, Run
+from rcsd_jax.run.environment import Run
 from rcsd_jax.sampling.decoding import SamplingConfig
-from rcsd_jax.sampling.many import completion_of_row
+from rcsd_jax.sampling.sampler import completions_of
 
 
 def graded(
@@ -51,7 +52,7 @@ def graded(
     """
     config = run.config
     samples = multihost_utils.process_allgather(completions.samples, tiled=True)
-    texts = [model.decode(completion_of_row(samples, i, sampling).tokens) for i in range(len(asked))]
+    texts = [model.decode(one.tokens) for one in completions_of(samples, sampling.eos_ids)]
     grader = GRADERS[config.reward.grader]
     grade = functools.partial(grade_all, config.reward.grader, judge=run.judge)
     if grader.grade is None:

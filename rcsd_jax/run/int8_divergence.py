@@ -14,9 +14,9 @@ from rcsd_jax.methods.rollout import Variables
 from rcsd_jax.models.decoder import Decoder, positions_from_mask
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.models.sharding import to_mesh
+from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run.loop import make_batch
 from rcsd_jax.run.preparation import Encoded
-from rcsd_jax.run.running import Model
 
 
 def int8_divergence(
@@ -43,6 +43,12 @@ def int8_divergence(
         prompts["student"] = (batch.student_tokens, batch.student_mask)
     results = {role: compare(plain, int8, *arrays) for role, arrays in prompts.items()}
     return {role: {name: float(value) for name, value in result.items()} for role, result in results.items()}
+
+
+def described(int8: dict[str, dict[str, float]]) -> str:
+    """The divergences of all roles in one line."""
+    roles = (f"{role} {x['kl']:.2g} at an entropy of {x['entropy']:.2g}" for role, x in int8.items())
+    return f"KL(plain || int8) in nats a token of the prompts: {', '.join(roles)}"
 
 
 def _compare(

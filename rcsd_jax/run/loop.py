@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from rcsd_jax import losses
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.metrics import MetricWriter, Progress, compilations
@@ -23,11 +25,12 @@ from rcsd_jax.methods.rollout import Batch, Options, Without
 from rcsd_jax.models import lora, sharding
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.roles import contexts
+from rcsd_jax.roles.opened_model import Model, sampling_of
 from rcsd_jax.run.checkpoints import Checkpoints
+from rcsd_jax.run.environment import Run
 from rcsd_jax.run.grading import graded
 from rcsd_jax.run.preparation import Encoded
 from rcsd_jax.run.rows import Rows
-from rcsd_jax.run.running import Model, Run, sampling_of
 from rcsd_jax.settings import config as configs
 
 _LORA_KEY = 2**32 - 1  # folded into the seed's key, as the steps are: no step has this number
@@ -244,12 +247,12 @@ def step_settings(config: ConfigDict, model: Model, optimizer: optax.GradientTra
 
 def options_of(config: ConfigDict, model: Model) -> Options:
     """The step's static choices from the config."""
-    apart = ("reduction", "chunk_size", "importance_clip", "mask_cut", "skip_first")
+    of_divergence = [field.name for field in dataclasses.fields(losses.DivergenceOptions)]
     policy = {name: config.policy[name] for name in ("clip_low", "clip_high", "kl", "weight")}
     sampling = sampling_of(config.sampling, model)
     return Options(
         sampling=sampling,
-        divergence=tuple(sorted((k, v) for k, v in config.loss.items() if k not in apart)),
+        divergence=losses.DivergenceOptions(**{name: config.loss[name] for name in of_divergence}),
         temperature=sampling.scoring_temperature,
         chunk_size=config.loss.chunk_size,
         source=config.sampling.source,

@@ -1,4 +1,4 @@
-"""Completions from a decoder: one batch at a time, a queue through few slots, or many prompts from the host."""
+"""Completions from a decoder: one batch at a time, a queue through few slots, or many prompts from the host through a `sampler`."""
 
 from rcsd_jax.sampling.decoding import (
     GREEDY_BELOW,

@@ -27,7 +27,7 @@ GENERIC = (
     "Important Criteria: be careful",
     "Important Criteria: box answer",
 )
-"""What one may ask of any problem without reading it."""
+"""Criteria that fit any problem without reading it."""
 
 
 def law(problem: Problem, *, operator: str = "*") -> str:
@@ -37,7 +37,7 @@ def law(problem: Problem, *, operator: str = "*") -> str:
 
 
 def steps(problem: Problem) -> tuple[str, ...]:
-    """The steps that a careful solution of this problem needs, in order (a part of STEPS)."""
+    """The steps that a careful solution of this problem needs, in order (a subset of STEPS)."""
     return tuple(s for s in STEPS if s in ("law", "check", "unit", "box") or s in problem.complications)
 
 
@@ -62,7 +62,7 @@ def criterion(problem: Problem, step: str) -> str:
 
 
 def true_rubric(problem: Problem) -> tuple[str, ...]:
-    """The four to eight criteria that this problem calls for."""
+    """The four to eight criteria of this problem."""
     return tuple(criterion(problem, step) for step in steps(problem))
 
 
@@ -101,7 +101,7 @@ def grade(problem: Problem, text: str) -> dict[str, bool]:
 
 
 def satisfied(problem: Problem, text: str) -> dict[str, bool]:
-    """For every step of the problem, whether the text does it right (a Pitfall: avoids it)."""
+    """For every step of the problem, whether the text does it right; for a Pitfall, whether it avoids the mistake."""
     flat = " ".join(text.split())
     return {step: _met(problem, step, flat) != (CLASSES[step] == "Pitfall") for step in steps(problem)}
 
@@ -137,7 +137,7 @@ def _converts(problem: Problem, i: int, flat: str) -> bool:
 
 
 def _factors(flat: str) -> list[int]:
-    """The numbers on the left of every line of computing."""
+    """The numbers on the left side of every computation."""
     found: list[int] = []
     for left in re.findall(r"so ([\d *+]+)=", flat):
         found += _integers(re.split(r"[*+]", left))

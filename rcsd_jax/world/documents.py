@@ -1,9 +1,9 @@
-"""What the base model has read: solutions and rubrics of mixed quality, drawn with the probabilities written here.
+"""The documents that the base model read: solutions and rubrics of mixed quality, drawn with the probabilities below.
 
 The statistics are the world's dials. A document imitates an author with habits: for every kind and step there is a
-chance that the author does the step unasked (HABITS), low for some and high for others, so that a model that imitates
-the documents is careless in different places, sampled as well as greedy. A shown rubric changes what is asked: listed
-criteria are followed, and unlisted ones fare worse than by habit, because the author trusts the list.
+chance that the author does the step unasked (HABITS). It is low for some and high for others, so a model that imitates
+the documents is careless in different places, sampled and greedy. A rubric in the prompt changes the author's work: listed
+criteria are followed, and unlisted ones are met less often than by habit, because the author trusts the list.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from rcsd_jax.world.problems import (
 from rcsd_jax.world.prompts import PROMPTS
 
 FOLLOW = 0.975  # a listed criterion is followed
-UNLISTED = 1.5  # the power that a habit is raised to when a rubric is shown that lacks the step
-GENERIC_LIFT = 0.35  # share of lapses that a generic rubric mends
+UNLISTED = 1.5  # exponent of a habit if a rubric is shown that lacks the step
+GENERIC_LIFT = 0.35  # share of lapses that a generic rubric prevents
 WRONG_LAW = 0.4  # without stating the law: the wrong operation
 COPY = 0.97  # a shown reference is copied
 FLAWED = 0.35  # references with a wrong step and the right final answer
@@ -36,7 +36,7 @@ NOISE, NOISE_WITH_REFERENCE = (0.25, 0.35, 0.4), (0.9, 0.1)  # chances of 0, 1, 
 
 
 def _habits() -> dict[tuple[str, str], float]:
-    """The chance that a step of a kind is done unasked; fixed for good, like an author's schooling."""
+    """The chance that a step of a kind is done unasked; fixed, like an author's schooling."""
     rng = random.Random("habits")
     table: dict[tuple[str, str], float] = {}
     weak_share = {"law": 0.3, "convert_a": 0.6, "convert_b": 0.6, "distractor": 0.4, "twice": 0.4}
@@ -76,8 +76,8 @@ def write_solution(
 
     Args:
       wrong_law: adds where the law multiplies (only where the law is not stated).
-      final: the number in the final answer, where it shall differ from what the lines before it compute.
-      stated_operator: what the law line says; "+" is a law misstated.
+      final: the number in the final answer, if it should differ from the result of the lines before it.
+      stated_operator: the operator in the law's line; "+" misstates the law.
     """
     used, zeros, lines = [], 0, []
     if done["law"]:
@@ -128,12 +128,12 @@ def solution_by_chance(problem: Problem, rng: random.Random, chances: Mapping[st
 
 
 def habit_chances(problem: Problem) -> dict[str, float]:
-    """What the author does unasked."""
+    """The chance of each step without a rubric."""
     return {step: HABITS[problem.kind, step] for step in steps(problem)}
 
 
 def rubric_chances(problem: Problem, rubric: tuple[str, ...]) -> dict[str, float]:
-    """What the author does when shown a rubric; criteria that do not apply to the problem change nothing."""
+    """The chance of each step when the author sees a rubric; criteria that do not apply to the problem change nothing."""
     if set(rubric) == set(GENERIC):
         return {step: 1 - (1 - habit) * (1 - GENERIC_LIFT) for step, habit in habit_chances(problem).items()}
     return {
@@ -155,7 +155,7 @@ def write_reference(problem: Problem, rng: random.Random, *, flawed: float = FLA
 
 
 def _noise(problem: Problem, rng: random.Random) -> str:
-    """A criterion of another problem that this problem does not call for."""
+    """A criterion of another problem that does not belong to this one."""
     true = true_rubric(problem)
     while True:
         step = rng.choice(("law", "convert_a", "convert_b", "distractor", "twice", "unit"))
@@ -179,7 +179,7 @@ def write_rubric(
 ) -> tuple[str, ...]:
     """A rubric that mentions each true criterion with a chance, with criteria of other problems mixed in.
 
-    It has `at_least` so many criteria, and one that is no Pitfall, as a rubric must have to be scored.
+    It has at least `at_least` criteria, and one that is not a Pitfall: without it, a rubric has no score.
     """
     texts = [text for text in true_rubric(problem) if rng.random() < mention]
     count = rng.choices(range(len(noise)), noise)[0]
@@ -205,7 +205,7 @@ def message(task: str, shown_question: str, **fields: str) -> str:
 
 
 def _shown_rubric(problem: Problem, rng: random.Random) -> tuple[str, ...]:
-    """Rubrics of every quality, as teachers are shown them."""
+    """A rubric of any quality, as a teacher may see it."""
     draw = rng.random()
     if draw < 0.35:
         return true_rubric(problem)

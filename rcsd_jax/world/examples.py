@@ -1,4 +1,4 @@
-"""The world as the rest of the package sees it: examples, graders, and where the base model lies."""
+"""The world's interface to the rest of the package: examples, graders, and the folder of the base model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rcsd_jax.world.documents import FLAWED, write_reference
 from rcsd_jax.world.problems import SPLITS, Problem, answer, generate, question
 
 SOLUTION_TOKENS, RUBRIC_TOKENS = 72, 80
-"""Room for the longest completions; a careful solution takes at most 64, a true rubric 58, the end included."""
+"""Enough for the longest completions: a careful solution takes at most 64, a true rubric 58, including the end."""
 QUESTION_TOKENS, TEACHER_TOKENS = 36, 160
-"""Room for the longest prompts: the question alone, and with reference and rubric."""
+"""Enough for the longest prompts: only the question, and the question with reference and rubric."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def grade_solution(example: Example, text: str) -> SolutionGrade:
 
 
 def failed_criteria(example: Example, text: str) -> Rubric | None:
-    """What of the true rubric a solution fails (of a Pitfall: falls into), or None."""
+    """The criteria of the true rubric that a solution fails (for a Pitfall: commits), or None."""
     met = grade_solution(example, text).criteria_met
     failed = [c for c, m in zip(rubric_of(example).criteria, met, strict=True) if m == (c.kind == "Pitfall")]
     return Rubric(tuple(failed)) if failed else None

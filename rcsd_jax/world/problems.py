@@ -1,11 +1,11 @@
 """Short problems of quantitative science with exact answers, generated from (split, seed, index).
 
-A problem multiplies two quantities. What makes it more than a product: a quantity may come in a unit that must be
-converted (an exact integer factor), a distractor quantity may have to be ignored, and the process may happen twice.
+A problem multiplies two quantities. Three complications make it harder: a quantity may have a unit that must be converted
+(by an exact integer factor), a distractor quantity may have to be ignored, and the process may happen twice.
 
-Splits share no question. Evaluation holds out *number pairs per kind*: every product is learnt through other kinds, but
-no question of evaluation has numbers that its kind showed in training. Out of distribution there are, besides, question
-templates that training never uses, and problems with three or four complications where training has at most two.
+Splits share no question. Evaluation holds out *number pairs per kind*: every product is learned through other kinds, but
+no evaluation question has numbers that its kind showed in training. Out of distribution also has question templates that
+training never uses, and problems with three or four complications; training has at most two.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Quantity:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A law `result = a * b` with the things it is told about."""
+    """A law `result = a * b`, and the things that its problems are about."""
 
     name: str
     result: str
@@ -77,7 +77,7 @@ KINDS: dict[str, Kind] = {
     )
 }
 
-# Quantities no law above uses: a problem may give one that must be ignored.
+# Quantities that no law above uses: a problem may give one that must be ignored.
 DISTRACTORS: tuple[Quantity, ...] = (
     Quantity("age", "year"),
     Quantity("price", "euro"),
@@ -85,8 +85,8 @@ DISTRACTORS: tuple[Quantity, ...] = (
     Quantity("humidity", "percent"),
 )
 
-# {noun}, {given} and {result}; {twice} is "done twice" between the given and the ask, or nothing. The joiner separates
-# the given quantities, and the phrase says how one is written.
+# {noun}, {given} and {result}; {twice} is "done twice" between the given and the question, or empty. The joiner separates
+# the given quantities, and the phrase is the form of one quantity.
 TEMPLATES: tuple[tuple[str, str, str], ...] = (
     ("a {noun} has {given} {twice} . find the {result} .", ",", "{name} {value} {unit}"),
     ("given {given} for a {noun} {twice} , what is the {result} ?", "and", "{name} {value} {unit}"),
@@ -105,7 +105,7 @@ NUMBERS = tuple(range(2, 13))
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One problem. `values` are as the question gives them; `distractor` is None or (name, value, unit).
+    """One problem. `values` are those in the question; `distractor` is None or (name, value, unit).
 
     `template` is an index into TEMPLATES + OOD_TEMPLATES, `order` the order of the given quantities (0 = a, 1 = b,
     2 = the distractor).
@@ -204,12 +204,12 @@ def _share(*parts: object) -> float:
 
 
 def held_out(kind: str, values: tuple[int, int]) -> bool:
-    """Whether evaluation alone may show this kind this unordered pair of numbers (about one pair in five)."""
+    """Whether only evaluation may use this unordered pair of numbers with this kind (about one pair in five)."""
     return _share("pair", kind, min(values), max(values)) < 0.2
 
 
 def train_split(text: str) -> str:
-    """Which of the two training pools a training question belongs to."""
+    """The training pool of a training question."""
     return "stage1" if _share("pool", text) < 0.5 else "stage2"
 
 

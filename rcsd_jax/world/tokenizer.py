@@ -1,4 +1,4 @@
-"""The world's tokenizer: one token a word, single digits, written as a Hugging Face tokenizer directory.
+"""The world's tokenizer, a Hugging Face tokenizer directory: one token per word, and single digits.
 
 JSON arrays of strings are split at their marks, so that `["a b", "c"]` is `[" a b "," c "]`: what the model writes,
 joined by spaces, is JSON again.
@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-"""User turns and answers in turn; the thinking switch changes nothing, as the world's model writes no thoughts."""
+"""User turns and answers alternate; the thinking switch has no effect, because the world's model writes no thoughts."""
 
 
 def vocabulary() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rcsd_jax import main
+from rcsd_jax.cli.failures import resource_spent
 from rcsd_jax.run import provenance
 from tests import user_inputs
 
@@ -278,11 +278,11 @@ def test_what_ran_out_is_told_through_its_wrappers():
             return error
 
     full = OSError(errno.ENOSPC, "No space left on device", "/runs/metrics.jsonl")
-    assert "the disk is full" in main._resource_spent(wrapped(full))
+    assert "the disk is full" in resource_spent(wrapped(full))
     disk = ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device")
-    assert "the disk is full" in main._resource_spent(disk)
-    assert "train.microbatches" in main._resource_spent(wrapped(RuntimeError("RESOURCE_EXHAUSTED: Out of memory")))
-    assert main._resource_spent(wrapped(ValueError("another"))) is None
+    assert "the disk is full" in resource_spent(disk)
+    assert "train.microbatches" in resource_spent(wrapped(RuntimeError("RESOURCE_EXHAUSTED: Out of memory")))
+    assert resource_spent(wrapped(ValueError("another"))) is None
 
 
 def test_read_only_workdir_is_one_line(user_dir, tmp_path):

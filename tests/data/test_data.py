@@ -148,7 +148,7 @@ def test_columns_are_joined_as_they_are_named(file):
             ["'input' (2 of 3 rows, from row 2 on)", "which is 'question'", "data.fields.question=question+input reads"],
         ),
         (({"question": "Q", "problem": "P"},), {}, ["'problem' (1 of 1 rows", "part of the question"]),
-        (({"question": "Q", "choices": ["a", "b"]},), {}, ["'choices'", "belongs there"]),
+        (({"question": "Q", "choices": ["a", "b"]},), {}, ["'choices'", "move what the model should see there"]),
         (({"question": "Q", "answer": "4", "solution": "long"},), {}, ["'solution'", "reference, which is 'answer'"]),
         (({"question": "Q", "rubric": RUBRIC, "rubrics": RUBRIC},), {}, ["'rubrics'", "rubric, which is 'rubric'"]),
         (({"turns": [{"content": "be brief"}, {"content": "Q"}]},), {"question": "turns.0.content"}, ["'turns.0.content'"]),

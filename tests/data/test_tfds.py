@@ -112,7 +112,7 @@ def test_bytes_that_are_no_text_are_refused_where_they_are_read():
     records = [(1, {"question": tfds_source._plain(b"caf\xc3\xa9", None), "image": tfds_source._plain(b"\xff", None)})]
     assert to_examples(records, file="f", origin="f")[0].question == "café"
     records = [(7, {"question": tfds_source._plain(b"caf\xe9", None)})]
-    with pytest.raises(UserError, match="f:7: field 'question' = .*a byte that is no UTF-8, at character 3"):
+    with pytest.raises(UserError, match="f:7: field 'question' = .*a byte that is not UTF-8, at character 3"):
         to_examples(records, file="f", origin="f")
 
 

@@ -128,7 +128,7 @@ def test_parquet_and_the_hub_read_what_jsonl_does(tmp_path):
     assert plain(sources.read(str(tmp_path / "data"), source="parquet")) == plain(expected)
     pytest.importorskip("datasets")
     assert plain(sources.read(f"hub:{tmp_path / 'data'}#test")) == plain(expected)
-    with pytest.raises(UserError, match=r"hub does not give it .*check name, configuration and split"):
+    with pytest.raises(UserError, match=r"cannot be read from the hub .*check name, configuration and split"):
         sources.read(f"hub:{tmp_path / 'data'}#nothing")
 
 

@@ -12,7 +12,7 @@ from rcsd_jax.evaluate.graders import grade_all, grade_boxed, grade_rubric
 from rcsd_jax.evaluate.table import evaluate, pass_at_k, summarise
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.schema import from_records, to_json
-from rcsd_jax.sampling.many import Completion
+from rcsd_jax.sampling.sampler import Completion
 
 RUBRIC = from_records([f"Essential Criteria: States {i}." for i in range(4)])
 EXAMPLE = Example("1", "Why?", "So \\boxed{4 m}.", RUBRIC, None, "rows:1")

@@ -21,17 +21,17 @@ from safetensors.numpy import load
 from configs import stage2
 from rcsd_jax.checkpoints import loading, saving
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
-from rcsd_jax.host import files
+from rcsd_jax.host import files, keyed_log
 from rcsd_jax.host.errors import UserError, WriteFailed
 from rcsd_jax.host.metrics import MetricWriter, read_metrics
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.models import sharding
 from rcsd_jax.models.declarations import declarations
+from rcsd_jax.roles.opened_model import open_served
 from rcsd_jax.rubrics.cache import RubricCache, Written
 from rcsd_jax.rubrics.parsing import Parsed
 from rcsd_jax.run import stage
 from rcsd_jax.run.checkpoints import Checkpoints
-from rcsd_jax.run.running import open_served
 from rcsd_jax.run.workdir import claimed
 from tests.gcs_server import GcsServer
 
@@ -125,7 +125,7 @@ def test_a_bucket_that_takes_nothing_more(bucket):
     writer.write(0, {"loss": 0.5})
     Bucket.refuses = True
     with pytest.raises(
-        WriteFailed, match=r"metrics.jsonl: cannot be written \(OSError: Forbidden\); see to the storage"
+        WriteFailed, match=r"metrics.jsonl: cannot be written \(OSError: Forbidden\); check the storage"
     ):
         writer.sync()
     with pytest.raises(WriteFailed, match=r"tensorboard: cannot be written"):
@@ -150,6 +150,29 @@ def test_metrics_and_rubrics(bucket):
     for key in ("a", "b"):
         cache.put_many([Written(key, "text", Parsed(None, "rejected", "reason"))])
     assert [written.key for written in RubricCache("gs://bucket/run/rubrics.jsonl").held()] == ["a", "b"]
+
+
+def test_a_keyed_log(bucket):
+    numbers = keyed_log.Codec("a number", "remove it", lambda value: {"value": value}, lambda record: record["value"])
+    path = bucket / "run" / "log.jsonl"
+    with keyed_log.KeyedLog(path, numbers, exclusive=True) as log:
+        log.put("a", 1)
+        assert not path.exists()  # it is written now and then
+        log.put_batch([("b", 2)])
+        assert path.read_text() == '{"key": "a", "value": 1}\n{"key": "b", "value": 2}\n'
+        log.put("c", 3)
+    whole = path.read_text()
+    path.write_text(whole[:-5])
+    with keyed_log.KeyedLog(path, numbers) as log:
+        assert (len(log), log.torn_lines) == (2, 1)
+        log.put_batch([("c", 3)])
+        assert path.read_text() == whole
+        Bucket.refuses = True
+        with pytest.raises(
+            WriteFailed, match=r"log.jsonl: cannot be written \(OSError: Forbidden\); see to the storage"
+        ):
+            log.put_batch([("d", 4)])
+        Bucket.refuses = False
 
 
 def test_a_model_out_and_in(bucket, user_dir):
@@ -193,7 +216,7 @@ def test_checkpoints(bucket, server, monkeypatch):
     assert sorted(folder.name for folder in (bucket / "run").iterdir()) == ["2", "damaged_3"]
 
     server.refuses = True
-    with pytest.raises(WriteFailed, match="gs://bucket/run: a checkpoint cannot be written .*; see to the storage"):
+    with pytest.raises(WriteFailed, match="gs://bucket/run: a checkpoint cannot be written .*; check the storage"):
         save(4)
     server.refuses = False
     assert restored().step == 2
@@ -249,5 +272,5 @@ def test_a_stage_whose_workdir_is_a_url(bucket, user_dir, monkeypatch):
     config.loss.beta = 0.5
     with pytest.raises(UserError, match="gs://bucket/run/config.json: .*loss.beta"):
         run(config, "gs://bucket/run")
-    writer, _, load_writer = open_served("gs://bucket/run/adapter", config, sharding.make_mesh())
+    writer, _, load_writer = open_served("gs://bucket/run/adapter", config.model, sharding.make_mesh())
     assert load_writer()["lora"]["q"]["b"].any() and writer.decoder.config.lora_scale == 128.0 / 2

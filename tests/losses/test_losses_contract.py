@@ -1,6 +1,8 @@
 """What the losses refuse, ignore and take as traced values: nobody trains on wrong numbers in silence."""
 
+import dataclasses
 import functools
+import inspect
 import os
 import subprocess
 import sys
@@ -251,6 +253,35 @@ def test_traced_options_out_of_their_range_make_the_result_nan():
         assert all(np.isnan(x).all() for x in values(*bad))
 
 
+def test_the_options_of_a_divergence_are_the_keywords_of_its_functions():
+    fields = {field.name: field.default for field in dataclasses.fields(losses.DivergenceOptions)}
+    keywords = inspect.signature(divergence).parameters.values()
+    keywords = {p.name: p.default for p in keywords if p.kind == p.KEYWORD_ONLY}
+    assert keywords.pop("temperature") == 1.0 and fields.pop("divergence") == "vocabulary" and fields == keywords
+
+
+@pytest.mark.parametrize("given", [dict(beta=0.3, entry_clip=0.02), dict(beta=1.0, top_k=3, token_clip=0.2)], ids=str)
+def test_options_of_a_divergence_are_static_or_a_tree_of_numbers(given):
+    options = losses.DivergenceOptions(**given)
+    assert options == losses.DivergenceOptions(**given) and hash(options) == hash(losses.DivergenceOptions(**given))
+    value = lambda options: score(*BOTH, TOKENS, **vars(options)).divergence
+    want = score(*BOTH, TOKENS, **given).divergence
+    np.testing.assert_array_equal(jax.jit(value, static_argnums=0)(options), want)
+    np.testing.assert_allclose(jax.jit(value)(options), want, rtol=1e-5, atol=1e-7)
+    assert jax.tree.leaves(options) == [
+        x for x in (options.beta, options.entry_clip, options.token_clip) if x is not None
+    ]
+
+
+@pytest.mark.parametrize("option", [dict(beta=1.5), dict(tail="drop"), dict(top_k=0), dict(token_clip=-1.0)], ids=str)
+def test_options_of_a_divergence_are_checked_when_they_are_made(option):
+    ((name, value),) = option.items()
+    with pytest.raises(ValueError, match=rf"{name} must be .* got {value!r}"):
+        losses.DivergenceOptions(**option)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        losses.DivergenceOptions().beta = 0.5
+
+
 def test_the_losses_need_jax_alone(tmp_path):
     """Imported and used where nothing can be imported but Python's own, jax and what jax requires."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -266,12 +297,11 @@ def test_the_losses_need_jax_alone(tmp_path):
     )
     root = Path(__file__).resolve().parents[2]
     code = (
-        "import sys\nfrom rcsd_jax import losses\nfrom rcsd_jax.losses import policy_gradient\nimport jax.numpy as jnp\n"
-        "print(float(losses.masked_mean(jnp.ones(3), jnp.ones(3))), sorted(x for x in sys.modules if x.startswith('rcsd_jax')))\n"
+        "import sys\nfrom rcsd_jax import losses\nimport jax.numpy as jnp\n"
+        "ours = {'.'.join(x.split('.')[:2]) for x in sys.modules if x.startswith('rcsd_jax')}\n"
+        "print(float(losses.masked_mean(jnp.ones(3), jnp.ones(3))), sorted(ours))\n"
         "try:\n    import flax\nexcept ModuleNotFoundError:\n    print('no flax')\n"
     )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert result.stdout == "1.0 ['rcsd_jax', 'rcsd_jax.losses', 'rcsd_jax.losses.policy_gradient']\nno flax\n", (
-        result.stderr
-    )
+    assert result.stdout == "1.0 ['rcsd_jax', 'rcsd_jax.losses']\nno flax\n", result.stderr

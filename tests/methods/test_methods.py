@@ -19,12 +19,13 @@ from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.methods import METHODS, rollout
 from rcsd_jax.models import sharding
 from rcsd_jax.models.head import head_matrix
+from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.run import grading, loop, preparation
-from rcsd_jax.run.running import Run, open_model
+from rcsd_jax.run.environment import Run
 from rcsd_jax.run.stage import run_stage
 from rcsd_jax.sampling import Samples
-from rcsd_jax.sampling.many import Completion
+from rcsd_jax.sampling.sampler import Completion
 from rcsd_jax.settings import config as configs
 
 B, N, D, V = 4, 6, 8, 13
@@ -32,7 +33,7 @@ RNG = np.random.default_rng(0)
 
 
 def options(**changes):
-    base = rollout.Options(sampling=None, divergence=(), temperature=1.3, chunk_size=4)
+    base = rollout.Options(sampling=None, temperature=1.3, chunk_size=4)
     policy = dict(clip_low=0.1, clip_high=0.3, kl=0.0, weight=0.5) | changes.pop("policy", {})
     return dataclasses.replace(base, policy=tuple(policy.items()), **changes)
 
@@ -219,7 +220,7 @@ def config_of(variant, tmp_path, **train):
 def context(config, tmp_path):
     mesh = sharding.make_mesh(**config.mesh)
     run = Run(config, tmp_path, mesh, rich.console.Console(quiet=True), StopRequest(), "run")
-    return run, open_model(config.model.path, config)
+    return run, open_model(config.model.path, config.model)
 
 
 def rows_of_texts(texts, model, length):
@@ -429,7 +430,7 @@ def test_guidance_by_criteria_weighs_what_each_changes(tmp_path):
         want = whole.copy()
         for k, weight in enumerate(weights / weights.mean()):
             less = dataclasses.replace(example, rubric=Rubric(criteria[:k] + criteria[k + 1 :]))
-            prompt = preparation.teacher_prompt(open_model(config.model.path, config).tokenizer, less, config)
+            prompt = preparation.teacher_prompt(open_model(config.model.path, config.model).tokenizer, less, config)
             want += 0.5 * weight * (whole - plain(row, prompt))
         keep = np.asarray(mask[row])
         np.testing.assert_allclose(logits[row][keep], want[keep], atol=5e-3)
@@ -440,7 +441,7 @@ def test_where_all_rubrics_have_one_criterion_guidance_by_criteria_pushes_nowher
     """Without a place for a criterion the step would take the whole context's guidance instead."""
     config = config_of("ground_truth", tmp_path)
     config.teacher.update(guidance=0.5, guidance_by="criteria")
-    model = open_model(config.model.path, config)
+    model = open_model(config.model.path, config.model)
     examples = [dataclasses.replace(e, rubric=Rubric(e.rubric.criteria[:1])) for e in world.examples("stage2", 2)]
     data = preparation.encode(examples, model.tokenizer, config)
     without = loop.make_batch([0, 1], data, config, model.pad_id).without

@@ -16,10 +16,10 @@ from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.head import head_matrix
+from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.rubrics.schema import from_records
 from rcsd_jax.run import preparation
 from rcsd_jax.run.loop import make_batch, options_of
-from rcsd_jax.run.running import Model
 from rcsd_jax.sampling import SamplingConfig
 from tests.losses.test_losses import oracle
 

@@ -128,13 +128,13 @@ PRODUCT = """
 import os, sys
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 import jax, jax.numpy as jnp
-from rcsd_jax.plan import chips, cost, hlo
+from rcsd_jax.plan import chips, hlo, pricing, rates
 chip, device = chips.chip_of(sys.argv[1]), chips.open_topology(sys.argv[1])[0]
 place = jax.sharding.SingleDeviceSharding(device)
 x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=place)
 text = jax.jit(lambda a, b: a @ b).lower(x, x).compile().as_text()
-rates = cost.Rates(chip.clock, chip.hbm, 20 * chip.hbm, chip.bf16, lambda *_: 0.0)
-found = cost.cost_of(hlo.parse(text), rates)
+rates = rates.Rates(chip.clock, chip.hbm, 20 * chip.hbm, chip.bf16, lambda *_: 0.0)
+found = pricing.cost_of(hlo.parse(text), rates)
 print(found.flops, found.seconds / (found.flops / chip.bf16))
 """
 

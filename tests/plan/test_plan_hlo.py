@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rcsd_jax.plan import chips, cost, hlo, largest, measure
+from rcsd_jax.plan import chips, hlo, largest, measure
+from rcsd_jax.plan.collectives import replica_group
+from rcsd_jax.plan.pricing import cost_of
+from rcsd_jax.plan.product_flops import _convolution_flops
+from rcsd_jax.plan.rates import Rates
 
-RATES = cost.Rates(clock=1e9, hbm=1e11, vmem=2e12, kernel_flops=1e12, collective=lambda kind, group, sent: sent / 1e10)
+RATES = Rates(clock=1e9, hbm=1e11, vmem=2e12, kernel_flops=1e12, collective=lambda kind, group, sent: sent / 1e10)
 
 LOOP = """HloModule jit_f, is_scheduled=true
 
@@ -94,7 +98,7 @@ ENTRY %main (live: pred[4], x: bf16[64,32], w: bf16[32,32]) -> bf16[64,32] {
 
 def test_loops_multiply_cycles_flops_and_bytes():
     module = hlo.parse(LOOP.replace("INNER", "5"))
-    found = cost.cost_of(module, RATES)
+    found = cost_of(module, RATES)
     assert {(loop.name, loop.trips, loop.dynamic, loop.known) for loop in found.loops} == {
         ("inner", 5, False, True),
         ("outer", 7, True, True),  # from 2 to 9, or until no row is live
@@ -103,12 +107,12 @@ def test_loops_multiply_cycles_flops_and_bytes():
     assert found.compute == pytest.approx(7 * 5 * 1000 / 1e9)
     # x and y lie in vector memory; w is read from HBM by every run. The rest is counters and the rows' flags.
     assert 7 * 5 * 2 * 32 * 32 <= found.hbm_bytes <= 7 * 5 * (2 * 32 * 32 + 40)
-    assert cost.cost_of(module, RATES, dynamic_trips=3).flops == 3 * 5 * 2 * 64 * 32 * 32
+    assert cost_of(module, RATES, dynamic_trips=3).flops == 3 * 5 * 2 * 64 * 32 * 32
 
 
 def test_a_loop_whose_bound_is_not_in_the_text_is_counted_once_and_named():
     text = LOOP.replace("%limit = s32[] constant(INNER)", "%limit = s32[] rng-get-and-update-state()")
-    found = cost.cost_of(hlo.parse(text), RATES)
+    found = cost_of(hlo.parse(text), RATES)
     assert [(loop.name, loop.trips) for loop in found.loops if not loop.known] == [("inner", 1)]
     assert found.flops == 7 * 2 * 64 * 32 * 32
 
@@ -166,7 +170,7 @@ ENTRY %main (shard: bf16[256,1024], x: bf16[8,1024], w: bf16[1024,64], g: bf16[1
 
 
 def test_collectives_are_counted_once_with_the_bytes_that_a_chip_sends():
-    found = cost.cost_of(hlo.parse(COLLECTIVES.replace("CYCLES", "10")), RATES)
+    found = cost_of(hlo.parse(COLLECTIVES.replace("CYCLES", "10")), RATES)
     sent = {kind: (t.runs, t.bytes) for kind, t in found.collectives.items()}
     size = 1024 * 64 * 2
     assert sent == {
@@ -183,7 +187,7 @@ def test_what_work_hides_of_a_collective_costs_nothing():
     wire = 1024 * 1024 * 2 * 3 / 4 / 1e10
     rest = sum(1024 * 64 * 2 * share / 1e10 for share in (3 / 4, 6 / 4, 1, 1 / 2))
     for cycles in (10, 100_000, 1_000_000):  # 10 ns, 100 us and 1 ms beside a gather of 157 us
-        found = cost.cost_of(hlo.parse(COLLECTIVES.replace("CYCLES", str(cycles))), RATES)
+        found = cost_of(hlo.parse(COLLECTIVES.replace("CYCLES", str(cycles))), RATES)
         assert found.collective == pytest.approx(max(wire - cycles / 1e9, 0) + rest, rel=1e-3)
         assert found.seconds == pytest.approx(found.compute + found.collective, rel=1e-2)
 
@@ -201,7 +205,7 @@ ENTRY %main (w: bf16[1000,1000]) -> bf16[1000,1000] {
 
 @pytest.mark.parametrize("cycles, waited", [(0, 20e-6), (5000, 15e-6), (50000, 0.0)])
 def test_a_copy_that_runs_ahead_is_waited_for_only_as_long_as_it_takes(cycles, waited):
-    found = cost.cost_of(hlo.parse(COPIES.replace("CYCLES", str(cycles))), RATES)
+    found = cost_of(hlo.parse(COPIES.replace("CYCLES", str(cycles))), RATES)
     assert found.hbm_wait == pytest.approx(waited, abs=1e-9)  # 2 MB at 1e11 bytes/s
     assert found.hbm_bytes == 2e6  # read once; what it fills is vector memory
 
@@ -212,9 +216,9 @@ def test_a_windowed_product_is_named():
         "  %sent = bf16[32,32]{1,0} collective-permute(%w), source_target_pairs={{0,1},{1,0}}\n"
         "  ROOT %t = (s32[], bf16[64,32], bf16[32,32]) tuple(%next, %y, %sent)",
     )
-    found = cost.cost_of(hlo.parse(text), RATES)
+    found = cost_of(hlo.parse(text), RATES)
     assert found.windowed == ["inner"] and found.collectives["collective-permute"].runs == 35
-    assert cost.cost_of(hlo.parse(LOOP.replace("INNER", "5")), RATES).windowed == []
+    assert cost_of(hlo.parse(LOOP.replace("INNER", "5")), RATES).windowed == []
 
 
 KERNEL = """HloModule jit_f
@@ -248,7 +252,7 @@ def test_attention_kernels_have_the_flops_of_what_they_compute(name, outputs, pr
     out = array if outputs == 1 else "(" + ", ".join([array] * outputs) + ")"
     blocks = json.dumps(json.dumps(blocks))[1:-1]
     text = KERNEL.replace("NAME", name).replace("OUT", out).replace("EXTRA", "").replace("BLOCKS", blocks)
-    found = cost.cost_of(hlo.parse(text), RATES)
+    found = cost_of(hlo.parse(text), RATES)
     (kernel,) = found.kernels.values()
     assert kernel.flops == products * 2 * 2 * 8 * 1024 * 1024 * 128 * computed
     assert kernel.seconds == pytest.approx(kernel.flops / RATES.kernel_flops) and found.kernel == kernel.seconds
@@ -269,7 +273,7 @@ ENTRY %main (n: s32[16], t: s32[768], q: f32[16,4,1,128], k: bf16[1,27648,128,12
 
 @pytest.mark.parametrize("dtype, itemsize", [("bf16", 2), ("s8", 1)])
 def test_paged_attention_reads_the_pages_of_its_table_and_not_the_pool(dtype, itemsize):
-    spent = cost.cost_of(hlo.parse(PAGED.replace("bf16[1,27648", f"{dtype}[1,27648")), RATES)
+    spent = cost_of(hlo.parse(PAGED.replace("bf16[1,27648", f"{dtype}[1,27648")), RATES)
     assert spent.hbm_bytes == 2 * 768 * 128 * 128 * itemsize
     assert spent.kernel == pytest.approx(spent.hbm_bytes / RATES.hbm)
 
@@ -287,14 +291,14 @@ ENTRY %main (l: s32[1], i: s32[64], n: bf16[1,64,1,128], p: bf16[1,64,64,6144,12
 
 
 def test_a_write_of_single_places_does_not_pay_for_the_pool():
-    spent = cost.cost_of(hlo.parse(WRITE), RATES)
+    spent = cost_of(hlo.parse(WRITE), RATES)
     assert spent.hbm_bytes == 524288 and spent.kernel == pytest.approx(524288 / RATES.hbm)
 
 
 def test_a_kernels_own_estimate_comes_first():
     extra = '"custom_call_config":{"cost_estimate":{"flops":"4096","bytes_accessed":"7"}}'
     text = KERNEL.replace("NAME", "fwd").replace("OUT", "bf16[2,8,1024,128]{3,2,1,0}").replace("EXTRA", extra)
-    (kernel,) = cost.cost_of(hlo.parse(text), RATES).kernels.values()
+    (kernel,) = cost_of(hlo.parse(text), RATES).kernels.values()
     assert kernel.flops == 4096
 
 
@@ -311,14 +315,14 @@ def test_a_kernels_own_estimate_comes_first():
 )
 def test_replica_groups_in_all_their_spellings(attributes, group):
     line = f"ENTRY %m (x: f32[2]) -> f32[2] {{\n  %x = f32[2] parameter(0)\n  ROOT %r = f32[2] all-reduce(%x), {attributes}\n}}\n"
-    assert set(hlo.replica_group(hlo.parse(line).entry.root)) == set(group)
+    assert set(replica_group(hlo.parse(line).entry.root)) == set(group)
 
 
 # --- real text: XLA on this machine -----------------------------------------------------------------------------------
 
 
 def flops_of(function, *arguments):
-    return cost.cost_of(hlo.parse(jax.jit(function).lower(*arguments).compile().as_text()), RATES)
+    return cost_of(hlo.parse(jax.jit(function).lower(*arguments).compile().as_text()), RATES)
 
 
 def scanned_mlp(weights, x):
@@ -350,7 +354,7 @@ def test_flops_of_batched_products_and_nested_loops():
     q, k = jnp.ones((2, 40, 3, 16)), jnp.ones((2, 24, 3, 16))
     text = jax.jit(f).lower(q, k).compile().as_text()
     module = hlo.parse(text)
-    found = cost.cost_of(module, RATES)
+    found = cost_of(module, RATES)
     once = 2 * 2 * 3 * 40 * 24 * 16
     assert found.flops in (once, 12 * once)  # XLA may hoist what does not change
 
@@ -364,8 +368,8 @@ def test_a_loop_that_may_end_early_is_counted_to_its_bound_or_as_told():
         return jax.lax.while_loop(lambda c: (c[0] < 11) & (c[1] > -1).any(), body, (0, x))[1]
 
     module = hlo.parse(jax.jit(f).lower(jnp.ones((8, 32)), jnp.ones((32, 32))).compile().as_text())
-    assert cost.cost_of(module, RATES).flops == 11 * 2 * 8 * 32 * 32
-    assert cost.cost_of(module, RATES, dynamic_trips=4).flops == 4 * 2 * 8 * 32 * 32
+    assert cost_of(module, RATES).flops == 11 * 2 * 8 * 32 * 32
+    assert cost_of(module, RATES, dynamic_trips=4).flops == 4 * 2 * 8 * 32 * 32
 
 
 # --- around it --------------------------------------------------------------------------------------------------------
@@ -375,11 +379,11 @@ def test_convolutions_count_products_of_real_elements_only():
     # A product of batches as the TPU compiler writes it: batches are space, and most of the window is padding.
     left, right, out = hlo.Shape("bf16", (4, 8, 16)), hlo.Shape("bf16", (4, 16, 32)), hlo.Shape("bf16", (4, 8, 32))
     attributes = ", window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0io->0bf"
-    assert hlo._convolution_flops(left, right, out, attributes) == 2 * 4 * 8 * 16 * 32
+    assert _convolution_flops(left, right, out, attributes) == 2 * 4 * 8 * 16 * 32
     # A plain one of width 3 with padding: 10 places of which the first and last miss one element.
     left, right, out = hlo.Shape("f32", (1, 10, 2)), hlo.Shape("f32", (3, 2, 5)), hlo.Shape("f32", (1, 10, 5))
     attributes = ", window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f"
-    assert hlo._convolution_flops(left, right, out, attributes) == 2 * 2 * 5 * (3 * 10 - 2)
+    assert _convolution_flops(left, right, out, attributes) == 2 * 2 * 5 * (3 * 10 - 2)
 
 
 class Device:

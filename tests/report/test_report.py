@@ -23,10 +23,11 @@ from rcsd_jax.report import collect, examples
 from rcsd_jax.report import tokens as tokens_module
 from rcsd_jax.report.tokens import TOP, score_tokens
 from rcsd_jax.roles import contexts
+from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
-from rcsd_jax.run import checkpoints, loop, preparation, stage
+from rcsd_jax.run import checkpoints, loop, preparation
 from rcsd_jax.run.checkpoints import Checkpoints
-from rcsd_jax.run.running import open_model
+from rcsd_jax.run.export import export
 from rcsd_jax.sampling import Samples
 from tests.run.test_stage import config_for, run
 
@@ -66,7 +67,7 @@ def exact(user_dir, **changes):
     config = config_for(user_dir)
     config.model.update(dtype="float32", param_dtype="float32")
     config.update(changes)
-    model = open_model(config.model.path, config, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+    model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     return config, model, loading.load_model(model.directory, dtype=jnp.float32)[1]
 
 
@@ -181,7 +182,7 @@ def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, user_d
         moved = jax.tree.map(lambda x: x + 0.01, first.trained)
         state = first.replace(trained=moved, ema=None if first.ema is None else jax.tree.map(lambda x: x / 3, moved))
         plain = train.student_variables(state.trained, params, lora=bool(rank))
-        stage.export(plain, model, config, tmp_path)
+        export(plain, model, config, tmp_path)
         kept = Checkpoints(tmp_path / "checkpoints", keep=1)
         kept.save(1, state, {})
         kept.close()
@@ -235,7 +236,7 @@ def test_scores_that_were_kept_in_another_way_are_made_again(user_dir, tmp_path,
 
 def test_pieces_are_the_text(user_dir):
     config = config_for(user_dir)
-    model = open_model(config.model.path, config)
+    model = open_model(config.model.path, config.model)
     for text in ("A plain one.", "ü–中文 🙂 two", " spaces  \n", "", "a\u0301 🏳️‍🌈"):
         ids, pieces = examples._pieces(model, text, False)
         assert len(ids) == len(pieces) and pieces[-1] == examples.END and "".join(pieces[:-1]) == text
@@ -270,7 +271,7 @@ def test_what_a_run_left_is_collected(finished):
 def test_base_and_trained_are_scored_as_they_are(finished):
     """The teacher of a run with a fixed one is the base under the rubric; the trained student has moved away from it."""
     config, workdir, data = finished
-    model = open_model(config.model.path, config)
+    model = open_model(config.model.path, config.model)
     example = data["stages"][0]["examples"][0]
     text = next(c for c in example["completions"] if c["role"] == "base")
     params = loading.load_model(model.directory, dtype=jnp.float32)[1]
@@ -333,7 +334,7 @@ def test_the_command_writes_a_page(finished, monkeypatch, capsys):
 
 def test_pieces_of_the_likeliest_keep_their_space(user_dir):
     config = config_for(user_dir)
-    model = open_model(config.model.path, config)
+    model = open_model(config.model.path, config.model)
     ids = model.tokenizer("of the density", add_special_tokens=False)["input_ids"]
     assert "".join(examples._piece(model, i) for i in ids) == "of the density"
     assert examples._piece(model, model.eos_ids[0]) == examples.END

@@ -12,16 +12,16 @@ from rcsd_jax import world
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.attribution import attribution, leave_one_out
+from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.run import preparation
-from rcsd_jax.run.running import open_model
 from rcsd_jax.world.documents import careful_solution
 
 
 @pytest.fixture(scope="module")
 def teacher():
     config = world_config.get_config("ground_truth")
-    model = open_model(config.model.path, config)
+    model = open_model(config.model.path, config.model)
     variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     return model, variables, lambda example: preparation.teacher_prompt(model.tokenizer, example, config)
 

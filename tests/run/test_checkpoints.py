@@ -53,7 +53,7 @@ def test_the_newest_comes_back_and_old_ones_go(tmp_path):
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_storage_that_takes_nothing(waits, tmp_path):
-    told = r"run: a checkpoint cannot be written \(NotADirectoryError: .*\); see to the storage"
+    told = r"run: a checkpoint cannot be written \(NotADirectoryError: .*\); check the storage"
     with (
         pytest.raises(WriteFailed, match=told),
         contextlib.closing(Checkpoints(tmp_path / "run", keep=2)) as checkpoints,
@@ -92,10 +92,18 @@ DAMAGE = {
 }
 
 
+@pytest.fixture(scope="module")
+def of_two_steps(tmp_path_factory):
+    """A folder with the checkpoints of steps 1 and 2; tests copy it, which is quicker than writing them."""
+    folder = tmp_path_factory.mktemp("of_two_steps")
+    save(folder, 1, 2)
+    return folder
+
+
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_and_kept(case, tmp_path, capfd):
+def test_a_damaged_checkpoint_is_passed_over_and_kept(case, of_two_steps, tmp_path, capfd):
     find, damage = DAMAGE[case]
-    save(tmp_path, 1, 2)
+    shutil.copytree(of_two_steps, tmp_path, dirs_exist_ok=True)
     file = find(tmp_path / "2")
     file.write_bytes(damage(file.read_bytes()))
     restored = restore(tmp_path)
@@ -122,15 +130,15 @@ def test_two_damaged_ones_and_none_that_is_intact(tmp_path):
     assert (tmp_path / "1").is_dir()
 
 
-def test_another_model_is_no_damage(tmp_path):
-    save(tmp_path, 1, 2)
+def test_another_model_is_no_damage(of_two_steps, tmp_path):
+    shutil.copytree(of_two_steps, tmp_path, dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"kernel is \(64, 48\) and the run has \(64, 40\)"):
         restore(tmp_path, like=state_of(0) | {"kernel": jnp.zeros((64, 40))})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
 
 
-def test_storage_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
-    save(tmp_path, 1, 2)
+def test_storage_that_does_not_answer_is_no_damage(of_two_steps, tmp_path, monkeypatch):
+    shutil.copytree(of_two_steps, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(Checkpoints, "restore", lambda *_: (_ for _ in ()).throw(ValueError("UNAVAILABLE: try later")))
     with pytest.raises(UserError, match="cannot be read now .*UNAVAILABLE"):
         restore(tmp_path)
@@ -146,7 +154,7 @@ from rcsd_jax.run import loop, preparation
 from rcsd_jax.methods import train
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.models import sharding
-from rcsd_jax.run.running import load_weights, open_model
+from rcsd_jax.roles.opened_model import load_weights, open_model
 
 user, workdir, moves = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 losses = []
@@ -160,8 +168,8 @@ for shape in moves:
     config.optimizer.learning_rate = 1e-2
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
-        model = open_model(config.model.path, config, lora_rank=4, lora_alpha=8.0)
-        params = load_weights(model, config, mesh)
+        model = open_model(config.model.path, config.model, lora_rank=4, lora_alpha=8.0)
+        params = load_weights(model, mesh)
         examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"))
         data = preparation.encode(examples, model.tokenizer, config)
         setup = loop.setup(model, params, config, mesh)

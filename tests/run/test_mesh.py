@@ -13,7 +13,7 @@ from pathlib import Path
 from rcsd_jax.run import loop, preparation
 from rcsd_jax.methods import train
 from rcsd_jax.models import sharding
-from rcsd_jax.run.running import load_weights, open_model
+from rcsd_jax.roles.opened_model import load_weights, open_model
 
 user, lora_rank = Path(sys.argv[1]), int(sys.argv[2])
 losses = {}
@@ -27,8 +27,8 @@ for name, shape in {"1": (1, 1, 1), "1x8": (1, 8, 1), "8x1": (8, 1, 1), "2x2x2":
     config.optimizer.learning_rate = 1e-3
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
-        model = open_model(config.model.path, config, lora_rank=lora_rank, lora_alpha=8.0)
-        params = load_weights(model, config, mesh)
+        model = open_model(config.model.path, config.model, lora_rank=lora_rank, lora_alpha=8.0)
+        params = load_weights(model, mesh)
         examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"))
         data = preparation.encode(examples, model.tokenizer, config)
         setup = loop.setup(model, params, config, mesh)

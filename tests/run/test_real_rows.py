@@ -12,8 +12,8 @@ from rcsd_jax.methods import train
 from rcsd_jax.models import sharding
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.head import head_matrix
+from rcsd_jax.roles.opened_model import load_weights, open_model
 from rcsd_jax.run import loop, preparation
-from rcsd_jax.run.running import load_weights, open_model
 from tests import user_inputs
 from tests.cli.test_main import run
 
@@ -73,8 +73,8 @@ def test_the_loss_falls_on_a_fixed_batch(module, variant, inputs):
     config.lora.rank = 16
     config.optimizer.learning_rate = 2e-3
     mesh = sharding.make_mesh()
-    model = open_model(config.model.path, config, lora_rank=16, lora_alpha=128.0)
-    params = load_weights(model, config, mesh)
+    model = open_model(config.model.path, config.model, lora_rank=16, lora_alpha=128.0)
+    params = load_weights(model, mesh)
     # A random model hardly minds its context; wider weights make the roles disagree, so that there is something to learn.
     params = jax.tree.map(lambda x: 6.0 * x if x.ndim > 2 else x, params)
     params |= {"embed": 10.0 * params["embed"]}

@@ -11,9 +11,9 @@ from rcsd_jax import world
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.batches import batches
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.run import loop, preparation, rows, stage
+from rcsd_jax.roles.opened_model import Model
+from rcsd_jax.run import inputs, loop, preparation, rows
 from rcsd_jax.run.rows import Rows
-from rcsd_jax.run.running import Model
 from rcsd_jax.settings import config as configs
 
 EXAMPLES = world.examples("stage2", 60)
@@ -132,7 +132,7 @@ def test_a_row_beyond_the_model_s_positions_is_found_at_the_start(tokenizer):
     found = started(config_of(), tokenizer, examples, positions=300)
     model = Model(type("", (), {"config": type("", (), {"max_position": 300})}), tokenizer, (), 0, None)
     with pytest.raises(UserError, match="more than the model's 300 positions"):
-        stage.check_positions(model, found, config_of())
+        inputs.check_positions(model, found, config_of())
 
 
 def test_usual_shapes_depend_on_the_first_rows_alone(tokenizer):

@@ -21,9 +21,10 @@ from rcsd_jax.host.files import read_json
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.methods import train
 from rcsd_jax.models import sharding
-from rcsd_jax.run import evaluate_role, loop, preparation, stage
+from rcsd_jax.roles.opened_model import load_weights, open_model, open_served, sampling_of
+from rcsd_jax.run import evaluation, loop, preparation, rubrics, stage
 from rcsd_jax.run.checkpoints import Checkpoints
-from rcsd_jax.run.running import Run, load_weights, open_model, open_served, sampling_of
+from rcsd_jax.run.environment import Run
 from tests import user_inputs
 
 
@@ -55,8 +56,8 @@ def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir,
     assert config.model.param_dtype == "bfloat16"
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        model = open_model(config.model.path, config)
-        setup = loop.setup(model, load_weights(model, config, mesh), config, mesh)
+        model = open_model(config.model.path, config.model)
+        setup = loop.setup(model, load_weights(model, mesh), config, mesh)
     assert {x.dtype for x in jax.tree.leaves(setup.abstract.trained)} == {jnp.dtype("float32")}
     assert {x.dtype for x in jax.tree.leaves(setup.frozen)} == {jnp.dtype("bfloat16")}
 
@@ -141,7 +142,7 @@ def test_the_writer_s_weights_are_not_read_where_every_text_is_cached(user_dir, 
 @pytest.mark.parametrize(
     "module, moment, number",
     [
-        (stage, "write_rubrics", signal.SIGINT),
+        (rubrics, "write_rubrics", signal.SIGINT),
         (loop, "make_batch", signal.SIGTERM),
         (stage, "evaluate_role", signal.SIGTERM),
     ],
@@ -190,7 +191,7 @@ def test_rubrics_are_written_by_an_adapter_on_its_base(user_dir, tmp_path, monke
     adapter = run(stage1_config, tmp_path / "stage1")["paths"]["adapter"]
     config = config_for(user_dir, "paper")
     config.rubric.writer = adapter
-    writer, digest, load = open_served(config.rubric.writer, config, sharding.make_mesh())
+    writer, digest, load = open_served(config.rubric.writer, config.model, sharding.make_mesh())
     variables = load()
     assert writer.directory == user_dir / "model" and writer.decoder.config.lora_scale == 128.0 / 2
     written = load_file(tmp_path / "stage1" / "adapter" / "adapter_model.safetensors")
@@ -198,7 +199,7 @@ def test_rubrics_are_written_by_an_adapter_on_its_base(user_dir, tmp_path, monke
     np.testing.assert_array_equal(variables["lora"]["q"]["b"][1], b.T)
     assert b.any()
     config.rubric.writer = str(user_dir / "model")
-    assert open_served(config.rubric.writer, config, sharding.make_mesh())[1] != digest
+    assert open_served(config.rubric.writer, config.model, sharding.make_mesh())[1] != digest
 
 
 def test_a_teacher_that_reasons_first_is_evaluated_after_its_analysis(user_dir, tmp_path):
@@ -206,17 +207,16 @@ def test_a_teacher_that_reasons_first_is_evaluated_after_its_analysis(user_dir, 
     config.teacher.reason_tokens = 4
     config.sampling.update(temperature=1.0, top_k=0, top_p=1.0)
     config.eval.update(grader="boxed", path=config.data.path, count=3)
-    model = open_model(config.model.path, config)
+    model = open_model(config.model.path, config.model)
     asked = preparation.evaluation_questions(config, model.tokenizer)
     assert not len(asked["base"]["eval"].transition)
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh), StopRequest() as stop:
         this = Run(config, tmp_path, mesh, rich.console.Console(quiet=True), stop, "")
-        variables = {"params": load_weights(model, config, mesh)}
+        sampler = this.sampler(model, config.eval.batch_size).with_weights({"params": load_weights(model, mesh)})
         teacher = asked["teacher"]["eval"]
-        sampling = sampling_of(config.sampling, model)
-        unfinished = tmp_path / "unfinished.jsonl"
-        prompts = evaluate_role._after_analyses(teacher, model, variables, sampling, this, unfinished)
+        log, sampling = evaluation.open_unfinished(None), sampling_of(config.sampling, model)
+        prompts = evaluation.after_analyses(teacher, sampler, log, sampling, reason_tokens=4)
     transition = teacher.transition
     for before, after in zip(teacher.prompts, prompts, strict=True):
         assert list(after[: len(before)]) == list(before) and list(after[-len(transition) :]) == list(transition)

@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from configs import stage2, tiny
-from rcsd_jax import main
+from rcsd_jax.cli.job import with_workdir
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import read_json, write_json
 from rcsd_jax.host.metrics import read_metrics
 from rcsd_jax.methods import train
-from rcsd_jax.run import evaluate_role, starts
+from rcsd_jax.run import evaluation, starts
+from rcsd_jax.run.environment import Run
 from rcsd_jax.run.preparation import Questions
-from rcsd_jax.run.running import Run
 from rcsd_jax.settings import config as configs
 from tests.run.test_stage import config_for, run
 
@@ -255,17 +255,17 @@ def test_sets_and_modes_that_are_there_are_not_evaluated_again(config, tmp_path,
         asked.append((examples, samples))
         return graded, [{"text": "new"}]
 
-    monkeypatch.setattr(evaluate_role, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     config.eval.samples = 5
     run = Run(config, tmp_path, None, rich.console.Console(quiet=True), None, "")
     model = SimpleNamespace(eos_ids=(1,), pad_id=0, decode=None, decoder=None)
     questions = {name: Questions(name, [], np.zeros(0), "boxed") for name in ("piqa", "medmcqa")}
-    found = evaluate_role.evaluate_role("base", questions, model, None, run)
+    found = evaluation.evaluate_role("base", questions, model, None, run)
     assert found == {"piqa": MODES, "medmcqa": {"sampled": graded, "greedy": graded}}
     assert asked == [("medmcqa", 5), ("medmcqa", 1)]
     assert held(tmp_path, "base") == (wanted := ALL | {("medmcqa", mode) for mode in MODES}, wanted)
     config.eval.greedy = (True,)
-    assert evaluate_role.evaluate_role("base", {"rar": questions["piqa"]}, model, None, run) == {
+    assert evaluation.evaluate_role("base", {"rar": questions["piqa"]}, model, None, run) == {
         "rar": {"greedy": MODES["greedy"]}
     }
     assert len(asked) == 2 and held(tmp_path, "base") == (wanted, wanted)
@@ -276,7 +276,7 @@ def test_sets_and_modes_that_are_there_are_not_evaluated_again(config, tmp_path,
 
 @pytest.mark.parametrize("key, value", [("train.steps", 60), ("export.dtype", "bfloat16"), ("eval.count", 7)])
 def test_a_stage_is_not_changed_under_a_later_one_that_read_it(tmp_path, key, value):
-    stages = [(name, main._with_workdir(c, tmp_path)) for name, c in configs.stages_of(tiny.get_config())]
+    stages = [(name, with_workdir(c, tmp_path)) for name, c in configs.stages_of(tiny.get_config())]
     for name, stage in stages:
         workdir_of(stage, tmp_path / name)
     starts.check_later_stages(stages, tmp_path)

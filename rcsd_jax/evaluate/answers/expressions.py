@@ -14,8 +14,8 @@ _CLOSED_FORM = re.compile(
 )
 _FUNCTION = re.compile(r"\\(?:sqrt|pi|ln|log|exp|sin|cos|tan|frac|dfrac|tfrac)(?![A-Za-z])|[π^!]")
 _TEXT = re.compile(r"\\(?:text(?:rm|bf|it|normal)?|mbox)\s?\{([^{}]*)\}")
-_MARKS = re.compile(r"[\\^_=+*/<>|{}]")  # of formulas: letters beside them are symbols
-_LONG_WORDS = re.compile(r"[^\W\d_]{3,} [^\W\d_]{4,}|[^\W\d_]{4,} [^\W\d_]{3,}")  # "New York" is no product
+_MARKS = re.compile(r"[\\^_=+*/<>|{}]")  # of formulas: letters next to them are symbols
+_LONG_WORDS = re.compile(r"[^\W\d_]{3,} [^\W\d_]{4,}|[^\W\d_]{4,} [^\W\d_]{3,}")  # "New York" is not a product
 _BOTH_SIGNS = re.compile(r"±|\\pm(?![A-Za-z])")
 _SET_AS_UNIT = re.compile(r"\\(?:text|mathrm|rm|mbox|unit|si|circ|degree)(?![A-Za-z])|[%°]")
 
@@ -23,15 +23,15 @@ _SET_AS_UNIT = re.compile(r"\\(?:text|mathrm|rm|mbox|unit|si|circ|degree)(?![A-Z
 def same_expression(found: str, truth: str, *, seconds: float = symbolic.ANSWER_SECONDS) -> bool | None:
     """Whether two expressions are equal: as strings up to spaces, as numbers to six digits, or as math-verify says.
 
-    Symbols are told apart by case, words are not. An uncertainty that the truth has not is left out.
+    Case matters for symbols, not for words. An uncertainty is dropped if the truth has none.
 
     Args:
-      found: what a text says, see `final_answer`.
-      truth: what is right; where it is a set, an equation or an interval, math-verify takes its form as the wanted one.
-      seconds: the time that math-verify may take, of its thread.
+      found: the text's answer, see `final_answer`.
+      truth: the right answer; if it is a set, an equation or an interval, math-verify expects the same form.
+      seconds: the time that math-verify may take, in its thread's CPU time.
 
     Returns:
-      None where it was not decided: one is no expression, is too long or too large, or time ran out.
+      None if it was not decided: one is not an expression, is too long or too large, or time ran out.
 
     Examples:
       >>> same_expression("x = 2", "x=2"), same_expression("1/2", "0.5"), same_expression("0.3", "1/3")
@@ -51,7 +51,7 @@ def same_expression(found: str, truth: str, *, seconds: float = symbolic.ANSWER_
 
 
 def _same_number(found: str, truth: str) -> bool | None:
-    r"""Whether two numbers are the same; None where they are something else, or may be.
+    r"""Whether two numbers are the same; None if they are not, or may not be, numbers.
 
     math-verify would round 1e-8 and 2e-8 to the same six decimals, and reads 1\frac{3}{4} as a product.
     """
@@ -60,7 +60,7 @@ def _same_number(found: str, truth: str) -> bool | None:
     (ours, more), (theirs, more_of_truth) = quantity(found), quantity(truth)
     if ours is None or theirs is None or more or more_of_truth or "=" in found + truth:
         return None
-    if max(abs(ours.value), abs(theirs.value)) >= 2**53:  # floats would take neighbouring integers for the same
+    if max(abs(ours.value), abs(theirs.value)) >= 2**53:  # floats would treat neighbouring integers as equal
         return None
     with_unit = found if ours.unit else truth
     if (ours.unit is None) != (theirs.unit is None) and not _SET_AS_UNIT.search(with_unit):

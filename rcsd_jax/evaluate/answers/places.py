@@ -1,4 +1,4 @@
-r"""Where in a text its answer stands: in a box, in a statement, or as the whole text."""
+r"""Finds the place of a text's answer: a box, a statement, or the whole text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rcsd_jax.evaluate.answers.statements import retracted, stated
 
 MAX_ANSWER = 2000  # characters of an answer; PIQA's longest options have some hundred
 MAX_EXPRESSION = 300  # of a number or an expression: grammars and sympy slow down long before
-_MAX_LINES = 200  # of a text that may give its answer in a line alone
+_MAX_LINES = 200  # of a text that may give its answer on a line of its own
 
 UNPARSED = {
-    "no_answer": "no box, no stated answer, and more than an answer alone",
-    "cut": "a box is begun and not closed",
-    "too_long": "what is given as the answer is too long to be one",
-    "contradictory": "statements of different answers, of which none is final",
+    "no_answer": "no box, no stated answer, and the text is more than an answer",
+    "cut": "a box is opened and not closed",
+    "too_long": "the text in the answer's place is too long to be an answer",
+    "contradictory": "statements of different answers, and none is final",
     "several": "more than one option, or a letter with the text of another option",
     "out_of_range": "a letter beyond the last option",
     "not_an_option": "neither a letter nor the text of an option",
@@ -25,8 +25,8 @@ UNPARSED = {
 }
 
 
-class Answer(NamedTuple):
-    """What a text answers and where ("boxed", "stated", "whole" or "line"), or None and why not (a key of `UNPARSED`)."""
+class FinalAnswer(NamedTuple):
+    """A text's answer and its place ("boxed", "stated", "whole" or "line"), or None and the reason (a key of `UNPARSED`)."""
 
     value: Any
     reason: str
@@ -42,10 +42,10 @@ _BRACES = re.compile(
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{...}` or `\fbox{...}` that is not empty; None without one.
+    r"""The content of the last complete `\boxed{...}` or `\fbox{...}` that is not empty; None if there is none.
 
-    Braces are matched and escaped ones skipped. Boxes are ordered by where they begin, so that of nested ones the
-    innermost is the last.
+    Braces are matched and escaped ones skipped. Boxes are ordered by where they begin, so the innermost of nested
+    boxes is the last.
 
     Examples:
       >>> last_boxed(r"First \boxed{1}, no: \boxed{\frac{1}{2}}")
@@ -55,7 +55,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _boxes(text: str) -> tuple[str | None, bool]:
-    """The content of the last complete box, and whether a box was begun and never closed."""
+    """The content of the last complete box, and whether a box was opened and never closed."""
     last: tuple[int, str | None] = (-1, None)
     opened: list[tuple[int, int] | None] = []  # of each open brace its box's beginning and end, or None
     begun = False
@@ -76,52 +76,52 @@ def _boxes(text: str) -> tuple[str | None, bool]:
 SENTENCE_END = re.compile(r"[.;!?](?:\s|\Z)|[。；！？]")
 
 
-def final_answer(text: str) -> Answer:
+def final_answer(text: str) -> FinalAnswer:
     """The text of the answer, boxed or stated, to be compared by `same_expression`.
 
     Examples:
       >>> final_answer("The answer is 42.")
-      Answer(value='42', reason='stated')
+      FinalAnswer(value='42', reason='stated')
       >>> final_answer("It depends on what is meant.").reason
       'no_answer'
     """
     boxed, begun = _boxes(text)
     if boxed is not None:
-        return Answer(None, "too_long") if len(boxed) > MAX_ANSWER else Answer(boxed, "boxed")
+        return FinalAnswer(None, "too_long") if len(boxed) > MAX_ANSWER else FinalAnswer(boxed, "boxed")
     if begun:
-        return Answer(None, "cut")
+        return FinalAnswer(None, "cut")
     for line, *_ in stated(text):
-        # The formula before the rest of its sentence, where there is one: "the answer is $x + 1$ because ...".
+        # The formula before the rest of its sentence, if there is one: "the answer is $x + 1$ because ...".
         answer = re.split(r"\$|\\[)\]]", SENTENCE_END.split(line, maxsplit=1)[0], maxsplit=1)[0].strip(" *_.")
         if answer:
-            return Answer(answer, "stated")
-    return Answer(None, "no_answer")
+            return FinalAnswer(answer, "stated")
+    return FinalAnswer(None, "no_answer")
 
 
 def read(
     text: str,
-    read: Callable[[str], Answer],
-    whole: Callable[[str], Answer],
+    read: Callable[[str], FinalAnswer],
+    whole: Callable[[str], FinalAnswer],
     *,
     agree: Callable[[Any, Any], bool] = operator.eq,
-    alone: Callable[[str, bool], Answer] | None = None,
-) -> Answer:
-    """The answer of `text` as `read` reads a box or a line, `whole` the whole; all give the reason of a failure.
+    alone: Callable[[str, bool], FinalAnswer] | None = None,
+) -> FinalAnswer:
+    """The answer of `text`: `read` reads a box or a line, `whole` the whole text. Each gives the reason of a failure.
 
-    Where statements contradict each other, the last one holds if it is more final than those, or takes them back.
+    If statements contradict each other, the last one holds if it is more final than the others, or takes them back.
 
     Args:
-      text: what a model wrote.
+      text: the model's text.
       read: reads the content of a box, or a line from a statement on.
       whole: reads a text of one line that may be prose.
-      agree: whether two answers' values are one.
-      alone: reads one of several lines that may be prose; True where it is the first. None reads none of them.
+      agree: whether the values of two answers are equal.
+      alone: reads one of several lines that may be prose; its second argument is True for the first line. None reads no lines.
     """
     boxed, begun = _boxes(text)
     if boxed is not None:
-        return Answer(None, "too_long") if len(boxed) > MAX_ANSWER else _found(read(boxed), "boxed")
+        return FinalAnswer(None, "too_long") if len(boxed) > MAX_ANSWER else _found(read(boxed), "boxed")
     if begun:
-        return Answer(None, "cut")
+        return FinalAnswer(None, "cut")
     failure, last = None, None
     for statement in stated(text):
         answer = (whole if statement.whole else read)(statement.line)
@@ -135,7 +135,7 @@ def read(
             if retracted(text, statement, last[1]):
                 break
             if statement.rank >= last[1].rank:
-                return Answer(None, "contradictory")
+                return FinalAnswer(None, "contradictory")
     if last is not None:
         return _found(last[0], "stated")
     text = text.strip()
@@ -147,11 +147,11 @@ def read(
         in_a_line = _in_a_line(text, alone)
         if in_a_line is not None:
             return _found(in_a_line, "line")
-    return failure or Answer(None, "no_answer")
+    return failure or FinalAnswer(None, "no_answer")
 
 
-def _in_a_line(text: str, alone: Callable[[str, bool], Answer]) -> Answer | None:
-    """What the first or the last line is, if it is an answer and no other line is another: a list of options is none."""
+def _in_a_line(text: str, alone: Callable[[str, bool], FinalAnswer]) -> FinalAnswer | None:
+    """The answer on the first or last line, if no other line is another answer: a list of options is not an answer."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > _MAX_LINES:
         return None
@@ -162,5 +162,5 @@ def _in_a_line(text: str, alone: Callable[[str, bool], Answer]) -> Answer | None
     return found.get(0) or found.get(len(lines) - 1)
 
 
-def _found(answer: Answer, where: str) -> Answer:
+def _found(answer: FinalAnswer, where: str) -> FinalAnswer:
     return answer if answer.value is None else answer._replace(reason=where)

@@ -1,4 +1,4 @@
-"""LaTeX, markdown and unicode to plain text."""
+"""Turns LaTeX, markdown and unicode into plain text."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ _COMMAND = re.compile(r"\\([A-Za-z]{2,8})(?![A-Za-z])")
 
 
 def plain(text: str) -> str:
-    """The text without LaTeX's and markdown's dress: one spelling for each sign, single spaces."""
+    """The text without the markup of LaTeX and markdown: one spelling for each sign, single spaces."""
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾]+", lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text)
-    text = re.sub(r"(?=[¼-¾⅐-⅞])", " ", text)  # 1½ is no 11/2
+    text = re.sub(r"(?=[¼-¾⅐-⅞])", " ", text)  # 1½ is not 11/2
     text = unicodedata.normalize("NFKC", text)  # after superscripts, which it would make digits
     text = "".join(c for c in text if unicodedata.category(c) != "Cf").translate(_PLAIN_CHARACTERS)
     for pattern, replacement in _SIGNS:

@@ -31,7 +31,7 @@ _NUMBER = re.compile(
 )
 SIDES = re.compile(r"(?<![<>!≤≥])=(?!=)|≈")
 _NOT_PROSE = re.compile(r"[0-9^+=<>*/\\|±≈°%?∞]|-\s?[A-Za-z]?(?![A-Za-z])|\A\s?[A-Za-z](?![^\W\d_])|\A\s?!")
-# What may hold digits and still be prose: a chemical formula, and "electron^-1", a unit that pint does not know.
+# Prose that may hold digits: a chemical formula, and "electron^-1", a unit that pint does not know.
 _FORMULA = re.compile(r"(?<![A-Za-z0-9])(?:[A-Z][a-z]?_?[0-9]{0,3}){1,12}(?![A-Za-z0-9])|(?<=[A-Za-z])\s?\^\s?-[0-9]")
 
 
@@ -39,9 +39,9 @@ class Number(NamedTuple):
     """A finite number, `value` x 10^`power`, and its unit.
 
     Attributes:
-      value: the number as written, up to a power of ten that stands with the unit.
-      unit: the unit as pint writes it, "kilojoule / mole"; None without one that pint knows.
-      power: 3 in "2.5 10^3 J", where no sign makes it a factor of the number. SciBench's units look so.
+      value: the number as written, without a power of ten that stands with the unit.
+      unit: the unit as pint writes it, "kilojoule / mole"; None if pint knows none.
+      power: 3 in "2.5 10^3 J", where no sign makes it a factor of the number. SciBench writes units like that.
     """
 
     value: float
@@ -50,7 +50,7 @@ class Number(NamedTuple):
 
 
 def quantity(text: str) -> tuple[Number | None, str]:
-    """The number that the text is, or that the right side of its equation is; and the prose after it."""
+    """The number in the text or on the right side of its equation, and the prose after it."""
     if len(text) > MAX_EXPRESSION:
         return None, ""
     *left, side = SIDES.split(plain(text))
@@ -66,7 +66,7 @@ def quantity(text: str) -> tuple[Number | None, str]:
 
 
 def _measured(side: str) -> str:
-    """A value without its uncertainty: (2.5 ± 0.1) m is 2.5 m. What may as well be two numbers, 3 ± 2, is left as it is."""
+    """A value without its uncertainty: (2.5 ± 0.1) m is 2.5 m. 3 ± 2 may also be two numbers, and is left unchanged."""
     value, sign, by = (part.strip() for part in side.partition("±"))
     opened = value.count("(") - value.count(")")
     if not sign or "±" in by or opened not in (0, 1):
@@ -91,7 +91,7 @@ def _measured(side: str) -> str:
 
 
 def _is_sentence(left: str) -> bool:
-    """Whether what is left of an equals sign is more than "the speed is v": a sentence, or another answer."""
+    """Whether the text left of an equals sign is more than "the speed is v": a sentence, or another answer."""
     return bool(re.search(r"[,;]\s|\b(?:and|or)\b", left)) or len(re.findall(r"\b[A-Za-z]{3,}\b", left)) > 4
 
 
@@ -121,8 +121,8 @@ _UNIT = re.compile(
     r"(?:\s?\^\s?(?P<power>[-+]?\s?[0-9](?:[./][0-9])?)|(?P<attached>-?[1-9])|\s(?P<word>squared|cubed))?"
     r"(?![^\W_]|\^)(?P<close>\s?\))?"
 )
-# The units that are read, by pint's names; of all that pint knows, too many are words, symbols of quantities or formulas
-# ("mass" and "exact", kT, KCl). Those of the first list take prefixes.
+# The units that are read, by pint's names. Pint knows more, but too many of them are words, symbols of quantities or formulas
+# ("mass" and "exact", kT, KCl). The units of the first list take prefixes.
 _METRIC = frozenset(
     """meter gram second ampere kelvin mole candela hertz newton pascal joule watt coulomb volt farad ohm siemens weber tesla
     henry becquerel gray sievert katal liter bar torr electron_volt calorie watt_hour ampere_hour volt_ampere molar bit byte
@@ -141,15 +141,15 @@ _SPELLINGS = {"°": "degree", "%": "percent", "AU": "astronomical_unit", "rev": 
 _SPELLINGS |= {"KG": "kg", "KM": "km"}  # no kilogauss, and no kilomolar
 _NO_UNITS = frozenset(("pH", "has"))
 _TEMPERATURES = {"c": "degree_Celsius", "f": "degree_Fahrenheit", "k": "kelvin"}
-_WORDS = frozenset(("in", "a", "h", "c", "e"))  # before another word they are words or symbols themselves
+_WORDS = frozenset(("in", "a", "h", "c", "e"))  # before another word these are words or symbols themselves
 _ELEMENTS = frozenset("B C F H K Mg N P S V W".split())  # after an amount: 12 g C
 
 
 def _unit(text: str) -> tuple[str | None, str]:
-    """The unit that a text begins with, as pint writes it, and the text after it; None without one.
+    """The unit that a text begins with, as pint writes it, and the text after it; None if there is no unit.
 
-    A factor after a slash divides, and so do those joined to it: J/mol·K is J/(mol·K) to those who write it, while read
-    from left to right nobody means it. One with a negative power of its own is taken at its word, J/K mol^-1.
+    A factor after a slash divides, and so do the factors joined to it: people who write J/mol·K mean J/(mol·K). A factor with
+    a negative power keeps its own power: J/K mol^-1.
     """
     factors: list[tuple[str, float]] = []
     at, below = 0, False
@@ -182,7 +182,7 @@ def _power(match: re.Match) -> float:
 
 @functools.lru_cache(maxsize=1000)
 def _known(name: str) -> str | None:
-    """The unit of a name as pint writes it, if it is one that is read; also "Joules", and K for kilo."""
+    """The unit of a name as pint writes it, if it is one of those read; also "Joules", and K for kilo."""
     if name in _NO_UNITS:
         return None
     if re.match(r"°.|deg(?:rees?)?\s", name):
@@ -205,17 +205,17 @@ def _registry() -> Any:
 
 
 def numbers_agree(found: Number, truth: Number, *, relative: float = 0.05, absolute: float = 0.0) -> bool:
-    """Whether a number is the true one, in whatever unit it is given.
+    """Whether a number equals the true one, in any unit.
 
     By default `math.isclose(found, truth, rel_tol=0.05)`, as SciBench does (arXiv 2307.10635, eval/eval_zero.py of
-    github.com/mandyyyyii/scibench), which compares numbers alone, since its questions name the unit. So a number
+    github.com/mandyyyyii/scibench), which compares only numbers, because its questions name the unit. So a number
     without a unit is in the other's unit (power of ten included); or, if that unit has no dimension, a pure number: 25 %
-    is 25 to a truth without a unit, and 0.25 too. Where both have a unit it is converted, and wrong if it cannot be.
+    is 25 to a truth without a unit, and 0.25 too. If both have a unit, the number is converted; if it cannot be converted, it is wrong.
 
     Args:
-      found: what a text says.
-      truth: what is right.
-      relative: the tolerance as a part of the larger of both magnitudes.
+      found: the text's number.
+      truth: the right number.
+      relative: the tolerance, relative to the larger of both magnitudes.
       absolute: the least tolerance, in the truth's unit and power of ten; for truths of zero.
 
     Examples:
@@ -237,7 +237,7 @@ def _scaled(value: float, power: int) -> float:
 
 
 def _converted(value: float, unit: str, other: str) -> float | None:
-    """The value in the other unit; None where there is no such value."""
+    """The value in the other unit; None if there is none."""
     registry = _registry()
     try:
         return float(registry.Quantity(value, registry.Unit(unit)).to(registry.Unit(other)).magnitude)

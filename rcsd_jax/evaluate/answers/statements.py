@@ -1,7 +1,7 @@
 r"""Sentences that state an answer, in the languages that models write: "the answer is B", "故选：B", "La réponse est (B)".
 
-Three kinds are read: what follows a word for the answer (`_AFTER`), a letter that is chosen (`_CHOSEN`), and a letter that
-is called right (`_CALLED`). What somebody might say, or what would follow if it were so, states nothing.
+Three kinds are read: the text after a word for the answer (`_AFTER`), a letter that is chosen (`_CHOSEN`), and a letter that is
+called right (`_CALLED`). Conditions and other people's opinions state nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Statement(NamedTuple):
     Attributes:
       line: the answer, and what follows it in its line.
       start: the character where the statement begins.
-      end: the one where it ends, and the answer begins.
-      rank: how final it says it is: 1 where it speaks of the answer, and not of an option that is right; 2 more where it
-        concludes ("so", or a line of its own, "Answer: B"); 4 more where it says that it is final.
+      end: the character where it ends and the answer begins.
+      rank: how final the statement is: 1 if it speaks of the answer, and not of a right option; plus 2 if it concludes ("so", or
+        a line of its own, "Answer: B"); plus 4 if it says that it is final.
       whole: whether the line is an answer only as a whole: "A: none of these" is not A.
     """
 
@@ -111,7 +111,7 @@ _AFTER = (
     rf"\b(?:answer|ans){_OF_WHAT}(?:{_COLON}|{_IS})|\bans\.(?=\s)",
     rf"\b(?:correct|best|right|final|my|selected|chosen)\s(?:answer\s)?"
     rf"(?:option|choice|one|letter|statement|response|alternative|selection){_OF_WHAT}(?:{_COLON}|{_IS})",
-    # A heading with the answer below it, a tag, and the last line of GSM8K's solutions.
+    # A heading over the answer, a tag, and the last line of GSM8K's solutions.
     rf"^[#*_ ]{{1,6}}(?:the\s)?(?:final\s|correct\s)?answer{_MARKS}[ \t]{{0,9}}$|<answer>",
     rf"^####\s(?=\$?\s?(?:[-+]?[0-9][0-9,]{{0,30}}(?:\.[0-9]{{1,30}})?%?|{_LETTER})\s{{0,9}}\Z)",
     *(rf"{_APART}(?:{word.answer})(?:{_COLON}|\s(?:{word.copula})(?![^\W\d_]))" for word in _LANGUAGES),
@@ -125,7 +125,7 @@ _CHOSEN = (
     r"(?:(?<!不)[故应應]|(?<![不没沒勿可备備别單单多待挑误誤]))[选選](?:择|擇)?[:：]?"
     rf"(?=\s?{_MARKS}\s?(?:[选選][项項])?\s?{_LETTER}(?![A-Za-z的]))",
 )
-_RIGHT = (  # "correct" alone says it only where no more is said: not "B is correct that ...", nor "B is correct, but"
+_RIGHT = (  # "correct" counts only if nothing follows: not "B is correct that ...", nor "B is correct, but"
     r"(?:(?P<answer>the\s(?:(?:only\s)?(?:correct|best|right)\s|most\s[a-z]{1,20}\s)?(?:answer|option|choice|one))\b"
     rf"|(?:correct|right|the\sbest|best)(?={_MARKS}(?:\s?[.,;:!)]|\s?$|\s[—–-]|\s(?:because|since|as\s(?:it|this|the))\b)))"
     r"(?!\W{0,4}(?:but|only|except|if|when|unless|however|though|although)\b)"
@@ -148,7 +148,7 @@ _CALLED = (
 _PATTERNS = [re.compile(pattern, re.I | re.M) for pattern in (*_AFTER, *_CHOSEN, *_CALLED)]
 
 _BEFORE_ANSWER = re.compile(r"(?:[\s$*_:：>]|\\[\[(])*")
-# A letter alone is called right at the beginning of a clause: "Student A is correct" is of another A.
+# A bare letter is called right only at the beginning of a clause: "Student A is correct" is about another A.
 _CLAUSE = re.compile(
     r"(?:\A|[\n.,:;!?(>—–。，：；]|[\s*-][*-]"
     r"|\b(?:so|thus|hence|therefore|then|that|why|only|conclude|and|but)|[故以此有即])[\s*_]*\Z",
@@ -160,7 +160,7 @@ _JOINED = re.compile(  # A and B is correct; neither A nor
     re.I,
 )
 _SENTENCES = re.compile(r"[\n.!?。！？]")
-_UNSAID = re.compile(  # a condition, a doubt, or what another would say
+_UNSAID = re.compile(  # a condition, a doubt, or another person's opinion
     r"\b(?:if|whether|unless|suppos(?:e|ing)|assum(?:e|ing)|si|wenn|falls|ob)\b[^\n.,;:]{0,40}\Z"
     r"|\bse\s(?:la|a)\s\Z"
     r"|(?:n['’]t|\b(?:not|never|cannot))\s(?:think|believe|say|agree|see|mean|claim|sure|certain|clear|true|the\scase)\b"
@@ -191,7 +191,7 @@ _QUESTION = re.compile(r"[^\n.!。！]{0,40}[?？]")
 
 
 def stated(text: str) -> Iterator[Statement]:
-    """What a text states as its answer, the last statement first; none of them is empty."""
+    """The statements of a text's answer, the last one first; none of them is empty."""
     found = {match.start(): match for pattern in reversed(_PATTERNS) for match in pattern.finditer(text)}
     for match in sorted(found.values(), key=re.Match.start, reverse=True)[:_MAX_STATEMENTS]:
         groups, before = match.groupdict(), text[max(0, match.start() - 100) : match.start()]
@@ -207,7 +207,7 @@ def stated(text: str) -> Iterator[Statement]:
             assert after is not None, "it also matches nothing"
             end = after.end()
             line = re.split(r"\n|</answer>", text[end : end + MAX_LINE], maxsplit=1)[0]
-            line = line.strip().rstrip("!")  # no factorial
+            line = line.strip().rstrip("!")  # not a factorial
         if line:
             yield Statement(line, match.start(), end, _rank(match, before), bool(groups.get("wording")))
 
@@ -222,5 +222,5 @@ def _rank(match: re.Match, before: str) -> int:
 
 
 def retracted(text: str, before: Statement, after: Statement) -> bool:
-    """Whether the text takes the one statement back before it makes the other: "Wait", "No,", "I made a mistake"."""
+    """Whether the text takes one statement back before it makes the other: "Wait", "No,", "I made a mistake"."""
     return _RETRACTED.search(text, before.end + 1, after.start) is not None

@@ -1,4 +1,4 @@
-"""math-verify and sympy within limits of time and size: what a model wrote may be anything."""
+"""math-verify and sympy within limits of time and size, because a model may write anything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 ANSWER_SECONDS = 5.0  # math-verify's own default
-# latex2sympy evaluates these while it parses, and python's integers cannot be interrupted: nothing large beside them.
+# latex2sympy evaluates these while it parses, and python's integers cannot be interrupted: nothing large may stand next to them.
 _EAGER = re.compile(r"binom|choose|gamma|gcd|lcm|det", re.I)
 _SMALL_POWER = re.compile(r"\^\s?(?:\{(?:[A-Za-z+\- ]|[0-9]{1,2}(?![0-9])){1,9}\}|-?[0-9A-Za-z])")
 _LARGE = re.compile(r"[0-9]{5}|[!^]")
@@ -23,7 +23,7 @@ _BIG_GAMMA = re.compile(r"(?:\\Gamma(?![A-Za-z])|Γ)(?!\s*(?:\(|\\left))")
 
 
 def equal(found: str, truth: str, *, seconds: float = ANSWER_SECONDS) -> bool | None:
-    """Whether math-verify takes two LaTeX expressions for equal; None where one is none, is too large, or time ran out."""
+    """Whether math-verify considers two LaTeX expressions equal; None if one is not an expression or too large, or time ran out."""
     try:
         return _within(seconds, _verified, found, truth)
     except (_OutOfTime, RecursionError, MemoryError, _TooLarge):
@@ -31,7 +31,7 @@ def equal(found: str, truth: str, *, seconds: float = ANSWER_SECONDS) -> bool | 
 
 
 def value(text: str) -> float | None:
-    r"""The value of a LaTeX expression such as \frac{\pi}{4} that is a finite real number; None of another."""
+    r"""The value of a LaTeX expression such as \frac{\pi}{4}; None if it is not a finite real number."""
     try:
         found = _within(ANSWER_SECONDS, _evaluated, text)
     except (_OutOfTime, _TooLarge, RecursionError, MemoryError, TypeError, ValueError, ArithmeticError, AttributeError):
@@ -54,9 +54,9 @@ def _verified(found: str, truth: str) -> bool | None:
 
 
 def _parsed(text: str) -> list[Any]:
-    """The expression as math-verify parses it, if it can be, and its text; never a large one.
+    """The expression as math-verify parses it, if it can, and its text; never a large expression.
 
-    Its own `parse` takes R and r for one symbol, and of a sentence that holds a fraction the fraction.
+    Its own `parse` treats R and r as one symbol, and reduces a sentence that holds a fraction to the fraction.
 
     Raises:
       _TooLarge: it holds a number that would take long to compute.
@@ -71,7 +71,7 @@ def _parsed(text: str) -> list[Any]:
     keep = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
     text = normalize_latex(_UPRIGHT_E.sub("e", text), keep)
     sides = _EQUALS.split(text)
-    chain = len(sides) > 2 and not re.search("[,;]", text)  # of one that does not parse, its last side
+    chain = len(sides) > 2 and not re.search("[,;]", text)  # if an equation does not parse, its last side
     for part in (text, sides[-1]) if chain else (text,):
         try:
             expression = latex2sympy(
@@ -80,7 +80,7 @@ def _parsed(text: str) -> list[Any]:
                 normalization_config=None,
                 conversion_config=ConversionConfig(lowercase_symbols=False),
             )
-        except Exception:  # whatever a grammar finds to say of text that is none of it
+        except Exception:  # a grammar may raise anything on foreign text
             continue
         _size(expression)
         return [expression, text]
@@ -88,7 +88,7 @@ def _parsed(text: str) -> list[Any]:
 
 
 def _only_alike(ours: Any, theirs: Any) -> bool:
-    """Whether two expressions were equal only because `verify` writes longer names, and Euler's e, in lower case."""
+    """Whether two expressions were equal only because `verify` lowercases longer names and Euler's e."""
     names, others = _names(ours), _names(theirs)
     if len(names) == 1 != len(others) or len(others) == 1 != len(names):  # it joins factors: \text{ab} is a b
         joined = ["".join(sorted("".join(some))) for some in (names, others)]
@@ -142,12 +142,12 @@ class _TooLarge(Exception):
 
 
 class _OutOfTime(BaseException):
-    """Not an Exception, as sympy and math-verify go on after those."""
+    """Not an Exception, because sympy and math-verify catch those and continue."""
 
 
 @functools.cache
 def _warm_up() -> None:
-    """A process's first expressions import much, and make tables: seconds that are not an answer's."""
+    """Parses a first expression. It imports modules and makes tables for seconds, which no answer should be charged for."""
     _verified("(x+1)^2", "x^2+2x+1")
     _verified(r"\sin(2x)", r"2\sin(x)\cos(x)")
 
@@ -155,16 +155,16 @@ def _warm_up() -> None:
 def _within(seconds: float, call: Callable, *arguments: Any) -> Any:
     """`call(*arguments)`, in any thread.
 
-    math-verify's own timeout is a signal, for the main thread alone. A profile hook is called at every call and return of
-    its own thread and may raise there. It does not interrupt one long operation on python's integers: see `_size`. Time
-    is the thread's own, so that what others do on the machine decides nothing.
+    math-verify's own timeout is a signal, which works only in the main thread. A profile hook is called at every call and
+    return of its own thread and may raise there. It does not interrupt one long operation on python's integers: see
+    `_size`. Time is the thread's CPU time, so other work on the machine does not matter.
 
     Raises:
-      _OutOfTime: after so many seconds.
+      _OutOfTime: after this many seconds.
     """
     import math_verify
 
-    # Its one warning says that timeouts are now the caller's: they are.
+    # Its only warning says that timeouts are now up to the caller, as they are here.
     logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)
     _warm_up()
     end, before = time.thread_time() + seconds, sys.getprofile()
@@ -181,7 +181,7 @@ def _within(seconds: float, call: Callable, *arguments: Any) -> Any:
 
 
 def _is_importing(frame: Any) -> bool:
-    """Whether a module is being imported; one that was interrupted could not be imported again."""
+    """Whether a module is being imported; after an interruption it could not be imported again."""
     while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
     return frame is not None

@@ -1,4 +1,4 @@
-"""Words, whose case says nothing, and symbols, whose case does: Yes and yes are one answer, R and r are two."""
+"""Words, where case does not matter, and symbols, where it does: Yes and yes are one answer, R and r are two."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 _RUN = re.compile(r"(?<![\\A-Za-z])[^\W\d_]+")
 _AFTER_NUMBER = re.compile(r"[0-9]\s?\Z")
 _SENTENCE = re.compile(r"\s*(?P<first>[^\W\d_]{1,2}) (?=[a-z]{3})")  # "A nucleus", "Le chat"
-# Shorter than other words, or of a kind that a formula is as well; NO is also a gas, but hardly where "no" is right.
+# Shorter than other words, or also possible as formulas; NO is also a gas, but hardly where "no" is right.
 _SHORT = frozenset("no yes odd one two six ten all any not red am pm".split())
 _FORMULA = re.compile(r"(?:[A-Z][a-z]?){2,}")  # NaCl, and GMm
 
 
 def fold(text: str, *, least: int = 4) -> str:
-    """The text with its words in lower case, and symbols, units and formulas as they are.
+    """The text with its words in lower case, and with symbols, units and formulas unchanged.
 
     Args:
       text: an answer.
-      least: letters that a word has at least; products of symbols have three, as in mgh.
+      least: the smallest number of letters of a word; products of symbols have three, as in mgh.
 
     Examples:
       >>> fold("Even if R > r"), fold("NaCl"), fold("YES")

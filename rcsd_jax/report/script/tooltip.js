@@ -6,7 +6,7 @@ let shown = null; // the token whose tooltip is open
 function describe(completion, criteria, i) {
   const { scores_of: scores, count } = completion,
     written = pieces[scores.ids[i]];
-  // Decoded alone, a token may lack the space before it, and the end has a name: then its probability tells.
+  // A token decoded by itself may lack the space before it, and the end token has a name: then the probability identifies it.
   const stands = (piece, p, logProb) =>
     piece === written ||
     ((piece.trim() === written.trim() || written === END_OF_TEXT) &&

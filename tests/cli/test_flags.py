@@ -9,7 +9,10 @@ import pytest
 
 import rcsd_jax
 from configs import stage2, tiny
-from rcsd_jax.cli import command_line, config_files
+from rcsd_jax.cli import shipped_configs
+from rcsd_jax.cli.flag_parser import parser
+from rcsd_jax.cli.help_text import help_text
+from rcsd_jax.cli.unknown_keys import nearest_keys
 from rcsd_jax.settings import config as configs
 from rcsd_jax.settings import sizes
 
@@ -44,23 +47,23 @@ def test_a_program_says_what_it_is_asked_and_ends_well(program, flag, words):
 
 def test_help_is_answered_beside_other_flags_and_before_a_config_is_read(capsys):
     with pytest.raises(SystemExit) as ended:
-        command_line.parser("x", "usage")(["x", "--config=nothing.py", "--help"])
+        parser("x", "usage")(["x", "--config=nothing.py", "--help"])
     assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage\n\nFlags:\n")
 
 
 def test_help_lists_every_config_with_its_variants_and_the_sizes():
-    text = command_line.help_text("usage")
+    text = help_text("usage")
     lines = [line.strip() for line in text.splitlines()]
-    for name, (about, variants) in config_files.variants().items():
+    for name, (about, variants) in shipped_configs.variants().items():
         assert name in lines and about.split()[0] in text
         assert all(variant in text for variant in variants)
-    assert set(config_files.variants()["stage2"][1]) == set(stage2.VARIANTS)
+    assert set(shipped_configs.variants()["stage2"][1]) == set(stage2.VARIANTS)
     for table in (sizes.LORA, sizes.FULL):
         assert all(size in text and all(one in text for one in slices) for size, slices in table.items())
 
 
 def test_every_variant_that_is_listed_can_be_had():
-    for name, (_, variants) in config_files.variants().items():
+    for name, (_, variants) in shipped_configs.variants().items():
         get_config = __import__(f"configs.{name}", fromlist=["get_config"]).get_config
         for variant in variants:
             assert get_config(variant) is not None
@@ -96,16 +99,17 @@ def test_a_key_given_without_its_stage_names_that_of_all_stages():
 def test_what_was_meant(bad, meant):
     config = tiny.get_config()
     stages = {name: configs.all_keys(stage) for name, stage in configs.stages_of(config)}
-    assert command_line._nearest(bad, configs.all_keys(config), stages) == meant
+    assert nearest_keys(bad, configs.all_keys(config), stages) == meant
 
 
 def test_the_first_line_comes_before_jax_is_imported(tmp_path):
     code = f"""if True:
         import sys
-        from rcsd_jax.cli import command_line
+        from rcsd_jax.cli import start
+        from rcsd_jax.cli.flag_parser import parser
         from rcsd_jax import main
-        main._join_processes = lambda: print("jax" in sys.modules)
-        argv = command_line.parser("main", "")(["main", "--config=tiny", "--workdir={tmp_path}"])
+        start.join_processes = lambda _: print("jax" in sys.modules)
+        argv = parser("main", "")(["main", "--config=tiny", "--workdir={tmp_path}"])
         main.start(argv, example="")
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -6,8 +6,8 @@ import pytest
 from rcsd_jax.data.examples import Example
 from rcsd_jax.rubrics.cache import RubricCache
 from rcsd_jax.rubrics.variants import generic_rubric
-from rcsd_jax.run.rubric_writing import write_rubrics
-from rcsd_jax.sampling.many import Completion
+from rcsd_jax.run.rubrics import write_rubrics
+from rcsd_jax.sampling.sampler import Completion
 
 GOOD = '["Essential Criteria: States {0}.", "Important Criteria: Shows {0}.", "Optional Criteria: Is short."]'
 EXAMPLES = [Example(str(i), f"Question {i}?", None, None, None, f"rows:{i}") for i in range(6)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.evaluate.table import GradeAll
 from rcsd_jax.host import multihost
-from rcsd_jax.host.errors import Preempted, UserError
 from rcsd_jax.host.metrics import Progress
 from rcsd_jax.judge import judging
 from rcsd_jax.judge.asking import Answer, Ask, Usage, in_batches
 from rcsd_jax.judge.cache import AnswerCache
 from rcsd_jax.judge.endpoint import Endpoint, EndpointSettings
 from rcsd_jax.roles import contexts
-from rcsd_jax.run.running import Run, completer, open_served, sampling_of
+from rcsd_jax.roles.opened_model import open_served
+from rcsd_jax.run.environment import Run
+from rcsd_jax.sampling.decoding import SamplingConfig
 
 _OF_ENDPOINT = (
     "model", "base_url", "key_variable", "temperature", "seed", "max_tokens", "concurrency", "timeout_s", "retries",
@@ -40,17 +41,14 @@ def judge_of(run: Run) -> Iterator[GradeAll]:
     settings = run.config.judge
     local = bool(settings.checkpoint)
     # A local model is asked by all processes together, an endpoint by process 0, which alone keeps the file.
-    mine = _agreed(
-        lambda: AnswerCache(run.workdir / "verdicts.jsonl" if multihost.is_main() else None), everywhere=True
-    )
+    path = run.workdir / "verdicts.jsonl"
+    mine = lambda: AnswerCache(path if multihost.is_main() else None)
     ask: Ask | None
-    with mine as cache:
+    with multihost.held_by_all(AnswerCache, path) if local else multihost.agreed(mine, everywhere=True) as cache:
         if local:
-            for key, answer in multihost.from_main(lambda: dict(cache.items())).items():
-                cache.put(key, answer)
             ask, identity = _local(run)
         else:
-            found = _agreed(lambda: endpoint_of(settings) if multihost.is_main() else None, everywhere=True)
+            found = multihost.agreed(lambda: endpoint_of(settings) if multihost.is_main() else None, everywhere=True)
             ask, identity = found or (None, {})
         yield functools.partial(_grade, run=run, ask=ask, identity=identity, cache=cache, local=local)
 
@@ -98,7 +96,7 @@ def _grade(
                 progress=told,
             )
 
-    judgements, usage = judge() if local else _agreed(judge)
+    judgements, usage = judge() if local else multihost.agreed(judge)
     _tell(run, judgements, usage)
     return [
         {
@@ -134,11 +132,10 @@ def endpoint_of(settings: ConfigDict) -> tuple[Ask, Mapping[str, Any]]:
 
 def _local(run: Run) -> tuple[Ask, Mapping[str, Any]]:
     settings = run.config.judge
-    model, digest, load = open_served(settings.checkpoint, run.config, run.mesh)
+    model, digest, load = open_served(settings.checkpoint, run.config.model, run.mesh)
     load = functools.cache(load)  # and never called where every answer is known
-    sampling = sampling_of(
-        ConfigDict(dict(max_new_tokens=settings.max_tokens, temperature=0.0, top_k=0, top_p=1.0)), model
-    )
+    sampler = run.sampler(model, settings.batch_size)
+    sampling = SamplingConfig(max_new_tokens=settings.max_tokens, temperature=0.0, eos_ids=model.eos_ids)
     room = model.decoder.config.max_position - settings.max_tokens
 
     def write(prompts: Sequence[str]) -> list[Answer]:
@@ -146,35 +143,13 @@ def _local(run: Run) -> tuple[Ask, Mapping[str, Any]]:
         encoded = [encode([{"role": "user", "content": prompt}]) for prompt in prompts]
         answers = [Answer(None, f"a prompt of {len(p)} tokens leaves no room for an answer") for p in encoded]
         fitting = [i for i, p in enumerate(encoded) if len(p) <= room]
-        complete = completer(model, load(), sampling, settings.batch_size, run)
-        for chosen, completions in complete([encoded[i] for i in fitting], range(len(fitting))) if fitting else ():
+        if not fitting:
+            return answers
+        drawn = sampler.with_weights(load()).generate([encoded[i] for i in fitting], range(len(fitting)), sampling)
+        for chosen, completions in drawn:
             for at, one in zip(chosen, completions, strict=True):
                 answers[fitting[at]] = Answer(model.decode(one.tokens), cut=one.cut, output_tokens=len(one.tokens))
         return answers
 
     identity = {"checkpoint": digest, "max_tokens": settings.max_tokens, "dtype": run.config.model.dtype}
     return in_batches(write, 4 * settings.batch_size), identity
-
-
-def _agreed(make: Callable[[], Any], *, everywhere: bool = False) -> Any:
-    """What `make` returns in process 0 (`everywhere`: in this process), or its error, raised in all: none waits for another."""
-
-    def attempt() -> tuple[Any, Any]:
-        try:
-            return make(), None
-        except UserError as error:
-            known = ("problem", "remedy", "file", "row", "field", "value")
-            return None, (UserError, {name: getattr(error, name) for name in known})
-        except Preempted as stopped:
-            return None, (Preempted, {"state": str(stopped), "signal": stopped.signal})
-
-    if everywhere:
-        value, problem = attempt()
-        problem = next((one for one in multihost.gather(problem) if one), None)
-    else:
-        value, problem = multihost.from_main(attempt)
-    if problem is None:
-        return value
-    kind, fields = problem
-    first = next(iter(fields))
-    raise kind(fields.pop(first), **fields)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.run.resumable import resumable
+from rcsd_jax.run.evaluation import open_unfinished, resumed
 from rcsd_jax.sampling import SamplingConfig
-from rcsd_jax.sampling.many import Completion
+from rcsd_jax.sampling.sampler import Completion
 
 PROMPTS = [np.array([i, 7]) for i in range(5)]
 SAMPLED = SamplingConfig(max_new_tokens=4, temperature=1.0, eos_ids=(1,))
@@ -22,7 +22,7 @@ class Sampler:
     def __init__(self, most=99):
         self.asked, self.most = [], most
 
-    def __call__(self, prompts, seeds):
+    def generate(self, prompts, seeds, sampling):
         for i in reversed(range(len(prompts))):
             if len(self.asked) == self.most:
                 raise Stopped
@@ -32,8 +32,9 @@ class Sampler:
 
 def collected(sampler, path, seeds=range(10, 15), sampling=SAMPLED):
     found = {}
-    for chosen, completions in resumable(sampler, path, sampling)(PROMPTS, seeds):
-        found.update(zip(chosen, completions, strict=True))
+    with open_unfinished(path) as log:
+        for chosen, completions in resumed(sampler, log, sampling, PROMPTS, seeds):
+            found.update(zip(chosen, completions, strict=True))
     return {i: (found[i].tokens.tolist(), found[i].cut) for i in sorted(found)}
 
 

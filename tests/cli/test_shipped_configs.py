@@ -4,28 +4,28 @@ import sys
 
 import pytest
 
-from rcsd_jax.cli import config_files
+from rcsd_jax.cli import shipped_configs
 from rcsd_jax.host.errors import UserError
 
 
 def test_every_file_of_the_repository_has_a_name():
-    assert set(config_files.shipped()) >= {"evaluate", "stage1", "stage2", "tiny", "world"}
+    assert set(shipped_configs.shipped()) >= {"evaluate", "stage1", "stage2", "tiny", "world"}
 
 
 @pytest.mark.parametrize("given", ["world", "world.py", "configs/world.py", "world:grpo"])
 def test_a_name_means_the_package_s_own_file(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    path, _, variant = config_files.locate(given).partition(":")
-    assert path == str(config_files.shipped()["world"]) and variant == ("grpo" if ":" in given else "")
-    assert str(config_files.shipped()["world"].parent.parent) in sys.path  # it imports its neighbours
+    path, _, variant = shipped_configs.locate(given).partition(":")
+    assert path == str(shipped_configs.shipped()["world"]) and variant == ("grpo" if ":" in given else "")
+    assert str(shipped_configs.shipped()["world"].parent.parent) in sys.path  # it imports its neighbours
 
 
 def test_a_file_that_exists_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "tiny.py").write_text("def get_config(): pass")
-    assert config_files.locate("configs/tiny.py:x") == "configs/tiny.py:x"
+    assert shipped_configs.locate("configs/tiny.py:x") == "configs/tiny.py:x"
 
 
 @pytest.mark.parametrize("given, hint", [
@@ -33,5 +33,5 @@ def test_a_file_that_exists_comes_first(tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_no_such_file(given, hint):
     with pytest.raises(UserError, match=hint) as error:
-        config_files.locate(given)
+        shipped_configs.locate(given)
     assert given.partition(":")[0] in str(error.value)

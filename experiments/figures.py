@@ -1,0 +1,116 @@
+"""The figures of the page of measurements, drawn from the page's tables.
+
+    python -m experiments.figures
+
+reads `experiments/README.md` and writes `experiments/figures/*.svg`. The commands of the tables draw the same figures from their
+own runs, into their workdir.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments import cost, curves, noise, svg
+from experiments.statistics import Estimate
+
+PAGE = Path(__file__).parent / "README.md"
+FOLDER = Path(__file__).parent / "figures"
+
+_IN, _OUT = "in distribution, sampled", "out of distribution, sampled"
+
+
+def table(page: str, heading: str) -> dict[str, dict[str, Estimate]]:
+    """The first table under a heading: row -> column -> estimate. Cells that hold no number are left out.
+
+    Raises:
+      ValueError: there is no such heading, or no table under it.
+    """
+    _, found, below = page.partition(f"\n## {heading}\n")
+    lines = [line for line in below.split("\n## ")[0].splitlines() if line.startswith("|")]
+    if not found or len(lines) < 3:
+        raise ValueError(f"no table under the heading {heading!r}")
+    columns, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    named: dict[str, dict[str, Estimate]] = {}
+    for name, *cells in rows:
+        numbers = {column: _estimate(cell) for column, cell in zip(columns[1:], cells, strict=True)}
+        named[name] = {column: number for column, number in numbers.items() if number is not None}
+    return named
+
+
+def _estimate(cell: str) -> Estimate | None:
+    """`84.0 ± 3.5` or `84.0`."""
+    found = re.fullmatch(r"([+-]?[\d.]+)(?: ± ([\d.]+))?", cell)
+    return found and Estimate(float(found[1]), float(found[2] or "nan"), 0)
+
+
+def methods(page: str) -> str:
+    """Methods against each other, both distributions."""
+    return _places("Methods: accuracy of sampled answers", table(page, "Methods"), strong="RCSD")
+
+
+def divergences(page: str) -> str:
+    """RCSD under other divergences, clips and guidance."""
+    return _places("Divergences: accuracy of sampled answers", table(page, "Divergences and guidance"), strong="RCSD")
+
+
+def rubrics(page: str) -> str:
+    """RCSD under other rubrics."""
+    rows = table(page, "Rubrics, and whether Stage I is needed")
+    return _places("Rubrics: accuracy of sampled answers", rows, strong="RCSD: learned rubrics")
+
+
+def sizes(page: str) -> str:
+    """Three sizes of the model."""
+    return _places("Sizes: accuracy of sampled answers", table(page, "Sizes"), strong=None)
+
+
+def _places(title: str, rows: dict, strong: str | None) -> str:
+    return svg.intervals(title, rows, [_IN, _OUT], strong=strong)
+
+
+def accuracy_over_steps(page: str) -> str:
+    """Accuracy at the steps that were evaluated; step 0 is the base's, in the table of methods."""
+    start = table(page, "Methods")["base"][_IN]
+    columns = {10: "accuracy at step 10", 20: "20", 30: "30", 40: "40"}
+    lines = {}
+    for name, row in table(page, "Accuracy over steps").items():
+        lines[name] = ([0, *columns], [start, *(row[column] for column in columns.values())])
+    return curves.figure(lines)
+
+
+def flawed_references(page: str) -> str:
+    """OPSD and RCSD as references get worse."""
+    return noise.figure(
+        {float(share.removesuffix("%")): row for share, row in table(page, "Flawed references").items()}
+    )
+
+
+def accuracy_against_tokens(page: str) -> str:
+    """Tokens that were spent when a method reached an accuracy."""
+    columns = {60: "thousand tokens to 60%", 70: "to 70%", 80: "to 80%"}
+    rows = table(page, "Accuracy against tokens")
+    return cost.figure({name: {t: row[c].mean for t, c in columns.items() if c in row} for name, row in rows.items()})
+
+
+FIGURES: dict[str, Callable[[str], str]] = {
+    "methods": methods,
+    "divergences": divergences,
+    "curves": accuracy_over_steps,
+    "rubrics": rubrics,
+    "sizes": sizes,
+    "noise": flawed_references,
+    "cost": accuracy_against_tokens,
+}
+
+
+def main() -> None:
+    """Draws every figure again."""
+    page = PAGE.read_text(encoding="utf-8")
+    for name, draw in FIGURES.items():
+        svg.save(draw(page), FOLDER / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Hidden states [B, T, D] in chunks of T, so that one chunk of logits is held at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rcsd_jax.losses.options import whole_number
+
+_BANDS = 8  # in which the head's gradient is added up, at most
+_BAND_ROWS = 128  # at least: thinner products are slow
+
+
+def chunk_size_of(chunk_size: Any, hidden: jax.Array) -> int:
+    """The positions of a chunk: as asked, checked, but no more than the hidden states [B, T, D] have."""
+    return min(whole_number("chunk_size", chunk_size), max(hidden.shape[1], 1))
+
+
+def chunks_of(tree: Any, size: int) -> Any:
+    """[B, T, ...] -> [T / size, B, size, ...], the end padded with zeros."""
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(split, tree)
+
+
+def whole_of(tree: Any, length: int) -> Any:
+    """The inverse of `_chunks`."""
+
+    def join(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+    return jax.tree.map(join, tree)
+
+
+def logits_of(hidden: jax.Array, head: jax.Array) -> jax.Array:
+    """[B, C, D] @ [D, V] -> [B, C, V] float32."""
+    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+
+
+def add_head_gradient(total: jax.Array, hidden: jax.Array, logits_gradient: jax.Array) -> jax.Array:
+    """total [D, V] float32 + the head's gradient for a chunk, a band of rows at a time: the product is never whole."""
+    size = total.shape[0]
+    rows = size // math.gcd(size, min(_BANDS, max(size // _BAND_ROWS, 1)))
+
+    def add_band(i: jax.Array, total: jax.Array) -> jax.Array:
+        def band_of(x: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, i * rows, rows, axis)
+
+        # The hidden states first: in the other order the logits' gradient is transposed, and that copied, for every band.
+        band = jnp.einsum("bcd,bcv->dv", band_of(hidden, 2).astype(jnp.float32), logits_gradient)
+        return jax.lax.dynamic_update_slice_in_dim(total, band_of(total, 0) + band, i * rows, 0)
+
+    # A loop, because bands written out are scheduled together, and are then all in memory.
+    return jax.lax.fori_loop(0, size // rows, add_band, total)

@@ -1,0 +1,39 @@
+"""Meshes with explicit axes (as `jax.make_mesh` makes them)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from rcsd_jax.losses.traced import apart, together
+
+
+def automatic(
+    function: Callable, options: Any, *arrays: jax.Array, axes: int | None = None, scalar_first: bool = False
+) -> Any:
+    """function(options, *arrays), inside of which a mesh's explicit axes are automatic: the compiler chooses the communication.
+
+    Args:
+      function: returns arrays that are sharded as the first axes of the first array, and before them a scalar.
+      options: a pytree; what is traced in it becomes automatic with the arrays.
+      axes: how many of them; None: all but the last.
+      scalar_first: whether there is that scalar.
+    """
+    # The first array need not be on the mesh: hidden states may still be on one device while the head is on many.
+    shardings = [getattr(jax.typeof(x), "sharding", None) for x in arrays]
+    meshes = [x.mesh for x in shardings if isinstance(x, NamedSharding)]
+    mesh = next((x for x in meshes if AxisType.Explicit in x.axis_types), None)
+    if mesh is None:
+        return function(options, *arrays)
+    first = shardings[0].spec if isinstance(shardings[0], NamedSharding) else ()
+    place = NamedSharding(mesh, PartitionSpec(*first[: arrays[0].ndim - 1 if axes is None else axes]))
+    static, traced = apart(options)
+
+    def with_traced(traced: list[jax.Array], *arrays: jax.Array) -> Any:
+        return function(together(static, traced), *arrays)
+
+    out_sharding = (NamedSharding(mesh, PartitionSpec()), place) if scalar_first else place
+    return jax.sharding.auto_axes(with_traced, out_sharding=out_sharding)(traced, *arrays)

@@ -1,0 +1,60 @@
+"""What custom calls (Pallas kernels) do: their own estimates, or counts from their operands' shapes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from rcsd_jax.plan.hlo import Computation, Instruction
+
+# Products of [T, Hd] and [Hd, S] that an attention kernel makes: two forward; backward, the kernels of dq and of dk and dv
+# both make the scores and their gradient anew; the fused one makes them once.
+_ATTENTION_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+_FUSED_BACKWARD_PRODUCTS = 5
+
+
+def stated_bytes(computation: Computation, i: Instruction) -> float | None:
+    """Bytes of a pool of keys or values that a kernel touches, where that is not all of it; else None.
+
+    `cache_write` says so itself; paged attention reads the pages in its table.
+    """
+    if i.opcode == "custom-call" and i.name.startswith("write_places"):
+        return float(_said_of_kernel(i)["bytes_accessed"])
+    if i.opcode != "custom-call" or not i.name.startswith("paged_attention"):
+        return None
+    arrays = [computation.by_name[o].shapes[0] for o in i.operands]
+    pools = [s for s in arrays if len(s.dims) == 4 and s.dtype in ("bf16", "f16", "f32", "s8")][-2:]
+    table = max(s.dims[0] for s in arrays if s.dtype == "s32" and len(s.dims) == 1)  # [B * pages of a row]
+    return float(sum(s.bytes / s.dims[1] * table for s in pools))
+
+
+def _said_of_kernel(i: Instruction) -> dict[str, Any]:
+    """A Pallas kernel's own `cost_estimate`; empty without one."""
+    said = re.search(r'"cost_estimate":(\{[^}]*\})', i.attributes)
+    return json.loads(said.group(1)) if said else {}
+
+
+def kernel_flops(computation: Computation, i: Instruction) -> float:
+    """FLOPs of a Pallas kernel: as it says itself, or of attention by its operands' shapes, causal; else 0."""
+    if said := _said_of_kernel(i):
+        return float(said.get("flops", 0))
+    named = re.search(r"(?:splash|flash)_\w*?(fwd|dq|dkv)", i.name)
+    if not named:
+        return 0.0
+    arrays = [computation.by_name[o].shapes[0] for o in i.operands]
+    arrays = [s for s in arrays if len(s.dims) >= 3 and s.dtype in ("bf16", "f32", "f16") and s.dims[-1] > 1]
+    if len(arrays) < 2:
+        return 0.0
+    q, k = arrays[0], arrays[1]
+    part = named.group(1)
+    fused = part == "dkv" and sum(len(s.dims) >= len(k.dims) for s in i.shapes) >= 3  # it writes dq as well
+    products = _FUSED_BACKWARD_PRODUCTS if fused else _ATTENTION_PRODUCTS[part]
+    length, keys, width = q.dims[-2], k.dims[-2], q.dims[-1]
+    # Queries and keys come in blocks; what a block of queries sees of a block of keys is computed with all the rest of it.
+    names = {"fwd": ("block_q", "block_kv")}.get(part, (f"block_q_{part}", f"block_kv_{part}"))
+    found = [re.search(rf"{name}\W+(\d+)", i.attributes) for name in names]
+    rows, columns = (min(int(n[1]), whole) if n else whole for n, whole in zip(found, (length, keys), strict=True))
+    seen = sum(min(-(-end // columns) * columns, keys) for end in range(rows, length + 1, rows))
+    return products * 2.0 * math.prod(q.dims[:-2]) * rows * seen * width

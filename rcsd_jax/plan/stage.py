@@ -1,0 +1,66 @@
+"""The plan of one stage: its programs compiled for a slice, measured, and the largest batch that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.plan import chips, largest, measure, programs, report
+
+
+def plan_stage(
+    config: ConfigDict,
+    topology: str,
+    *,
+    title: dict[str, Any],
+    progress: Callable[[str], None],
+    folder: Path | None = None,
+    only: Sequence[str] | None = None,
+    search: bool = False,
+    decode_steps: int | None = None,
+) -> dict[str, Any]:
+    """Plans one stage.
+
+    Args:
+      config: of the stage.
+      topology: the slice, such as "v5e:4x4".
+      title: what the plan is of, for its reader.
+      progress: is given lines to show meanwhile.
+      folder: keeps the compiler's answers; None: nothing does.
+      only: the programs to compile; None: all.
+      search: find the largest batch and completion that fit.
+      decode_steps: tokens of a batch's longest completion; None: the config's limit.
+
+    Returns:
+      What `report.as_json` documents, with "largest" after a search.
+
+    Raises:
+      UserError: settings that cannot run, an unknown slice or model, or libtpu is missing.
+    """
+    names = [name.strip() for name in only or programs.NAMES]
+    for name in names:
+        if name not in programs.NAMES:
+            remedy = f"use some of {', '.join(programs.NAMES)}"
+            raise UserError("no such program", field="--only", value=name, remedy=remedy)
+    chip, devices = chips.chip_of(topology), chips.open_topology(topology)
+    planned = programs.plan(config, devices)
+    names = [name for name in names if name in planned.programs]  # a method may do without a teacher
+    measured = measure.measure(planned, chip, names, decode_steps=decode_steps, report=progress, folder=folder)
+    data = report.as_json(planned, chip, measured, title=title)
+    if search:
+        step = measured.get("train step")
+        own = step.memory.needed if step and step.memory else None
+        data["largest"] = largest.search(config, devices, chip.capacity, progress, own=own, folder=folder)
+    return data
+
+
+def without_data(stage: ConfigDict) -> ConfigDict:
+    """The stage's config; data and rubric writer, which no program depends on, need not be named."""
+    stage = stage.copy_and_resolve_references()
+    for section, key in (("data", "path"), ("rubric", "writer")):
+        stage[section][key] = stage[section][key] or "(not read by the planner)"
+    return stage

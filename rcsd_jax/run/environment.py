@@ -1,0 +1,43 @@
+"""Where and how a stage runs: what every part of it is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from rcsd_jax.host.console import Console
+from rcsd_jax.host.files import AnyPath
+from rcsd_jax.host.preemption import StopRequest
+from rcsd_jax.roles.opened_model import Model
+from rcsd_jax.sampling.decoder_sampler import DecoderSampler
+from rcsd_jax.sampling.sampler import Sampler
+
+
+class Run(NamedTuple):
+    """Where and how a stage runs."""
+
+    config: ConfigDict
+    workdir: AnyPath
+    mesh: jax.sharding.Mesh
+    console: Console
+    stop: StopRequest
+    name: str
+    judge: Callable | None = None  # `run.judge.judge_of`, where something is graded by one
+
+    def sampler(self, model: Model, batch_size: int) -> Sampler:
+        """What samples from a model outside the train step, `batch_size` rows at a time, until the run is asked to stop.
+
+        It has no weights yet: `with_weights` gives it some.
+        """
+        return DecoderSampler(
+            model.decoder,
+            None,
+            mesh=self.mesh,
+            batch_size=batch_size,
+            pad_to=self.config.data.pad_to,
+            pad_id=model.pad_id,
+            stop=lambda: self.stop.raise_if_set("between two batches of completions; results so far are kept"),
+        )

@@ -1,0 +1,96 @@
+"""What a stage reads before it reads weights: the model's configuration, the questions of its evaluations, and its rows."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from rcsd_jax.data.examples import Example
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.models.placement import check_divisible
+from rcsd_jax.roles.opened_model import Model, open_model
+from rcsd_jax.run import preparation
+from rcsd_jax.run.environment import Run
+from rcsd_jax.run.rows import AT_START, Rows
+from rcsd_jax.run.rubrics import rubric_writer, tell_rubrics
+from rcsd_jax.settings import config as configs
+
+
+def open_inputs(
+    config: ConfigDict, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
+) -> tuple[Model, dict[str, dict[str, preparation.Questions]], list[Example]]:
+    """The model without its weights, role -> split -> questions of evaluation, and the examples to learn from.
+
+    `say` is told what of them is not read.
+
+    Raises:
+      UserError: one of them cannot be read or used, or the mesh cannot share it out.
+    """
+    model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+    check_divisible(model.decoder.config, mesh, _batch_sizes(config))
+    questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
+    require = preparation.required_fields(config)
+    examples = preparation.read_examples(config, config.data.path, require=require, say=say)
+    return model, questions, examples
+
+
+def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dict[str, int]]:
+    """The rows with the rubrics that the teacher sees, as far as a run has to know them before it starts; and counts of
+    what became of rubrics that a model wrote.
+
+    Raises:
+      UserError: a row that cannot be used, or none that can.
+    """
+    config, counts = run.config, collections.Counter[str]()
+    positions = model.decoder.config.max_position
+    if config.rubric.source == "written" and "rubric" in config.teacher.fields:
+        rows = Rows(examples, model.tokenizer, config)
+        with rubric_writer(run, counts) as give_rubrics:
+            some_fit = rows.start(positions=positions, give_rubrics=give_rubrics)
+        tell_rubrics(counts, run, none_left=not some_fit and not rows.skipped)
+    else:
+        rows = Rows(preparation.with_rubric_variant(examples, config), model.tokenizer, config)
+        some_fit = rows.start(positions=positions)
+    if not some_fit:
+        raise preparation.nothing_fits(len(examples), config)
+    run.console.print(f"{run.name}: {counted(rows)}")
+    check_positions(model, rows, config)
+    return rows, dict(counts)
+
+
+def counted(rows: Rows) -> str:
+    """How many rows there are to learn from, in words, as far as they were looked at."""
+    looked_at = f"{rows.skipped} skipped as too long"
+    if len(rows.examples) > AT_START:
+        looked_at = f"{rows.skipped} of those looked at so far skipped as too long, the others are looked at when used"
+    return f"{len(rows.examples) - rows.left_out} examples, {looked_at}"
+
+
+def check_positions(model: Model, rows: Rows, config: ConfigDict) -> None:
+    """Raises UserError if the longest row goes beyond the positions that the model was made for."""
+    analysis = config.teacher.reason_tokens + len(rows.first.transition)
+    found = rows.longest()
+    longest = max(found.student, found.teacher + analysis) + config.sampling.max_new_tokens
+    limit = model.decoder.config.max_position
+    if longest > limit:
+        raise UserError(
+            f"the longest prompt and completion take {longest} tokens, more than the model's {limit} positions",
+            field="sampling.max_new_tokens",
+            value=config.sampling.max_new_tokens,
+            remedy="lower it, data.max_student_prompt or data.max_teacher_prompt",
+        )
+
+
+def _batch_sizes(config: ConfigDict) -> dict[str, int]:
+    """Config key -> rows that the mesh has to share out."""
+    sizes = {"train.batch_size / train.microbatches": config.train.batch_size // config.train.microbatches}
+    if config.sampling.slots:
+        sizes["sampling.slots"] = config.sampling.slots
+    if config.eval.grader or configs.benchmarks_of(config):
+        sizes["eval.batch_size"] = config.eval.batch_size
+    if config.rubric.source == "written" and "rubric" in config.teacher.fields:
+        sizes["rubric.batch_size"] = config.rubric.batch_size
+    return sizes

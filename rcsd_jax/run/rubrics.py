@@ -1,0 +1,170 @@
+"""Between the stages: a model writes a rubric for every question, once; texts are cached as they come.
+
+A rejected text is sampled again; after the last try the question gets the generic rubric or is dropped, and is counted.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rcsd_jax.data.examples import Example
+from rcsd_jax.evaluate.table import Complete
+from rcsd_jax.host import multihost
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.metrics import Progress
+from rcsd_jax.roles import contexts
+from rcsd_jax.roles.contexts import Role
+from rcsd_jax.roles.opened_model import open_served, sampling_of
+from rcsd_jax.rubrics.cache import RubricCache, Written, text_key
+from rcsd_jax.rubrics.parsing import parse
+from rcsd_jax.rubrics.schema import Rubric
+from rcsd_jax.run import preparation
+from rcsd_jax.run.environment import Run
+from rcsd_jax.run.rows import GiveRubrics
+from rcsd_jax.sampling.sampler import Batches
+
+
+@contextlib.contextmanager
+def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRubrics]:
+    """A function that has a model write rubrics for questions, and adds to `counts` what became of them; while the file of
+    texts, `rubrics.jsonl`, is open.
+    """
+    config = run.config
+    settings = config.rubric
+    writer, digest, load = open_served(settings.writer, config.model, run.mesh)
+    load = functools.cache(load)  # and never called where every text is cached
+    sampler = run.sampler(writer, settings.batch_size)
+    sampling = sampling_of(settings, writer)
+    role = Role(tuple(settings.writer_fields), settings.writer_thinking)
+    texts = preparation.prompts_of(config)
+
+    def encoded(mine: Sequence[Example]) -> list[np.ndarray]:
+        prompts = [contexts.role_text(writer.tokenizer, e, role, texts, "write_rubric") for e in mine]
+        return contexts.encode_texts(writer.tokenizer, prompts)
+
+    def give_rubrics(cache: RubricCache, examples: list[Example]) -> list[Example]:
+        prompts = multihost.shared_list(encoded, examples)
+        asked = [
+            (e, p)
+            for e, p in zip(examples, prompts, strict=True)
+            if preparation.fits(e, p, config, role="rubric writer")
+        ]
+        with Progress(run.console, "write rubrics", 0) as progress:
+
+            def write(wanted: Sequence[np.ndarray], seeds: Sequence[int]) -> Batches:
+                if not wanted:
+                    return
+                progress.extend(len(wanted))
+                for chosen, completions in sampler.with_weights(load()).generate(wanted, seeds, sampling):
+                    yield chosen, completions
+                    progress.advance(len(chosen), sum(len(c.tokens) for c in completions))
+
+            written, more = write_rubrics(
+                [e for e, _ in asked],
+                [p for _, p in asked],
+                write=write,
+                decode=writer.decode,
+                cache=cache,
+                checkpoint=digest,
+                settings=dataclasses.asdict(sampling),
+                resample=settings.resample,
+                fallback=preparation.fallback_rubric(config) if settings.on_reject == "generic" else None,
+                min_criteria=settings.min_criteria,
+                max_criteria=settings.max_criteria,
+                seed=config.seed,
+            )
+        counts.update(more | {"too_long": len(examples) - len(asked)})
+        return written
+
+    with multihost.held_by_all(RubricCache, run.workdir / "rubrics.jsonl") as cache:
+        yield functools.partial(give_rubrics, cache)
+
+
+def tell_rubrics(counts: Mapping[str, int], run: Run, *, none_left: bool) -> None:
+    """Says what became of the rubrics that a model wrote.
+
+    Raises:
+      UserError: no question is left.
+    """
+    run.console.print(f"rubrics: {dict(counts)}")
+    if counts.get("strict") or counts.get("salvaged"):
+        return
+    if none_left:
+        raise UserError(
+            f"no question is left: all {counts.get('rejected', 0)} texts that the writer wrote were rejected",
+            file=run.workdir / "rubrics.jsonl",
+            field="rubric.writer",
+            value=run.config.rubric.writer,
+            remedy="read the reasons there; take a better writer, or set rubric.on_reject=generic",
+        )
+    run.console.print("warning: not one text was a rubric; every question has the generic one")
+
+
+def write_rubrics(
+    examples: Sequence[Example],
+    prompts: Sequence[np.ndarray],
+    *,
+    write: Complete,
+    decode: Callable[[np.ndarray], str],
+    cache: RubricCache,
+    checkpoint: str,
+    settings: Mapping[str, Any],
+    resample: int,
+    fallback: Rubric | None,
+    min_criteria: int,
+    max_criteria: int,
+    seed: int,
+) -> tuple[list[Example], dict[str, int]]:
+    """Examples with written rubrics, and counts of what happened.
+
+    A text is a function of (checkpoint, prompt, settings, seed, attempt) alone, so a run that was killed continues with
+    the texts that it has, and ends with the same rubrics as one that was not.
+
+    Args:
+      examples: the questions, in order.
+      prompts: each one's encoded prompt to the writer.
+      write: samples completions for prompts, by their seeds.
+      decode: token ids to text.
+      cache: where texts are kept.
+      checkpoint: what identifies the writer's weights.
+      settings: sampling settings, part of the cache's key.
+      resample: tries after the first.
+      fallback: the rubric of a question whose every text was rejected; None drops the question.
+      min_criteria, max_criteria: what a valid rubric has.
+      seed: of the run.
+
+    Returns:
+      (examples, counts): counts of "strict", "salvaged", "fallback", "dropped", "rejected" (texts), "cut", "cached".
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    rubrics: dict[int, Rubric] = {}
+    for attempt in range(resample + 1):
+        pending = [i for i in range(len(examples)) if i not in rubrics]
+        keys = {
+            i: text_key(checkpoint=checkpoint, prompt=prompts[i], sampling=settings, attempt=attempt, seed=seed)
+            for i in pending
+        }
+        missing = [i for i in pending if keys[i] not in cache]
+        counts["cached"] += len(pending) - len(missing)
+        seeds = [int(keys[i][:8], 16) for i in missing]
+        for chosen, completions in write([prompts[i] for i in missing], seeds):
+            texts = [decode(completion.tokens) for completion in completions]
+            parsed = [parse(text, min_criteria=min_criteria, max_criteria=max_criteria) for text in texts]
+            cache.put_many(Written(keys[missing[i]], t, p) for i, t, p in zip(chosen, texts, parsed, strict=True))
+            counts["cut"] += sum(completion.cut for completion in completions)
+        for i in pending:
+            written = cache.get(keys[i])
+            assert written is not None, "what was missing has been written"
+            counts[written.parsed.status] += 1
+            if written.parsed.rubric is not None:
+                rubrics[i] = written.parsed.rubric
+    counts["fallback" if fallback is not None else "dropped"] += len(examples) - len(rubrics)
+    with_rubrics = [dataclasses.replace(e, rubric=rubrics.get(i, fallback)) for i, e in enumerate(examples)]
+    return [e for e in with_rubrics if e.rubric is not None], dict(counts)

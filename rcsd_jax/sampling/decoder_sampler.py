@@ -1,0 +1,129 @@
+"""The sampler of our own decoder: many prompts in groups of few shapes, in which slots are refilled."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from rcsd_jax import losses
+from rcsd_jax.host.padding import pad_left, pad_right
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import head_matrix
+from rcsd_jax.models.scoring import completion_hidden
+from rcsd_jax.models.sharding import own_rows, to_mesh
+from rcsd_jax.sampling.decoding import Samples, SamplingConfig
+from rcsd_jax.sampling.sampler import Batches, completions_of
+from rcsd_jax.sampling.slots import generate_queue
+
+GROUP = 4  # batches of a group: more keep slots busier, fewer lose less when a run is killed
+_CHUNK = 256  # positions whose logits are in memory at a time
+
+
+def _go_on() -> None:
+    """Nothing asks to stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderSampler:
+    """A `sampler.Sampler`; its functions are called with the mesh set.
+
+    Attributes:
+      decoder: the model.
+      variables: its variables.
+      mesh: the devices.
+      batch_size: rows that run at a time; the mesh's shards of rows divide it.
+      pad_to: lengths are padded to multiples of this, so that few programs are compiled.
+      pad_id: fills what is padded.
+      stop: called between two groups of `generate`; what it raises ends the sampling.
+    """
+
+    decoder: Decoder
+    variables: Any
+    mesh: jax.sharding.Mesh
+    batch_size: int
+    pad_to: int
+    pad_id: int
+    stop: Callable[[], None] = _go_on
+
+    def generate(self, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: SamplingConfig) -> Batches:
+        """As `Sampler.generate`, group by group, prompts of similar length together.
+
+        `batch_size` rows are sampled at a time; in a group of several batches a finished row makes room for the next prompt.
+        """
+        sample = _sampling_program(self.decoder, sampling, self.batch_size, self.pad_id)
+        for chosen, filled in _groups([len(row) for row in prompts], _group_size(len(prompts), self.batch_size)):
+            tokens, mask = pad_left([prompts[i] for i in filled], self._padded(prompts, chosen), self.pad_id)
+            row_seeds = np.asarray([seeds[i] for i in filled], np.uint32)
+            limits = np.where(np.arange(len(filled)) < len(chosen), sampling.max_new_tokens, 1).astype(np.int32)
+            samples = self._run(sample, tokens, mask, row_seeds, limits)
+            yield chosen, completions_of(samples, sampling.eos_ids)[: len(chosen)]
+            self.stop()
+
+    def log_probs(
+        self, prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray], *, temperature: float = 1.0
+    ) -> list[np.ndarray]:
+        """As `Sampler.log_probs`, `batch_size` rows at a time."""
+        score = _scoring_program(self.decoder, temperature)
+        found: dict[int, np.ndarray] = {}
+        lengths = [len(prompt) + len(row) for prompt, row in zip(prompts, completions, strict=True)]
+        for chosen, filled in _groups(lengths, self.batch_size):
+            before = pad_left([prompts[i] for i in filled], self._padded(prompts, chosen), self.pad_id)
+            after = pad_right([completions[i] for i in filled], self._padded(completions, chosen), self.pad_id)
+            rows = self._run(score, *before, *after)
+            found |= {i: row[: len(completions[i])] for i, row in zip(chosen, rows, strict=False)}
+        return [found[i] for i in range(len(prompts))]
+
+    def with_weights(self, variables: Any) -> Self:
+        """See `Sampler.with_weights`."""
+        return dataclasses.replace(self, variables=variables)
+
+    def _padded(self, rows: Sequence[np.ndarray], chosen: Sequence[int]) -> int:
+        return -(-max(len(rows[i]) for i in chosen) // self.pad_to) * self.pad_to
+
+    def _run(self, program: Callable, *arrays: np.ndarray) -> Any:
+        """What a program makes of arrays [B, ...] on the mesh, in every process."""
+        own = own_rows(len(arrays[0]), self.mesh)
+        results = program(self.variables, *to_mesh(tuple(array[own] for array in arrays), self.mesh))
+        return multihost_utils.process_allgather(results, tiled=True)
+
+
+def _groups(lengths: Sequence[int], size: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Indexes of rows of similar length, `size` a group, and the same filled up to `size`: the last group repeats a row."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        yield chosen, chosen + [chosen[-1]] * (size - len(chosen))
+
+
+def _group_size(count: int, batch_size: int) -> int:
+    """Rows of a group: the same for all groups, whole batches, at most GROUP of them."""
+    batches = max(-(-count // batch_size), 1)
+    groups = -(-batches // GROUP)
+    return -(-batches // groups) * batch_size
+
+
+@functools.cache
+def _sampling_program(decoder: Decoder, sampling: SamplingConfig, slots: int, pad_id: int) -> Callable[..., Samples]:
+    def sample(variables: Any, tokens: jax.Array, mask: jax.Array, seeds: jax.Array, limits: jax.Array) -> Samples:
+        keys = jax.vmap(jax.random.key)(seeds)
+        bound: dict[str, Any] = dict(slots=slots, limits=limits, pad_id=pad_id)
+        return generate_queue(decoder, variables, tokens, mask, keys, sampling, **bound)[0]
+
+    return jax.jit(sample)
+
+
+@functools.cache
+def _scoring_program(decoder: Decoder, temperature: float) -> Callable[..., jax.Array]:
+    def score(variables: Any, prompts: jax.Array, seen: jax.Array, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        hidden = completion_hidden(decoder, variables, prompts, seen, tokens, mask)
+        head = head_matrix(decoder.config, variables["params"])
+        bound: dict[str, Any] = dict(chunk_size=_CHUNK, temperature=temperature)
+        return losses.token_log_probs_from_hidden(hidden, head, tokens, **bound)[0]
+
+    return jax.jit(score)
