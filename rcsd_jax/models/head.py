@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rcsd_jax.losses.chunks import logits_of
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.sharding import LAYOUTS, constrain
-from rcsd_jax.models.weights import Matrix, matmul
+from rcsd_jax.models.weights import Matrix, Transposed, matmul
 
 
 def head_matrix(config: DecoderConfig, params: Mapping[str, Any]) -> jax.Array:
@@ -21,6 +22,5 @@ def head_matrix(config: DecoderConfig, params: Mapping[str, Any]) -> jax.Array:
 
 
 def logits(hidden: jax.Array, head: Matrix) -> jax.Array:
-    """hidden [B, T, D] @ head [D, V]: [B, T, V] float32. For a few tokens at once: the losses take chunks of them."""
-    with jax.named_scope("head"):
-        return matmul(hidden, head, jnp.float32)
+    """hidden [B, T, D] @ head [D, V]: [B, T, V] float32. For a few tokens at a time, as the losses take them."""
+    return matmul(hidden, head, jnp.float32) if isinstance(head, Transposed) else logits_of(hidden, head)

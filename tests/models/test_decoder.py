@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import warnings
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcsd_jax.models import decoder, rope
+from rcsd_jax.models import decoder, rope, stack
 from rcsd_jax.models.cache import init_cache
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import abstract_params, declarations, init_params, layer_matrices
@@ -255,6 +256,30 @@ def test_adapters_add_the_scaled_product_where_they_are_and_only_when_given():
     close(run({"params": params, "lora": some}), expected, 1e-4)
     assert np.abs(np.asarray(expected) - plain(QWEN3)).max() > 0.1
     close(run({"params": params}), plain(QWEN3))
+
+
+@pytest.mark.parametrize("layers", [2, 6], ids=["unrolled", "scanned"])
+def test_what_layers_report_comes_out_stacked(layers, monkeypatch):
+    def reporting(config, weights, adapters, x, tokens, cache, number):
+        return x, cache, {"number": jnp.float32(number) * jnp.ones(3)}
+
+    monkeypatch.setattr(stack, "decoder_layer", reporting)
+    config = dataclasses.replace(QWEN3, num_layers=layers, remat="full")
+    variables, places = {"params": params_of(config)}, jnp.broadcast_to(jnp.arange(11), SEQUENCE.shape)
+    bound = dict(segment_ids=places + 1, positions=places, mutable=["statistics"])
+    run = jax.jit(lambda cache: Decoder(config).apply(variables, SEQUENCE, cache=cache, **bound)[1])
+    for cache in (None, init_cache(config, 2, 11)):
+        reported = run(cache)
+        (numbers,) = reported["statistics"]["number"]
+        np.testing.assert_array_equal(numbers, np.arange(layers)[:, None] * np.ones(3))
+
+
+def test_profiles_name_the_parts():
+    ones = jnp.ones(SEQUENCE.shape, jnp.int32)
+    lowered = forward.lower(QWEN3, {"params": params_of(QWEN3)}, SEQUENCE, ones, ones)
+    text = lowered.as_text(debug_info=True)
+    for part in ("embed", "attention", "feed_forward", "final_norm"):
+        assert re.search(f'["/]{part}/', text), part
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """continuous_batching.py: the tokens of `generate`, in slots that are hardly ever idle."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,24 +33,24 @@ def heavy_tailed(count, longest, seed=0):
     return np.where(rng.random(count) < 0.8, short, rng.integers(1, longest + 1, count)).astype(np.int32)
 
 
-def small():
+def small(config=CONFIG):
     """Variables of a model whose tokens depend on context, 24 prompts, and keys for three samples of each."""
-    params = jax.tree.map(lambda x: x * 15, init_params(CONFIG, jax.random.key(0)))
+    params = jax.tree.map(lambda x: x * 15, init_params(config, jax.random.key(0)))
     params = params | {"final_norm": params["final_norm"] / 10}
     rng = np.random.default_rng(1)
     tokens, mask = pad_left([rng.integers(6, 24, size=n) for n in rng.integers(1, 10, size=24)], 10, PAD)
     return {"params": params}, tokens, mask, jax.random.split(jax.random.key(3), 72)
 
 
-def check(variables, tokens, mask, keys, samples_per_prompt, limits, **settings):
+def check(variables, tokens, mask, keys, samples_per_prompt, limits, config=CONFIG, **settings):
     """The queue's samples are those of one static batch, cut at their limits; returns both and the occupancy."""
     repeat = lambda x: np.repeat(x, samples_per_prompt, axis=0)
-    whole = jax.jit(lambda *a: generate(Decoder(CONFIG), *a, SAMPLING, pad_id=PAD))(
+    whole = jax.jit(lambda *a: generate(Decoder(config), *a, SAMPLING, pad_id=PAD))(
         variables, repeat(tokens), repeat(mask), keys
     )
     queue = jax.jit(
         lambda *a: generate_queue(
-            Decoder(CONFIG),
+            Decoder(config),
             *a[:4],
             SAMPLING,
             limits=a[4],
@@ -72,12 +74,15 @@ def same(ours, whole, limits):
     np.testing.assert_array_equal(ours.cut, whole.cut | (kept < lengths))
 
 
-@pytest.mark.parametrize("slots, refill, samples", [(6, 2, 1), (5, 3, 3), (72, 24, 3), (1, 1, 1)])
-def test_tokens_are_those_of_a_static_batch(slots, refill, samples):
-    variables, tokens, mask, keys = small()
+@pytest.mark.parametrize(
+    "slots, refill, samples, layers", [(6, 2, 1, 2), (5, 3, 3, 2), (5, 3, 3, 6), (72, 24, 3, 2), (1, 1, 1, 2)]
+)
+def test_tokens_are_those_of_a_static_batch(slots, refill, samples, layers):
+    config = dataclasses.replace(CONFIG, num_layers=layers)
+    variables, tokens, mask, keys = small(config)
     keys = keys[: 24 * samples]
     limits = None if samples == 1 else heavy_tailed(len(keys), SAMPLING.max_new_tokens)
-    ours, occupancy = check(variables, tokens, mask, keys, samples, limits, slots=slots, refill=refill)
+    ours, occupancy = check(variables, tokens, mask, keys, samples, limits, config, slots=slots, refill=refill)
     assert len(set(map(tuple, ours.tokens))) > 10 and 0 < ours.cut.sum() < len(keys)
     assert occupancy.live == ours.mask.sum() and occupancy.prefills == 24 // refill
     longest = ours.mask.sum(axis=1).max()
