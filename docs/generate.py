@@ -12,6 +12,7 @@ import io
 import re
 import sys
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from rcsd_jax.settings import config as configs
 from rcsd_jax.settings import sizes
 
 _PLACE = re.compile(r"<!-- generated: (\w+) -->")
+_SOURCE = re.compile(r"<!-- source: (\S+) (.+?) -->")
 _PROGRAMS = {
     "rcsd_jax.main": "rcsd_jax/main.py",
     "rcsd_jax.plan": "rcsd_jax/plan/__main__.py",
@@ -39,7 +41,13 @@ _PROGRAMS = {
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """The hook of mkdocs: the page with its places filled. A name without a table ends the build."""
-    return _PLACE.sub(lambda match: TABLES[match[1]](), markdown)
+    with_sources = _SOURCE.sub(lambda match: source(match[1], match[2].split()), markdown)
+    return _PLACE.sub(lambda match: TABLES[match[1]](), with_sources)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """The hook of mkdocs: keeps a mean and its interval on one line."""
+    return re.sub(r"(?<=\d) ± (?=\d)", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", content)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -281,6 +289,48 @@ def graders() -> str:
     return _table(("grader", "", "needs", "gives feedback"), rows)
 
 
+# --- the code itself -------------------------------------------------------------------------------------------------
+
+
+def source(path: str, names: list[str]) -> str:
+    """Functions and classes of a file, as one block of code.
+
+    Raises:
+      ValueError: the file does not define one of them.
+    """
+    text = (ROOT / path).read_text(encoding="utf-8")
+    nodes = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    missing = [name for name in names if name not in nodes]
+    if missing:
+        raise ValueError(f"{path} does not define {', '.join(missing)}")
+    parts = []
+    for name in names:
+        first = min([nodes[name].lineno, *(decorator.lineno for decorator in nodes[name].decorator_list)])
+        parts.append("\n".join(text.splitlines()[first - 1 : nodes[name].end_lineno]))
+    return f'```python title="{path}"\n' + "\n\n\n".join(parts) + "\n```"
+
+
+def layers() -> list[str]:
+    """The rooms from top to bottom, from the contract that import-linter checks."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    found = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    return [room.strip() for layer in found for room in layer.split("|")]
+
+
+def files() -> str:
+    """Every file of every room, with the first line of its docstring."""
+    parts = []
+    for room in layers():
+        paths = sorted((ROOT / "rcsd_jax" / room).rglob("*.py")) or [ROOT / "rcsd_jax" / f"{room}.py"]
+        rows = []
+        for path in paths:
+            said = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
+            if said:
+                rows.append((_code(str(path.relative_to(ROOT / "rcsd_jax"))), _cell(said)))
+        parts.append(f"### `{room}`\n\n" + _table(("file", "what it does"), rows))
+    return "\n\n".join(parts)
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 TABLES = {
@@ -293,6 +343,7 @@ TABLES = {
     "classes": classes,
     "benchmarks": benchmarks,
     "graders": graders,
+    "files": files,
 }
 
 

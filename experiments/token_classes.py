@@ -23,9 +23,13 @@ from rcsd_jax import losses, world
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.host.console import Console
 from rcsd_jax.methods import rollout
+from rcsd_jax.methods.networks import Network, Networks
+from rcsd_jax.methods.score_both import score_both
 from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.roles.token_classes import CLASSES, class_of_tokens, totals
-from rcsd_jax.run import loop, preparation
+from rcsd_jax.run import preparation
+from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.recipe import loss_options, rollout_options
 
 CLIPS = {
     "no clip": {},
@@ -53,9 +57,10 @@ def show(variant: str, count: int, seed: int) -> None:
     params = loading.load_model(model.directory, dtype=jnp.float32)[1]
     examples = world.examples("stage2", count, seed)
     data = preparation.encode(examples, model.tokenizer, config)
-    batch = loop.make_batch(list(range(count)), data, config, model.pad_id)
-    options = loop.options_of(config, model)
-    tokens, mask, scores, pulls = jax.device_get(_scores(model.decoder, {"params": params}, batch, options))
+    batch = make_batch(list(range(count)), data, config, model.pad_id)
+    network, options = Network(model.decoder, {"params": params}), rollout_options(config, model)
+    found = _scores(Networks(network, network), batch, options, loss_options(config, model))
+    tokens, mask, scores, pulls = jax.device_get(found)
     class_of = class_of_tokens(model.tokenizer, model.decoder.config.vocab_size)
     of_class = functools.partial(totals, tokens=tokens, mask=mask, class_of=class_of)
     gap = of_class(np.abs(scores.teacher_log_probs - scores.student_log_probs))
@@ -78,14 +83,15 @@ def show(variant: str, count: int, seed: int) -> None:
     Console(width=160).print(table)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _scores(decoder, variables, batch, options):
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _scores(networks, batch, options, loss):
     """Sampled tokens, their mask, `losses.DivergenceStats` without clip, and clip -> pull [B, N]."""
-    completions = rollout.sample(decoder, variables, variables, batch, jax.random.key(0), options)
-    scored = rollout.score_both(decoder, variables, variables, completions, options)
+    samples = rollout.draw(networks, batch, rollout.row_keys(batch, jax.random.key(0)), options)
+    completions = rollout.assemble(batch, samples, None, options)
+    scored = score_both(networks, completions, guidance=loss.guidance)
     tokens, mask = completions.samples.tokens, completions.samples.mask
-    settings = dict(temperature=options.temperature)
-    scores = losses.score_from_hidden(*scored, tokens, chunk_size=options.chunk_size, **settings)
+    settings = dict(temperature=loss.temperature)
+    scores = losses.score_from_hidden(*scored, tokens, chunk_size=loss.chunk_size, **settings)
     student = scored.student_hidden @ scored.student_head  # [B, N, V]; the world's vocabulary is small
     teacher = scored.teacher_hidden @ scored.teacher_head
 

@@ -20,7 +20,7 @@ _MOVED = {  # public modules of 0.1 -> where they are now
     "rcsd_jax.errors": "rcsd_jax.host.errors",
     "rcsd_jax.policy_gradient": "rcsd_jax.losses.policy_gradient",
     "rcsd_jax.token_classes": "rcsd_jax.roles.token_classes",
-    "rcsd_jax.train": "rcsd_jax.methods.train",
+    "rcsd_jax.train": "rcsd_jax.methods.step",
 }
 
 

@@ -133,6 +133,51 @@ def test_diffs_fit_the_files_that_they_change(page):
         assert before and "\n".join(before) in (ROOT / title).read_text(encoding="utf-8"), (title, text)
 
 
+TEXTS = [
+    *PAGES,
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "experiments").rglob("README.md")),
+]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_pages_name_exist(page):
+    """Paths in code from the repository's root, and links to files."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    folders = "rcsd_jax|configs|experiments|tests|docs|colab"
+    named = set(re.findall(rf"`((?:{folders})/[\w./*-]*)", text))
+    named |= {str((page.parent / link).relative_to(ROOT)) for link in re.findall(r"\]\(([\w./-]+)[)#]", text)}
+    absent = sorted(name for name in named if not list(ROOT.glob(name.rstrip("/"))))
+    assert absent == [], f"{page.name} names files that are not there"
+
+
+def test_the_map_has_every_room_in_the_order_of_the_layers(generate):
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `rcsd_jax/(\w+)(?:/|\.py)` \|", text[: text.index("## The way of a row")], re.M)
+    assert rows == generate.layers()
+    there = {path.stem for path in (ROOT / "rcsd_jax").iterdir() if path.suffix in ("", ".py")}
+    assert set(rows) == there - {"__init__", "__pycache__", "shipped"} and len(rows) <= 18
+
+
+def test_the_source_that_a_page_shows_is_there(generate):
+    shown = [found for page in PAGES for found in generate._SOURCE.findall(page.read_text(encoding="utf-8"))]
+    assert shown
+    for path, names in shown:
+        text = generate.source(path, names.split())
+        ast.parse(text.partition("\n")[2].removesuffix("```"))
+        assert all(re.search(rf"^(def|class) {name}\b", text, re.M) for name in names.split())
+    with pytest.raises(ValueError, match="does not define nothing"):
+        generate.source(shown[0][0], ["nothing"])
+
+
+def test_every_file_is_listed_with_what_it_does(generate):
+    listed = generate.files().replace("&#95;", "_")
+    for path in (ROOT / "rcsd_jax").rglob("*.py"):
+        assert (
+            f"<code>{path.relative_to(ROOT / 'rcsd_jax')}</code>" in listed or path == ROOT / "rcsd_jax/__init__.py"
+        ), path
+
+
 def test_blocks_are_found():
     page = ROOT / "docs" / "extending.md"
     assert len(blocks(page, "diff")) > 5 and len(blocks(page, "python")) > 3

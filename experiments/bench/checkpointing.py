@@ -17,10 +17,12 @@ import jax
 import numpy as np
 
 from configs import tiny
-from rcsd_jax.methods import train
+from rcsd_jax.methods.state import shardings_of
+from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.opened_model import load_weights, open_model
-from rcsd_jax.run import loop, preparation
+from rcsd_jax.run import preparation, training_state
+from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.checkpoints import Checkpoints
 
 KINDS = {"every step": 1, "every 20 steps": 20, "none": 0}
@@ -38,25 +40,17 @@ def prepare(batch: int, max_new_tokens: int):
     examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"), count=4 * batch)
     data = preparation.encode(examples, model.tokenizer, config)
     params = load_weights(model, mesh)
-    setup = loop.setup(model, params, config, mesh)
-    step_fn = train.jit_train_step(
-        jax.tree.map(lambda x: x.sharding, setup.abstract),
-        decoder=model.decoder,
-        optimizer=setup.optimizer,
-        options=loop.options_of(config, model),
-        teacher=config.teacher.weights,
-        lora=False,
-        microbatches=1,
-    )
+    setup = training_state.setup(model, params, config, mesh)
+    step_fn = jit_step(setup.recipe, shardings_of(setup.abstract)).train_step
     # One batch for all steps: with batches of their own, blocks would differ in what they sample and in its length.
-    fed = sharding.to_mesh(loop.make_batch(list(range(batch)), data, config, model.pad_id, mesh), mesh)
+    fed = sharding.to_mesh(make_batch(list(range(batch)), data, config, model.pad_id, mesh), mesh)
 
     def step(state):
         state, metrics, _ = step_fn(state, setup.frozen, fed, np.uint32(0))
         float(metrics["loss"])  # as the training loop, which logs it
         return state
 
-    return loop.first_state(model, params, config, setup), step
+    return training_state.first_state(model, params, config, setup), step
 
 
 def block(state, step, steps: int, every: int) -> tuple[float, float]:

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcsd_jax.checkpoints import loading
-from rcsd_jax.methods import rollout, train
+from rcsd_jax.methods import rollout
+from rcsd_jax.methods.contract import Completions, LossOptions, Without
+from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
+from rcsd_jax.methods.optimizer import make_optimizer
+from rcsd_jax.methods.state import init_state
+from rcsd_jax.methods.step import Recipe, jit_step
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params
 from rcsd_jax.models.decoder import Decoder
@@ -71,7 +76,7 @@ class Step:
 
     def __init__(self, config: DecoderConfig, params: Any, sizes: Sizes, *, chunk_size: int = 256):
         self.decoder = Decoder(config)
-        self.params = params
+        self.frozen = {BASE: {"params": params}}
         student, teacher = prompts(sizes, config.vocab_size)
         self.batch = rollout.Batch(
             np.arange(sizes.batch, dtype=np.int32),
@@ -82,38 +87,35 @@ class Step:
             np.zeros((sizes.batch, 0), np.int32),
             np.zeros((sizes.batch, 0), np.int32),
             np.zeros((sizes.batch, 0), bool),
-            rollout.Without(
+            Without(
                 np.zeros((sizes.batch, 0, 0), np.int32),
                 np.zeros((sizes.batch, 0, 0), bool),
                 np.zeros((sizes.batch, 0), np.float32),
             ),
         )
-        self.options = rollout.Options(
-            sampling=SamplingConfig(max_new_tokens=sizes.completion),
-            chunk_size=chunk_size,
-        )
-        optimizer, _ = train.make_optimizer(learning_rate=LEARNING_RATE, steps=1000)
-        static = dict(decoder=self.decoder, optimizer=optimizer, options=self.options, teacher="fixed", lora=False)
+        roles = Roles(RoleNetwork(self.decoder, moving="trained"), RoleNetwork(self.decoder, frozen=BASE))
+        options = rollout.RolloutOptions(SamplingConfig(max_new_tokens=sizes.completion))
+        loss = LossOptions(chunk_size=chunk_size)
+        optimizer, _ = make_optimizer(learning_rate=LEARNING_RATE, steps=1000)
         copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)  # the step donates its state
         # On its device, as both programs below leave it: the first step would otherwise be compiled for itself.
-        self.state = jax.device_put(train.init_state(copy, optimizer, ema=False), jax.devices()[0])
-        self._whole = train.jit_train_step(**static)
-        self._sample, learn = train.jit_halves(**static)
+        self.state = jax.device_put(init_state(copy, optimizer, ema=False), jax.devices()[0])
+        self._programs = jit_step(Recipe(roles, options, loss, optimizer))
         self.completions = self.sample()
-        self._train = learn.lower(self.state, params, self.completions).compile()
+        self._train = self._programs.learn.lower(self.state, self.frozen, self.completions).compile()
 
     def whole(self) -> dict[str, jax.Array]:
         """One update; returns its metrics."""
-        self.state, metrics, _ = self._whole(self.state, self.params, self.batch, np.uint32(0))
+        self.state, metrics, _ = self._programs.train_step(self.state, self.frozen, self.batch, np.uint32(0))
         return jax.block_until_ready(metrics)
 
-    def sample(self) -> rollout.Completions:
+    def sample(self) -> Completions:
         """The completions of one step."""
-        return jax.block_until_ready(self._sample(self.state, self.params, self.batch, np.uint32(0)))
+        return jax.block_until_ready(self._programs.draw(self.state, self.frozen, self.batch, np.uint32(0)))
 
     def train(self) -> dict[str, jax.Array]:
         """One update on `completions` that were sampled before; returns its metrics."""
-        self.state, metrics = self._train(self.state, self.params, self.completions)
+        self.state, metrics = self._train(self.state, self.frozen, self.completions)
         return jax.block_until_ready(metrics)
 
 

@@ -38,7 +38,7 @@ def main():
         torch_step.write_model(directory)
         jax_step = loaded_step(directory, sizes, chunk_size=args.chunk)
         hand = torch_step.HandStep(directory, sizes)
-        count = sum(x.size for x in jax.tree.leaves(jax_step.params)) / 1e6
+        count = sum(x.size for x in jax.tree.leaves(jax_step.state.trained)) / 1e6
         print(f"{count:.2f} M parameters, float32, {sizes}, {torch.get_num_threads()} threads, chunks of {args.chunk}")
         _check_same_loss(jax_step, hand)
         times = {name: [] for name in ("rcsd_jax", "by hand", "SDFTTrainer")}  # (sampling, the rest, whole)

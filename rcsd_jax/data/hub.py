@@ -21,7 +21,7 @@ def read_hub(name: str, *, split: str, **settings: Any) -> list[Example]:
       UserError: also if the data set cannot be read, or the package `datasets` is missing.
     """
     try:
-        import datasets
+        import datasets  # optional
     except ImportError as error:
         raise UserError(
             "reading from the hub needs the package datasets",

@@ -23,6 +23,7 @@ def read_parquet(path: str | Path, **settings: Any) -> list[Example]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    # Late: takes a third of a second.
     import pyarrow
     import pyarrow.parquet
 

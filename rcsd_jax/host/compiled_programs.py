@@ -35,7 +35,7 @@ def keep(setting: str, workdir: AnyPath) -> str:
       setting: the flag's value: "" for `$JAX_COMPILATION_CACHE_DIR` or `default_folder`, a folder or a URL, or `OFF`.
       workdir: the run's workdir.
     """
-    import jax
+    import jax  # late: takes seconds
 
     if setting == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
@@ -60,14 +60,14 @@ def keep(setting: str, workdir: AnyPath) -> str:
 
 def _chosen_for_jax() -> str | None:
     """The folder of `$JAX_COMPILATION_CACHE_DIR`, or the one that a notebook set."""
-    import jax
+    import jax  # late: takes seconds
 
     return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
 
 
 def folder_of_plans(setting: str) -> Path | None:
     """The folder where the planner keeps the compiler's answers, as in `keep`, or None. JAX itself then keeps nothing."""
-    import jax
+    import jax  # late: takes seconds
 
     chosen = setting or _chosen_for_jax() or str(default_folder(Path()))
     jax.config.update("jax_enable_compilation_cache", False)

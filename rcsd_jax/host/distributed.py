@@ -56,7 +56,7 @@ def start(
       UserError: settings are missing or contradict each other.
     """
     global _watch
-    import jax
+    import jax  # late: takes seconds
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is `rcsd_jax.host.preemption`'s
@@ -86,7 +86,7 @@ def finish() -> None:
     global _watch
     if _watch is None:
         return
-    import jax
+    import jax  # late: takes seconds
 
     try:
         _watch.client.wait_at_barrier("rcsd_jax/finished", timeout_in_ms=_watch.timeout_s * 1000)
@@ -146,7 +146,7 @@ class _Watch(threading.Thread):
 
     def __init__(self, timeout_s: int):
         super().__init__(name="watch", daemon=True)
-        import jax
+        import jax  # late: takes seconds
         from jax._src import distributed  # the key-value store has no public name
 
         self.client: Any = distributed.global_state.client

@@ -8,7 +8,7 @@ A file has one JSON line per value: `{"key": "<its key>", ...}`. What a kill can
 - Behind a URL the file is written whole. `put` does so at most every 30 seconds, so that a kill loses that time's values;
   `put_batch` and `close` do so before they return.
 
-One process writes a file. Others hold the same values in memory: see `host.multihost.held_by_all`.
+One process writes a file. Others hold the same values in memory: see `host.shared_log`.
 """
 
 from __future__ import annotations

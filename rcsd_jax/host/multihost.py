@@ -15,11 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rcsd_jax.host.errors import Preempted, UserError
-from rcsd_jax.host.files import AnyPath
-from rcsd_jax.host.keyed_log import KeyedLog
 
 T = TypeVar("T")
-L = TypeVar("L", bound=KeyedLog)
 
 
 def is_main() -> bool:
@@ -85,15 +82,6 @@ def agreed(make: Callable[[], T], *, everywhere: bool = False) -> T:
     kind, fields = problem
     first = next(iter(fields))
     raise kind(fields.pop(first), **fields)
-
-
-def held_by_all(open_log: Callable[[AnyPath | None], L], path: AnyPath) -> L:
-    """A log at `path`: process 0 keeps the file, and the others hold the same values in memory."""
-    log = agreed(lambda: open_log(path if is_main() else None), everywhere=True)
-    held = from_main(lambda: list(log.items()))
-    if not is_main():
-        log.put_batch(held)
-    return log
 
 
 def shared(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

@@ -314,7 +314,7 @@ def _key(variable: str) -> str:
 
 def _openai_package() -> Any:
     try:
-        import openai
+        import openai  # optional
     except ImportError:
         raise UserError(
             "a judge at an endpoint needs the package openai, which is not installed",

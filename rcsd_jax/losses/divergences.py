@@ -71,9 +71,9 @@ def has_closed_gradient(options: DivergenceOptions, vocabulary: int) -> bool:
 
 
 def gradient_of(student: jax.Array, teacher: jax.Array, beta: Scalar, weights: jax.Array) -> jax.Array:
-    """Gradient of the whole vocabulary's divergence in the student's tempered logits, times weights [..., 1].
+    """Gradient of the whole vocabulary's divergence D in the student's logits over temperature, times weights [..., 1].
 
-    From log-probabilities [..., V]. With D's derivative c_v in p_v, it is p_v (c_v - sum_u p_u c_u).
+    From log-probabilities [..., V]. With c_v = dD/dp_v, it is p_v (c_v - sum_u p_u c_u).
     """
 
     def weighted(x: jax.Array) -> jax.Array:
@@ -95,7 +95,7 @@ def gradient_of(student: jax.Array, teacher: jax.Array, beta: Scalar, weights: j
 
 
 def _by_beta(beta: Scalar, forward: Callable, between: Callable, reverse: Callable) -> Callable:
-    """The formula that holds at this beta: the end points have their own."""
+    """The formula for this beta: 0 and 1 have their own."""
     if is_traced(beta):
         return lambda *x: jax.lax.switch(
             jnp.where(beta == 0, 0, jnp.where(beta == 1, 2, 1)), (forward, between, reverse), *x
@@ -118,11 +118,11 @@ def _add_tail(log_probs: jax.Array) -> jax.Array:
 
 
 def _top_indices(values: jax.Array, k: int) -> jax.Array:
-    """Where the k largest of the last axis stand, as `jax.lax.top_k`.
+    """The indices of the k largest entries of the last axis, as `jax.lax.top_k` gives them.
 
-    Over a mesh, first those of parts, then the largest of these: each device looks through its own part of the vocabulary,
-    of which XLA would gather the whole. Without one, that would be the slower way. The axis that splits the vocabulary is
-    `tensor`; of a mesh without an axis of that name, any may.
+    Over a mesh, this takes the k largest of each part of the vocabulary, then the k largest of those: each device searches
+    its own part, where XLA would gather the whole. Without a mesh that would be slower. The mesh axis `tensor` splits the
+    vocabulary; if there is none of that name, any axis may.
     """
     size, mesh = values.shape[-1], jax.sharding.get_abstract_mesh()
     parts = math.gcd(size, mesh.shape.get("tensor", max(mesh.size, 1)))

@@ -14,13 +14,14 @@ from rcsd_jax.losses.traced import apart, together
 def automatic(
     function: Callable, options: Any, *arrays: jax.Array, axes: int | None = None, scalar_first: bool = False
 ) -> Any:
-    """function(options, *arrays), inside of which a mesh's explicit axes are automatic: the compiler chooses the communication.
+    """function(options, *arrays), with a mesh's explicit axes made automatic inside: the compiler chooses the communication.
 
     Args:
-      function: returns arrays that are sharded as the first axes of the first array, and before them a scalar.
-      options: a pytree; what is traced in it becomes automatic with the arrays.
-      axes: how many of them; None: all but the last.
-      scalar_first: whether there is that scalar.
+      function: returns arrays that are sharded like the first axes of the first array.
+      options: a pytree; its traced leaves become automatic like the arrays.
+      arrays: on the mesh or not.
+      axes: how many first axes; None: all but the last.
+      scalar_first: whether the function returns a scalar before those arrays.
     """
     # The first array need not be on the mesh: hidden states may still be on one device while the head is on many.
     shardings = [getattr(jax.typeof(x), "sharding", None) for x in arrays]

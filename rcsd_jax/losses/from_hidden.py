@@ -83,9 +83,9 @@ def score_from_hidden(
 ) -> DivergenceStats:
     """All per-token quantities of a step in one pass over chunks of T, never holding more than one chunk of logits.
 
-    The batch axis is left whole, so that it keeps its sharding. Reverse-mode differentiable in student_hidden and
-    student_head through `divergence`; the backward pass takes each chunk's logits a second time, which
-    `weighted_divergence_from_hidden` avoids. When the head gets no gradient (LoRA) none is computed.
+    The batch axis stays whole and keeps its sharding. Reverse-mode differentiable in student_hidden and student_head
+    through `divergence`. The backward pass computes each chunk's logits again, which `weighted_divergence_from_hidden`
+    avoids. If the head needs no gradient (LoRA), none is computed.
 
     Args:
       student_hidden, teacher_hidden: [B, T, D]; student_head, teacher_head: [D, V]; tokens: [B, T] int32.
@@ -122,8 +122,8 @@ def weighted_divergence_from_hidden(
 ) -> tuple[jax.Array, DivergenceStats]:
     """sum_t weights_t * divergence_t as one scalar, and the per-token quantities without gradient.
 
-    What a train step wants: as every token's weight is known while its logits are there, whatever it is, the gradients
-    of hidden states and head are both taken in that one pass, with as many products with the heads as the plain path.
+    This is the loss of a train step. Each token's weight is known while its logits are in memory, so the same pass takes
+    the gradients of hidden states and head, with as many products with the heads as the plain path.
 
     Args:
       student_hidden, student_head, teacher_hidden, teacher_head, tokens, chunk_size, options: as in `score_from_hidden`.
@@ -200,7 +200,7 @@ def _options(
 def _masked_scores(
     options: _Options, *inputs: jax.Array, mask: jax.Array | None, ignore_index: int | None
 ) -> DivergenceStats:
-    """The stats of the roles' hidden states, heads and tokens, silent where the mask or the ignored tokens say so."""
+    """The stats of the roles' hidden states, heads and tokens; 0 outside the mask and at ignored tokens."""
     *roles, tokens = inputs
     tokens, ignored = without_ignored(tokens, ignore_index)
     mask = jnp.ones_like(tokens, bool) if mask is None else jnp.asarray(mask).astype(bool)

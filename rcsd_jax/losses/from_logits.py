@@ -33,7 +33,7 @@ def per_token_divergence(
       temperature: divides both roles' logits; at least `SMALLEST_TEMPERATURE`.
       top_k: keep only k entries per position; None or k >= V keeps all.
       top_k_support: "teacher" (RCSD release) or "student" (TRL's SDFT): whose k most likely entries.
-      tail: what becomes of the mass outside: "renormalize" drops it, "bucket" makes it one more entry.
+      tail: the mass outside the support: "renormalize" drops it, "bucket" makes it one more entry.
       entry_clip: upper clamp of each vocabulary entry's pointwise term before the sum. For 0 < beta < 1 that term is
         the weighted combination of both KLs' terms, clamped once, as in the RCSD release.
       token_clip: upper clamp of the per-token sum.
@@ -107,7 +107,7 @@ def token_log_probs(
 ) -> jax.Array:
     """Log-probability of `tokens` [..., T] under softmax(logits [..., T, V] / temperature); [..., T] float32.
 
-    It is 0, without gradient, where the token is `ignore_index`; otherwise NaN where it is no token of the vocabulary.
+    A token that is `ignore_index` gives 0 without gradient; any other token outside the vocabulary gives NaN.
 
     Examples:
       >>> log_probs = token_log_probs(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([1]))

@@ -28,8 +28,8 @@ def token_log_probs_from_hidden(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of `tokens` under hidden @ head, and entropies, holding one chunk of logits at a time.
 
-    What losses on sampled tokens are made of (cross-entropy, policy gradients). Reverse-mode differentiable in hidden and
-    head through the log-probabilities; the backward pass takes each chunk's logits a second time.
+    Losses on sampled tokens (cross-entropy, policy gradients) are made of these. Reverse-mode differentiable in hidden and
+    head through the log-probabilities; the backward pass computes each chunk's logits again.
 
     Args:
       hidden: [B, T, D]; head: [D, V]; tokens: [B, T] int32.

@@ -39,9 +39,9 @@ _RANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def number(name: str, value: Any) -> Scalar:
-    """A scalar option: a concrete one as Python's number, a traced one as float32 without gradient.
+    """A scalar option: a concrete one as a Python number, a traced one as float32 without gradient.
 
-    A traced value cannot be looked at: out of its range it becomes NaN, and with it what is computed from it.
+    The range of a traced value cannot be checked. Out of range it becomes NaN, and so does everything computed from it.
 
     Raises:
       ValueError: it is no number, or out of its range.
@@ -95,7 +95,7 @@ class DivergenceOptions:
       beta: 0 forward KL, 1 reverse KL, between: generalized Jensen-Shannon.
       top_k: keep only k entries per position; None or k >= V keeps all.
       top_k_support: "teacher" (RCSD release) or "student" (TRL's SDFT): whose k most likely entries.
-      tail: what becomes of the mass outside: "renormalize" drops it, "bucket" makes it one more entry.
+      tail: the mass outside the support: "renormalize" drops it, "bucket" makes it one more entry.
       entry_clip: upper clamp of each vocabulary entry's pointwise term before the sum.
       token_clip: upper clamp of the per-token sum.
 
@@ -129,7 +129,7 @@ class DivergenceOptions:
                         f"{name} must be None with divergence='sampled_token', got {getattr(self, name)!r}"
                     )
         checked["top_k"] = None if self.top_k is None else whole_number("top_k", self.top_k)
-        self.__dict__.update(checked)  # numbers in the one form that the computations know; the dataclass is frozen
+        self.__dict__.update(checked)  # past the freeze: numbers in the form that the computations expect
 
 
 def optional_number(name: str, value: Any) -> Scalar | None:

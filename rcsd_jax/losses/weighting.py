@@ -33,17 +33,18 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
 def token_weights(
     mask: jax.Array, reduction: str, *, max_length: int | None = None, counted: jax.Array | None = None
 ) -> jax.Array:
-    """How much each token of a batch weighs in its loss, [B, T] float32, 0 outside the mask [B, T].
+    """The weight of each token in a batch's loss, [B, T] float32; 0 outside the mask.
 
     Args:
-      mask: the completions' tokens that count.
-      reduction: "tokens": all alike, the mean over the batch's tokens; "completions": all completions alike, whatever
-        their length, an empty one counting as 0 (GRPO); "longest": 1 / (B max_length), as if all were so long (Dr. GRPO).
-      max_length: of "longest"; None: T.
-      counted: [B], the completions that belong to the batch at all; the others leave numerator and denominator. None: all.
+      mask: [B, T], the completions' tokens that count.
+      reduction: "tokens": every token weighs the same, the mean over the batch's tokens. "completions": every completion
+        weighs the same, whatever its length; an empty one counts as 0 (GRPO). "longest": every token weighs
+        1 / (B max_length), as if all completions were that long (Dr. GRPO).
+      max_length: for "longest"; None: T.
+      counted: [B], which completions belong to the batch; the others count in neither numerator nor denominator. None: all.
 
     Raises:
-      ValueError: an unknown reduction, or shapes do not belong together.
+      ValueError: an unknown reduction, or shapes that do not match.
 
     Examples:
       >>> mask = jnp.array([[1, 1, 1, 1], [1, 0, 0, 0]])

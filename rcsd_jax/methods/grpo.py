@@ -13,19 +13,19 @@ import jax.numpy as jnp
 
 from rcsd_jax import losses
 from rcsd_jax.losses import policy_gradient
-from rcsd_jax.methods.rollout import Completions, Options, Scored, Weights, row_loss, total
+from rcsd_jax.methods.contract import Completions, LossOptions, Scored, Weights, row_loss, total
 
 
 def loss_and_sums(
-    scored: Scored, completions: Completions, weights: Weights, options: Options
+    scored: Scored, completions: Completions, weights: Weights, options: LossOptions
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The clipped policy loss (+ kl * the reference's KL); arguments and results as in `self_distillation.loss_and_sums`."""
-    samples, settings = completions.samples, dict(options.policy)
+    samples, policy = completions.samples, options.policy
     of_tokens: dict[str, Any] = dict(chunk_size=options.chunk_size, temperature=options.temperature)
     log_probs, entropy = losses.token_log_probs_from_hidden(
         scored.student_hidden, scored.student_head, samples.tokens, **of_tokens
     )
-    clips = dict(clip_low=settings["clip_low"], clip_high=settings["clip_high"])
+    clips = dict(clip_low=policy.clip_low, clip_high=policy.clip_high)
     token_loss = policy_gradient.clipped_policy_loss(log_probs, samples.log_probs, completions.advantages, **clips)
     ratio = jnp.exp(jax.lax.stop_gradient(log_probs) - samples.log_probs)
     logged = {
@@ -34,13 +34,15 @@ def loss_and_sums(
         "student_entropy": entropy,
         "sampler_trainer_log_prob_difference": jnp.abs(log_probs - samples.log_probs),
     }
-    if settings["kl"]:
+    if policy.kl:
         assert scored.teacher_hidden is not None and scored.teacher_head is not None, "it is the reference model"
         reference, _ = losses.token_log_probs_from_hidden(
             scored.teacher_hidden, scored.teacher_head, samples.tokens, **of_tokens
         )
         kl = policy_gradient.reference_kl(log_probs, reference)
-        token_loss += settings["kl"] * kl
+        token_loss += policy.kl * kl
         logged["reference_kl"] = kl
-    sums = {name: total(weights.sampled, jax.lax.stop_gradient(values)) for name, values in logged.items()}
-    return losses.weighted_sum(token_loss, weights.sampled), sums | {"row_loss": row_loss(weights.sampled, token_loss)}
+    sums = {name: total(weights.all_rows, jax.lax.stop_gradient(values)) for name, values in logged.items()}
+    return losses.weighted_sum(token_loss, weights.all_rows), sums | {
+        "row_loss": row_loss(weights.all_rows, token_loss)
+    }

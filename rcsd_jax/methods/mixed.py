@@ -8,14 +8,14 @@ from __future__ import annotations
 import jax
 
 from rcsd_jax.methods import grpo, self_distillation
-from rcsd_jax.methods.rollout import Completions, Options, Scored, Weights
+from rcsd_jax.methods.contract import Completions, LossOptions, Scored, Weights
 
 
 def loss_and_sums(
-    scored: Scored, completions: Completions, weights: Weights, options: Options
+    scored: Scored, completions: Completions, weights: Weights, options: LossOptions
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Arguments and results as in `self_distillation.loss_and_sums`; a row that nobody teaches is rewarded all the same."""
-    share = dict(options.policy)["weight"]
+    share = options.policy.weight
     distilled, sums = self_distillation.loss_and_sums(scored, completions, weights, options)
     rewarded, more = grpo.loss_and_sums(scored, completions, weights, options)
     rows = sums["row_loss"] + share * more["row_loss"]

@@ -1,7 +1,7 @@
 """On-policy self-distillation (RCSD, arXiv 2606.19327; OPSD, 2601.18734): the student is moved towards the teacher.
 
     D_t = D( p_T(. | x, r, ŷ_<t)  ||  p_S(. | x, ŷ_<t) )         teacher without gradient
-    L   = sum_t m_t D_t / sum_t m_t                              m = loss mask, in rows that have a teacher's context
+    L   = sum_t m_t D_t / sum_t m_t                              m = completion mask, in rows with a teacher's context
 
 Stage I, Stage II, OPSD, SDFT and SDPO are this one loss with other contexts, teachers and masks.
 """
@@ -12,23 +12,23 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax import losses
-from rcsd_jax.methods.rollout import Completions, Options, Scored, Weights, row_loss, total
+from rcsd_jax.methods.contract import Completions, LossOptions, Scored, Weights, row_loss, total
 
 
 def loss_and_sums(
-    scored: Scored, completions: Completions, weights: Weights, options: Options
+    scored: Scored, completions: Completions, weights: Weights, options: LossOptions
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """A (micro)batch's part of the loss, differentiable in the student's scores, and sums of what is logged.
 
     Args:
       scored: both roles' scores of the completions.
       completions: as they were sampled.
-      weights: of `rollout.loss_weights`, or some of its rows.
+      weights: of `contract.weigh`, or some of its rows.
       options: static choices.
 
     Returns:
       loss: scalar float32, sum_t weights_t D_t over the taught rows.
-      sums: of `rollout.total` over the tokens that the loss counts, and `row_loss` [B], each row's summed loss.
+      sums: of `contract.total` over the tokens that the loss counts, and `row_loss` [B], each row's summed loss.
     """
     samples = completions.samples
     assert scored.teacher_hidden is not None and scored.teacher_head is not None, "this method has a teacher"
@@ -38,7 +38,7 @@ def loss_and_sums(
         scored.teacher_hidden,
         scored.teacher_head,
         samples.tokens,
-        weights.taught,
+        weights.taught_rows,
         chunk_size=options.chunk_size,
         temperature=options.temperature,
         sampler_log_probs=samples.log_probs,
@@ -57,5 +57,5 @@ def loss_and_sums(
         "teacher_advantage": scores.teacher_log_probs - scores.student_log_probs,
         "sampler_trainer_log_prob_difference": jnp.abs(scores.student_log_probs - samples.log_probs),
     }
-    sums = {name: total(weights.taught, values) for name, values in logged.items()}
-    return loss, sums | {"row_loss": row_loss(weights.taught, token_loss)}
+    sums = {name: total(weights.taught_rows, values) for name, values in logged.items()}
+    return loss, sums | {"row_loss": row_loss(weights.taught_rows, token_loss)}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from jax.experimental import topologies
 
 from rcsd_jax.host.errors import UserError, first_line
 
@@ -81,8 +84,6 @@ def open_topology(topology: str) -> Sequence[Any]:
       UserError: libtpu is missing, or there is no such slice.
     """
     chip_of(topology)
-    import importlib.util
-
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "the TPU compiler (libtpu) is not installed",
@@ -90,8 +91,6 @@ def open_topology(topology: str) -> Sequence[Any]:
             value=topology,
             remedy="pip install 'rcsd_jax[tpu]'; it runs on a machine without a TPU",
         )
-    from jax.experimental import topologies
-
     shape = topology.partition(":")[2]
     settings = {"chips_per_host_bounds": [1, 1, 1]} if shape in ("1x1", "1x1x1") else {}
     try:

@@ -18,7 +18,10 @@ from ml_collections import ConfigDict
 
 from rcsd_jax.checkpoints.hf_config import config_of_fields, read_config
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.methods import rollout, train
+from rcsd_jax.methods import contract, rollout, step
+from rcsd_jax.methods.networks import BASE, Network, RoleNetwork
+from rcsd_jax.methods.score_both import score_teacher
+from rcsd_jax.methods.state import shardings_of, update
 from rcsd_jax.models import few_layers, lora, quantization, sharding
 from rcsd_jax.models.cache import POOL_AXES, init_cache
 from rcsd_jax.models.config import DecoderConfig
@@ -28,7 +31,8 @@ from rcsd_jax.models.placement import check_divisible, lora_shardings, param_sha
 from rcsd_jax.models.weights import cast
 from rcsd_jax.plan import published
 from rcsd_jax.roles import opened_model
-from rcsd_jax.run import loop
+from rcsd_jax.run import training_state
+from rcsd_jax.run.training_state import Setup
 from rcsd_jax.sampling import decoding
 from rcsd_jax.settings import config as configs
 
@@ -129,11 +133,11 @@ def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
     # No program depends on which tokens end a completion, only on how many there are.
     model = opened_model.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
     params = _on(param_shardings(shape, mesh), abstract_params(shape))
-    setup = loop.setup(model, params, config, mesh)
+    setup = training_state.setup(model, params, config, mesh)
     if config.model.int8_weights:
         int8 = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
-        setup = setup._replace(frozen=_on(param_shardings(shape, mesh, params=int8), int8))
-    make = _Programs(config, mesh, model, setup, sizes)
+        setup = setup._replace(frozen={BASE: {"params": _on(param_shardings(shape, mesh, params=int8), int8)}})
+    make = _Programs(config, mesh, setup, sizes)
     table = (
         Program("train step", 1, sizes.batch, make.train_step),
         Program("prefill", 1, sizes.batch, make.prefill),
@@ -142,7 +146,7 @@ def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
         Program("student forward+backward", sizes.microbatches, rows, make.gradients),
         Program("update", 1, sizes.batch, make.update),
     )
-    absent = ["teacher scoring"] if configs.teacher_weights(config) == "none" else []
+    absent = ["teacher scoring"] if setup.recipe.roles.teacher is None else []
     absent += ["prefill", "decode"] if config.sampling.source == "reference" else []
     programs = {program.name: program for program in table if program.name not in absent}
     held = make.weight_bytes(), make.cache_bytes()
@@ -161,12 +165,10 @@ def _bytes_of_a_chip(arrays: Sequence[jax.ShapeDtypeStruct]) -> float:
 class _Programs:
     """The trainer's functions with abstract arguments. The mesh is set while they are traced, as the trainer sets it."""
 
-    def __init__(
-        self, config: ConfigDict, mesh: jax.sharding.Mesh, model: opened_model.Model, setup: loop.Setup, sizes: Lengths
-    ):
-        self.config, self.mesh, self.model, self.setup, self.sizes = config, mesh, model, setup, sizes
-        self.decoder, self.lora = model.decoder, bool(config.lora.rank)
-        self.options = loop.options_of(config, model)
+    def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh, setup: Setup, sizes: Lengths):
+        self.config, self.mesh, self.setup, self.sizes = config, mesh, setup, sizes
+        self.recipe, self.decoder = setup.recipe, setup.recipe.roles.student.decoder
+        self.sampling = setup.recipe.rollout.sampling
         self.rows = sharding.batch_sharding(mesh)
 
     def _array(self, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -179,23 +181,22 @@ class _Programs:
         with jax.set_mesh(self.mesh):
             return jax.jit(function, **settings).lower(*arguments)
 
-    def _student(self) -> Any:
-        return train.student_variables(self.setup.abstract.trained, self.setup.frozen, lora=self.lora)
+    def _student(self) -> Network:
+        return self._network(self.recipe.roles.student)
 
-    def _teacher(self) -> Any:
-        weights = configs.teacher_weights(self.config)
-        teacher = functools.partial(train.teacher_variables, teacher=weights, lora=self.lora)
-        if weights == "ema":
-            return _on(
-                self._shardings(self._student()), jax.eval_shape(teacher, self.setup.abstract, self.setup.frozen)
-            )
-        return {"params": self.setup.frozen} if weights == "fixed" else self._student()
+    def _network(self, role: RoleNetwork) -> Network:
+        """A role's network, abstract."""
+        state, frozen = self.setup.abstract, self.setup.frozen
+        if role.moving == "average":  # it lies as what is trained
+            placement = self._shardings(dataclasses.replace(role, moving="trained").at(state, frozen))
+            return _on(placement, jax.eval_shape(role.at, state, frozen))
+        return role.at(state, frozen)
 
     def _shardings(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: x.sharding, tree)
 
     def train_step(self) -> jax.stages.Lowered:
-        """The whole step, as `loop.train_loop` makes it."""
+        """The whole step, as the training loop makes it."""
         s = self.sizes
         reason = self.config.teacher.reason_tokens
         prompt = s.teacher_prompt - (reason + TRANSITION if reason else 0)
@@ -211,10 +212,9 @@ class _Programs:
             self._array(s.batch, references, dtype=bool),
             self._without(s.batch),
         )
-        static = loop.step_settings(self.config, self.model, self.setup.optimizer)
-        step = train.jit_train_step(self._shardings(self.setup.abstract), **static)
+        train_step = step.jit_step(self.recipe, shardings_of(self.setup.abstract)).train_step
         with jax.set_mesh(self.mesh):
-            return step.lower(self.setup.abstract, self.setup.frozen, batch, self._scalar(jnp.uint32))
+            return train_step.lower(self.setup.abstract, self.setup.frozen, batch, self._scalar(jnp.uint32))
 
     # --- sampling: what `decoding.generate` does before and inside its loop ------------------------------------------
 
@@ -228,8 +228,8 @@ class _Programs:
 
     def _weights(self) -> decoding.Weights:
         """What `decoding.decoding_weights` gives."""
-        config, student, rules = self.decoder.config, self._student(), self._rules()
-        if self.options.sampling.merged_adapters:
+        config, student, rules = self.decoder.config, self._student().variables, self._rules()
+        if self.sampling.merged_adapters:
             student = {"params": student["params"]}
         placement = {"params": param_shardings(config, self.mesh, rules, student["params"])}
         if "lora" in student:
@@ -265,14 +265,14 @@ class _Programs:
             decoding.prefill,
             self.decoder,
             cache_length=s.student_prompt + s.completion,
-            int8=self.options.sampling.int8_cache,
+            int8=self.sampling.int8_cache,
         )
-        return self._lower(function, self._student(), *prompts)
+        return self._lower(function, self._student().variables, *prompts)
 
     def _decoding_rows(self) -> decoding.Rows:
         s, config = self.sizes, self.decoder.config
         length = s.student_prompt + s.completion
-        int8 = self.options.sampling.int8_cache
+        int8 = self.sampling.int8_cache
         cache = jax.eval_shape(functools.partial(init_cache, config, s.batch, length, int8=int8))
         return decoding.Rows(
             self._sampling_array((s.batch, config.hidden_size), ("batch", None), config.dtype),
@@ -283,7 +283,7 @@ class _Programs:
     def decode(self) -> jax.stages.Lowered:
         rows = self._decoding_rows()
         keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.zeros((self.sizes.batch,), jnp.uint32))
-        token = functools.partial(decoding.decode_step, self.decoder, sampling=self.options.sampling)
+        token = functools.partial(decoding.decode_step, self.decoder, sampling=self.sampling)
         return self._lower(
             token,
             self._weights(),
@@ -295,7 +295,7 @@ class _Programs:
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def _completions(self) -> rollout.Completions:
+    def _completions(self) -> contract.Completions:
         s = self.sizes
         rows, n = s.batch // s.microbatches, s.completion
         samples = decoding.Samples(
@@ -304,7 +304,7 @@ class _Programs:
             self._array(rows, n, dtype=jnp.float32),
             self._array(rows, dtype=bool),
         )
-        return rollout.Completions(
+        return contract.Completions(
             self._array(rows, s.student_prompt),
             self._array(rows, s.student_prompt, dtype=bool),
             self._array(rows, s.teacher_prompt),
@@ -316,41 +316,38 @@ class _Programs:
             self._array(rows, dtype=bool),
         )
 
-    def _without(self, rows: int) -> rollout.Without:
+    def _without(self, rows: int) -> contract.Without:
         """Prompts without each criterion, of rubrics with as many as the config allows."""
         by_criteria = configs.guided_by_criteria(self.config)
         shape = (rows, self.config.rubric.max_criteria, self.sizes.teacher_prompt) if by_criteria else (rows, 0, 0)
-        return rollout.Without(
+        return contract.Without(
             self._array(*shape), self._array(*shape, dtype=bool), self._array(*shape[:2], dtype=jnp.float32)
         )
 
     def scoring(self) -> jax.stages.Lowered:
-        score = functools.partial(rollout.teacher_hidden, self.decoder, guidance=self.options.guidance)
-        return self._lower(score, self._teacher(), self._completions(), out_shardings=self.rows)
+        teacher = self.recipe.roles.teacher
+        assert teacher is not None, "a method without one has no such program"
+        score = functools.partial(score_teacher, guidance=self.recipe.loss.guidance)
+        return self._lower(score, self._network(teacher), self._completions(), out_shardings=self.rows)
 
     def gradients(self) -> jax.stages.Lowered:
-        completions, config = self._completions(), self.decoder.config
-        hidden: jax.ShapeDtypeStruct | None = self._array(
-            *completions.samples.tokens.shape, config.hidden_size, dtype=config.dtype
-        )
-
-        weights = rollout.Weights(*[self._array(*completions.samples.tokens.shape, dtype=jnp.float32)] * 2)
-        if configs.teacher_weights(self.config) == "none":
-            hidden = None
-
-        bound = dict(decoder=self.decoder, options=self.options, method=self.config.method, lora=self.lora)
-        gradients = functools.partial(train.loss_and_gradient, **bound)
-        trained = self.setup.abstract.trained
+        completions, teacher = self._completions(), None
+        hidden: jax.ShapeDtypeStruct | None = None
+        if self.recipe.roles.teacher is not None:
+            teacher = self._network(self.recipe.roles.teacher)
+            shape = *completions.samples.tokens.shape, teacher.decoder.config.hidden_size
+            hidden = self._array(*shape, dtype=teacher.decoder.config.dtype)
+        weights = contract.Weights(*[self._array(*completions.samples.tokens.shape, dtype=jnp.float32)] * 2)
+        state = self.setup.abstract
         return self._lower(
-            gradients, trained, self.setup.frozen, self._teacher(), hidden, completions, weights,
-            out_shardings=(None, self._shardings(trained)),
+            functools.partial(step.loss_and_gradient, self.recipe),
+            state, self.setup.frozen, teacher, hidden, completions, weights,
+            out_shardings=(None, self._shardings(state.trained)),
         )  # fmt: skip
 
     def update(self) -> jax.stages.Lowered:
         state = self.setup.abstract
-        function = functools.partial(
-            train.update, optimizer=self.setup.optimizer, ema_decay=self.config.teacher.ema_decay
-        )
+        function = functools.partial(update, optimizer=self.recipe.optimizer, ema_decay=self.recipe.ema_decay)
         return self._lower(
             function, state, self._scalar(jnp.float32), state.trained, donate_argnums=0,
             out_shardings=(self._shardings(state), None, None),

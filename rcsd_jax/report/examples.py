@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,15 +14,16 @@ from rcsd_jax.checkpoints import loading
 from rcsd_jax.checkpoints.peft import is_peft, load_peft
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.files import AnyPath, fetched
-from rcsd_jax.methods import train
-from rcsd_jax.methods.rollout import Options, Variables
+from rcsd_jax.methods.contract import LossOptions
+from rcsd_jax.methods.networks import BASE, Network, Networks, RoleNetwork
 from rcsd_jax.models import quantization, sharding
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.report.tokens import Scores, score_tokens, write_analyses
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.attribution import attribution, leave_one_out
 from rcsd_jax.roles.opened_model import Model, load_weights, open_model
-from rcsd_jax.run import checkpoints, loop, preparation
+from rcsd_jax.run import checkpoints, preparation, recipe, training_state
+from rcsd_jax.run.batch import make_batch
 from rcsd_jax.sampling.decoding import Samples
 from rcsd_jax.settings import config as configs
 
@@ -32,13 +34,6 @@ _NO_LIMIT = 2**31 - 1
 
 Chosen = Sequence[tuple[Example, Mapping[str, tuple[str, bool]]]]
 """Examples, each with role -> (text, whether it was cut)."""
-
-
-class Roles(NamedTuple):
-    """The variables of both roles at one step of training."""
-
-    student: Variables
-    teacher: Variables
 
 
 def scored_completions(config: ConfigDict, workdir: AnyPath, chosen: Chosen) -> list[dict[str, dict[str, Any]]]:
@@ -64,7 +59,7 @@ def scored_completions(config: ConfigDict, workdir: AnyPath, chosen: Chosen) -> 
     """
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        model, first, last = _weights(config, workdir, mesh)
+        model, first, last = _networks(config, workdir, mesh)
         return scored_by(model, dict.fromkeys(ROLES, last) | {"base": first}, config, chosen)
 
 
@@ -76,18 +71,18 @@ def has_weights(config: ConfigDict, workdir: AnyPath) -> bool:
 
 
 def scored_by(
-    model: Model, scorers: Mapping[str, Roles], config: ConfigDict, chosen: Chosen
+    model: Model, scorers: Mapping[str, Networks], config: ConfigDict, chosen: Chosen
 ) -> list[dict[str, dict[str, Any]]]:
     """`scored_completions` with weights at hand: `scorers` are those that score what each role wrote."""
     config = config.copy_and_resolve_references()
     config.sampling.source = "student"  # whoever wrote them: the completions are given
     config.data.update(max_student_prompt=_NO_LIMIT, max_teacher_prompt=_NO_LIMIT)
-    options = loop.options_of(config, model)
+    options, loss = recipe.rollout_options(config, model), recipe.loss_options(config, model)
     flat = [(i, role) for i, (_, written) in enumerate(chosen) for role in written]
     questions = np.asarray([i for i, _ in flat], np.int32)
     data = preparation.encode([example for example, _ in chosen], model.tokenizer, config)
     # A row's random key is its question's: a teacher that reasons first does so once for all answers to it.
-    batch = loop.make_batch(questions.tolist(), data, config, model.pad_id)._replace(row=questions)  # type: ignore[arg-type]
+    batch = make_batch(questions.tolist(), data, config, model.pad_id)._replace(row=questions)  # type: ignore[arg-type]
     pieces = [_pieces(model, *chosen[i][1][role]) for i, role in flat]
     samples = _samples([ids for ids, _ in pieces], [chosen[i][1][role][1] for i, role in flat], model, config)
     key = jax.random.fold_in(jax.random.key(config.seed), config.train.steps)
@@ -97,17 +92,16 @@ def scored_by(
         mine = [at for at, (_, role) in enumerate(flat) if role in of_roles]
         if not mine:
             continue
-        student, teacher = scorers[of_roles[0]]
+        networks = scorers[of_roles[0]]
+        assert networks.teacher is not None, "a report has one"
         some, written = jax.tree.map(lambda x: x[mine], (batch, samples))  # noqa: B023
-        bound: dict[str, Any] = dict(batch_size=_BATCH)
-        analyses = write_analyses(model.decoder, teacher, some, key, options, **bound)
-        scores = score_tokens(model.decoder, student, teacher, some, written, analyses, options, **bound)
+        analyses = write_analyses(networks.teacher, some, key, options, batch_size=_BATCH)
+        scores = score_tokens(networks, some, written, analyses, options, loss, batch_size=_BATCH)
         for place, at in enumerate(mine):
             i, role = flat[at]
             analysis = None if analyses is None else np.asarray(analyses.tokens[place][analyses.mask[place]])
-            matrix = _attribution(
-                model, teacher, chosen[i][0], pieces[at][0], analysis, data.transition, options, config
-            )
+            question, ids = chosen[i][0], pieces[at][0]
+            matrix = _attribution(model, networks.teacher, question, ids, analysis, data.transition, loss, config)
             described[i][role] = _described(model, pieces[at][1], scores[place], matrix)
     return [{role: found[role] for role in written} for found, (_, written) in zip(described, chosen, strict=True)]
 
@@ -120,35 +114,38 @@ def _samples(completions: Sequence[np.ndarray], cut: Sequence[bool], model: Mode
     return Samples(*arrays)
 
 
-def _weights(config: ConfigDict, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tuple[Model, Roles, Roles]:
-    """The model, and both roles at the first and after the last step, as `stage.run_stage` and `train` have them."""
+def _networks(config: ConfigDict, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tuple[Model, Networks, Networks]:
+    """The model, and both roles' networks before the first step and after the last, as training has them."""
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     decoder_config = model.decoder.config
-    params = frozen = load_weights(model, mesh)
-    setup = loop.setup(model, params, config, mesh)
+    params = load_weights(model, mesh)
+    setup = training_state.setup(model, params, config, mesh)
+    (student, teacher), frozen, state = setup.recipe.roles, setup.frozen, setup.abstract
     if config.model.int8_weights:
-        frozen = quantization.on_mesh(decoder_config, params, mesh)
+        frozen = {BASE: {"params": quantization.on_mesh(decoder_config, params, mesh)}}
+    # New adapters add nothing.
+    untrained = Network(model.decoder, frozen[BASE] if config.lora.rank else {"params": params})
+    if state.ema is not None:
+        average = checkpoints.read_part(workdir / "checkpoints", {"ema": state.ema})["ema"]
+        state = dataclasses.replace(state, ema=average)
+    exported = None
     if config.lora.rank and is_peft(workdir / "adapter"):
         adapters = load_peft(workdir / "adapter", decoder_config).adapters
-        placement = lora_shardings(decoder_config, mesh, adapters)
-        student = {"params": frozen, "lora": jax.device_put(adapters, placement)}
+        adapters = jax.device_put(adapters, lora_shardings(decoder_config, mesh, adapters))
+        state = dataclasses.replace(state, trained=adapters)
     else:
         placement = param_shardings(decoder_config, mesh)
         precise = dict(dtype=decoder_config.dtype, param_dtype="float32")  # as what is trained is kept
-        student = {"params": loading.load_model(fetched(str(workdir / "export")), shardings=placement, **precise)[1]}
-    untrained = {"params": frozen if config.lora.rank else params}  # new adapters add nothing
-    weights = configs.teacher_weights(config)
-    if weights == "ema":
-        average = checkpoints.read_part(workdir / "checkpoints", {"ema": setup.abstract.ema})["ema"]
-        return (
-            model,
-            Roles(untrained, untrained),
-            Roles(student, train.student_variables(average, frozen, lora=bool(config.lora.rank))),
-        )
-    if weights == "live":
-        return model, Roles(untrained, untrained), Roles(student, student)
-    teacher = {"params": frozen} if weights == "fixed" else untrained  # of a method without one: where it began
-    return model, Roles(untrained, teacher), Roles(student, teacher)
+        whole = loading.load_model(fetched(str(workdir / "export")), shardings=placement, **precise)[1]
+        exported = Network(model.decoder, {"params": whole})  # of a LoRA without its adapter too, as one
+
+    def trained(role: RoleNetwork) -> Network:
+        return exported if exported is not None and role == student else role.at(state, frozen)
+
+    if teacher is None:  # of a method without one: where it began
+        return model, Networks(untrained, untrained), Networks(trained(student), untrained)
+    first = untrained if teacher.moving else teacher.at(state, frozen)
+    return model, Networks(untrained, first), Networks(trained(student), trained(teacher))
 
 
 def _pieces(model: Model, text: str, cut: bool) -> tuple[np.ndarray, list[str]]:
@@ -167,12 +164,12 @@ def _pieces(model: Model, text: str, cut: bool) -> tuple[np.ndarray, list[str]]:
 
 def _attribution(
     model: Model,
-    teacher: Variables,
+    teacher: Network,
     example: Example,
     completion: np.ndarray,
     analysis: np.ndarray | None,
     transition: np.ndarray,
-    options: Options,
+    loss: LossOptions,
     config: ConfigDict,
 ) -> np.ndarray | None:
     """A completion's matrix; None where no teacher sees a rubric of several criteria. An analysis stays as it is."""
@@ -185,12 +182,12 @@ def _attribution(
             return preparation.teacher_prompt(model.tokenizer, example, config)
         prompts = preparation.prompts_of(config)
         prompt, _ = contexts.encode_reason_first(model.tokenizer, example, role, prompts, config.task)
-        ended = np.isin(analysis, options.sampling.eos_ids)
+        ended = np.isin(analysis, model.eos_ids)
         return np.concatenate([prompt, analysis[~ended], transition])
 
     # One at a time: its contexts are many rows, each with keys and values of its own.
-    bound: dict[str, Any] = dict(pad_id=model.pad_id, pad_to=config.data.pad_to, temperature=options.temperature)
-    return attribution(model.decoder, teacher, [leave_one_out(example, encode)], [completion], **bound)[0]
+    bound: dict[str, Any] = dict(pad_id=model.pad_id, pad_to=config.data.pad_to, temperature=loss.temperature)
+    return attribution(teacher.decoder, teacher.variables, [leave_one_out(example, encode)], [completion], **bound)[0]
 
 
 def _described(model: Model, texts: list[str], scores: Scores, matrix: np.ndarray | None) -> dict[str, Any]:
@@ -203,7 +200,7 @@ def _described(model: Model, texts: list[str], scores: Scores, matrix: np.ndarra
     return {
         "tokens": texts,
         "divergence": [
-            float(x) if counts else None for x, counts in zip(scores.divergence, scores.counted, strict=True)
+            float(x) if learnt else None for x, learnt in zip(scores.divergence, scores.completion_mask, strict=True)
         ],
         "student_log_prob": scores.student_log_prob.tolist(),
         "teacher_log_prob": scores.teacher_log_prob.tolist(),

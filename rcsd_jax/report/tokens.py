@@ -1,6 +1,6 @@
 """What both roles say of single tokens: divergence, log-probabilities, the likeliest five of each.
 
-Contexts, scores and divergence are the train step's own (`methods.rollout`, `losses.score_from_hidden`).
+Contexts, scores and divergence are the train step's own (`methods.rollout`, `methods.score_both`, `losses.score_from_hidden`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import numpy as np
 
 from rcsd_jax import losses
 from rcsd_jax.methods import rollout
-from rcsd_jax.methods.rollout import Batch, Options, Variables
-from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.methods.contract import LossOptions
+from rcsd_jax.methods.networks import Network, Networks
+from rcsd_jax.methods.rollout import Batch, RolloutOptions
+from rcsd_jax.methods.score_both import score_both
 from rcsd_jax.models.head import logits
 from rcsd_jax.sampling.decoding import Samples
 
@@ -33,47 +35,44 @@ class Scores(NamedTuple):
     teacher_log_prob: np.ndarray  # [N] float32
     student_top: tuple[np.ndarray, np.ndarray]  # token ids [N, TOP] int32 and their probabilities [N, TOP] float32
     teacher_top: tuple[np.ndarray, np.ndarray]
-    counted: np.ndarray  # [N] bool, whether the token is in the loss
+    completion_mask: np.ndarray  # [N] bool, whether the step learns from the token
 
 
 def score_tokens(
-    decoder: Decoder,
-    student: Variables,
-    teacher: Variables,
+    networks: Networks,
     batch: Batch,
     samples: Samples,
     analyses: Samples | None,
-    options: Options,
+    options: RolloutOptions,
+    loss: LossOptions,
     *,
     batch_size: int = 8,
 ) -> list[Scores]:
     """Scores every completion in both roles, as the step scores them.
 
     Args:
-      decoder: the model of both roles.
-      student, teacher: their variables.
+      networks: of both roles.
       batch: prompts of both roles, NumPy's arrays of B rows.
       samples: the completions [B, N]; the end token included if it shall be looked at.
       analyses: of `write_analyses`.
-      options: the run's.
+      options, loss: the run's.
       batch_size: rows at a time.
     """
-    options = dataclasses.replace(options, chunk_size=_CHUNK)
+    loss = dataclasses.replace(loss, chunk_size=_CHUNK)
     found: list[Scores] = []
     for (some, written, analysis), count in _parts((batch, samples, analyses), batch_size):
-        scores = jax.device_get(_score(decoder, options, student, teacher, some, written, analysis))
+        scores = jax.device_get(_score(networks, some, written, analysis, options, loss))
         found += [jax.tree.map(lambda x: x[row][written.mask[row]], scores) for row in range(count)]  # noqa: B023
     return found
 
 
 def write_analyses(
-    decoder: Decoder, teacher: Variables, batch: Batch, key: jax.Array, options: Options, *, batch_size: int = 8
+    teacher: Network, batch: Batch, key: jax.Array, options: RolloutOptions, *, batch_size: int = 8
 ) -> Samples | None:
     """What a teacher that reasons first writes of every row, by `batch.row` and the key alone; None where it does not.
 
     Args:
-      decoder: the model.
-      teacher: variables.
+      teacher: its network.
       batch: NumPy's arrays of B rows.
       key: a step's.
       options: the run's.
@@ -83,7 +82,7 @@ def write_analyses(
         return None
     options = dataclasses.replace(options, slots=0)  # which change no text
     parts = [
-        jax.tree.map(lambda x: x[:count], jax.device_get(_analyse(decoder, options, teacher, some, key)))  # noqa: B023
+        jax.tree.map(lambda x: x[:count], jax.device_get(_analyse(teacher, some, key, options)))  # noqa: B023
         for some, count in _parts(batch, batch_size)
     ]
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -97,23 +96,22 @@ def _parts(tree: Any, size: int) -> Iterator[tuple[Any, int]]:
         yield jax.tree.map(lambda x: x[rows], tree), min(size, total - start)  # noqa: B023
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _analyse(decoder: Decoder, options: Options, teacher: Variables, batch: Batch, key: jax.Array) -> Samples | None:
-    return rollout.write_analysis(decoder, teacher, batch, rollout.row_keys(batch, key), options)
+@functools.partial(jax.jit, static_argnames="options")
+def _analyse(teacher: Network, batch: Batch, key: jax.Array, options: RolloutOptions) -> Samples | None:
+    return rollout.draw_analysis(teacher, batch, rollout.row_keys(batch, key), options)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnames=("options", "loss"))
 def _score(
-    decoder: Decoder,
-    options: Options,
-    student: Variables,
-    teacher: Variables,
+    networks: Networks,
     batch: Batch,
     samples: Samples,
     analysis: Samples | None,
+    options: RolloutOptions,
+    loss: LossOptions,
 ) -> Scores:
     completions = rollout.assemble(batch, samples, analysis, options)
-    scored = rollout.score_both(decoder, student, teacher, completions, options)
+    scored = score_both(networks, completions, guidance=loss.guidance)
     assert scored.teacher_hidden is not None and scored.teacher_head is not None, "there is a teacher"
     stats = losses.score_from_hidden(
         scored.student_hidden,
@@ -121,16 +119,16 @@ def _score(
         scored.teacher_hidden,
         scored.teacher_head,
         samples.tokens,
-        chunk_size=options.chunk_size,
-        temperature=options.temperature,
-        **vars(options.divergence),
+        chunk_size=loss.chunk_size,
+        temperature=loss.temperature,
+        **vars(loss.divergence),
     )
-    top = functools.partial(_likeliest, temperature=options.temperature, chunk_size=options.chunk_size)
+    top = functools.partial(_likeliest, temperature=loss.temperature, chunk_size=loss.chunk_size)
     fields: tuple[Any, ...] = (  # of JAX's arrays, until the caller has them on the host
         *(stats.divergence, stats.student_log_probs, stats.teacher_log_probs),
         top(scored.student_hidden, scored.student_head),
         top(scored.teacher_hidden, scored.teacher_head),
-        completions.loss_mask,
+        completions.completion_mask,
     )
     return Scores(*fields)
 

@@ -15,6 +15,7 @@ from rcsd_jax.evaluate.table import evaluate
 from rcsd_jax.host import multihost
 from rcsd_jax.host.files import AnyPath
 from rcsd_jax.host.keyed_log import Codec, KeyedLog, key_of
+from rcsd_jax.host.shared_log import held_by_all
 from rcsd_jax.roles.opened_model import Model, sampling_of
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.preparation import Questions
@@ -38,7 +39,7 @@ def evaluate_role(
     if missing:
         unfinished = workdir / f"unfinished_{label}.jsonl"
         records: list[dict] = []
-        with multihost.held_by_all(open_unfinished, unfinished) as log:
+        with held_by_all(open_unfinished, unfinished) as log:
             for split, mode in missing:
                 told = f"{len(questions[split].examples)} questions of {split.replace('_', ' ')}, {mode}"
                 run.console.print(f"{run.name}: evaluating {label.replace('_', ' ')} on {told}", soft_wrap=True)

@@ -19,13 +19,13 @@ from rcsd_jax.evaluate.graders import GRADERS, grade_all
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.losses import policy_gradient
-from rcsd_jax.methods.rollout import Completions
+from rcsd_jax.methods.contract import Completions
+from rcsd_jax.methods.step import Recipe
 from rcsd_jax.models import sharding
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run import preparation
 from rcsd_jax.run.environment import Run
-from rcsd_jax.sampling.decoding import SamplingConfig
 from rcsd_jax.sampling.sampler import completions_of
 
 
@@ -33,7 +33,7 @@ def graded(
     completions: Completions,
     asked: Sequence[Example],
     shown: Sequence[Example],
-    sampling: SamplingConfig,
+    recipe: Recipe,
     model: Model,
     run: Run,
 ) -> tuple[Completions, dict[str, float]]:
@@ -43,7 +43,7 @@ def graded(
       completions: as sampled, B rows on the mesh.
       asked: the B rows' examples as they are graded.
       shown: the same as the roles see them: their rubrics may be others.
-      sampling: how the completions were sampled.
+      recipe: of the step, with which they were sampled.
       model: it decodes and encodes.
       run: config and mesh.
 
@@ -52,7 +52,7 @@ def graded(
     """
     config = run.config
     samples = multihost_utils.process_allgather(completions.samples, tiled=True)
-    texts = [model.decode(one.tokens) for one in completions_of(samples, sampling.eos_ids)]
+    texts = [model.decode(one.tokens) for one in completions_of(samples, recipe.rollout.sampling.eos_ids)]
     grader = GRADERS[config.reward.grader]
     grade = functools.partial(grade_all, config.reward.grader, judge=run.judge)
     if grader.grade is None:
@@ -60,14 +60,14 @@ def graded(
     else:
         scores = multihost.shared(lambda pair: grade(*pair)[0], [([e], [t]) for e, t in zip(asked, texts, strict=True)])
     rewards = np.array([_score(one, config) for one in scores], np.float32)  # [B]
-    settings = dict(group_size=config.sampling.group, scale=config.policy.scale_advantages)
-    advantages = np.asarray(policy_gradient.group_advantages(rewards, **settings))
+    group, scale = recipe.rollout.group, recipe.loss.policy.scale_advantages
+    advantages = np.asarray(policy_gradient.group_advantages(rewards, group_size=group, scale=scale))
 
     own = sharding.own_rows(len(asked), run.mesh)
     completions = completions._replace(advantages=sharding.to_mesh(advantages[own], run.mesh))
     graded = ~np.isnan(rewards)  # a judge may not have answered
     means = {f"graded_{name}": _mean(np.array([one[name] for one in scores])[graded]) for name in scores[0]}
-    means["groups_alike"] = float(np.mean([_alike(group) for group in rewards.reshape(-1, config.sampling.group)]))
+    means["groups_alike"] = float(np.mean([_alike(group) for group in rewards.reshape(-1, group)]))
     if not graded.all():
         means["share_graded"] = float(graded.mean())
     if not set(contexts.ATTEMPT_FIELDS) & set(config.teacher.fields):

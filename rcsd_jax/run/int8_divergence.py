@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rcsd_jax import losses
-from rcsd_jax.methods.rollout import Variables
-from rcsd_jax.models.decoder import Decoder, positions_from_mask
-from rcsd_jax.models.head import head_matrix
+from rcsd_jax.methods.networks import Network
+from rcsd_jax.models.decoder import positions_from_mask
 from rcsd_jax.models.sharding import to_mesh
 from rcsd_jax.roles.opened_model import Model
-from rcsd_jax.run.loop import make_batch
+from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.preparation import Encoded
 
 
 def int8_divergence(
-    model: Model, plain: Variables, int8: Variables, data: Encoded, config: ConfigDict, mesh: jax.sharding.Mesh
+    plain: Network, int8: Network, data: Encoded, config: ConfigDict, model: Model, mesh: jax.sharding.Mesh
 ) -> dict[str, dict[str, float]]:
     """Compares the next-token distributions of both over the prompts of a microbatch.
 
     Args:
-      model: of both.
-      plain, int8: variables.
+      plain, int8: the network with its weights as they are, and as int8.
       data: the run's prompts, of which the first are taken.
       config: of the run.
+      model: whose prompts they are.
       mesh: the run's.
 
     Returns:
@@ -37,7 +35,7 @@ def int8_divergence(
     """
     rows = [i % len(data.examples) for i in range(config.train.batch_size // config.train.microbatches)]
     batch = to_mesh(make_batch(rows, data, config, model.pad_id, mesh), mesh)
-    compare = jax.jit(functools.partial(_compare, model.decoder, chunk_size=config.loss.chunk_size))
+    compare = jax.jit(functools.partial(_compare, chunk_size=config.loss.chunk_size))
     prompts = {"teacher": (batch.teacher_tokens, batch.teacher_mask)}
     if config.lora.rank:
         prompts["student"] = (batch.student_tokens, batch.student_mask)
@@ -52,14 +50,14 @@ def described(int8: dict[str, dict[str, float]]) -> str:
 
 
 def _compare(
-    decoder: Decoder, plain: Any, int8: Any, tokens: jax.Array, mask: jax.Array, *, chunk_size: int
+    plain: Network, int8: Network, tokens: jax.Array, mask: jax.Array, *, chunk_size: int
 ) -> dict[str, jax.Array]:
-    def hidden(variables: Any) -> jax.Array:
-        return decoder.apply(
-            variables, tokens, segment_ids=mask.astype(jnp.int32), positions=positions_from_mask(mask)
-        )[0]
+    def hidden(network: Network) -> jax.Array:
+        segments, positions = mask.astype(jnp.int32), positions_from_mask(mask)
+        return network.decoder.apply(network.variables, tokens, segment_ids=segments, positions=positions)[0]
 
-    head = head_matrix(decoder.config, plain["params"])
-    scores = losses.score_from_hidden(hidden(int8), head, hidden(plain), head, tokens, chunk_size=chunk_size)
+    scores = losses.score_from_hidden(
+        hidden(int8), plain.head, hidden(plain), plain.head, tokens, chunk_size=chunk_size
+    )
     means = {"kl": scores.divergence, "entropy": scores.teacher_entropy}
     return {name: losses.masked_mean(values, mask) for name, values in means.items()} | {"tokens": mask.sum()}

@@ -13,6 +13,7 @@ from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.evaluate.table import GradeAll
 from rcsd_jax.host import multihost
 from rcsd_jax.host.metrics import Progress
+from rcsd_jax.host.shared_log import held_by_all
 from rcsd_jax.judge import judging
 from rcsd_jax.judge.asking import Answer, Ask, Usage, in_batches
 from rcsd_jax.judge.cache import AnswerCache
@@ -44,7 +45,7 @@ def judge_of(run: Run) -> Iterator[GradeAll]:
     path = run.workdir / "verdicts.jsonl"
     mine = lambda: AnswerCache(path if multihost.is_main() else None)
     ask: Ask | None
-    with multihost.held_by_all(AnswerCache, path) if local else multihost.agreed(mine, everywhere=True) as cache:
+    with held_by_all(AnswerCache, path) if local else multihost.agreed(mine, everywhere=True) as cache:
         if local:
             ask, identity = _local(run)
         else:

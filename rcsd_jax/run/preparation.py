@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 class Longest(NamedTuple):
-    """What a run's static shapes are made for; see `loop.padded_length`."""
+    """What a run's static shapes are made for; see `batch.padded_length`."""
 
     student: int  # tokens
     teacher: int  # tokens

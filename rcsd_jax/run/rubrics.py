@@ -19,6 +19,7 @@ from rcsd_jax.evaluate.table import Complete
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.metrics import Progress
+from rcsd_jax.host.shared_log import held_by_all
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.contexts import Role
 from rcsd_jax.roles.opened_model import open_served, sampling_of
@@ -83,7 +84,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
         counts.update(more | {"too_long": len(examples) - len(asked)})
         return written
 
-    with multihost.held_by_all(RubricCache, run.workdir / "rubrics.jsonl") as cache:
+    with held_by_all(RubricCache, run.workdir / "rubrics.jsonl") as cache:
         yield functools.partial(give_rubrics, cache)
 
 

@@ -10,6 +10,7 @@ What a stage resumes from, in this order:
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import jax
@@ -20,10 +21,11 @@ from rcsd_jax.host.console import Console, say_once
 from rcsd_jax.host.files import AnyPath, as_path, write_json
 from rcsd_jax.host.metrics import compilations
 from rcsd_jax.host.preemption import StopRequest
-from rcsd_jax.methods import train
+from rcsd_jax.methods.networks import BASE, Network
+from rcsd_jax.methods.state import TrainState
 from rcsd_jax.models import quantization, sharding
 from rcsd_jax.roles.opened_model import load_weights
-from rcsd_jax.run import loop, provenance, starts
+from rcsd_jax.run import provenance, starts, training_state
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.evaluation import evaluate_role
@@ -31,6 +33,7 @@ from rcsd_jax.run.export import export
 from rcsd_jax.run.inputs import open_inputs, prepared
 from rcsd_jax.run.int8_divergence import described, int8_divergence
 from rcsd_jax.run.judge import judge_of
+from rcsd_jax.run.loop import train_loop
 from rcsd_jax.run.rows import AT_START
 from rcsd_jax.run.workdir import claimed, from_main_if_written
 from rcsd_jax.settings import config as configs
@@ -75,37 +78,38 @@ def run_stage(
             if role in questions
         }
 
-        training = loop.setup(model, params, config, mesh)
+        training = training_state.setup(model, params, config, mesh)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
 
-        def student(trained: Any) -> Any:
-            return train.student_variables(trained, training.frozen, lora=bool(config.lora.rank))
+        def student(state: TrainState) -> Any:
+            return training.recipe.roles.student.at(state, training.frozen).variables
 
-        def evaluate_at(step: int, trained: Any) -> None:
+        def evaluate_at(step: int, state: TrainState) -> None:
             asked = {s: questions["trained"][s] for s in config.eval.every_splits or questions["trained"]}
-            evaluate_role(f"step_{step}", asked, model, sampler.with_weights(student(trained)), run)
+            evaluate_role(f"step_{step}", asked, model, sampler.with_weights(student(state)), run)
 
         int8 = {}
         if config.model.int8_weights:
-            frozen = quantization.on_mesh(model.decoder.config, params, mesh)
-            int8 = int8_divergence(model, {"params": params}, {"params": frozen}, rows.first, config, mesh)
+            frozen = {"params": quantization.on_mesh(model.decoder.config, params, mesh)}
+            network = functools.partial(Network, model.decoder)
+            int8 = int8_divergence(network({"params": params}), network(frozen), rows.first, config, model, mesh)
             console.print(f"{name}: int8 weights, {described(int8)}", soft_wrap=True)
-            training = training._replace(frozen=frozen)
+            training = training._replace(frozen={BASE: frozen})
 
         with contextlib.closing(checkpoints):
-            state, start = loop.begin(model, params, training, rows, checkpoints, run)
+            state, start = training_state.begin(model, params, training, rows, checkpoints, run)
             params = None  # what does not change lives on in `training.frozen`
-            state = loop.train_loop(state, start, training, model, rows, checkpoints, run, evaluate_at, graded_as)
+            state = train_loop(state, start, training, model, rows, checkpoints, run, evaluate_at, graded_as)
         if len(rows.examples) > AT_START:
             console.print(f"{name}: of all rows looked at {rows.skipped} were skipped as too long")
 
         plainly = config.export.merged or "trained" in questions  # what is trained serves with the plain weights
         if config.model.int8_weights and config.lora.rank and plainly:
-            training = training._replace(frozen=load_weights(model, mesh))
+            training = training._replace(frozen={BASE: {"params": load_weights(model, mesh)}})
         console.print(f"{name}: writing the trained model to {workdir}", soft_wrap=True)
-        paths = export(student(state.trained), model, config, workdir)
+        paths = export(student(state), model, config, workdir)
         if "trained" in questions:
-            trained = sampler.with_weights(student(state.trained))
+            trained = sampler.with_weights(student(state))
             evaluation["trained"] = evaluate_role("trained", questions["trained"], model, trained, run)
         summary = {
             "task": config.task,

@@ -45,6 +45,7 @@ def vocabulary() -> tuple[str, ...]:
 
 def save_tokenizer(directory: pathlib.Path) -> None:
     """Writes tokenizer.json, tokenizer_config.json and generation_config.json, as `transformers` reads them."""
+    # Late: only `experiments.world.make_base` writes a tokenizer.
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     ids = {word: i for i, word in enumerate(vocabulary())}

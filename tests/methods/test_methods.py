@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import rich.console
 
@@ -16,26 +17,31 @@ from rcsd_jax.checkpoints import loading
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.preemption import StopRequest
-from rcsd_jax.methods import METHODS, rollout
+from rcsd_jax.methods import METHODS, contract
+from rcsd_jax.methods.networks import Network, Networks
+from rcsd_jax.methods.score_both import score_teacher
 from rcsd_jax.models import sharding
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
-from rcsd_jax.run import grading, loop, preparation
+from rcsd_jax.run import grading, preparation
+from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.environment import Run
+from rcsd_jax.run.recipe import loss_options, recipe_of, rollout_options
 from rcsd_jax.run.stage import run_stage
 from rcsd_jax.sampling import Samples
 from rcsd_jax.sampling.sampler import Completion
 from rcsd_jax.settings import config as configs
+from tests.methods.rollouts import completions_of
 
 B, N, D, V = 4, 6, 8, 13
 RNG = np.random.default_rng(0)
 
 
 def options(**changes):
-    base = rollout.Options(sampling=None, temperature=1.3, chunk_size=4)
     policy = dict(clip_low=0.1, clip_high=0.3, kl=0.0, weight=0.5) | changes.pop("policy", {})
-    return dataclasses.replace(base, policy=tuple(policy.items()), **changes)
+    policy = contract.PolicyOptions(**policy)
+    return contract.LossOptions(policy=policy, temperature=1.3, chunk_size=4, **changes)
 
 
 def scored_completions():
@@ -47,13 +53,13 @@ def scored_completions():
     samples = Samples(tokens, mask, jnp.where(mask, old, 0.0).astype(jnp.float32), jnp.zeros(B, bool))
     prompts = [jnp.zeros((B, 1), jnp.int32), jnp.ones((B, 1), bool)] * 2
     advantages = jnp.asarray([1.0, -0.7, 0.0, -1.5])
-    return rollout.Scored(*arrays), rollout.Completions(
+    return contract.Scored(*arrays), contract.Completions(
         *prompts, samples, mask, advantages, nothing_without(B), jnp.ones(B, bool)
     )
 
 
 def nothing_without(rows):
-    return rollout.Without(
+    return contract.Without(
         jnp.zeros((rows, 0, 0), jnp.int32), jnp.zeros((rows, 0, 0), bool), jnp.zeros((rows, 0), jnp.float32)
     )
 
@@ -104,9 +110,9 @@ def test_token_log_probs_from_hidden_refuse_bad_options():
 
 def test_sft_is_cross_entropy_whatever_the_sampling_temperature():
     scored, completions = scored_completions()
-    weights = rollout.loss_weights(completions, "tokens")
-    loss, sums = METHODS["sft"](rollout.Scored(*scored[:2], None, None), completions, weights, options())
-    mask = np.asarray(completions.loss_mask)
+    weights = contract.weigh(completions, "tokens")
+    loss, sums = METHODS["sft"](contract.Scored(*scored[:2], None, None), completions, weights, options())
+    mask = np.asarray(completions.completion_mask)
     want = -of_tokens(*scored[:2], completions.samples.tokens, 1.0)
     np.testing.assert_allclose(loss, want[mask].mean(), rtol=1e-5)
     np.testing.assert_allclose(sums["row_loss"], (want * mask).sum(1), rtol=1e-5)
@@ -116,8 +122,8 @@ def test_sft_is_cross_entropy_whatever_the_sampling_temperature():
 @pytest.mark.parametrize("reduction", ["tokens", "completions", "longest"])
 def test_grpo_by_hand(reduction, kl):
     scored, completions = scored_completions()
-    mask, tokens = np.asarray(completions.loss_mask), completions.samples.tokens
-    weights = rollout.loss_weights(completions, reduction)
+    mask, tokens = np.asarray(completions.completion_mask), completions.samples.tokens
+    weights = contract.weigh(completions, reduction)
     loss, sums = METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=kl)))
     new = of_tokens(*scored[:2], tokens, 1.3)
     ratio, advantage = np.exp(new - np.asarray(completions.samples.log_probs)), np.asarray(completions.advantages)
@@ -136,7 +142,7 @@ def test_grpo_by_hand(reduction, kl):
 
 def test_grpo_lets_gradient_to_the_student_alone():
     scored, completions = scored_completions()
-    weights = rollout.loss_weights(completions, "completions")
+    weights = contract.weigh(completions, "completions")
     loss = lambda scored: METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=0.1)))[0]
     gradient = jax.grad(loss)(scored)
     assert all(bool(jnp.abs(x).max() > 0) for x in gradient[:2])
@@ -145,7 +151,7 @@ def test_grpo_lets_gradient_to_the_student_alone():
 
 def test_mixed_is_the_sum_of_both_and_untaught_rows_are_rewarded_only():
     scored, completions = scored_completions()
-    both = lambda name, c: METHODS[name](scored, c, rollout.loss_weights(c, "tokens"), options())[0]
+    both = lambda name, c: METHODS[name](scored, c, contract.weigh(c, "tokens"), options())[0]
     want = both("self_distillation", completions) + 0.5 * both("grpo", completions)
     np.testing.assert_allclose(both("self_distillation_and_grpo", completions), want, rtol=1e-6)
 
@@ -162,10 +168,10 @@ def test_rows_that_nobody_teaches_leave_numerator_and_denominator(method, reduct
     settings = options(policy=dict(weight=0.0), reduction=reduction)
     taught = jnp.asarray([True, False, True, False])
     rows = lambda tree: jax.tree.map(lambda x: x[::2], tree)
-    cut = lambda s: rollout.Scored(s.student_hidden[::2], s.student_head, s.teacher_hidden[::2], s.teacher_head)
+    cut = lambda s: contract.Scored(s.student_hidden[::2], s.student_head, s.teacher_hidden[::2], s.teacher_head)
 
     def value(hidden, scored, completions):
-        weights = rollout.loss_weights(completions, settings.reduction)
+        weights = contract.weigh(completions, settings.reduction)
         return METHODS[method](scored._replace(student_hidden=hidden), completions, weights, settings)
 
     whole = completions._replace(taught=taught)
@@ -185,11 +191,11 @@ def test_rows_that_nobody_teaches_leave_numerator_and_denominator(method, reduct
 def test_what_is_logged_has_the_mask_of_the_loss():
     scored, completions = scored_completions()
     masked = completions._replace(
-        loss_mask=completions.loss_mask & (jnp.arange(N) >= 2) & (jnp.arange(B) != 3)[:, None]
+        completion_mask=completions.completion_mask & (jnp.arange(N) >= 2) & (jnp.arange(B) != 3)[:, None]
     )
-    loss, sums = METHODS["self_distillation"](scored, masked, rollout.loss_weights(masked, "tokens"), options())
+    loss, sums = METHODS["self_distillation"](scored, masked, contract.weigh(masked, "tokens"), options())
     value, count = sums["divergence"]
-    assert count == masked.loss_mask.sum() < completions.samples.mask.sum()
+    assert count == masked.completion_mask.sum() < completions.samples.mask.sum()
     np.testing.assert_allclose(value / count, loss, rtol=1e-6)
 
 
@@ -238,13 +244,13 @@ def grade_texts(config, tmp_path, texts, examples, judge=None):
     with jax.set_mesh(run.mesh):
         data = preparation.encode(examples, model.tokenizer, config)
         rows = list(range(len(examples)))
-        batch = loop.make_batch(rows, data, config, model.pad_id)
-        settings = loop.options_of(config, model)
-        written = rollout.Completions(
+        batch = make_batch(rows, data, config, model.pad_id)
+        recipe = recipe_of(config, model, optax.set_to_zero())
+        written = contract.Completions(
             *batch[1:5], rows_of_texts(texts, model, 64), jnp.ones((len(rows), 64), bool), jnp.zeros(len(rows)),
             nothing_without(len(rows)), jnp.ones(len(rows), bool),
         )  # fmt: skip
-        return *grading.graded(written, examples, data.examples, settings.sampling, model, run), model
+        return *grading.graded(written, examples, data.examples, recipe, model, run), model
 
 
 def group_of(example, right):
@@ -366,7 +372,7 @@ def test_sft_learns_the_references(tmp_path):
     config = run_.config
     examples = world.examples("stage2", 4)
     data = preparation.encode(examples, model.tokenizer, config)
-    batch = loop.make_batch([0, 1, 2, 3], data, config, model.pad_id)
+    batch = make_batch([0, 1, 2, 3], data, config, model.pad_id)
     for i, example in enumerate(examples):
         tokens = np.asarray(batch.reference_tokens[i])[np.asarray(batch.reference_mask[i])]
         assert tokens[-1] == model.tokenizer.eos_token_id
@@ -382,19 +388,17 @@ def test_sft_learns_the_references(tmp_path):
 # --- guided teachers -------------------------------------------------------------------------------------------------
 
 
-SAMPLE = jax.jit(rollout.sample, static_argnums=(0, 5))
-
-
 def teacher_logits(config, tmp_path, examples):
     """Logits [B, N, V] of the guided teacher, and a function that gives the plain one's for a row and a prompt."""
     run_, model = context(config, tmp_path)
     variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     head = head_matrix(model.decoder.config, variables["params"])
-    settings = loop.options_of(config, model)
+    network = Network(model.decoder, variables)
     data = preparation.encode(examples, model.tokenizer, config)
-    batch = loop.make_batch(list(range(len(examples))), data, config, model.pad_id)
-    completions = SAMPLE(model.decoder, variables, variables, batch, jax.random.key(0), settings)
-    hidden = rollout.teacher_hidden(model.decoder, variables, completions, guidance=settings.guidance)
+    batch = make_batch(list(range(len(examples))), data, config, model.pad_id)
+    options, guidance = rollout_options(config, model), loss_options(config, model).guidance
+    completions = completions_of(Networks(network, network), batch, jax.random.key(0), options)
+    hidden = score_teacher(network, completions, guidance=guidance)
 
     def plain(row, prompt):
         tokens = np.concatenate([prompt, np.asarray(completions.samples.tokens[row])])[None]
@@ -444,7 +448,7 @@ def test_where_all_rubrics_have_one_criterion_guidance_by_criteria_pushes_nowher
     model = open_model(config.model.path, config.model)
     examples = [dataclasses.replace(e, rubric=Rubric(e.rubric.criteria[:1])) for e in world.examples("stage2", 2)]
     data = preparation.encode(examples, model.tokenizer, config)
-    without = loop.make_batch([0, 1], data, config, model.pad_id).without
+    without = make_batch([0, 1], data, config, model.pad_id).without
     assert without.weights.tolist() == [[0.0], [0.0]] and without.mask.any(axis=-1).all()
 
 
@@ -452,15 +456,15 @@ def test_completions_may_be_the_teacher_s(tmp_path):
     config = config_of("ground_truth", tmp_path)
     config.sampling.update(source="teacher", max_new_tokens=12)
     run_, model = context(config, tmp_path)
-    variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
-    settings = loop.options_of(config, model)
+    network = Network(model.decoder, {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]})
+    options = rollout_options(config, model)
     data = preparation.encode(world.examples("stage2", 2), model.tokenizer, config)
-    batch = loop.make_batch([0, 1], data, config, model.pad_id)
+    batch = make_batch([0, 1], data, config, model.pad_id)
     key = jax.random.key(0)
-    written = SAMPLE(model.decoder, None, variables, batch, key, settings).samples
+    written = completions_of(Networks(None, network), batch, key, options).samples
     as_student = batch._replace(student_tokens=batch.teacher_tokens, student_mask=batch.teacher_mask)
-    student = dataclasses.replace(settings, source="student")
-    expected = SAMPLE(model.decoder, variables, None, as_student, key, student).samples
+    options = dataclasses.replace(options, source="student")
+    expected = completions_of(Networks(network, None), as_student, key, options).samples
     np.testing.assert_array_equal(written.tokens, expected.tokens)
     assert written.mask.sum() > 4
 

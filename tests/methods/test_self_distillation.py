@@ -11,7 +11,11 @@ import pytest
 from configs import stage1, stage2
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example
-from rcsd_jax.methods import rollout, self_distillation, train
+from rcsd_jax.methods import contract, score_both, self_distillation
+from rcsd_jax.methods.networks import BASE, Network, Networks, RoleNetwork, Roles
+from rcsd_jax.methods.optimizer import make_optimizer
+from rcsd_jax.methods.state import init_state
+from rcsd_jax.methods.step import Recipe, jit_step
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params
 from rcsd_jax.models.decoder import Decoder
@@ -19,9 +23,11 @@ from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.rubrics.schema import from_records
 from rcsd_jax.run import preparation
-from rcsd_jax.run.loop import make_batch, options_of
+from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.recipe import loss_options, rollout_options
 from rcsd_jax.sampling import SamplingConfig
 from tests.losses.test_losses import oracle
+from tests.methods.rollouts import completions_of
 
 DISTILLING = [v for v in stage2.VARIANTS if v not in ("sft", "grpo", "dr_grpo", "grpo_rubric", "sdpo", "mixed")]
 CASES = [(stage1, v, {}) for v in stage1.ROLES] + [(stage2, v, {}) for v in DISTILLING]
@@ -70,13 +76,9 @@ def make_model(tokenizer, layers):
     return Decoder(config), params
 
 
-SAMPLE = jax.jit(rollout.sample, static_argnums=(0, 5))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def loss_and_sums(decoder, student, teacher, completions, weights, options):
-    hidden = rollout.teacher_hidden(decoder, teacher, completions, guidance=options.guidance)
-    scored = rollout.score(decoder, student, teacher, hidden, completions)
+@functools.partial(jax.jit, static_argnums=3)
+def loss_and_sums(networks, completions, weights, options):
+    scored = score_both.score_both(networks, completions, guidance=options.guidance)
     return self_distillation.loss_and_sums(scored, completions, weights, options)
 
 
@@ -89,11 +91,12 @@ def data_for(config, tokenizer):
 
 
 def options_for(tokenizer, config, **changes):
+    """Options of the rollout and of the loss."""
     config.sampling.update(max_new_tokens=9, temperature=TEMPERATURE, top_k=0, top_p=1.0)
     config.loss.chunk_size = 4
     config.teacher.reason_tokens = min(config.teacher.reason_tokens, 5)
-    options = options_of(config, Model(None, tokenizer, (tokenizer.eos_token_id,), 0, None))
-    return dataclasses.replace(options, **changes)
+    model = Model(None, tokenizer, (tokenizer.eos_token_id,), 0, None)
+    return dataclasses.replace(rollout_options(config, model), **changes), loss_options(config, model)
 
 
 LONGEST = 1024  # of a context with its completion; one length, so that `by_hand` compiles once
@@ -116,7 +119,7 @@ def by_hand(decoder, params, context, completion):
 
 
 def tenths(completions):
-    return rollout.Weights(*[completions.loss_mask / 10] * 2)
+    return contract.Weights(*[completions.completion_mask / 10] * 2)
 
 
 def losses_by_hand(p, q, completion, settings):
@@ -153,12 +156,12 @@ def check_scores(module, variant, changes, tokenizer, model):
     config.loss.update(changes)
     data = data_for(config, tokenizer)
     batch = make_batch([2, 0], data, config, pad_id=0)
-    options = options_for(tokenizer, config)
+    options, loss_settings = options_for(tokenizer, config)
     other = jax.tree.map(lambda x: x * 1.05, params)  # a teacher that differs from the student
-    student, teacher = {"params": params}, {"params": other}
+    networks = Networks(Network(decoder, {"params": params}), Network(decoder, {"params": other}))
 
-    completions = SAMPLE(decoder, student, teacher, batch, jax.random.key(1), options)
-    loss, sums = loss_and_sums(decoder, student, teacher, completions, tenths(completions), options)
+    completions = completions_of(networks, batch, jax.random.key(1), options)
+    loss, sums = loss_and_sums(networks, completions, tenths(completions), loss_settings)
 
     samples = jax.tree.map(np.asarray, completions.samples)
     expected = []
@@ -184,16 +187,32 @@ def test_slots_change_nothing_that_is_written(model, tokenizer):
     decoder, params = model
     config = stage2.get_config("reason_first")
     batch = make_batch([0, 1, 2, 3], data_for(config, tokenizer), config, pad_id=0)
-    options = options_for(tokenizer, config)
+    options, _ = options_for(tokenizer, config)
+    network = Network(decoder, {"params": params})
     written = {}
     for slots in (0, 2):
         some = dataclasses.replace(options, slots=slots)
-        variables = {"params": params}
-        written[slots] = SAMPLE(decoder, variables, variables, batch, jax.random.key(1), some)
-    for name in ("teacher_tokens", "teacher_mask", "loss_mask"):
+        written[slots] = completions_of(Networks(network, network), batch, jax.random.key(1), some)
+    for name in ("teacher_tokens", "teacher_mask", "completion_mask"):
         np.testing.assert_array_equal(getattr(written[0], name), getattr(written[2], name))
     np.testing.assert_array_equal(written[0].samples.tokens, written[2].samples.tokens)
     assert len(set(map(tuple, np.asarray(written[0].samples.tokens)))) > 1
+
+
+TEACHERS = {
+    "fixed": lambda decoder: RoleNetwork(decoder, frozen=BASE),
+    "live": lambda decoder: RoleNetwork(decoder, moving="trained"),
+    "ema": lambda decoder: RoleNetwork(decoder, moving="average"),
+}
+
+
+@functools.cache
+def compiled_step(decoder, options, loss, teacher, learning_rate, microbatches):
+    """The optimizer and the step, traced once for all tests that take the same."""
+    optimizer, _ = make_optimizer(learning_rate=learning_rate, steps=10)
+    roles = Roles(RoleNetwork(decoder, moving="trained"), TEACHERS[teacher](decoder))
+    recipe = Recipe(roles, options, loss, optimizer, microbatches=microbatches, ema_decay=0.5)
+    return optimizer, jit_step(recipe).train_step
 
 
 def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", learning_rate=1e-3, **changes):
@@ -202,21 +221,18 @@ def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", learning_rat
     data = data_for(config, tokenizer)
     config.data.pad_to = 64
     batch = make_batch([0, 1, 2, 3], data, config, pad_id=0)
-    optimizer, _ = train.make_optimizer(learning_rate=learning_rate, steps=10)
-    state = train.init_state(jax.tree.map(jnp.copy, params), optimizer, ema=teacher == "ema")
-    step = train.jit_train_step(
-        decoder=decoder, optimizer=optimizer, options=options_for(tokenizer, config, **changes), teacher=teacher,
-        lora=False, microbatches=microbatches, ema_decay=0.5,
-    )  # fmt: skip
-    return step, state, batch, params
+    options, loss = options_for(tokenizer, config, **changes)
+    optimizer, step = compiled_step(decoder, options, loss, teacher, learning_rate, microbatches)
+    state = init_state(jax.tree.map(jnp.copy, params), optimizer, ema=teacher == "ema")
+    return step, state, batch, {BASE: {"params": params}}
 
 
 @pytest.mark.slow
 def test_microbatches_give_the_same_update(model, tokenizer):
     results = []
     for microbatches in (1, 4):
-        step, state, batch, params = make_step(model, tokenizer, microbatches=microbatches)
-        results.append(step(state, params, batch, 0))
+        step, state, batch, frozen = make_step(model, tokenizer, microbatches=microbatches)
+        results.append(step(state, frozen, batch, 0))
     for state, metrics, _ in results[1:]:
         assert abs(float(metrics["loss"]) - float(results[0][1]["loss"])) < 1e-5
         np.testing.assert_allclose(metrics["row_loss"], results[0][1]["row_loss"], rtol=1e-4)
@@ -225,22 +241,22 @@ def test_microbatches_give_the_same_update(model, tokenizer):
 
 
 def test_step_depends_on_seed_and_step_alone(model, tokenizer):
-    step, state, batch, params = make_step(model, tokenizer)
+    step, state, batch, frozen = make_step(model, tokenizer)
     copy = lambda s: jax.tree.map(jnp.copy, s)
-    a = step(copy(state), params, batch, 3)
-    b = step(copy(state), params, batch, 3)
-    c = step(copy(state), params, batch, 4)
-    d = step(copy(state).replace(step=jnp.int32(7)), params, batch, 3)
+    a = step(copy(state), frozen, batch, 3)
+    b = step(copy(state), frozen, batch, 3)
+    c = step(copy(state), frozen, batch, 4)
+    d = step(copy(state).replace(step=jnp.int32(7)), frozen, batch, 3)
     assert (a[2].samples.tokens == b[2].samples.tokens).all() and float(a[1]["loss"]) == float(b[1]["loss"])
     assert (a[2].samples.tokens != c[2].samples.tokens).any() and (a[2].samples.tokens != d[2].samples.tokens).any()
 
 
 @pytest.mark.parametrize("teacher", ["fixed", "live", "ema"])
 def test_teachers(model, tokenizer, teacher):
-    step, state, batch, params = make_step(model, tokenizer, teacher=teacher)
-    initial = params
-    first, *_ = step(state, params if teacher == "fixed" else None, batch, 0)
-    variables = train.teacher_variables(first, initial, teacher=teacher, lora=False)["params"]["embed"]
+    step, state, batch, frozen = make_step(model, tokenizer, teacher=teacher)
+    initial = model[1]
+    first, *_ = step(state, frozen if teacher == "fixed" else {}, batch, 0)
+    variables = TEACHERS[teacher](model[0]).at(first, frozen).variables["params"]["embed"]
     new = first.trained["embed"]
     expected = {"fixed": initial["embed"], "live": new, "ema": 0.5 * initial["embed"] + 0.5 * new}[teacher]
     assert (np.asarray(new) != np.asarray(initial["embed"])).any()
@@ -248,26 +264,27 @@ def test_teachers(model, tokenizer, teacher):
 
 
 def test_loss_falls_on_a_fixed_batch(model, tokenizer):
-    step, state, batch, params = make_step(model, tokenizer)
+    step, state, batch, frozen = make_step(model, tokenizer)
     values = []
     for _ in range(12):
-        state, metrics, _ = step(state.replace(step=jnp.int32(0)), params, batch, 0)
+        state, metrics, _ = step(state.replace(step=jnp.int32(0)), frozen, batch, 0)
         values.append(float(metrics["loss"]))
     assert np.mean(values[-3:]) < 0.7 * values[0]
 
 
 def test_all_cut_rows_masked_gives_zero_loss_and_no_update(model, tokenizer):
     options = dict(mask_cut=True, sampling=SamplingConfig(max_new_tokens=2, temperature=1.0, eos_ids=()))
-    step, state, batch, params = make_step(model, tokenizer, **options)
-    new, metrics, _ = step(state, params, batch, 0)
+    step, state, batch, frozen = make_step(model, tokenizer, **options)
+    new, metrics, _ = step(state, frozen, batch, 0)
     assert float(metrics["loss"]) == 0.0 and float(metrics["grad_norm"]) == 0.0 and float(metrics["share_cut"]) == 1.0
-    np.testing.assert_array_equal(new.trained["embed"], params["embed"])
+    np.testing.assert_array_equal(new.trained["embed"], model[1]["embed"])
 
 
 def test_non_finite_step_keeps_the_state_and_says_so(model, tokenizer):
-    step, state, batch, params = make_step(model, tokenizer)
+    step, state, batch, _ = make_step(model, tokenizer)
+    params = model[1]
     broken = params | {"final_norm": params["final_norm"].at[0].set(jnp.nan)}
-    new, metrics, _ = step(state, broken, batch, 0)
+    new, metrics, _ = step(state, {BASE: {"params": broken}}, batch, 0)
     assert not bool(metrics["finite"]) and int(new.step) == 0
     assert not np.isfinite(np.asarray(metrics["row_loss"])).all()
     np.testing.assert_array_equal(new.trained["embed"], params["embed"])
@@ -275,16 +292,16 @@ def test_non_finite_step_keeps_the_state_and_says_so(model, tokenizer):
 
 @pytest.mark.parametrize("layers", ["model", "deep_model"])
 def test_sampler_and_trainer_agree(layers, tokenizer, request):
-    step, state, batch, params = make_step(request.getfixturevalue(layers), tokenizer)
-    _, metrics, _ = step(state, params, batch, 0)
+    step, state, batch, frozen = make_step(request.getfixturevalue(layers), tokenizer)
+    _, metrics, _ = step(state, frozen, batch, 0)
     assert float(metrics["sampler_trainer_log_prob_difference"]) < 1e-4
 
 
 def test_weight_decay_is_for_matrices(model):
     _, params = model
-    optimizer, _ = train.make_optimizer(learning_rate=0.1, steps=10, weight_decay=0.1)
+    optimizer, _ = make_optimizer(learning_rate=0.1, steps=10, weight_decay=0.1)
     still = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    updates = jax.jit(lambda params: optimizer.update(still, optimizer.init(params), params)[0])(params)
     moved = {jax.tree_util.keystr(path): bool(x.any()) for path, x in jax.tree_util.tree_leaves_with_path(updates)}
     assert {name for name, m in moved.items() if not m} == {
         f"['{name}']" if name == "final_norm" else f"['layers']['{name}']"
@@ -294,7 +311,7 @@ def test_weight_decay_is_for_matrices(model):
 
 @pytest.mark.slow
 def test_an_update_that_overflows_is_not_taken(model, tokenizer):
-    step, state, batch, params = make_step(model, tokenizer, learning_rate=float("nan"))
-    new, metrics, _ = step(state, params, batch, 0)
+    step, state, batch, frozen = make_step(model, tokenizer, learning_rate=float("nan"))
+    new, metrics, _ = step(state, frozen, batch, 0)
     assert np.isfinite(metrics["loss"]) and not bool(metrics["finite"])
-    np.testing.assert_array_equal(new.trained["embed"], params["embed"])
+    np.testing.assert_array_equal(new.trained["embed"], model[1]["embed"])

@@ -15,7 +15,9 @@ import scipy.special
 
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.methods import rollout, train
+from rcsd_jax.methods import contract, rollout, step
+from rcsd_jax.methods.networks import BASE, Network, Networks
+from rcsd_jax.methods.state import init_state
 from rcsd_jax.models import quantization, sharding
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.report import __main__ as command
@@ -25,9 +27,11 @@ from rcsd_jax.report.tokens import TOP, score_tokens
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
-from rcsd_jax.run import checkpoints, loop, preparation
+from rcsd_jax.run import checkpoints, preparation, training_state
+from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.export import export
+from rcsd_jax.run.recipe import loss_options, recipe_of, rollout_options
 from rcsd_jax.sampling import Samples
 from tests.run.test_stage import config_for, run
 
@@ -80,14 +84,15 @@ def test_scores_of_tokens_against_plain_arithmetic(user_dir):
         [rng.integers(5, 500, size=n).astype(np.int32) for n in lengths]
         for lengths in ((3, 7, 5), (9, 4, 6), (2, 8, 4))
     ]
-    empty = rollout.Without(np.zeros((3, 0, 0), np.int32), np.zeros((3, 0, 0), bool), np.zeros((3, 0), np.float32))
+    empty = contract.Without(np.zeros((3, 0, 0), np.int32), np.zeros((3, 0, 0), bool), np.zeros((3, 0), np.float32))
     nothing = np.zeros((3, 0), np.int32)
     prompts = [x for prompts in rows[:2] for x in contexts.pad_left(prompts, 12, 0)]
     batch = rollout.Batch(np.arange(3), *prompts, nothing, nothing, nothing.astype(bool), empty)
     tokens, mask = contexts.pad_right(rows[2], 8, 0)
     samples = Samples(tokens, mask, np.zeros(tokens.shape, np.float32), np.zeros(3, bool))
-    options = dataclasses.replace(loop.options_of(config, model), temperature=1.3)
-    found = score_tokens(model.decoder, student, teacher, batch, samples, None, options, batch_size=2)
+    options, loss = rollout_options(config, model), dataclasses.replace(loss_options(config, model), temperature=1.3)
+    networks = Networks(Network(model.decoder, student), Network(model.decoder, teacher))
+    found = score_tokens(networks, batch, samples, None, options, loss, batch_size=2)
     assert len(found) == 3
     for i, scores in enumerate(found):
         s, t = (
@@ -133,29 +138,26 @@ def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
     teacher = config.teacher.weights
     grown = lambda factor: jax.tree.map(lambda x: factor * x, params)  # else random weights look at no context
     optimizer = optax.set_to_zero()
-    state = train.init_state(grown(4.0), optimizer, ema=False)
+    state = init_state(grown(4.0), optimizer, ema=False)
     state = state.replace(step=jnp.asarray(config.train.steps), ema=grown(3.0) if teacher == "ema" else None)
-    frozen = grown(2.0) if teacher == "fixed" else None
+    frozen = {BASE: {"params": grown(2.0)}} if teacher == "fixed" else {}
     rows = preparation.read_examples(config, config.data.path, require=())[:3]
     data = preparation.encode(rows, model.tokenizer, config)
-    batch = loop.make_batch([0, 1, 2], data, config, model.pad_id)
-    static = loop.step_settings(config, model, optimizer)
-    of_sampling = {name: static[name] for name in ("decoder", "options", "teacher", "lora")}
+    batch = make_batch([0, 1, 2], data, config, model.pad_id)
+    recipe = recipe_of(config, model, optimizer)
 
     @jax.jit
-    def step(state, frozen, batch):  # the second row has no teacher's context
-        completions = train.sample_step(state, frozen, batch, np.uint32(config.seed), **of_sampling)
+    def run_step(state, frozen, batch):  # the second row has no teacher's context
+        completions = step.draw(recipe, state, frozen, batch, np.uint32(config.seed))
         completions = completions._replace(taught=jnp.asarray([True, False, True]))
-        return train.learn_step(state, frozen, completions, **static)[1], completions.loss_mask
+        return step.learn(recipe, state, frozen, completions)[1], completions.completion_mask
 
-    metrics, loss_mask = step(state, frozen, batch)
-    roles = examples.Roles(
-        {"params": state.trained}, train.teacher_variables(state, frozen, teacher=teacher, lora=False)
-    )
+    metrics, completion_mask = run_step(state, frozen, batch)
+    networks = recipe.roles.at(state, frozen)
     chosen = [(example, {"trained": (example.reference, False)}) for example in rows]
-    shown = [one["trained"] for one in examples.scored_by(model, {"trained": roles}, config, chosen)]
+    shown = [one["trained"] for one in examples.scored_by(model, {"trained": networks}, config, chosen)]
     counted = [np.asarray([x is not None for x in one["divergence"]]) for one in shown]
-    assert [c.sum() for c in counted] == loss_mask.sum(axis=1).tolist()
+    assert [c.sum() for c in counted] == completion_mask.sum(axis=1).tolist()
     divergence = [np.asarray(one["divergence"], float)[keep] for one, keep in zip(shown, counted, strict=True)]
     np.testing.assert_allclose([divergence[0].sum(), 0.0, divergence[2].sum()], metrics["row_loss"], rtol=1e-3)
     mean = np.concatenate(divergence[::2]).mean()
@@ -164,7 +166,7 @@ def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
     np.testing.assert_allclose(np.concatenate(gaps[::2]).mean(), metrics["teacher_advantage"], rtol=1e-3)
     # After its prompt alone, without what the case is about, the teacher says something else.
     ids = examples._pieces(model, rows[0].reference, False)[0]
-    plain = plain_log_probs(model, roles.teacher, data.teacher[0], ids, 1.0)[np.arange(len(ids)), ids]
+    plain = plain_log_probs(model, networks.teacher.variables, data.teacher[0], ids, 1.0)[np.arange(len(ids)), ids]
     assert np.abs(plain - shown[0]["teacher_log_prob"]).max() > 0.05
 
 
@@ -176,24 +178,22 @@ def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, user_d
     config.model.int8_weights = int8
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        setup = loop.setup(model, params, config, mesh)
+        setup = training_state.setup(model, params, config, mesh)
         frozen = quantization.on_mesh(model.decoder.config, params, mesh) if int8 else params
-        first = loop.first_state(model, jax.tree.map(jnp.copy, params), config, setup)
+        first = training_state.first_state(model, jax.tree.map(jnp.copy, params), config, setup)
         moved = jax.tree.map(lambda x: x + 0.01, first.trained)
         state = first.replace(trained=moved, ema=None if first.ema is None else jax.tree.map(lambda x: x / 3, moved))
-        plain = train.student_variables(state.trained, params, lora=bool(rank))
-        export(plain, model, config, tmp_path)
+        plain = setup.recipe.roles.student.at(state, setup.frozen)
+        export(plain.variables, model, config, tmp_path)
         kept = Checkpoints(tmp_path / "checkpoints", keep=1)
         kept.save(1, state, {})
         kept.close()
-        found = examples._weights(config, tmp_path, mesh)
-    of_teacher = functools.partial(train.teacher_variables, frozen=frozen, teacher=weights, lora=bool(rank))
-    student = train.student_variables(state.trained, frozen, lora=bool(rank))
-    jax.tree.map(np.testing.assert_array_equal, found[2], examples.Roles(student, of_teacher(state)))
-    # New adapters add nothing, and are left out.
-    jax.tree.map(np.testing.assert_array_equal, found[1].student["params"], frozen)
-    jax.tree.map(np.testing.assert_array_equal, found[1].teacher["params"], frozen)
-    assert "lora" not in found[1].student and "lora" not in found[1].teacher
+        found = examples._networks(config, tmp_path, mesh)
+    expected = setup.recipe.roles.at(state, {BASE: {"params": frozen}})
+    jax.tree.map(np.testing.assert_array_equal, found[2], expected)
+    for untrained in found[1]:
+        jax.tree.map(np.testing.assert_array_equal, untrained.variables["params"], frozen)
+        assert "lora" not in untrained.variables  # new adapters add nothing, and are left out
 
     assert examples.has_weights(config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
@@ -205,19 +205,19 @@ def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, user_d
 def test_the_attribution_of_a_teacher_that_reasons_keeps_its_analysis(user_dir):
     """Criterion k's row is what the log-probabilities after prompt, analysis and transition lose without it."""
     config, model, params = exact(user_dir, teacher=dict(reason_tokens=4))
-    teacher = {"params": jax.tree.map(lambda x: 3.0 * x, params)}
+    teacher = Network(model.decoder, {"params": jax.tree.map(lambda x: 3.0 * x, params)})
     example = preparation.read_examples(config, config.data.path, require=())[0]
-    options = loop.options_of(config, model)
+    loss = loss_options(config, model)
     analysis, ids = np.asarray([7, 300, 41, model.eos_ids[0]], np.int32), np.asarray([9, 11, 250], np.int32)
     role, prompts = preparation.roles(config)[1], preparation.prompts_of(config)
 
     def log_probs(example):
         prompt, transition = contexts.encode_reason_first(model.tokenizer, example, role, prompts, config.task)
         whole = np.concatenate([prompt, analysis[:-1], transition])
-        return plain_log_probs(model, teacher, whole, ids, options.temperature)[np.arange(3), ids], transition
+        return plain_log_probs(model, teacher.variables, whole, ids, loss.temperature)[np.arange(3), ids], transition
 
     whole, transition = log_probs(example)
-    matrix = examples._attribution(model, teacher, example, ids, analysis, transition, options, config)
+    matrix = examples._attribution(model, teacher, example, ids, analysis, transition, loss, config)
     less = dataclasses.replace(example, rubric=Rubric(example.rubric.criteria[:1] + example.rubric.criteria[2:]))
     np.testing.assert_allclose(matrix[1], whole - log_probs(less)[0], atol=1e-3)
     assert np.abs(matrix[1]).max() > 0.01

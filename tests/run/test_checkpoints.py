@@ -150,8 +150,10 @@ import json, sys
 import jax, numpy as np
 from configs import stage2
 from pathlib import Path
-from rcsd_jax.run import loop, preparation
-from rcsd_jax.methods import train
+from rcsd_jax.run import preparation, training_state
+from rcsd_jax.run.batch import make_batch
+from rcsd_jax.methods.state import shardings_of
+from rcsd_jax.methods.step import jit_step
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.opened_model import load_weights, open_model
@@ -172,19 +174,16 @@ for shape in moves:
         params = load_weights(model, mesh)
         examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"))
         data = preparation.encode(examples, model.tokenizer, config)
-        setup = loop.setup(model, params, config, mesh)
+        setup = training_state.setup(model, params, config, mesh)
         checkpoints = Checkpoints(workdir, keep=1)
         restored = checkpoints.restore_newest(setup.abstract)
         start = 0 if restored is None else restored.step
-        state = loop.first_state(model, params, config, setup) if restored is None else restored.state
+        state = training_state.first_state(model, params, config, setup) if restored is None else restored.state
         devices = {d for x in jax.tree.leaves(state) for d in x.devices()}
         assert len(devices) == mesh.size, (len(devices), mesh.size)
-        step = train.jit_train_step(
-            jax.tree.map(lambda x: x.sharding, setup.abstract), decoder=model.decoder, optimizer=setup.optimizer,
-            options=loop.options_of(config, model), teacher="fixed", lora=True, microbatches=1,
-        )
+        step = jit_step(setup.recipe, shardings_of(setup.abstract)).train_step
         for i in range(start, start + 2):
-            batch = loop.make_batch(list(range(8 * i, 8 * i + 8)), data, config, model.pad_id)
+            batch = make_batch(list(range(8 * i, 8 * i + 8)), data, config, model.pad_id)
             state, metrics, _ = step(state, setup.frozen, sharding.to_mesh(batch, mesh), 0)
             losses.append(float(metrics["loss"]))
         checkpoints.save(start + 2, state, {})

@@ -10,8 +10,10 @@ import json, sys
 import jax, numpy as np
 from configs import stage2
 from pathlib import Path
-from rcsd_jax.run import loop, preparation
-from rcsd_jax.methods import train
+from rcsd_jax.run import preparation, training_state
+from rcsd_jax.run.batch import make_batch
+from rcsd_jax.methods.state import shardings_of
+from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.opened_model import load_weights, open_model
 
@@ -31,16 +33,13 @@ for name, shape in {"1": (1, 1, 1), "1x8": (1, 8, 1), "8x1": (8, 1, 1), "2x2x2":
         params = load_weights(model, mesh)
         examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"))
         data = preparation.encode(examples, model.tokenizer, config)
-        setup = loop.setup(model, params, config, mesh)
-        state = loop.first_state(model, params, config, setup)
+        setup = training_state.setup(model, params, config, mesh)
+        state = training_state.first_state(model, params, config, setup)
         split = [x for x in jax.tree.leaves(state.trained) if x.addressable_shards[0].data.size < x.size]
         assert bool(split) == (int(np.prod(shape[1:])) > 1), name
-        step = train.jit_train_step(
-            jax.tree.map(lambda x: x.sharding, setup.abstract), decoder=model.decoder, optimizer=setup.optimizer,
-            options=loop.options_of(config, model), teacher="fixed", lora=bool(lora_rank), microbatches=1,
-        )
+        step = jit_step(setup.recipe, shardings_of(setup.abstract)).train_step
         for i in range(3):
-            batch = loop.make_batch(list(range(8 * i, 8 * i + 8)), data, config, model.pad_id)
+            batch = make_batch(list(range(8 * i, 8 * i + 8)), data, config, model.pad_id)
             state, metrics, completions = step(state, setup.frozen, sharding.to_mesh(batch, mesh), 0)
             losses.setdefault(name, []).append([float(metrics["loss"]), float(metrics["grad_norm"])])
 print(json.dumps(losses))

@@ -8,12 +8,14 @@ import pytest
 
 from configs import stage1, stage2
 from rcsd_jax.checkpoints import loading
-from rcsd_jax.methods import train
+from rcsd_jax.methods.state import shardings_of
+from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.opened_model import load_weights, open_model
-from rcsd_jax.run import loop, preparation
+from rcsd_jax.run import preparation, training_state
+from rcsd_jax.run.batch import make_batch
 from tests import user_inputs
 from tests.cli.test_main import run
 
@@ -80,17 +82,10 @@ def test_the_loss_falls_on_a_fixed_batch(module, variant, inputs):
     params |= {"embed": 10.0 * params["embed"]}
     examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"))[:8]
     data = preparation.encode(examples, model.tokenizer, config)
-    setup = loop.setup(model, params, config, mesh)
-    state = loop.first_state(model, params, config, setup)
-    step = train.jit_train_step(
-        jax.tree.map(lambda x: x.sharding, setup.abstract),
-        decoder=model.decoder,
-        optimizer=setup.optimizer,
-        options=loop.options_of(config, model),
-        teacher="fixed",
-        lora=True,
-    )
-    batch = loop.make_batch(list(range(len(data.examples))), data, config, model.pad_id)
+    setup = training_state.setup(model, params, config, mesh)
+    state = training_state.first_state(model, params, config, setup)
+    step = jit_step(setup.recipe, shardings_of(setup.abstract)).train_step
+    batch = make_batch(list(range(len(data.examples))), data, config, model.pad_id)
     losses = []
     for _ in range(30):
         state, metrics, _ = step(state.replace(step=jax.numpy.int32(0)), setup.frozen, batch, 0)

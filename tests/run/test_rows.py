@@ -12,7 +12,8 @@ from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.batches import batches
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.roles.opened_model import Model
-from rcsd_jax.run import inputs, loop, preparation, rows
+from rcsd_jax.run import inputs, preparation, rows
+from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.rows import Rows
 from rcsd_jax.settings import config as configs
 
@@ -145,7 +146,7 @@ def test_usual_shapes_depend_on_the_first_rows_alone(tokenizer):
     place, shapes = 0, {}
     for _ in range(15):
         data, place = found.take(place, 4)
-        batch = loop.make_batch([0, 1, 2, 3], data, config, 0)
+        batch = make_batch([0, 1, 2, 3], data, config, 0)
         shapes[any(len(x) > needed for x in data.student)] = batch.student_tokens.shape
     assert shapes == {False: (4, -(-needed // 8) * 8), True: (4, 512)}
     config.train.steps = 50
@@ -162,9 +163,9 @@ def test_a_rubric_with_more_criteria_than_the_first_have(tokenizer):
     ]
     examples[order[-1]] = EXAMPLES[order[-1]]
     found = started(config, tokenizer, examples)
-    usual = loop.make_batch([0, 1, 2, 3], found.take(0, 4)[0], config, 0).without
+    usual = make_batch([0, 1, 2, 3], found.take(0, 4)[0], config, 0).without
     data = found.take(56, 4)[0]
-    beyond = loop.make_batch([0, 1, 2, 3], data, config, 0).without
+    beyond = make_batch([0, 1, 2, 3], data, config, 0).without
     assert usual.weights.shape == (4, 2) and beyond.weights.shape == (4, 12)
     count = len(EXAMPLES[order[-1]].rubric.criteria)
     assert (beyond.weights[3] != 0).sum() == count > 2 and (beyond.weights[:3] != 0).sum() == 6

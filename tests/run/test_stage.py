@@ -4,7 +4,6 @@ import gc
 import io
 import signal
 import time
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +18,11 @@ from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import Preempted, UserError
 from rcsd_jax.host.files import read_json
 from rcsd_jax.host.preemption import StopRequest
-from rcsd_jax.methods import train
+from rcsd_jax.methods.networks import BASE
+from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.opened_model import load_weights, open_model, open_served, sampling_of
-from rcsd_jax.run import evaluation, loop, preparation, rubrics, stage
+from rcsd_jax.run import evaluation, loop, preparation, rubrics, stage, training_state
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from tests import user_inputs
@@ -57,14 +57,16 @@ def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir,
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         model = open_model(config.model.path, config.model)
-        setup = loop.setup(model, load_weights(model, mesh), config, mesh)
+        setup = training_state.setup(model, load_weights(model, mesh), config, mesh)
     assert {x.dtype for x in jax.tree.leaves(setup.abstract.trained)} == {jnp.dtype("float32")}
     assert {x.dtype for x in jax.tree.leaves(setup.frozen)} == {jnp.dtype("bfloat16")}
 
     assert config.optimizer.learning_rate == 5e-6  # a twelfth of what bfloat16 resolves at 0.02
     run(config, tmp_path / "run")
     state, _ = Checkpoints(tmp_path / "run" / "checkpoints", keep=1).restore(1, setup.abstract)
-    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), state.trained["layers"], setup.frozen["layers"])
+    moved = jax.tree.map(
+        lambda x, y: np.abs(x - y).max(), state.trained["layers"], setup.frozen[BASE]["params"]["layers"]
+    )
     assert all(1e-7 < m < 2e-5 for m in jax.tree.leaves(moved)), moved
     exported = load_file(tmp_path / "run" / "export" / "model.safetensors")
     np.testing.assert_array_equal(exported["model.embed_tokens.weight"], state.trained["embed"])
@@ -74,15 +76,15 @@ def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir,
 def test_all_steps_are_one_program(user_dir, tmp_path, monkeypatch):
     made = []
 
-    def jit_train_step(*arguments, **static):
-        made.append(train.jit_train_step(*arguments, **static))
+    def kept(*arguments):
+        made.append(jit_step(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(loop, "train", SimpleNamespace(**vars(train) | {"jit_train_step": jit_train_step}))
+    monkeypatch.setattr(loop, "jit_step", kept)
     config = config_for(user_dir)
     config.train.steps = 3
     run(config, tmp_path / "run")
-    assert [step._cache_size() for step in made] == [1]
+    assert [[program._cache_size() for program in step] for step in made] == [[0, 0, 1]]
 
 
 @pytest.mark.slow
@@ -130,7 +132,7 @@ def test_the_writer_s_weights_are_not_read_where_every_text_is_cached(user_dir, 
     load = loading.load_model
     monkeypatch.setattr(loading, "load_model", lambda *a, **k: loads.append(1) or load(*a, **k))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_loop", lambda *_: pytest.fail("stop here"))
+        patch.setattr(stage, "train_loop", lambda *_: pytest.fail("stop here"))
         with pytest.raises(pytest.fail.Exception, match="stop here"):
             run(config, tmp_path / "run")
     assert len(loads) == 2

@@ -14,7 +14,7 @@ from rcsd_jax.cli.job import with_workdir
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import read_json, write_json
 from rcsd_jax.host.metrics import read_metrics
-from rcsd_jax.methods import train
+from rcsd_jax.methods.optimizer import make_optimizer
 from rcsd_jax.run import evaluation, starts
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.preparation import Questions
@@ -163,7 +163,7 @@ def test_a_length_on_which_rates_hang_is_kept(config, tmp_path, schedule):
 
 def test_rates_of_a_constant_schedule_do_not_hang_on_the_length():
     rates = {
-        (schedule, steps): train.make_optimizer(learning_rate=1.0, schedule=schedule, warmup_steps=3, steps=steps)[1](
+        (schedule, steps): make_optimizer(learning_rate=1.0, schedule=schedule, warmup_steps=3, steps=steps)[1](
             np.arange(6)
         )
         for schedule in configs.CHOICES["optimizer.schedule"]

@@ -199,7 +199,7 @@ def _known(name: str) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _registry() -> Any:
-    import pint
+    import pint  # late: takes half a second
 
     return pint.UnitRegistry()
 

@@ -45,7 +45,7 @@ def _evaluated(text: str) -> float:
 
 
 def _verified(found: str, truth: str) -> bool | None:
-    from math_verify import verify
+    from math_verify import verify  # late: takes a second
 
     ours, theirs = _parsed(found), _parsed(truth)
     if verify(theirs, ours, timeout_seconds=None, allow_set_relation_comp=True):
@@ -61,6 +61,7 @@ def _parsed(text: str) -> list[Any]:
     Raises:
       _TooLarge: it holds a number that would take long to compute.
     """
+    # Late: together they take a second.
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
     from math_verify.grader import should_treat_as_complex
@@ -98,7 +99,7 @@ def _only_alike(ours: Any, theirs: Any) -> bool:
 
 
 def _names(expression: Any) -> frozenset[str]:
-    import sympy
+    import sympy  # late: takes a second
 
     names = frozenset(str(symbol.name) for symbol in getattr(expression, "free_symbols", ()))
     return names | {"e"} if getattr(expression, "has", None) and expression.has(sympy.E) else names
@@ -162,7 +163,7 @@ def _within(seconds: float, call: Callable, *arguments: Any) -> Any:
     Raises:
       _OutOfTime: after this many seconds.
     """
-    import math_verify
+    import math_verify  # late: takes a second
 
     # Its only warning says that timeouts are now up to the caller, as they are here.
     logging.getLogger(math_verify.__name__).setLevel(logging.ERROR)

@@ -1,0 +1,75 @@
+"""Both roles' scores of the same completions.
+
+h_S, h_T       hidden states that predict ŷ in both roles, the teacher's without gradient
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rcsd_jax.methods.contract import Completions, Scored
+from rcsd_jax.methods.networks import Network, Networks
+from rcsd_jax.models.scoring import completion_hidden
+
+
+def score_both(networks: Networks, completions: Completions, *, guidance: float = 0.0) -> Scored:
+    """`score_teacher` and `score` in one, for whoever needs no gradient."""
+    student, teacher = networks
+    hidden = None if teacher is None else score_teacher(teacher, completions, guidance=guidance)
+    return score(student, teacher, hidden, completions)
+
+
+def score(
+    student: Network, teacher: Network | None, teacher_hidden: jax.Array | None, completions: Completions
+) -> Scored:
+    """Both roles' hidden states and output matrices, differentiable in the student.
+
+    Args:
+      student: its network.
+      teacher: its network, of which the output matrix is read; None without a teacher.
+      teacher_hidden: [B, N, D], of `score_teacher`; None without a teacher.
+      completions: those of a batch, or some of its rows.
+    """
+    c = completions
+    hidden = _hidden(student, c.student_tokens, c.student_mask, c.samples.tokens, c.samples.mask)
+    if teacher is None or teacher_hidden is None:
+        return Scored(hidden, student.head, None, None)
+    return Scored(hidden, student.head, teacher_hidden, jax.lax.stop_gradient(teacher.head))
+
+
+def score_teacher(teacher: Network, completions: Completions, *, guidance: float = 0.0) -> jax.Array:
+    """The teacher's final hidden states that predict the completions, [B, N, D], without gradient.
+
+    With guidance g they are h + g (h - h'), h' being the teacher's without its privileged context, shown what the student
+    sees. As logits are linear in them, these are the logits with - without, pushed along by the same factor. By criteria
+    they are h + g sum_k w_k (h - h_k), h_k being the teacher's without criterion k of weight w_k.
+    """
+    c = completions
+    answer = c.samples.tokens, c.samples.mask
+    hidden = _hidden(teacher, c.teacher_tokens, c.teacher_mask, *answer)
+    if guidance and c.without.tokens.shape[1]:
+        weights = c.without.weights[..., None, None]  # [B, K, 1, 1]
+        less = _without_each(teacher, c).astype(jnp.float32)  # [B, K, N, D]
+        change = (weights * (hidden[:, None].astype(jnp.float32) - less)).sum(axis=1)
+        hidden = (hidden.astype(jnp.float32) + guidance * change).astype(hidden.dtype)
+    elif guidance:
+        less = _hidden(teacher, c.student_tokens, c.student_mask, *answer).astype(jnp.float32)
+        change = hidden.astype(jnp.float32) - less
+        hidden = (hidden.astype(jnp.float32) + guidance * change).astype(hidden.dtype)
+    return jax.lax.stop_gradient(hidden)
+
+
+def _without_each(teacher: Network, c: Completions) -> jax.Array:
+    """The teacher's hidden states when it is shown all criteria but one, [B, K, N, D]."""
+    batch, count, _ = c.without.tokens.shape
+    rows = lambda x: x.reshape(batch * count, x.shape[-1])
+    answer = (
+        rows(jnp.broadcast_to(x[:, None], (batch, count, x.shape[1]))) for x in (c.samples.tokens, c.samples.mask)
+    )
+    hidden = _hidden(teacher, rows(c.without.tokens), rows(c.without.mask), *answer)
+    return hidden.reshape(batch, count, *hidden.shape[1:])
+
+
+def _hidden(network: Network, *prompts_and_completions: jax.Array) -> jax.Array:
+    return completion_hidden(network.decoder, network.variables, *prompts_and_completions)

@@ -1,0 +1,80 @@
+"""A step's batch from prompts of the host: rows padded to lengths of which a run has few."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rcsd_jax.methods.contract import Without
+from rcsd_jax.methods.rollout import Batch
+from rcsd_jax.models import sharding
+from rcsd_jax.roles import contexts
+from rcsd_jax.run.preparation import Encoded
+from rcsd_jax.settings import config as configs
+
+
+def make_batch(
+    rows: list[int], data: Encoded, config: ConfigDict, pad_id: int, mesh: jax.sharding.Mesh | None = None
+) -> Batch:
+    """A global batch of `rows`, padded to lengths of which a run has few; with a mesh, this process's share of it."""
+    own = np.arange(len(rows)) if mesh is None else sharding.own_rows(len(rows), mesh)
+    references = config.sampling.max_new_tokens if config.sampling.source == "reference" else 0
+
+    def padded(prompts: Sequence[np.ndarray], longest: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        lengths = [len(prompts[i]) for i in rows]  # of all rows: the padded length is the same in every process
+        length = padded_length(lengths, longest, config.data.pad_to, limit)
+        return contexts.pad_left([prompts[rows[i]] for i in own], length, pad_id)
+
+    arrays: tuple[Any, ...] = (  # NumPy's, until they are on the mesh
+        own.astype(np.int32),
+        *padded(data.student, data.longest.student, config.data.max_student_prompt),
+        *padded(data.teacher, data.longest.teacher, config.data.max_teacher_prompt),
+        np.tile(data.transition, (len(own), 1)),
+        *contexts.pad_right([data.references[rows[i]] for i in own], references, pad_id),
+        _without(rows, own, data, config, pad_id),
+    )
+    return Batch(*arrays)
+
+
+def _without(rows: list[int], own: np.ndarray, data: Encoded, config: ConfigDict, pad_id: int) -> Without:
+    """The prompts without each criterion of the `own` among `rows`, for all as many as the longest rubric has criteria."""
+    # At least one, which then weighs nothing: without any, `score_teacher` would take the whole context's guidance.
+    count = max(1, data.longest.criteria) if configs.guided_by_criteria(config) else 0
+    tokens: Any  # NumPy's arrays, until they are on the mesh
+    mask: Any
+    if not count:
+        tokens, mask = np.zeros((len(own), 0, 0), np.int32), np.zeros((len(own), 0, 0), bool)
+        return Without(tokens, mask, np.zeros((len(own), 0), np.float32))  # type: ignore[arg-type]
+    if max(len(data.without[i].weights) for i in rows) > count:
+        count = config.rubric.max_criteria  # as with prompts: one more shape, for a row that is beyond the usual
+    longest, limit = data.longest.teacher, config.data.max_teacher_prompt
+    length = padded_length([longest, *(len(data.teacher[i]) for i in rows)], longest, config.data.pad_to, limit)
+    weights: Any = np.zeros((len(own), count), np.float32)
+    prompts = []
+    for at, i in zip(weights, (rows[i] for i in own), strict=True):
+        at[: len(data.without[i].weights)] = data.without[i].weights
+        # A rubric with fewer has its whole prompt in the places that are left, which weigh nothing.
+        prompts += (data.without[i].prompts + [data.teacher[i]] * count)[:count]
+    tokens, mask = (x.reshape(len(own), count, length) for x in contexts.pad_left(prompts, length, pad_id))
+    return Without(tokens, mask, weights)
+
+
+def padded_length(lengths: Sequence[int], longest: int, pad_to: int, limit: int) -> int:
+    """The length that a batch's prompts are padded to: `pad_to` times a power of two, or what the longest prompt needs.
+
+    So a run whose longest prompt takes n times `pad_to` compiles for at most log2(n) + 1 lengths of each role. A prompt that
+    is longer than those which were seen at the start (`longest`) may take up to the limit of its role.
+
+    Examples:
+      >>> [padded_length([length], 650, 128, 2048) for length in (100, 200, 600, 650, 800, 1200, 2000)]
+      [128, 256, 768, 768, 1024, 2048, 2048]
+    """
+    limit = max(longest, limit) if max(lengths) > longest else longest
+    length = pad_to
+    while length < max(lengths):
+        length *= 2
+    return min(length, -(-limit // pad_to) * pad_to)

@@ -1,0 +1,70 @@
+"""What a config says of the train step: the roles' networks, how completions are made, and the loss."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optax
+from ml_collections import ConfigDict
+
+from rcsd_jax.losses import DivergenceOptions
+from rcsd_jax.methods.contract import LossOptions, PolicyOptions
+from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
+from rcsd_jax.methods.rollout import RolloutOptions
+from rcsd_jax.methods.step import Recipe
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.roles.opened_model import Model, sampling_of
+from rcsd_jax.settings import config as configs
+
+
+def recipe_of(config: ConfigDict, model: Model, optimizer: optax.GradientTransformation) -> Recipe:
+    """The static choices of a run's step."""
+    return Recipe(
+        roles=roles_of(config, model.decoder),
+        rollout=rollout_options(config, model),
+        loss=loss_options(config, model),
+        optimizer=optimizer,
+        method=config.method,
+        ema_decay=config.teacher.ema_decay,
+        microbatches=config.train.microbatches,
+    )
+
+
+def roles_of(config: ConfigDict, decoder: Decoder) -> Roles:
+    """Where both roles' networks come from. A LoRA's base and a fixed teacher are the same frozen weights."""
+    student = RoleNetwork(decoder, frozen=BASE if config.lora.rank else None, moving="trained")
+    teachers = {
+        "none": None,
+        "fixed": RoleNetwork(decoder, frozen=BASE),
+        "live": student,
+        "ema": dataclasses.replace(student, moving="average"),
+    }
+    return Roles(student, teachers[configs.teacher_weights(config)])
+
+
+def rollout_options(config: ConfigDict, model: Model) -> RolloutOptions:
+    """How completions are made."""
+    return RolloutOptions(
+        sampling=sampling_of(config.sampling, model),
+        source=config.sampling.source,
+        group=config.sampling.group,
+        slots=config.sampling.slots,
+        reason_tokens=config.teacher.reason_tokens,
+        skip_first=config.loss.skip_first,
+        mask_cut=config.loss.mask_cut,
+        pad_id=model.pad_id,
+    )
+
+
+def loss_options(config: ConfigDict, model: Model) -> LossOptions:
+    """What the method's loss reads. Both roles are compared at the temperature that completions are drawn at."""
+    of_divergence = [field.name for field in dataclasses.fields(DivergenceOptions)]
+    return LossOptions(
+        divergence=DivergenceOptions(**{name: config.loss[name] for name in of_divergence}),
+        policy=PolicyOptions(**config.policy),
+        temperature=sampling_of(config.sampling, model).scoring_temperature,
+        chunk_size=config.loss.chunk_size,
+        reduction=config.loss.reduction,
+        importance_clip=config.loss.importance_clip,
+        guidance=config.teacher.guidance,
+    )

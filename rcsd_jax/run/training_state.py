@@ -1,0 +1,102 @@
+"""The state that training begins with: its shapes and places, and its first values or those of the newest checkpoint."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.methods.networks import BASE, Frozen
+from rcsd_jax.methods.optimizer import make_optimizer
+from rcsd_jax.methods.state import TrainState, abstract_state, init_state, shardings_of
+from rcsd_jax.methods.step import Recipe
+from rcsd_jax.models import lora
+from rcsd_jax.models.placement import lora_shardings, param_shardings
+from rcsd_jax.roles.opened_model import Model
+from rcsd_jax.run.checkpoints import Checkpoints
+from rcsd_jax.run.environment import Run
+from rcsd_jax.run.recipe import recipe_of
+from rcsd_jax.run.rows import Rows
+
+_LORA_KEY = 2**32 - 1  # folded into the seed's key, as the steps are: no step has this number
+
+
+class Setup(NamedTuple):
+    """What training needs besides its state."""
+
+    recipe: Recipe
+    frozen: Frozen  # by the names that the recipe's roles have for them
+    rate: Callable[[Any], Any]  # step -> learning rate
+    abstract: TrainState  # shapes, dtypes and shardings of the state
+
+
+def setup(model: Model, params: Any, config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
+    """Everything but the state, which `first_state` makes or a checkpoint holds: a state is never held twice."""
+    optimizer, rate = make_optimizer(steps=config.train.steps, **config.optimizer)
+    recipe = recipe_of(config, model, optimizer)
+    trained = jax.eval_shape(functools.partial(_first_trained, model, config=config), params)
+    if config.lora.rank:
+        placement = lora_shardings(model.decoder.config, mesh, trained)
+    else:
+        placement = param_shardings(model.decoder.config, mesh)
+    averages = any(role is not None and role.moving == "average" for role in recipe.roles)
+    abstract = abstract_state(trained, placement, optimizer, mesh, ema=averages)
+    frozen = {BASE: {"params": params}} if any(role is not None and role.frozen for role in recipe.roles) else {}
+    return Setup(recipe, frozen, rate, abstract)
+
+
+def first_state(model: Model, params: Any, config: ConfigDict, setup: Setup) -> TrainState:
+    """The state before the first step, on the mesh."""
+    trained = _first_trained(model, params, config=config)
+    make = functools.partial(init_state, optimizer=setup.recipe.optimizer, ema=setup.abstract.ema is not None)
+    donated = () if config.lora.rank else (0,)
+    return jax.jit(make, out_shardings=shardings_of(setup.abstract), donate_argnums=donated)(trained)
+
+
+def _first_trained(model: Model, params: Any, *, config: ConfigDict) -> Any:
+    if config.lora.rank:
+        settings = config.lora
+        key = jax.random.fold_in(jax.random.key(config.seed), _LORA_KEY)
+        targets = tuple(settings.targets)
+        return lora.init_lora(model.decoder.config, key, rank=settings.rank, alpha=settings.alpha, targets=targets)
+    # In float32, whatever the storage: an update of 5e-6 is less than bfloat16 resolves. And copied, because the step
+    # donates its state, which must not share buffers with a fixed teacher's weights.
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
+
+
+class Start(NamedTuple):
+    """Where training begins."""
+
+    step: int
+    place: int  # in the order of rows, see `rows.Rows.take`
+
+
+def begin(
+    model: Model, params: Any, setup: Setup, rows: Rows, checkpoints: Checkpoints, run: Run
+) -> tuple[TrainState, Start]:
+    """The state to begin with and where: at the newest intact checkpoint, or at the first step.
+
+    Raises:
+      UserError: not one checkpoint is intact, or it was trained with other prompts.
+    """
+    config = run.config
+    restored = checkpoints.restore_newest(setup.abstract)
+    if restored is None:
+        return first_state(model, params, config, setup), Start(0, 0)
+    for folder, problem in restored.damaged:
+        run.console.print(f"{run.name}: a damaged checkpoint ({problem}) was moved to {folder}", soft_wrap=True)
+    if restored.position["data"] != rows.digest:
+        raise UserError(
+            "the prompts are not those that the last checkpoint was trained with: data, rubrics or templates changed",
+            file=run.workdir / "checkpoints" / str(restored.step),
+            remedy=f"restore the data and {restored.position['rubric_cache']}, or start anew with another --workdir",
+        )
+    run.console.print(f"{run.name}: continuing at step {restored.step}")
+    # A checkpoint without a place in the data is older, of a run that drew no other rows than it used.
+    questions = config.train.batch_size // config.sampling.group
+    return restored.state, Start(restored.step, restored.position.get("place", restored.step * questions))

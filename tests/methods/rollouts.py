@@ -1,0 +1,14 @@
+"""Completions of networks that a test has at hand, as the step's `draw` makes them."""
+
+import jax
+
+from rcsd_jax.methods import rollout
+
+
+def _completions(networks, batch, key, options):
+    keys = rollout.row_keys(batch, key)
+    samples = rollout.draw(networks, batch, keys, options)
+    return rollout.assemble(batch, samples, rollout.draw_analysis(networks.teacher, batch, keys, options), options)
+
+
+completions_of = jax.jit(_completions, static_argnums=3)
