@@ -15,11 +15,11 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.rope import Llama3Rope
 
-# The fields that are read here or by a family. Beyond them a config.json may have two kinds of fields. First, those that the
-# decoder supports with one value ...
+# The fields that are read here; a family reads more (`Family.followed`). Beyond these a config.json may have two kinds of
+# fields. First, those that the decoder supports with one value only, unless the family reads them ...
 FOLLOWED = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "layer_types",
+    "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "layer_types",
     "rope_theta", "rope_scaling", "rope_parameters",
 )  # fmt: skip
 ONLY: dict[str, tuple[Any, str]] = {
@@ -107,12 +107,13 @@ def config_of_fields(
 
 def _reject_unsupported(fields: Fields, family: str) -> None:
     """Raises UserError for a field that is unknown, or that has a value which the decoder does not compute."""
-    known = {*FOLLOWED, *ONLY, *WITHOUT_EFFECT, *FAMILIES[family].without_effect}
+    followed = {*FOLLOWED, *FAMILIES[family].followed}
+    known = {*followed, *ONLY, *WITHOUT_EFFECT, *FAMILIES[family].without_effect}
     for name, value in fields.raw.items():
         if value is None:  # as if it were absent
             continue
         problem = None
-        if name in ONLY and value != ONLY[name][0]:
+        if name in ONLY and name not in followed and value != ONLY[name][0]:
             problem = ONLY[name][1]
         elif name == "layer_types" and (not isinstance(value, list) or set(value) != {"full_attention"}):
             problem = "not full attention in every layer: sliding-window and linear attention are not supported"

@@ -94,7 +94,7 @@ def _run(
     at = tokens_at(config, positions, segment_ids, cache_index)
     x, cache, statistics = run_layers(config, params["layers"], lora, x, at, cache)
     with jax.named_scope("final_norm"):
-        return rms_norm(x, params["final_norm"], config.rms_norm_eps), cache, statistics
+        return rms_norm(config, x, params["final_norm"]), cache, statistics
 
 
 def positions_from_mask(mask: jax.Array) -> jax.Array:

@@ -43,10 +43,10 @@ def decoder_layer(
       [B, T, D], the extended cache, and what the layer reports besides: nothing, as its blocks are dense.
     """
     with jax.named_scope("attention"):
-        h = rms_norm(x, weights["input_norm"], config.rms_norm_eps)
+        h = rms_norm(config, x, weights["input_norm"])
         attended, cache = self_attention.apply(config, weights, adapters, h, tokens, cache, number)
         x = x + attended
     with jax.named_scope("feed_forward"):
-        h = rms_norm(x, weights["post_norm"], config.rms_norm_eps)
+        h = rms_norm(config, x, weights["post_norm"])
         x = x + feed_forward.apply(config, weights, adapters, h)
     return constrain(x, ("batch", None, None), LAYOUTS[config.layout]), cache, {}

@@ -55,11 +55,11 @@ def init_lora(config: DecoderConfig, key: jax.Array, *, rank: int, alpha: float,
     adapters: Adapters = {}
     for number, (target, parameter) in enumerate(declared.items()):
         if target in targets:
-            layers, fan_in, fan_out = parameter.shape
-            noise = jax.random.normal(jax.random.fold_in(key, number), (layers, fan_in, rank), jnp.float32)
+            *stacked, fan_in, fan_out = parameter.shape
+            noise = jax.random.normal(jax.random.fold_in(key, number), (*stacked, fan_in, rank), jnp.float32)
             adapters[target] = {
                 "a": noise / jnp.sqrt(3.0 * fan_in),  # [L, in, r]
-                "b": jnp.zeros((layers, rank, fan_out), jnp.float32),  # [L, r, out]
+                "b": jnp.zeros((*stacked, rank, fan_out), jnp.float32),  # [L, r, out]
             }
     return adapters
 

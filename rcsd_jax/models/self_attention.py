@@ -100,8 +100,8 @@ def apply(
     heads = (y.reshape(batch, length, -1, config.head_dim) for y in projected)
     q, k, v = (y.swapaxes(1, 2) for y in heads)  # [B, heads, T, Hd]: each head's sequence is contiguous
     if config.qk_norm:
-        q = rms_norm(q, weights["q_norm"], config.rms_norm_eps)
-        k = rms_norm(k, weights["k_norm"], config.rms_norm_eps)
+        q = rms_norm(config, q, weights["q_norm"])
+        k = rms_norm(config, k, weights["k_norm"])
     q, k = rope.rotate(q, tokens.cos, tokens.sin), rope.rotate(k, tokens.cos, tokens.sin)
     if cache is not None:
         cache = write(config, cache, k, v, layer, tokens.cache_index)

@@ -84,7 +84,7 @@ def without_effect(kind):
 def keys(kind):
     """All that transformers writes or takes, all that we know, and what none of them knows."""
     fields = {field.name for field in dataclasses.fields(getattr(transformers, KINDS[kind][0]))}
-    ours = {*hf_config.FOLLOWED, *hf_config.ONLY, *without_effect(kind)}
+    ours = {*hf_config.FOLLOWED, *FAMILIES[kind].followed, *hf_config.ONLY, *without_effect(kind)}
     within = {f"rope_parameters.{key}" for key in KINDS[kind][1]}
     return sorted({*written(kind), *fields, *ours, *REFUSED, *FOLLOWED, *within})
 

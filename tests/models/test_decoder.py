@@ -219,10 +219,10 @@ def test_a_wholly_masked_row_is_finite_and_so_is_its_gradient(dtype):
 
 def test_bfloat16_norm_and_rope_compute_in_float32():
     x = jnp.full((1, 1, 1, 64), 300.0, jnp.bfloat16)
-    y = rms_norm(x, jnp.ones(64), 1e-6)
+    y = rms_norm(QWEN3, x, jnp.ones(64))
     assert y.dtype == jnp.bfloat16
     close(y, np.ones(x.shape), 0.01)
-    close(rms_norm(0 * x, jnp.ones(64), 1e-6), np.zeros(x.shape))
+    close(rms_norm(QWEN3, 0 * x, jnp.ones(64)), np.zeros(x.shape))
     # At position 30001 a bfloat16 angle would be off by many radians.
     cos, sin = rope.cos_and_sin(jnp.asarray([[30001]]), head_dim=64, theta=1e4, scaling=None)
     assert cos.dtype == sin.dtype == jnp.float32

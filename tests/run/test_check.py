@@ -19,7 +19,7 @@ from tests.run.test_stage import config_for
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
     """Fails the test when weights are read."""
-    for name in ("rcsd_jax.checkpoints.loading.load_model", "rcsd_jax.run.running.digest"):
+    for name in ("rcsd_jax.checkpoints.loading.load_model", "rcsd_jax.roles.opened_model.digest"):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("weights were read"))
 
 

@@ -16,10 +16,12 @@ class Family(NamedTuple):
       names: parameter -> name of its tensors. A placeholder such as {layer} runs over the parameter's first axis, a second
         one over the second. Matrices are stored as [out, in].
       config: fields of config.json -> arguments of `DecoderConfig` that are this family's own.
+      followed: the fields that `config` reads.
       without_effect: fields of config.json that change no logit in this family; see `hf_config` for those of all families.
     """
 
     architecture: str
     names: Mapping[str, str]
     config: Callable[[Fields], dict[str, Any]]
+    followed: tuple[str, ...]
     without_effect: tuple[str, ...] = ()

@@ -34,4 +34,6 @@ def _config(fields: Fields) -> dict[str, Any]:
     )
 
 
-LLAMA = Family("LlamaForCausalLM", NAMES, _config, without_effect=("pretraining_tp",))
+LLAMA = Family(
+    "LlamaForCausalLM", NAMES, _config, ("num_key_value_heads", "head_dim"), without_effect=("pretraining_tp",)
+)

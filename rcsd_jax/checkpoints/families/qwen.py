@@ -28,5 +28,6 @@ def _qwen3(fields: Fields) -> dict[str, Any]:
     return dict(num_kv_heads=_kv_heads(fields), head_dim=fields.size("head_dim", 128), qkv_bias=False, qk_norm=True)
 
 
-QWEN2 = Family("Qwen2ForCausalLM", NAMES | _BIASES, _qwen2, _WINDOWS)
-QWEN3 = Family("Qwen3ForCausalLM", NAMES | _HEAD_NORMS, _qwen3, _WINDOWS)
+_FOLLOWED = ("num_key_value_heads", "head_dim")
+QWEN2 = Family("Qwen2ForCausalLM", NAMES | _BIASES, _qwen2, _FOLLOWED, _WINDOWS)
+QWEN3 = Family("Qwen3ForCausalLM", NAMES | _HEAD_NORMS, _qwen3, _FOLLOWED, _WINDOWS)
