@@ -10,14 +10,14 @@ endpoint, or `judge.checkpoint`). Each benchmark is read from the place where it
 from ml_collections import ConfigDict
 
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS
-from rcsd_jax.settings import config as c
+from rcsd_jax.settings import keys
 
 EXACT = "gpqa_diamond,scibench,piqa,medmcqa,pubmedqa"
 VARIANTS = tuple(BENCHMARKS)  # several are joined by commas
 
 
 def get_config(benchmarks: str = EXACT) -> ConfigDict:
-    config = c.stage()
+    config = keys.stage()
     config.eval.update(roles=("base",), samples=4, greedy=(False,), count=10**6, temperature=0.6)
     for name in (benchmarks or EXACT).split(","):
         if name not in config.eval.benchmarks:

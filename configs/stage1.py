@@ -9,8 +9,7 @@ reference. With "release", both see question and reference, and the teacher also
 
 from ml_collections import ConfigDict
 
-from rcsd_jax.settings import config as c
-from rcsd_jax.settings import sizes
+from rcsd_jax.settings import keys, sizes
 
 ROLES = {
     "paper": (("question",), ("question", "reference")),
@@ -21,7 +20,7 @@ VARIANTS = tuple(ROLES)
 
 def get_config(variant: str = "paper") -> ConfigDict:
     variant, parts = sizes.split(variant or "", tuple(ROLES))
-    config = c.stage()
+    config = keys.stage()
     sizes.apply(config, parts, tuple(ROLES))
     config.task = "write_rubric"
     config.student.fields, config.teacher.fields = ROLES[variant or "paper"]

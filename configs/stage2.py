@@ -32,8 +32,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rcsd_jax.settings import config as c
-from rcsd_jax.settings import sizes
+from rcsd_jax.settings import keys, sizes
 
 QUESTION, REFERENCE = ("question",), ("question", "reference")
 REWARDED = dict(reward=dict(grader="boxed"), sampling=dict(group=4))
@@ -80,7 +79,7 @@ VARIANTS["dr_grpo"] = VARIANTS["grpo"] | dict(policy=dict(scale_advantages=False
 
 def get_config(variant: str = "paper") -> ConfigDict:
     variant, parts = sizes.split(variant or "", tuple(VARIANTS))
-    config = c.stage()
+    config = keys.stage()
     sizes.apply(config, parts, tuple(VARIANTS))
     config.update(VARIANTS[variant or "paper"])
     return config

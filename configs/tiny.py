@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from rcsd_jax.settings import config as c
+from rcsd_jax.settings import keys
 from rcsd_jax.world import RUBRIC_TOKENS, SOLUTION_TOKENS, base_directory
 from rcsd_jax.world.prompts import PROMPTS
 
@@ -10,11 +10,11 @@ VARIANTS = ()
 
 
 def get_config() -> ConfigDict:
-    return c.job(stage1=_stage1(), stage2=solving())
+    return keys.job(stage1=_stage1(), stage2=solving())
 
 
 def _common() -> ConfigDict:
-    config = c.stage()
+    config = keys.stage()
     config.prompts = PROMPTS
     config.model.update(path=str(base_directory()), dtype="float32", param_dtype="float32", remat="none")
     config.lora.rank = 0

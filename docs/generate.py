@@ -1,6 +1,6 @@
 """Makes the parts of the pages that come from the code. mkdocs runs this as a hook, which replaces `<!-- generated: NAME -->` by tables.
 
-The comments beside the keys of `rcsd_jax.settings.config.stage` are read from its source, and so are the programs' flags: nothing
+The comments beside the keys of `rcsd_jax.settings.keys.stage` are read from its source, and so are the programs' flags: nothing
 is written twice.
 """
 
@@ -27,8 +27,8 @@ from rcsd_jax.data import records
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.rubrics import schema
-from rcsd_jax.settings import config as configs
-from rcsd_jax.settings import sizes
+from rcsd_jax.settings import keys, sizes
+from rcsd_jax.settings.unpack import choices
 
 _PLACE = re.compile(r"<!-- generated: (\w+) -->")
 _SOURCE = re.compile(r"<!-- source: (\S+) (.+?) -->")
@@ -72,16 +72,16 @@ class Key(NamedTuple):
     comment: str
 
 
-def keys() -> list[Key]:
-    """Every key of `rcsd_jax.settings.config.stage()` that holds a value, in the order of the source."""
+def described_keys() -> list[Key]:
+    """Every key of `rcsd_jax.settings.keys.stage()` that holds a value, in the order of the source."""
     said = _said()
     order = {key: place for place, key in enumerate(said)}
-    found = []
-    for key, default, kind in _leaves(configs.stage()):
+    found, allowed = [], choices()
+    for key, default, kind in _leaves(keys.stage()):
         section, _, _ = key.rpartition(".")
         of_all = said.get(section, "") if "." in section else ""  # a top section's stands above its table
         comment = said.get(key) or of_all
-        found.append(Key(key, default, kind, configs.CHOICES.get(key, ()), comment))
+        found.append(Key(key, default, kind, allowed.get(key, ()), comment))
 
     def place(key: Key) -> tuple[int, ...]:
         parts = key.key.split(".")
@@ -91,7 +91,7 @@ def keys() -> list[Key]:
 
 
 def _said() -> dict[str, str]:
-    return comments((ROOT / "rcsd_jax" / "settings" / "config.py").read_text(encoding="utf-8"), function="stage")
+    return comments((ROOT / "rcsd_jax" / "settings" / "keys.py").read_text(encoding="utf-8"), function="stage")
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
@@ -161,7 +161,7 @@ def configuration() -> str:
     """A heading and a table for each section."""
     said = _said()
     sections: dict[str, list[Key]] = {}
-    for key in keys():
+    for key in described_keys():
         sections.setdefault(key.key.partition(".")[0] if "." in key.key else "", []).append(key)
     sections["prompts"] = sections.pop("prompts")  # the longest comes last
     parts = []
@@ -214,7 +214,7 @@ def slices() -> str:
             for name, settings in settings_of.items():
                 variant = ",".join([size, *(["full"] if full else []), name])
                 mesh = " ".join(f"{axis}={n}" for axis, n in settings["mesh"].items() if n != 1)
-                chunk = settings["loss"].get("chunk_size", configs.stage().loss.chunk_size)
+                chunk = settings["loss"].get("chunk_size", keys.stage().loss.chunk_size)
                 rows.append((_code(variant), mesh, str(settings["microbatches"]), _code(settings["remat"]), str(chunk)))
     columns = ("variant", "mesh", "microbatches", "model.remat", "loss.chunk_size")
     return _table(columns, rows)

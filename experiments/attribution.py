@@ -20,9 +20,10 @@ from rcsd_jax import world
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.console import Console
-from rcsd_jax.roles.attribution import attribution, leave_one_out
+from rcsd_jax.roles.attribution import ablated_contexts, attribution
+from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import open_model
-from rcsd_jax.run import preparation
+from rcsd_jax.settings.unpack import unpack
 from rcsd_jax.world.criteria import steps
 from rcsd_jax.world.documents import careful_solution
 
@@ -50,11 +51,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--seed", type=int, default=90)
     flags = parser.parse_args()
-    config = world_config.get_config("ground_truth")
+    config = unpack(world_config.get_config("ground_truth"))
     model = open_model(str(world.base_directory()), config.model)
     variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     examples = world.examples("eval", flags.count, flags.seed)
-    encode = lambda example: preparation.teacher_prompt(model.tokenizer, example, config)
+    encode = lambda example: teacher_prompt(model.tokenizer, example, config.encoding)
     found: dict[str, list[tuple[float, float, float, float]]] = {}
     for start in range(0, len(examples), BATCH):
         part = examples[start : start + BATCH]
@@ -62,7 +63,7 @@ def main() -> None:
             np.asarray(model.tokenizer(careful_solution(e.extra["problem"]), add_special_tokens=False)["input_ids"])
             for e in part
         ]
-        contexts = [leave_one_out(e, encode) for e in part]
+        contexts = [ablated_contexts(e, encode) for e in part]
         matrices = attribution(model.decoder, variables, contexts, completions, pad_id=model.pad_id)
         for example, matrix in zip(part, matrices, strict=True):
             problem, where = example.extra["problem"], spans(example, model.tokenizer)

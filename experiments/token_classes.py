@@ -27,9 +27,10 @@ from rcsd_jax.methods.networks import Network, Networks
 from rcsd_jax.methods.score_both import score_both
 from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.roles.token_classes import CLASSES, class_of_tokens, totals
-from rcsd_jax.run import preparation
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.recipe import loss_options, rollout_options
+from rcsd_jax.run.rows import encode_all
+from rcsd_jax.settings.unpack import unpack
 
 CLIPS = {
     "no clip": {},
@@ -52,11 +53,11 @@ def main() -> None:
 
 def show(variant: str, count: int, seed: int) -> None:
     """Samples, scores and prints."""
-    config = world_config.get_config(variant)
+    config = unpack(world_config.get_config(variant))
     model = open_model(str(world.base_directory()), config.model)
     params = loading.load_model(model.directory, dtype=jnp.float32)[1]
     examples = world.examples("stage2", count, seed)
-    data = preparation.encode(examples, model.tokenizer, config)
+    data = encode_all(examples, model.tokenizer, config.encoding, config.limits)
     batch = make_batch(list(range(count)), data, config, model.pad_id)
     network, options = Network(model.decoder, {"params": params}), rollout_options(config, model)
     found = _scores(Networks(network, network), batch, options, loss_options(config, model))

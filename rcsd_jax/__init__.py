@@ -15,6 +15,7 @@ __version__ = "0.1.0"  # `setup.py` reads it from here
 
 _MOVED = {  # public modules of 0.1 -> where they are now
     "rcsd_jax.attribution": "rcsd_jax.roles.attribution",
+    "rcsd_jax.config": "rcsd_jax.settings.keys",
     "rcsd_jax.contexts": "rcsd_jax.roles.contexts",
     "rcsd_jax.continuous_batching": "rcsd_jax.sampling.slots",
     "rcsd_jax.errors": "rcsd_jax.host.errors",

@@ -15,7 +15,7 @@ from rcsd_jax.cli.run_program import run_program
 from rcsd_jax.cli.start import start_job
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.files import AnyPath, as_path
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import keys
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -65,7 +65,7 @@ def start(argv: list[str], *, example: str, trains: bool = True) -> tuple[Config
     """The config, checked, and the workdir that the flags name; the process has joined the others of its job, if any."""
     config = one_config(argv, _CONFIG.value, example=example)
     if _PRINT_CONFIG.value:
-        Console().print(configs.to_json(config), soft_wrap=True)
+        Console().print(keys.to_json(config), soft_wrap=True)
         if not only_checks():
             sys.exit(0)
     config_flag: Any = flags.FLAGS["config"]  # of `config_flags`

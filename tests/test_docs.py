@@ -12,11 +12,12 @@ import textwrap
 import pytest
 from ml_collections import ConfigDict
 
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import keys
+from rcsd_jax.settings.unpack import choices
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-KEYS = [key for key in configs.all_keys(configs.stage()) if "." in key or key in ("seed", "task", "method")]
+KEYS = [key for key in keys.all_keys(keys.stage()) if "." in key or key in ("seed", "task", "method")]
 # Names that say all, in sections where other keys have comments.
 PLAIN = {"rubric.temperature", "rubric.top_p", "rubric.writer_thinking", "teacher.thinking", "eval.roles"}
 
@@ -38,7 +39,7 @@ def blocks(page, language):
 
 
 def is_section(key):
-    value = configs.stage()
+    value = keys.stage()
     for part in key.split("."):
         value = value[part]
     return isinstance(value, ConfigDict) and len(value) > 0
@@ -49,9 +50,7 @@ def test_every_key_is_in_the_reference_and_explained(generate):
     leaves = [key for key in KEYS if not is_section(key)]
     assert len(leaves) > 100
     assert [key for key in leaves if f'id="{key}"' not in reference] == []
-    told = generate.comments(
-        (ROOT / "rcsd_jax" / "settings" / "config.py").read_text(encoding="utf-8"), function="stage"
-    )
+    told = generate.comments((ROOT / "rcsd_jax" / "settings" / "keys.py").read_text(encoding="utf-8"), function="stage")
     of_section = lambda key: any(told.get(key.rsplit(".", n)[0]) for n in range(1, key.count(".") + 1))
     unexplained = {key for key in leaves if not told.get(key) and not of_section(key)}
     assert unexplained == PLAIN
@@ -59,8 +58,8 @@ def test_every_key_is_in_the_reference_and_explained(generate):
 
 def test_choices_stand_beside_their_keys(generate):
     rows = {row.split('id="')[1].split('"')[0]: row for row in generate.configuration().splitlines() if 'id="' in row}
-    for key, choices in configs.CHOICES.items():
-        for choice in choices:
+    for key, allowed in choices().items():
+        for choice in allowed:
             assert f"<code>{generate._escaped(choice)}</code>" in rows[key]
 
 
@@ -181,6 +180,17 @@ def test_every_file_is_listed_with_what_it_does(generate):
 def test_blocks_are_found():
     page = ROOT / "docs" / "extending.md"
     assert len(blocks(page, "diff")) > 5 and len(blocks(page, "python")) > 3
+
+
+def test_the_readme_is_short_and_its_pictures_are_small():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    pictures = set(re.findall(r"(?:src|srcset)=\"(.+?)\"", text))
+    assert len(pictures) == 2 and sum((ROOT / picture).stat().st_size for picture in pictures) < 150_000
+    code = re.findall(r"```(?:bash|python)\n(.*?)```", text, re.S)
+    assert (
+        len(code) == text.count("```") / 2 > 5
+    )  # every block is executed: `.ci/run_readme.py` reads these two languages
 
 
 def test_commands_of_the_quick_start_are_those_of_the_readme():

@@ -18,21 +18,22 @@ from experiments.world import make_base
 from rcsd_jax.checkpoints.hf_config import read_config
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.preemption import StopRequest
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import keys
+from rcsd_jax.settings.unpack import check
 from rcsd_jax.world import documents
 
 
 @pytest.mark.parametrize("name", arms.ARMS)
 def test_every_arm_passes_the_checks(name, tmp_path):
     for quick in (False, True):
-        configs.check(arms.stage2(name, 3, tmp_path, quick=quick))
+        check(arms.stage2(name, 3, tmp_path, quick=quick))
         writer = arms.ARMS[name].writer
         if not writer.startswith("base"):
-            configs.check(arms.stage1(writer, 3, tmp_path, quick=quick))
+            check(arms.stage1(writer, 3, tmp_path, quick=quick))
 
 
 def test_arms_differ_and_tables_name_arms_that_exist(tmp_path):
-    texts = [configs.to_json(arms.stage2(name, 0, tmp_path, quick=False)) for name in arms.ARMS]
+    texts = [keys.to_json(arms.stage2(name, 0, tmp_path, quick=False)) for name in arms.ARMS]
     assert len(set(texts)) == len(texts)
     assert set(scale.ARMS) <= set(arms.ARMS) and {arm.size for arm in arms.ARMS.values()} == {"medium", *bases.SIZES}
     for table in (main_table, divergences, rubrics, curves):
@@ -114,7 +115,7 @@ def _nothing():
 
 def test_workers_share_the_cores_and_tell_what_went_wrong(tmp_path, capfd):
     def run(*names):
-        tasks = [workers.Task(configs.stage(), tmp_path / name, name) for name in names]
+        tasks = [workers.Task(keys.stage(), tmp_path / name, name) for name in names]
         with StopRequest() as stop:
             workers.run_all(tasks, _work, _nothing, count=2, console=rich.console.Console(stderr=True), stop=stop)
 
@@ -134,11 +135,11 @@ def test_the_program_ends_although_tasks_are_left(tmp_path):
     script = f"""
 import pathlib, rich.console
 from experiments import workers
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import keys
 from rcsd_jax.host.preemption import StopRequest
 from tests.test_experiments import _nothing, _work
 if __name__ == "__main__":
-    tasks = [workers.Task(configs.stage(), pathlib.Path({str(tmp_path)!r}) / "one", name) for name in ["bad"] + ["slow"] * 100]
+    tasks = [workers.Task(keys.stage(), pathlib.Path({str(tmp_path)!r}) / "one", name) for name in ["bad"] + ["slow"] * 100]
     with StopRequest() as stop:
         workers.run_all(tasks, _work, _nothing, count=2, console=rich.console.Console(), stop=stop)
 """

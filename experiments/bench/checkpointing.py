@@ -17,13 +17,16 @@ import jax
 import numpy as np
 
 from configs import tiny
+from rcsd_jax.data import sources
 from rcsd_jax.methods.state import shardings_of
 from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.opened_model import load_weights, open_model
-from rcsd_jax.run import preparation, training_state
+from rcsd_jax.run import training_state
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.checkpoints import Checkpoints
+from rcsd_jax.run.rows import encode_all
+from rcsd_jax.settings.unpack import unpack
 
 KINDS = {"every step": 1, "every 20 steps": 20, "none": 0}
 
@@ -34,11 +37,12 @@ def prepare(batch: int, max_new_tokens: int):
     config.rubric.source = "data"
     config.train.batch_size = batch
     config.sampling.max_new_tokens = max_new_tokens
+    config = unpack(config)
     mesh = sharding.make_mesh(**config.mesh)
     jax.set_mesh(mesh)
     model = open_model(config.model.path, config.model)
-    examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"), count=4 * batch)
-    data = preparation.encode(examples, model.tokenizer, config)
+    examples = sources.read_as(config.data.path, config.reading(require=("question", "rubric"), count=4 * batch))
+    data = encode_all(examples, model.tokenizer, config.encoding, config.limits)
     params = load_weights(model, mesh)
     setup = training_state.setup(model, params, config, mesh)
     step_fn = jit_step(setup.recipe, shardings_of(setup.abstract)).train_step

@@ -1,1 +1,1 @@
-"""What the programs do besides the work itself: flags, config files by name, how a job starts and how a program ends."""
+"""Flags, config files by name, the start of a job and the end of a program."""

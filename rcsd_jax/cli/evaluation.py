@@ -11,6 +11,7 @@ from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.report.summary import print_evaluation
 from rcsd_jax.run.check import check_evaluation
 from rcsd_jax.run.evaluate_model import evaluate_model
+from rcsd_jax.settings.unpack import unpack
 
 
 def run_evaluation(config: ConfigDict, workdir: AnyPath) -> None:
@@ -33,5 +34,5 @@ def check_only(config: ConfigDict) -> None:
       UserError: what is wrong.
     """
     console = Console(quiet=not multihost.is_main())
-    check_evaluation(config, console)
+    check_evaluation(unpack(config, trains=False), console)
     console.print("checked: config, model and questions can be used; nothing was run")

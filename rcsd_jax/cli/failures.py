@@ -1,4 +1,4 @@
-"""Errors that mean that disk space or device memory ran out, in whatever other errors they are wrapped."""
+"""Recognises errors that mean that disk space or device memory ran out, also inside other errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last is the limit of a 
 
 
 def resource_spent(error: BaseException) -> str | None:
-    """One line for an error that means that device memory or disk space ran out; None for another."""
+    """One line for an error that means that device memory or disk space ran out; None for any other error."""
     if (line := disk_full(error)) is not None:
         return line
     for cause in _causes(error):
@@ -23,7 +23,7 @@ def resource_spent(error: BaseException) -> str | None:
 
 
 def disk_full(error: BaseException) -> str | None:
-    """One line for an error that means that the disk is full; None for another."""
+    """One line for an error that means that the disk is full; None for any other error."""
     for cause in _causes(error):
         if getattr(cause, "errno", None) in _FULL or any(os.strerror(number) in str(cause) for number in _FULL):
             return f"the disk is full, or a quota reached ({first_line(cause)}); free space, then the same command continues"
@@ -31,7 +31,7 @@ def disk_full(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those in whose handling it arose."""
+    """The error, and the errors that caused it."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

@@ -1,4 +1,4 @@
-"""Flags of a program, read by absl. One line says which flag cannot be read."""
+"""Reads a program's flags with absl. One line names a flag that cannot be read."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _ALL_FLAGS = ("--helpfull", "-helpfull")
 def parser(program: str, usage: str) -> Callable[[list[str]], list[str]]:
     """A `flags_parser` for `app.run` that raises `UserError`, naming the program's help.
 
-    `--help`, `--helpfull` and `--version` print what they say on stdout and end the program with status 0.
+    `--help`, `--helpfull` and `--version` print on stdout and end the program with status 0.
 
     Args:
       program: its module.
-      usage: its command line and what it does, the docstring of the module.
+      usage: its command line and purpose, the docstring of the module.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -39,7 +39,7 @@ def parser(program: str, usage: str) -> Callable[[list[str]], list[str]]:
             raise unknown_key(argv, error) from error
         except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
             lines = str(error).strip().splitlines()
-            # Of a config's own error, what it says.
+            # For an error of the config itself, its message.
             message = lines[-1] if "Traceback" in str(error) else " ".join(lines)
             raise UserError(f"a flag cannot be read: {message}", remedy=f"see python -m {program} --help") from error
 
@@ -61,7 +61,7 @@ def _answer(argv: list[str], usage: str) -> None:
 
 
 def one_config(argv: list[str], config: ConfigDict | None, *, example: str) -> ConfigDict:
-    """The config that was given; raises `UserError` without one, naming an example, or for arguments that are no flags."""
+    """The config; raises `UserError` if there is none, with an example, or if an argument is not a flag."""
     if len(argv) > 1:
         raise UserError(
             "unknown argument", field="argv", value=argv[1], remedy="settings are given as --config.key=value"
@@ -72,7 +72,7 @@ def one_config(argv: list[str], config: ConfigDict | None, *, example: str) -> C
 
 
 def _located(argv: list[str]) -> list[str]:
-    """The arguments, with the path of the config file in the place of its name."""
+    """The arguments, with the config file's path in place of its name."""
     located = list(argv)
     for i, argument in enumerate(argv):
         if match := re.fullmatch(r"(--?config=)(.+)", argument):

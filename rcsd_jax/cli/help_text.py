@@ -40,7 +40,7 @@ def help_text(usage: str) -> str:
     )
     settings = (
         "Every setting is a flag, such as --config.optimizer.learning_rate=1e-5, and of a config of several stages "
-        "--config.stage2.optimizer.learning_rate=1e-5. docs/configuration.md and rcsd_jax/settings/config.py list and explain them."
+        "--config.stage2.optimizer.learning_rate=1e-5. docs/configuration.md and rcsd_jax/settings/keys.py list and explain them."
     )
     return "\n".join([*parts, "", paragraph(of_sizes, 0), "", paragraph(settings, 0)])
 

@@ -18,7 +18,8 @@ from rcsd_jax.report.write import report_path, write_report
 from rcsd_jax.run.check import check_stage
 from rcsd_jax.run.stage import run_stage
 from rcsd_jax.run.workdir import check_later_stages
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import keys
+from rcsd_jax.settings.unpack import check, unpack
 
 
 def run_job(config: ConfigDict, workdir: AnyPath, *, report: bool = False) -> dict[str, dict]:
@@ -35,16 +36,16 @@ def run_job(config: ConfigDict, workdir: AnyPath, *, report: bool = False) -> di
     Raises:
       UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; the state is saved.
     """
-    configs.check(config)
+    check(config)
     console = Console(quiet=not multihost.is_main())
     began, results = time.monotonic(), {}
-    stages = [(name, with_workdir(stage, workdir)) for name, stage in configs.stages_of(config)]
-    check_later_stages(stages, as_path(workdir))
+    stages = [(name, with_workdir(stage, workdir)) for name, stage in keys.stages_of(config)]
+    check_later_stages([(name, stage.to_dict()) for name, stage in stages], as_path(workdir))
     with StopRequest() as stop:
         for name, stage in stages:
             stop.raise_if_set(f"before {name}")
             results[name] = run_stage(stage, workdir / name, console, stop, name=name)
-    fields = {n: tuple(f for f in s.teacher.fields if f != "question") for n, s in configs.stages_of(config)}
+    fields = {n: tuple(f for f in s.teacher.fields if f != "question") for n, s in keys.stages_of(config)}
     print_summary(console, results, fields)
     console.print(f"done in {time.monotonic() - began:.0f} s, peak memory {_peak_memory_gib():.1f} GiB")
     if report:
@@ -59,10 +60,10 @@ def check_job(config: ConfigDict, workdir: AnyPath) -> None:
       UserError: what is wrong.
     """
     console = Console(quiet=not multihost.is_main())
-    stages = configs.stages_of(config)
+    stages = keys.stages_of(config)
     for i, (name, stage) in enumerate(stages):
         earlier = [workdir / before for before, _ in stages[:i]]
-        check_stage(with_workdir(stage, workdir), console, name, earlier=earlier)
+        check_stage(unpack(with_workdir(stage, workdir), name=name), console, name, earlier=earlier)
     console.print("checked: config, model and data can be used; nothing was run")
 
 

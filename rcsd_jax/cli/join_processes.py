@@ -1,4 +1,4 @@
-"""The flags and environment variables by which one process finds the others of its job."""
+"""The flags and environment variables with which a process finds the others of its job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rcsd_jax.host.errors import UserError
 
 
 class Processes(NamedTuple):
-    """What the flags say; None where a flag is not given."""
+    """The flags' values; None for a flag that is not set."""
 
     several: bool
     coordinator: str | None  # HOST:PORT of process 0
@@ -20,7 +20,7 @@ class Processes(NamedTuple):
 
 
 def join_processes(processes: Processes) -> None:
-    """Joins the processes of the job, if there are several; to be called before anything else of JAX.
+    """Joins the processes of the job, if there are several. Call it before anything else of JAX.
 
     Raises:
       UserError: flags or variables are missing or contradict each other.
@@ -28,7 +28,9 @@ def join_processes(processes: Processes) -> None:
     if not processes.several:
         for name in ("coordinator", "num_processes", "process_id"):
             if getattr(processes, name) is not None:
-                raise UserError("is of use with several processes alone", field=f"--{name}", remedy="add --distributed")
+                raise UserError(
+                    "has an effect only with several processes", field=f"--{name}", remedy="add --distributed"
+                )
         return
     distributed.start(
         coordinator=processes.coordinator,
@@ -39,7 +41,7 @@ def join_processes(processes: Processes) -> None:
 
 
 def _number(flag: int | None, variable: str) -> int | None:
-    """A flag's value, or that of an environment variable."""
+    """The value of a flag or of an environment variable."""
     if flag is not None or variable not in os.environ:
         return flag
     try:

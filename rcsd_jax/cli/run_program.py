@@ -1,4 +1,4 @@
-"""How a program runs and ends: flags, one line for a user's error, exit statuses, the other processes of its job."""
+"""Runs a program and ends it: flags, one line for a user's error, exit statuses, the other processes of its job."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from rcsd_jax.host.errors import Preempted, UserError, WriteFailed, first_line
 
 
 def run_program(program: Callable[[list[str]], None], name: str, usage: str) -> None:
-    """Runs a program of the flags that are defined, and ends the process if anything goes wrong.
+    """Runs a program with the defined flags, and ends the process if anything goes wrong.
 
     A `UserError` becomes one line on stderr and exit status 2, a signal status 128 + its number.
 
     Args:
-      program: its entry point after flags were read.
+      program: its entry point, called after the flags are read.
       name: its module.
-      usage: its command line and what it does, the docstring of the module.
+      usage: its command line and purpose, the docstring of the module.
     """
     without_torch()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to install torch would be the first line
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # otherwise its advice to install torch would be the first line
     try:
         app.run(functools.partial(_and_finish, program), flags_parser=parser(name, usage))
     except UserError as error:
         said = (disk_full(error.__cause__) if error.__cause__ else None) or str(error)
         if distributed.told() or isinstance(error, WriteFailed):
-            distributed.end(said, 2)  # threads that were writing would end with tracebacks of their own
+            distributed.end(said, 2)  # otherwise writing threads would end with their own tracebacks
         to_stderr(f"error: {said}")
         sys.exit(2)
     except Preempted as stopped:
@@ -47,7 +49,7 @@ def run_program(program: Callable[[list[str]], None], name: str, usage: str) -> 
         if distributed.told():
             _end_all(error)
         raise
-    except KeyboardInterrupt:  # while nothing ran yet, or a second Ctrl-C
+    except KeyboardInterrupt:  # before anything ran, or a second Ctrl-C
         line = "stopped at once; the same command continues from what was saved"
         if distributed.told():
             distributed.end(line, 128 + signal.SIGINT)
@@ -58,13 +60,13 @@ def run_program(program: Callable[[list[str]], None], name: str, usage: str) -> 
 def without_torch() -> None:
     """Makes torch look as if it were not installed: transformers and tensorboardX would import it, and no program uses it.
 
-    That is two seconds of every start. For processes that are a program of ours, before they import either.
+    The import takes two seconds of every start. Only our own programs call this, before they import either.
     """
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 def _and_finish(program: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs a program; however it ends in all processes alike, they then leave together."""
+    """Runs a program; the processes then leave together."""
     try:
         program(argv)
     except Preempted:
@@ -74,7 +76,7 @@ def _and_finish(program: Callable[[list[str]], None], argv: list[str]) -> None:
 
 
 def _end_all(error: Exception) -> None:
-    """One of several processes cannot go on: where another one is gone it says so, else its traceback is printed."""
+    """Ends a process of several that cannot continue: it reports a missing process, or prints its traceback."""
     try:
         distributed.raise_or_end(error)
     except Exception:

@@ -1,4 +1,4 @@
-"""Where configuration files are: a path, or the name of one that comes with the package ("tiny", "stage2:grpo")."""
+"""Finds config files: by a path, or by the name of one that comes with the package ("tiny", "stage2:grpo")."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped() -> dict[str, Path]:
-    """Name -> file of those that come with the package: of its checkout, or installed with it."""
+    """Name -> file of the configs that come with the package, in its checkout or installed with it."""
     checkout = _PACKAGE.parent / "configs"
     folder = checkout if (checkout / "tiny.py").exists() else _PACKAGE / "shipped" / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
 
 def variants() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Name -> (what it is, names of its variants) of the files that come with the package."""
+    """Name -> (description, names of its variants) of the configs that come with the package."""
     found = {}
     for name, path in shipped().items():
         spec = importlib.util.spec_from_file_location(f"configs_{name}", locate(str(path)))
@@ -34,12 +34,12 @@ def variants() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def locate(given: str) -> str:
-    """The path of a config file, with what follows a colon; the file may import others of its folder as `configs.NAME`.
+    """The path of a config file, with the text after a colon; the file may import others of its folder as `configs.NAME`.
 
-    A path that exists is taken as it is. Else `NAME`, `NAME.py` and `configs/NAME.py` mean the package's own.
+    A path that exists is used unchanged. Otherwise `NAME`, `NAME.py` and `configs/NAME.py` mean the package's configs.
 
     Raises:
-      UserError: there is no such file, and what the nearest name is.
+      UserError: there is no such file; the message suggests the nearest name.
     """
     path, colon, variant = given.partition(":")
     found = Path(path)

@@ -9,7 +9,6 @@ from rcsd_jax.cli.join_processes import Processes, join_processes
 from rcsd_jax.host import compiled_programs
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.files import AnyPath
-from rcsd_jax.settings import config as configs
 
 
 def start_job(
@@ -35,13 +34,13 @@ def start_job(
       UserError: settings that no run can have, or processes that cannot be joined.
     """
     if not processes.several:
-        configs.check(config, trains=trains)  # before JAX is imported, which takes seconds
         Console().print(f"{workdir}: starting JAX", soft_wrap=True)
     if quiet:
         logging.set_verbosity(logging.FATAL)  # orbax tells of every file it writes, and of errors that it raises too
     join_processes(processes)
-    if processes.several:
-        configs.check(config, trains=trains)  # after joining, so that all hear of one that has other settings
+    from rcsd_jax.settings.unpack import check  # it imports JAX: the line above comes before
+
+    check(config, trains=trains)  # after joining, so that all hear of one that has other settings
     if compilation_cache is not None:
         line = compiled_programs.keep(compilation_cache, workdir)
         from rcsd_jax.host import multihost  # it imports JAX

@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import keys
 
 
 def unknown_key(argv: list[str], error: Exception) -> UserError:
@@ -20,8 +20,8 @@ def unknown_key(argv: list[str], error: Exception) -> UserError:
         file = next(a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a))
         flags.FLAGS.unparse_flags()
         config = config_flags.config_flags.ConfigFileFlagParser("config").parse(file)
-        known = configs.all_keys(config)
-        stages = {name: configs.all_keys(stage) for name, stage in configs.stages_of(config) if name}
+        known = keys.all_keys(config)
+        stages = {name: keys.all_keys(stage) for name, stage in keys.stages_of(config) if name}
     except Exception:  # the config file itself is at fault; its own error is the message
         known = []
     bad = next((key for key in named if key not in known), None)

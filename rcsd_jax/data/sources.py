@@ -1,14 +1,81 @@
-"""Where examples lie, told by the path: files by their ending, data sets by what stands before the colon."""
+"""Where examples lie: a path says so by its ending or by what stands before a colon. A new source is a line of `SOURCES`."""
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rcsd_jax.data.examples import Example
+from rcsd_jax.data.hub import read_hub
+from rcsd_jax.data.jsonl import read_jsonl
+from rcsd_jax.data.parquet import read_parquet
+from rcsd_jax.data.tfds import read_tfds
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA
 
-SOURCES = ("jsonl", "parquet", "hub", "tfds")
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How rows are read; a source takes what it knows of.
+
+    Attributes:
+      source: of `SOURCES`, of a path that does not say.
+      split: of data sets whose path names none.
+      data_dir: where TFDS keeps prepared data; None for its default.
+      fields, require, min_criteria, max_criteria, say: see `records.to_examples`.
+      count, seed, flawed: of a source that makes its rows: how many, which, and the share of references with a fault.
+    """
+
+    source: str = "jsonl"
+    split: str = "train"
+    data_dir: str | None = None
+    fields: Mapping[str, str | None] | None = None
+    require: Sequence[str] = ("question",)
+    min_criteria: int = MIN_CRITERIA
+    max_criteria: int = MAX_CRITERIA
+    say: Callable[[str], Any] = warnings.warn
+    count: int = 0
+    seed: int = 0
+    flawed: float | None = None
+
+    @property
+    def of_records(self) -> dict[str, Any]:
+        """The arguments of `records.to_examples`."""
+        names = ("fields", "require", "min_criteria", "max_criteria", "say")
+        return {name: getattr(self, name) for name in names}
+
+
+class Source(NamedTuple):
+    """How the rows at a place are read.
+
+    Attributes:
+      read: from a place, without the source's name, and `Reading`.
+      makes_rows: whether it makes them itself: then no benchmark lies there.
+    """
+
+    read: Callable[[str, Reading], list[Example]]
+    makes_rows: bool = False
+
+
+def _hub(place: str, how: Reading) -> list[Example]:
+    name, _, split = place.partition("#")
+    return read_hub(name, split=split or how.split, **how.of_records)
+
+
+def _tfds(place: str, how: Reading) -> list[Example]:
+    name, _, split = place.partition("#")
+    return read_tfds(name, split=split or how.split, data_dir=how.data_dir, **how.of_records)
+
+
+SOURCES: dict[str, Source] = {
+    "jsonl": Source(lambda place, how: read_jsonl(place, **how.of_records)),
+    "parquet": Source(lambda place, how: read_parquet(place, **how.of_records)),
+    "hub": Source(_hub),
+    "tfds": Source(_tfds),
+}
 
 
 def split_source(path: str, default: str) -> tuple[str, str]:
@@ -25,38 +92,23 @@ def split_source(path: str, default: str) -> tuple[str, str]:
     return (ending if ending in ("jsonl", "parquet") else default), path
 
 
-def read(
-    path: str, *, source: str = "jsonl", split: str = "train", data_dir: str | None = None, **settings: Any
-) -> list[Example]:
+def read(path: str, **how: Any) -> list[Example]:
     """Reads the examples at a path.
 
     Args:
       path: a file (.jsonl, .parquet), a folder of Parquet files, `hub:OWNER/NAME[:CONFIGURATION][#SPLIT]` or
         `tfds:NAME[#SPLIT]`.
-      source: of `SOURCES`, of a path that does not say.
-      split: of data sets whose path names none.
-      data_dir: where TFDS keeps prepared data; None for its default.
-      **settings: of `records.to_examples`.
+      **how: of `Reading`.
 
     Raises:
       UserError: unreadable data, or what `records.to_examples` objects to.
     """
-    source, place = split_source(path, source)
-    name, _, named_split = place.partition("#")
-    if source == "tfds":
-        from rcsd_jax.data.tfds import read_tfds  # imported where they are used: all three take seconds
+    return read_as(path, Reading(**how))
 
-        return read_tfds(name, split=named_split or split, data_dir=data_dir, **settings)
-    if source == "hub":
-        from rcsd_jax.data.hub import read_hub
 
-        return read_hub(name, split=named_split or split, **settings)
-    if source == "parquet":
-        from rcsd_jax.data.parquet import read_parquet
-
-        return read_parquet(place, **settings)
-    if source == "jsonl":
-        from rcsd_jax.data.jsonl import read_jsonl
-
-        return read_jsonl(place, **settings)
-    raise UserError("no such source", field="data.source", value=source, remedy=f"use one of {', '.join(SOURCES)}")
+def read_as(path: str, how: Reading) -> list[Example]:
+    """`read` with its arguments as a value."""
+    source, place = split_source(path, how.source)
+    if source not in SOURCES:
+        raise UserError("no such source", field="data.source", value=source, remedy=f"use one of {', '.join(SOURCES)}")
+    return SOURCES[source].read(place, how)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from rcsd_jax.data import records
 from rcsd_jax.data.examples import Example
@@ -58,6 +57,8 @@ def read_tfds(
 
 
 def _open(name: str, split: str, data_dir: str | None) -> tuple[Sequence[Mapping], Any]:
+    import tensorflow_datasets as tfds  # late: it takes seconds
+
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         if not builder.is_prepared():
@@ -91,6 +92,8 @@ def _rows(source: Sequence[Mapping], features: Any) -> Iterator[tuple[int, Mappi
 
 def _plain(value: Any, feature: Any) -> Any:
     """NumPy values and bytes as Python values; TFDS's columns of a sequence of records as a list of records."""
+    import tensorflow_datasets as tfds  # late, as above
+
     if isinstance(feature, tfds.features.FeaturesDict):
         return {key: _plain(value[key], feature[key]) for key in feature}
     if isinstance(feature, tfds.features.Sequence):

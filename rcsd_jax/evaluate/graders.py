@@ -7,21 +7,31 @@ from typing import NamedTuple
 
 from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.evaluate import answers
-from rcsd_jax.evaluate.table import GradeAll
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.parsing import drop_thinking, parse
-from rcsd_jax.rubrics.schema import to_json
 from rcsd_jax.rubrics.scoring import f1
 
 Grade = Callable[[Example, str], dict[str, float]]
+GradeAll = Callable[[Sequence[Example], Sequence[str]], list[dict[str, float]]]
+"""Examples and a text for each -> scores; NaN where one could not be had."""
 
 
 class Grader(NamedTuple):
-    """How texts are graded, the fields of an example without which they cannot be, and what the writer is told."""
+    """How texts are graded.
 
-    grade: Grade | None  # None: a judge's, which grades all together
+    Attributes:
+      grade: None for a judge, which grades all together.
+      needs: the fields of an example without which it cannot be graded.
+      feedback: what the writer is told; it returns None where nothing is wrong.
+      of_own_rows: whether a user may choose it for rows of his own: not where it reads what a benchmark adds to them.
+      source: the only data source whose rows it can grade; "" for any.
+    """
+
+    grade: Grade | None
     needs: tuple[str, ...]
-    feedback: Callable[[Example, str], str | None] | None = None  # it gives None where nothing is wrong
+    feedback: Callable[[Example, str], str | None] | None = None
+    of_own_rows: bool = True
+    source: str = ""
 
 
 def grade_rubric(example: Example, text: str) -> dict[str, float]:
@@ -80,14 +90,6 @@ def grade_number(example: Example, text: str) -> dict[str, float]:
     return {"accuracy": float(agree), "parsed": float(found is not None)}
 
 
-def grade_world(example: Example, text: str) -> dict[str, float]:
-    """The embedded world's programs: is the final answer right, and what is the rubric score?"""
-    from rcsd_jax import world
-
-    grade = world.grade_solution(example, text)
-    return {"accuracy": float(grade.correct), "rubric_score": grade.rubric_score}
-
-
 def rubric_feedback(example: Example, text: str) -> str | None:
     """What a parser objects to."""
     parsed = parse(text, min_criteria=1, max_criteria=10**6)
@@ -100,14 +102,6 @@ def boxed_feedback(example: Example, text: str) -> str | None:
         return None
     found = answers.last_boxed(text)
     return "There is no final answer in \\boxed{}." if found is None else f"The final answer {found} is wrong."
-
-
-def world_feedback(example: Example, text: str) -> str | None:
-    """The criteria of the true rubric that the text fails, as a rubric."""
-    from rcsd_jax import world
-
-    failed = world.failed_criteria(example, text)
-    return None if failed is None else to_json(failed, style="strings")
 
 
 def grade_all(
@@ -132,11 +126,15 @@ def grade_all(
 GRADERS: dict[str, Grader] = {
     "rubric": Grader(grade_rubric, ("rubric",), rubric_feedback),
     "boxed": Grader(grade_boxed, ("reference",), boxed_feedback),
-    "world": Grader(grade_world, ("rubric",), world_feedback),
-    "option": Grader(grade_option, ()),
-    "number": Grader(grade_number, ("answer",)),
+    "option": Grader(grade_option, (), of_own_rows=False),
+    "number": Grader(grade_number, ("answer",), of_own_rows=False),
     "judge": Grader(None, ("rubric",)),
 }
+
+
+def choices() -> tuple[str, ...]:
+    """What a user may choose for rows of his own: a grader, or "" for none."""
+    return ("", *(name for name, grader in GRADERS.items() if grader.of_own_rows))
 
 
 def _equals_one(found: str, truths: Sequence[str]) -> bool:

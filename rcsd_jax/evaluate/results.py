@@ -1,6 +1,6 @@
-"""The files of an evaluation: `evaluation_<label>.json` with scores, `completions_<label>.jsonl` with what was graded.
+"""The files of an evaluation: `evaluation_<label>.json` with scores, `completions_<label>.jsonl` with the graded texts.
 
-A label is a role, or `step_<n>` for the student after so many steps. Scores stand by set and mode ("sampled", "greedy").
+A label is a role, or `step_<n>` for the student after n steps. Scores are stored by set and mode ("sampled", "greedy").
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from typing import Any
 from rcsd_jax.host.files import AnyPath, read_json, write_json, write_text
 
 KINDS = ("evaluation_", "completions_", "unfinished_")
-"""What names of such files begin with; the last holds the completions of an evaluation that is under way."""
+"""The prefixes of these files' names; the last is for the completions of an unfinished evaluation."""
 
 
 def write(workdir: AnyPath, label: str, scores: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
-    """Adds `scores`, set -> mode -> scores, and what was graded for them to what the files hold of other sets and modes."""
+    """Adds `scores`, set -> mode -> scores, and their graded texts to the files, which keep other sets and modes."""
     path, texts = _paths(workdir, label)
     held = read_json(path) if path.exists() else {}
     kept = [record for record in (_records(texts) if held else []) if record["mode"] in held.get(record["split"], {})]
-    # The scores come last: where a kill left the texts without them, they are those of no set in `held`.
+    # The scores come last: after a kill, texts without scores belong to no set in `held`.
     write_text(texts, _lines([*kept, *records]))
     write_json(path, {split: held.get(split, {}) | scores.get(split, {}) for split in dict.fromkeys([*held, *scores])})
 
 
 def labels(workdir: AnyPath, stale: Callable[[str, str], bool]) -> list[str]:
-    """The labels that have scores of which `stale(set, mode)` is true."""
+    """The labels with scores for which `stale(set, mode)` is true."""
     found = sorted(path.stem.removeprefix("evaluation_") for path in workdir.glob("evaluation_*.json"))
     return [label for label in found if any(stale(*unit) for unit in _units(read_json(_paths(workdir, label)[0])))]
 
 
 def set_aside(workdir: AnyPath, stale: Callable[[str, str], bool]) -> AnyPath:
-    """Copies the files with scores of which `stale(set, mode)` is true, and the config, to a new folder `earlier_<n>`.
+    """Copies the files with scores for which `stale(set, mode)` is true, and the config, to a new folder `earlier_<n>`.
 
-    In the workdir those scores, and what was graded for them, are then no more. Returns the folder.
+    Then removes those scores and their graded texts from the workdir. Returns the folder.
     """
     number = 1
     while (earlier := workdir / f"earlier_{number}").exists():
@@ -62,7 +62,7 @@ def set_aside(workdir: AnyPath, stale: Callable[[str, str], bool]) -> AnyPath:
 
 
 def of_last_step(workdir: AnyPath, step: int) -> None:
-    """What was the last step's becomes that of `step`, after which the run goes on."""
+    """Renames the last step's files to those of `step`, because the run continues beyond it."""
     for before, after in zip(_paths(workdir, "trained"), _paths(workdir, f"step_{step}"), strict=True):
         if before.exists():
             before.replace(after)
@@ -78,7 +78,7 @@ def _units(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]
 
 
 def _records(path: AnyPath) -> list[dict[str, Any]]:
-    """Not by `splitlines`: a text may hold characters at which that breaks."""
+    """Not by `splitlines`, which also breaks at other characters that a text may hold."""
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return [json.loads(line) for line in lines if line]
 

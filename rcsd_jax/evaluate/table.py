@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 
 from rcsd_jax.data.examples import Example
+from rcsd_jax.evaluate.graders import GradeAll
 from rcsd_jax.sampling.sampler import Batches, Completion
 
 Complete = Callable[[Sequence[np.ndarray], Sequence[int]], Batches]
 """Prompts and their seeds -> completions, as `Sampler.generate` with its settings bound."""
-
-GradeAll = Callable[[Sequence[Example], Sequence[str]], list[dict[str, float]]]
-"""Examples and a text for each -> scores; NaN where one could not be had."""
 
 _TEXT_FIELDS = ("id", "sample", "text", "length", "cut")
 _RESAMPLED = 1000

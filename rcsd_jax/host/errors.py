@@ -40,6 +40,16 @@ class UserError(Exception):
         named = "" if field is None else f"field '{field}'" + ("" if value is None else f" = {_short(value)}") + ": "
         super().__init__(" ".join(f"{place}{named}{problem}; {remedy}".splitlines()))
 
+    def under(self, prefix: str) -> UserError:
+        """The same error with more in front of its field: a section's name before that of one of its keys.
+
+        Examples:
+          >>> print(UserError("must be positive", remedy="raise it", field="clip", value=-1).under("optimizer."))
+          field 'optimizer.clip' = -1: must be positive; raise it
+        """
+        place: dict[str, Any] = dict(file=self.file, row=self.row, value=self.value, remedy=self.remedy)
+        return UserError(self.problem, field=f"{prefix}{self.field}", **place)
+
     def with_remedy(self, more: str) -> UserError:
         """The same error with one more remedy."""
         place = dict(file=self.file, row=self.row, field=self.field, value=self.value)

@@ -1,6 +1,6 @@
-"""What a judge answered, kept on disk as it arrives, so that nothing is asked and paid for twice.
+"""A judge's answers, kept on disk as they arrive, so that nothing is asked and paid for twice.
 
-What is kept is the judge's text, from which decisions are read anew. The file is a `host.keyed_log`.
+The file holds the judge's texts; decisions are read from them again. The file is a `host.keyed_log`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _CODEC = Codec(
 class AnswerCache(KeyedLog[Answer]):
     """Answers by `key_of(identity, prompt, attempt)`: all in memory, and on disk unless there is no path.
 
-    `identity` is what identifies the judge and how it is asked, never a secret; `attempt` is 0, then counts the re-asks.
+    `identity` identifies the judge and how it is asked, and holds no secret; `attempt` is 0, then counts the re-asks.
     """
 
     def __init__(self, path: str | AnyPath | None):
-        """Opens the cache, making the file and its folder where absent.
+        """Opens the cache; makes the file and its folder if they are missing.
 
         Raises:
           UserError: as `KeyedLog`, which one process has at a time.
@@ -46,11 +46,11 @@ class AnswerCache(KeyedLog[Answer]):
         super().__init__(path, _CODEC, exclusive=True)
 
     def put(self, key: str, answer: Answer) -> None:
-        """Adds an answer. A key that is held keeps the answer that it has.
+        """Adds an answer. A key that exists keeps its answer.
 
         Raises:
           ValueError: there is no text.
         """
         if answer.text is None:
-            raise ValueError("only answers are kept; what got none is asked again by the next run")
+            raise ValueError("only answers are kept; prompts without an answer are asked again by the next run")
         super().put(key, answer)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from rcsd_jax.host.checks import one_of
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.judge import answers, prompts
 from rcsd_jax.judge.asking import Answer, Ask, Usage, usage_of
@@ -35,7 +36,7 @@ class JudgeSettings:
       input_price, output_price: US dollars per million tokens, or None.
     """
 
-    per_call: str = "criterion"
+    per_call: str = one_of(PER_CALL, default="criterion")
     reasks: int = 2
     max_characters: int = 200_000
     input_price: float | None = None

@@ -5,12 +5,22 @@ scoring, microbatches, updates, checkpoints and metrics are the same for all.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from rcsd_jax.methods import grpo, mixed, self_distillation, sft
 
-METHODS: dict[str, Callable] = {
-    "self_distillation": self_distillation.loss_and_sums,
-    "grpo": grpo.loss_and_sums,
-    "sft": sft.loss_and_sums,
-    "self_distillation_and_grpo": mixed.loss_and_sums,
+
+class Method(NamedTuple):
+    """A method's loss, whether it has a teacher, and whether completions are graded for it."""
+
+    loss_and_sums: Callable
+    teacher: bool = False
+    rewarded: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "self_distillation": Method(self_distillation.loss_and_sums, teacher=True),
+    "grpo": Method(grpo.loss_and_sums, rewarded=True),
+    "sft": Method(sft.loss_and_sums),
+    "self_distillation_and_grpo": Method(mixed.loss_and_sums, teacher=True, rewarded=True),
 }

@@ -1,12 +1,42 @@
-"""The optimizer: AdamW behind clipping, with a schedule of its learning rate."""
+"""AdamW behind a clip of the gradient's norm, with a warm-up and a schedule."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
+
+from rcsd_jax.host import checks
+
+SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "constant": lambda rate, steps: optax.constant_schedule(rate),
+    "linear": lambda rate, steps: optax.linear_schedule(rate, 0.0, steps),
+    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
+}
+"""(rate after the warm-up, steps after it) -> step -> rate."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """The section `optimizer`; `settings/keys.py` says what each key means."""
+
+    learning_rate: float
+    schedule: str = checks.one_of(SCHEDULES)
+    warmup_steps: int
+    clip: float
+    b1: float
+    b2: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        checks.choices(self)
+        checks.finite(self, "learning_rate", "clip", "weight_decay")
+        checks.need(self.learning_rate > 0, self, "learning_rate", "must be positive", "the paper's is 5e-6")
+        checks.at_least_zero(self, "warmup_steps", "clip", "weight_decay")
+        checks.share(self, "b1", "b2")
 
 
 def make_optimizer(
@@ -24,14 +54,9 @@ def make_optimizer(
 
     Weight decay is for matrices; norms and biases have none.
 
-    `schedule` is one of "constant", "linear" (to zero at `steps`) and "cosine" (likewise), after a linear warm-up.
+    `schedule` is one of `SCHEDULES`, after a linear warm-up; "linear" and "cosine" fall to zero at `steps`.
     """
-    decay_steps = max(steps - warmup_steps, 1)
-    after = {
-        "constant": optax.constant_schedule(learning_rate),
-        "linear": optax.linear_schedule(learning_rate, 0.0, decay_steps),
-        "cosine": optax.cosine_decay_schedule(learning_rate, decay_steps),
-    }[schedule]
+    after = SCHEDULES[schedule](learning_rate, max(steps - warmup_steps, 1))
     # The first update already has a rate of learning_rate / (warmup + 1): a rate of zero would waste a whole step.
     warmup = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
     rate = optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after

@@ -80,7 +80,7 @@ def loss_and_gradient(
     def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         student = recipe.roles.student.at(dataclasses.replace(state, trained=trained), frozen)
         scored = score(student, teacher, teacher_hidden, completions)
-        return METHODS[recipe.method](scored, completions, weights, recipe.loss)
+        return METHODS[recipe.method].loss_and_sums(scored, completions, weights, recipe.loss)
 
     return jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
 

@@ -1,1 +1,1 @@
-"""What a run needs on a TPU slice, asked of the TPU compiler without a TPU: `python -m rcsd_jax.plan`."""
+"""Plans a run on a TPU slice with the TPU compiler, without a TPU: `python -m rcsd_jax.plan`."""

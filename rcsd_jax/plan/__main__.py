@@ -25,8 +25,7 @@ from rcsd_jax.cli.run_program import without_torch
 from rcsd_jax.host import compiled_programs
 from rcsd_jax.host.console import Console, to_stderr
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.settings import config as configs
-from rcsd_jax.settings import sizes
+from rcsd_jax.settings import keys, sizes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
@@ -56,11 +55,10 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     from rcsd_jax.plan import chips, report  # they import JAX, which takes seconds: flags are read before
     from rcsd_jax.plan.stage import plan_stage, without_data
+    from rcsd_jax.settings.unpack import unpack
 
     chips.open_topology(topology)  # known before what the config lacks is
-    stages = {name: without_data(stage) for name, stage in configs.stages_of(config)}
-    for stage in stages.values():
-        configs.check(stage)
+    stages = {name: unpack(without_data(stage)) for name, stage in keys.stages_of(config)}
     console = Console()
     progress = Console(stderr=True)
     results = {}

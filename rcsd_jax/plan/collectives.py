@@ -1,4 +1,4 @@
-"""Collectives of a compiled program: who takes part, the bytes that each chip sends, and what goes on beside them."""
+"""Collectives of a compiled program: the participants, the bytes that each chip sends, and the work that runs at the same time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rcsd_jax.plan.hlo import Computation, Instruction, Module
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 Progress: TypeAlias = Literal["waited", "start", "done", "continued"]
-"""Whether the chip waits for a collective; of an asynchronous one its start, its end, or work that goes on beside it."""
+"""Whether the chip waits for a collective; for an asynchronous one its start, its end, or work that runs at the same time."""
 
 
 class Collective(NamedTuple):
@@ -35,9 +35,9 @@ def collective_of(
     """The collective that an instruction is or holds; None for anything else.
 
     Args:
-      module, computation: where the instruction stands.
-      instruction: any.
-      started: of `channels_started`.
+      module, computation: where the instruction is.
+      instruction: any instruction.
+      started: the result of `channels_started`.
     """
     kind = instruction.opcode.removesuffix("-done")
     if kind in COLLECTIVES and instruction.opcode != kind:
@@ -58,7 +58,7 @@ def collective_of(
         return Collective(first.opcode, (), 0.0, "continued")
     kind = first.opcode
     if kind == "all-reduce" and instruction.bytes < 0.75 * first.bytes:
-        kind = "reduce-scatter"  # TPUs write it as an all-reduce of which every chip keeps its slice
+        kind = "reduce-scatter"  # TPUs write it as an all-reduce, and every chip keeps its slice
     return _collective(inner, first, kind, "waited")
 
 
@@ -85,9 +85,9 @@ def _is_start(computation: Computation) -> bool:
 
 
 def replica_group(instruction: Instruction) -> tuple[int, ...]:
-    """The partition ids of the first group of a collective; of a permutation, of the first pair that differs.
+    """The partition ids of the first group of a collective; for a permutation, of the first pair that differs.
 
-    Empty if the text names no group: then all devices take part.
+    Empty if the text names no group, which means that all devices take part.
     """
     pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}", instruction.attributes)
     if pairs:

@@ -1,6 +1,6 @@
-"""Asks the TPU compiler for a program, and keeps its answers: the next plan of the same program does not compile it again.
+"""Compiles a program with the TPU compiler and keeps the answer, so that the next plan of the same program does not compile again.
 
-JAX's own store of compiled programs writes those of a slice that is not there, but cannot read them; a plan needs their text alone.
+JAX's own cache writes programs of a slice that is not present, but cannot read them. A plan needs only their text.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of HBM on one chip. `needed` is what the compiler allocates: arguments, results that reuse none of them, and
-    temporaries; `peak` is what is in use at once, at most."""
+    """Bytes of HBM on one chip. `needed` is the compiler's allocation: arguments, results that do not reuse arguments, and
+    temporaries. `peak` is the most that is in use at once."""
 
     arguments: float
     temporaries: float
@@ -34,13 +34,13 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-    """What the compiler says of a program.
+    """The compiler's answer for a program.
 
     Attributes:
       text: the optimised HLO; empty if it was refused.
       memory: None if it was refused.
       refused: the compiler's reason, that the program does not fit into HBM; else empty.
-      seconds: that compiling took, when it was compiled.
+      seconds: the time that compiling took.
       kept: it was compiled by an earlier plan.
     """
 
@@ -52,7 +52,7 @@ class Compilation:
 
 
 def ask(lowered: jax.stages.Lowered, devices: Sequence[Any], folder: Path | None = None) -> Compilation:
-    """The compiler's answer, read from `folder` if an earlier plan left it there.
+    """The compiler's answer, read from `folder` if an earlier plan stored it there.
 
     Args:
       lowered: the program.
@@ -89,7 +89,7 @@ def _compile(lowered: jax.stages.Lowered) -> Compilation:
 
 
 def _key(lowered: jax.stages.Lowered, devices: Sequence[Any]) -> str:
-    """Of everything that the answer follows from: program, slice, versions, and the compiler's flags."""
+    """A hash of everything that decides the answer: program, slice, versions, and the compiler's flags."""
     versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
     places = [(d.device_kind, d.id, list(d.coords), d.core_on_chip) for d in devices]
     settings = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
@@ -103,12 +103,12 @@ def _read(path: Path) -> Compilation | None:
         fields = json.loads(gzip.decompress(path.read_bytes()))
         memory = fields.pop("memory")
         return Compilation(**fields, memory=Memory(**memory) if memory else None, kept=True)
-    except (OSError, EOFError, ValueError, KeyError, TypeError):  # not there, torn, or of another version
+    except (OSError, EOFError, ValueError, KeyError, TypeError):  # missing, incomplete, or of another version
         return None
 
 
 def _write(path: Path, answer: Compilation) -> None:
-    """Writes the whole file or nothing; a disk that takes no more is no reason for a plan to fail."""
+    """Writes the file atomically; a full disk does not make the plan fail."""
     fields = dataclasses.asdict(answer)
     del fields["kept"]
     try:

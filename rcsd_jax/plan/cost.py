@@ -40,7 +40,7 @@ class Cost:
     """The cost of a program, or of a part of it, on one chip. Sums over all runs of every loop.
 
     Attributes:
-      flops: of matrix products that XLA compiles; those of kernels are theirs.
+      flops: of matrix products that XLA compiles; kernels count their own.
       hbm_bytes: read and written by instructions, without the padding of tiles.
       compute: seconds, the compiler's estimated cycles over the clock.
       kernel: seconds, modelled, of custom calls and of instructions without an estimate.
@@ -73,7 +73,7 @@ class Cost:
         return sum(k.flops for k in self.kernels.values())
 
     def add(self, other: Cost, times: float = 1.0) -> None:
-        """Adds another part that runs so many times."""
+        """Adds another part that runs this many times."""
         for name in ("flops", "hbm_bytes", "compute", "kernel", "hbm_wait", "collective"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for name, kernel in other.kernels.items():

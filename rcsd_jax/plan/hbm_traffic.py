@@ -1,4 +1,4 @@
-"""Bytes that instructions read from and write to HBM; of an operand that is sliced or updated in place, the slice."""
+"""Bytes that instructions read from and write to HBM. For an operand that is sliced or updated in place, only the slice counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HBM = (0,)  # memory spaces
 
 
 def hbm_bytes(module: Module, computation: Computation, i: Instruction) -> float:
-    """Bytes that an instruction reads from and writes to HBM; of an operand that is sliced, the slice."""
+    """Bytes that an instruction reads from and writes to HBM; for a sliced operand, only the slice counts."""
     stated = stated_bytes(computation, i)
     if stated is not None:
         return stated

@@ -1,4 +1,4 @@
-"""Optimised HLO text as data: computations, instructions, shapes. Nothing here knows TPUs or models."""
+"""Optimised HLO text as data: computations, instructions, shapes. This file knows nothing about TPUs or models."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Instruction(NamedTuple):
     opcode: str
     shapes: tuple[Shape, ...]  # the leaves, where the result is a tuple
     operands: tuple[str, ...]
-    literal: str  # what stands between the parentheses: a constant's value, a parameter's number
-    attributes: str  # all that follows
+    literal: str  # the text between the parentheses: a constant's value, a parameter's number
+    attributes: str  # everything after that
     root: bool
 
     @property
@@ -67,19 +67,19 @@ class Instruction(NamedTuple):
 
     @property
     def op_name(self) -> str:
-        """The JAX operation it comes from; empty if the compiler made it."""
+        """The JAX operation behind it; empty if the compiler made it."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found.group(1) if found else ""
 
     @property
     def call_target(self) -> str:
-        """What a custom call calls; empty for anything else."""
+        """The target of a custom call; empty for anything else."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found.group(1) if found else ""
 
     @property
     def estimated_cycles(self) -> int | None:
-        """The TPU compiler's estimate; None where it makes none."""
+        """The TPU compiler's estimate; None if it has none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(found.group(1)) if found else None
 
@@ -105,7 +105,7 @@ class Module(NamedTuple):
     entry: Computation
 
     def called(self, instruction: Instruction, role: str) -> Computation:
-        """The computation that an instruction calls as `role`, which it has to.
+        """The computation that an instruction must call as `role`.
 
         Raises:
           KeyError: it calls none.
@@ -165,7 +165,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def found(pattern: str | re.Pattern[str], text: str) -> re.Match[str]:
-    """What a pattern finds where every compiler writes it."""
+    """The match of a pattern that every compiler writes."""
     found = re.search(pattern, text)
     if found is None:
         raise ValueError(f"no {re.compile(pattern).pattern} in the HLO text: {text.strip()[:200]}")

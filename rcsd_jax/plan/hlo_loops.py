@@ -1,4 +1,4 @@
-"""How often the loops of a compiled program run."""
+"""The trip counts of a compiled program's loops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from rcsd_jax.plan.hlo import Computation, Instruction, Module, found
 
-# The call, at most one, through which a computation is reached: where it stands, and the instruction.
+# The call, at most one, through which a computation is reached: its place, and the instruction.
 _Call: TypeAlias = tuple[tuple[Computation, Instruction], ...]
 
 
@@ -22,9 +22,9 @@ class Loop(NamedTuple):
 def loop_of(module: Module, computation: Computation, loop: Instruction) -> Loop:
     """The trip count of a `while`.
 
-    It is what the compiler noted (`known_trip_count`), or the bound in the condition less where the counter starts;
-    counters step by one, as those of `lax.scan`, `fori_loop` and GSPMD's loops do. Bounds may be constants of the
-    condition, of a computation that it calls, or values that the loop carries unchanged.
+    The compiler may note it (`known_trip_count`). Otherwise it is the bound in the condition minus the counter's start;
+    counters step by one, as in `lax.scan`, `fori_loop` and GSPMD's loops. Bounds may be constants of the condition or of a
+    computation that it calls, or values that the loop carries unchanged.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
@@ -51,7 +51,7 @@ def loop_of(module: Module, computation: Computation, loop: Instruction) -> Loop
 
 
 def _comparisons(module: Module, condition: Computation) -> Iterator[tuple[Computation, Instruction, _Call]]:
-    """Comparisons of integers in a condition and in what it calls, with the operands of the call."""
+    """Comparisons of integers in a condition and in the computations it calls, with the operands of the call."""
     for i in condition.instructions:
         if i.opcode == "compare":
             yield condition, i, ()

@@ -1,4 +1,4 @@
-"""What custom calls (Pallas kernels) do: their own estimates, or counts from their operands' shapes."""
+"""The work of custom calls (Pallas kernels): their own estimates, or counts from their operands' shapes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from rcsd_jax.plan.hlo import Computation, Instruction
 
-# Products of [T, Hd] and [Hd, S] that an attention kernel makes: two forward; backward, the kernels of dq and of dk and dv
-# both make the scores and their gradient anew; the fused one makes them once.
+# Products of [T, Hd] and [Hd, S] in an attention kernel: two forward. Backward, the kernel of dq and the kernel of dk and dv both
+# compute the scores and their gradient again; the fused kernel computes them once.
 _ATTENTION_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _FUSED_BACKWARD_PRODUCTS = 5
 
 
 def stated_bytes(computation: Computation, i: Instruction) -> float | None:
-    """Bytes of a pool of keys or values that a kernel touches, where that is not all of it; else None.
+    """Bytes that a kernel touches of a pool of keys or values, if it does not touch all of it; otherwise None.
 
-    `cache_write` says so itself; paged attention reads the pages in its table.
+    `cache_write` states them; paged attention reads the pages in its table.
     """
     if i.opcode == "custom-call" and i.name.startswith("write_places"):
         return float(_said_of_kernel(i)["bytes_accessed"])
@@ -31,13 +31,13 @@ def stated_bytes(computation: Computation, i: Instruction) -> float | None:
 
 
 def _said_of_kernel(i: Instruction) -> dict[str, Any]:
-    """A Pallas kernel's own `cost_estimate`; empty without one."""
+    """A Pallas kernel's own `cost_estimate`; empty if it has none."""
     said = re.search(r'"cost_estimate":(\{[^}]*\})', i.attributes)
     return json.loads(said.group(1)) if said else {}
 
 
 def kernel_flops(computation: Computation, i: Instruction) -> float:
-    """FLOPs of a Pallas kernel: as it says itself, or of attention by its operands' shapes, causal; else 0."""
+    """FLOPs of a Pallas kernel: its own estimate, or for attention the count from its operands' shapes, causal; otherwise 0."""
     if said := _said_of_kernel(i):
         return float(said.get("flops", 0))
     named = re.search(r"(?:splash|flash)_\w*?(fwd|dq|dkv)", i.name)
@@ -52,7 +52,7 @@ def kernel_flops(computation: Computation, i: Instruction) -> float:
     fused = part == "dkv" and sum(len(s.dims) >= len(k.dims) for s in i.shapes) >= 3  # it writes dq as well
     products = _FUSED_BACKWARD_PRODUCTS if fused else _ATTENTION_PRODUCTS[part]
     length, keys, width = q.dims[-2], k.dims[-2], q.dims[-1]
-    # Queries and keys come in blocks; what a block of queries sees of a block of keys is computed with all the rest of it.
+    # Queries and keys come in blocks; if a block of queries sees part of a block of keys, the whole pair is computed.
     names = {"fwd": ("block_q", "block_kv")}.get(part, (f"block_q_{part}", f"block_kv_{part}"))
     found = [re.search(rf"{name}\W+(\d+)", i.attributes) for name in names]
     rows, columns = (min(int(n[1]), whole) if n else whole for n, whole in zip(found, (length, keys), strict=True))

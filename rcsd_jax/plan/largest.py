@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from rcsd_jax.models import sharding
 from rcsd_jax.plan import measure, programs
 from rcsd_jax.plan.chips import GIB
+from rcsd_jax.settings.stage import Settings
 
 TRIES = 6
 """Values tried, the config's own among them."""
@@ -21,7 +21,7 @@ SPAN = 16
 
 
 def search(
-    config: ConfigDict,
+    config: Settings,
     devices: Sequence[Any],
     capacity: float,
     report: Callable[[str], None],
@@ -46,15 +46,14 @@ def search(
 
     def needed(key: str, value: int) -> float:
         section, name = key.split(".")
-        changed = config.copy_and_resolve_references()
-        changed[section][name] = value
-        found = _needed(changed, devices, capacity, folder)
+        changed = dataclasses.replace(getattr(config, section), **{name: value})
+        found = _needed(dataclasses.replace(config, **{section: changed}), devices, capacity, folder)
         amount = f"{found / GIB:.2f} of {capacity / GIB:.2f} GiB" if math.isfinite(found) else "the compiler refuses it"
         report(f"{key} = {value}: {'fits' if found <= capacity else 'does not fit'}, {amount}")
         return found
 
     rows = config.train.microbatches * sharding.row_shards("train", programs.plan(config, devices).mesh)
-    rows = math.lcm(rows, config.sampling.group, config.sampling.slots or 1)  # as `config.check` wants it
+    rows = math.lcm(rows, config.sampling.group, config.sampling.slots or 1)  # as the settings' checks want it
     limit = programs.decoder_config(config).max_position
     reason = config.teacher.reason_tokens
     longest = limit - max(config.data.max_student_prompt, config.data.max_teacher_prompt + reason)
@@ -75,7 +74,7 @@ def search(
     }
 
 
-def _needed(config: ConfigDict, devices: Sequence[Any], capacity: float, folder: Path | None) -> float:
+def _needed(config: Settings, devices: Sequence[Any], capacity: float, folder: Path | None) -> float:
     """Bytes that the step needs on a chip; more than its capacity where the compiler refuses it."""
     memory, refused = measure.compile_one(programs.plan(config, devices), "train step", folder)
     if memory is not None:

@@ -21,7 +21,7 @@ from rcsd_jax.plan.programs import Plan, Program
 from rcsd_jax.plan.rates import Rates
 
 KERNEL_EFFICIENCY = 0.5
-"""Share of the peak that Pallas kernels are taken to reach; attention kernels are published at 40 to 60%."""
+"""The assumed share of the peak that Pallas kernels reach; published attention kernels reach 40 to 60%."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Measured:
     """A compiled program.
 
     Attributes:
-      program: what was compiled.
+      program: the compiled program.
       memory: None if the compiler refused it.
       refused: the compiler's reason, that it does not fit into HBM; else empty.
       needed: bytes of HBM; None if the reason names none.
       cost: of one run on one chip.
-      model_flops: of one run on all chips, for MFU; None where MFU says nothing.
-      bandwidth_bound: seconds that reading weights and cache takes at HBM's bandwidth; of decoding only.
-      compile_seconds: on the machine that compiled it.
+      model_flops: of one run on all chips, for MFU; None if MFU is meaningless.
+      bandwidth_bound: seconds to read weights and cache at HBM's bandwidth; only for decoding.
+      compile_seconds: the time to compile, on the machine that compiled it.
     """
 
     program: Program
@@ -50,12 +50,12 @@ class Measured:
 
     @property
     def fits(self) -> bool:
-        """The compiler allocated it. (It may accept a little more than the chip has.)"""
+        """Whether the compiler allocated it. (It may accept a little more than the chip has.)"""
         return not self.refused
 
 
 def rates(chip: Chip, plan: Plan) -> Rates:
-    """What turns a chip's counts into seconds."""
+    """The rates that turn a chip's counts into seconds."""
     network = Interconnect(chip, list(plan.mesh.devices.flat))
     return Rates(chip.clock, chip.hbm, VMEM_OVER_HBM * chip.hbm, KERNEL_EFFICIENCY * chip.bf16, network.seconds)
 
@@ -72,17 +72,17 @@ def measure(
     """Compiles the named programs, several at once, and measures each.
 
     Args:
-      plan: of `programs.plan`.
-      chip: of the slice.
-      names: of programs.
-      decode_steps: tokens that the longest completion of a batch has; None: as many as it may have.
-      report: is told of every program that is done.
+      plan: the result of `programs.plan`.
+      chip: the slice's chip.
+      names: the programs to compile.
+      decode_steps: tokens of a batch's longest completion; None: the limit.
+      report: called with a line for every finished program.
       folder: keeps the compiler's answers for later plans.
 
     Raises:
       UserError: a kernel or the compiler refuses a program for another reason than its memory.
     """
-    lowered = {name: _lowered(plan, name) for name in names}  # one by one: a thread has one mesh
+    lowered = {name: _lowered(plan, name) for name in names}  # one by one, because a thread has one mesh
     done: dict[str, Measured] = {}
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
         waiting = {pool.submit(_answer, plan, name, lowered[name], folder): name for name in names}
@@ -96,7 +96,7 @@ def measure(
 
 
 def compile_one(plan: Plan, name: str, folder: Path | None = None) -> tuple[Memory | None, str]:
-    """Memory of a program, or the compiler's reason to refuse it; UserError as of `measure`."""
+    """Memory of a program, or the compiler's reason to refuse it; UserError as in `measure`."""
     answer = _answer(plan, name, _lowered(plan, name), folder)
     return answer.memory, answer.refused
 

@@ -1,4 +1,4 @@
-"""FLOPs that the mathematics needs, whatever the program does: what MFU is measured against."""
+"""FLOPs that the mathematics needs, whatever the program does: the basis of MFU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rcsd_jax.models.declarations import declarations, layer_matrices
 
 
 def layer_parameters(config: DecoderConfig) -> int:
-    """Elements of the layers' matrices: each is a multiplication and an addition a token."""
+    """Elements of the layers' matrices: each costs a multiplication and an addition per token."""
     return sum(math.prod(p.shape) for p in layer_matrices(config).values())
 
 

@@ -1,9 +1,9 @@
-"""Prices of a compiled program on a chip: its HLO, loops counted as often as they run, put on a time line.
+"""Prices a compiled program on a chip: puts its HLO on a time line and counts loops as often as they run.
 
-The time line follows the compiler's own schedule. An instruction takes the cycles that the compiler estimates. Copies
-between HBM and vector memory and collectives that the compiler made asynchronous go on beside it; what is not done when
-its result is needed is waited for. What carries no estimate (kernels, collectives) is modelled from FLOPs and bytes, and
-each part is summed apart, so that one sees how much of the time is whose word.
+The time line follows the compiler's own schedule. An instruction takes the cycles that the compiler estimates. Copies between HBM
+and vector memory, and collectives that the compiler made asynchronous, run at the same time; the chip waits for those that are not
+done when their result is needed. Kernels and collectives have no estimate and are modelled from FLOPs and bytes. Each part is
+summed separately, so that one sees where each share of the time comes from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rcsd_jax.plan.product_flops import flops_of
 from rcsd_jax.plan.rates import Rates
 from rcsd_jax.plan.timeline import TimeLine
 
-# Instructions that move no data: names for places, or done as part of others.
+# Instructions that move no data: they name places, or are done as part of others.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier add-dependency "
     "domain copy-start slice-start async-start async-update async-done".split()
@@ -32,15 +32,15 @@ def cost_of(module: Module, rates: Rates, *, dynamic_trips: int | None = None) -
     """The cost of a program on one chip.
 
     Args:
-      module: of `hlo.parse`.
-      rates: of the chip.
+      module: the result of `hlo.parse`.
+      rates: the chip's rates.
       dynamic_trips: runs of loops that may end before their bound; None counts them up to the bound.
     """
     return _Pricer(module, rates, dynamic_trips).computation(module.entry)
 
 
 class _Pricer:
-    """Prices computations; each once, however often it is called."""
+    """Prices computations, each only once."""
 
     def __init__(self, module: Module, rates: Rates, dynamic_trips: int | None):
         self.module, self.rates, self.dynamic_trips = module, rates, dynamic_trips
@@ -87,7 +87,7 @@ class _Pricer:
         total = Cost()
         if i.opcode == "call":
             total.add(self.computation(self.module.called(i, "to_apply" if i.called("to_apply") else "calls")))
-        elif i.opcode == "conditional":  # the dearest branch
+        elif i.opcode == "conditional":  # the most expensive branch
             total.add(
                 max((self.computation(self.module.computations[name]) for name in i.branches), key=lambda c: c.seconds)
             )

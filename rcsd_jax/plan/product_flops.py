@@ -10,7 +10,7 @@ from rcsd_jax.plan.hlo import Computation, Instruction, Module, Shape, found
 
 
 def flops_of(module: Module, computation: Computation, instruction: Instruction) -> float:
-    """FLOPs of an instruction, and of all that is fused into it."""
+    """FLOPs of an instruction, including everything fused into it."""
     inner = module.inside(instruction)
     if inner is None:
         return product_flops(computation, instruction)
@@ -18,7 +18,7 @@ def flops_of(module: Module, computation: Computation, instruction: Instruction)
 
 
 def product_flops(computation: Computation, instruction: Instruction) -> float:
-    """FLOPs (a multiplication and an addition are two) of a `dot` or `convolution`; 0 of anything else."""
+    """FLOPs (a multiplication and an addition are two) of a `dot` or `convolution`; 0 for anything else."""
     if instruction.opcode == "dot":
         left = computation.operand(instruction, 0).shapes[0]
         contracted = found(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes).group(1)
@@ -60,7 +60,7 @@ def _convolution_flops(left: Shape, right: Shape, out: Shape, attributes: str) -
 def _valid_positions(
     inputs: int, kernel: int, outputs: int, stride: int, low: int, dilate: int, kernel_dilate: int
 ) -> int:
-    """Pairs (output place, kernel place) of one spatial dimension that meet a real input, not padding or a hole."""
+    """The number of pairs (output place, kernel place) of one spatial dimension that meet a real input, not padding or a hole."""
     if kernel == 1 and low == 0 and stride == 1 and dilate == 1:
         return min(outputs, inputs)
     last = (inputs - 1) * dilate

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from rcsd_jax.checkpoints.hf_config import config_of_fields, read_config
 from rcsd_jax.host.errors import UserError
@@ -34,7 +33,7 @@ from rcsd_jax.roles import opened_model
 from rcsd_jax.run import training_state
 from rcsd_jax.run.training_state import Setup
 from rcsd_jax.sampling import decoding
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings.stage import Settings
 
 TRANSITION = 16
 """Tokens between the analysis and the completion of a teacher that reasons first: the template's, about."""
@@ -82,7 +81,7 @@ class Plan(NamedTuple):
     programs: dict[str, Program]
 
 
-def decoder_config(config: ConfigDict) -> DecoderConfig:
+def decoder_config(config: Settings) -> DecoderConfig:
     """The shape of `model.path`: of a directory, or of a published model by its name; nothing is downloaded.
 
     Raises:
@@ -107,7 +106,7 @@ def decoder_config(config: ConfigDict) -> DecoderConfig:
     return shape
 
 
-def lengths_of(config: ConfigDict) -> Lengths:
+def lengths_of(config: Settings) -> Lengths:
     """The longest that the config allows: every prompt and completion at its limit."""
     reason = config.teacher.reason_tokens
     return Lengths(
@@ -119,7 +118,7 @@ def lengths_of(config: ConfigDict) -> Lengths:
     )
 
 
-def plan(config: ConfigDict, devices: Sequence[Any]) -> Plan:
+def plan(config: Settings, devices: Sequence[Any]) -> Plan:
     """All programs of a run on these devices.
 
     Raises:
@@ -165,7 +164,7 @@ def _bytes_of_a_chip(arrays: Sequence[jax.ShapeDtypeStruct]) -> float:
 class _Programs:
     """The trainer's functions with abstract arguments. The mesh is set while they are traced, as the trainer sets it."""
 
-    def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh, setup: Setup, sizes: Lengths):
+    def __init__(self, config: Settings, mesh: jax.sharding.Mesh, setup: Setup, sizes: Lengths):
         self.config, self.mesh, self.setup, self.sizes = config, mesh, setup, sizes
         self.recipe, self.decoder = setup.recipe, setup.recipe.roles.student.decoder
         self.sampling = setup.recipe.rollout.sampling
@@ -318,7 +317,7 @@ class _Programs:
 
     def _without(self, rows: int) -> contract.Without:
         """Prompts without each criterion, of rubrics with as many as the config allows."""
-        by_criteria = configs.guided_by_criteria(self.config)
+        by_criteria = self.config.teacher.guided_by_criteria
         shape = (rows, self.config.rubric.max_criteria, self.sizes.teacher_prompt) if by_criteria else (rows, 0, 0)
         return contract.Without(
             self._array(*shape), self._array(*shape, dtype=bool), self._array(*shape[:2], dtype=jnp.float32)

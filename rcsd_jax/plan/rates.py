@@ -1,4 +1,4 @@
-"""What turns a program's counts into seconds."""
+"""Rates that turn a program's counts into seconds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Rates(NamedTuple):
-    """What turns counts into seconds, of one chip.
+    """Rates of one chip, which turn counts into seconds.
 
     Attributes:
-      clock: cycles a second.
-      hbm, vmem: bytes a second, of HBM and of vector memory.
-      kernel_flops: FLOPs a second that kernels without an estimate are taken to reach.
+      clock: cycles per second.
+      hbm, vmem: bytes per second of HBM and of vector memory.
+      kernel_flops: the assumed FLOPs per second of kernels without an estimate.
       collective: (kind, group of partition ids, bytes that a chip sends) -> seconds.
     """
 

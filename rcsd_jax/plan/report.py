@@ -1,4 +1,4 @@
-"""What a user reads: the table of a plan, its verdict, and the same as JSON."""
+"""The output of a plan: its table, its verdict, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from rcsd_jax.plan.measure import Measured
 from rcsd_jax.plan.programs import Plan
 
 HOW_FAR = (
-    "Memory is the compiler's own allocation; what it refuses does not run on the slice.",
-    "Modelled time follows the compiler's schedule, loops counted as often as they run. 'Compiler's cycles': its estimate of "
-    "every fused instruction, over the chip's clock; large products come out 4 to 15% above their time at peak (v6e: up to "
-    "1.4 times it), what HBM limits 1.4 to 2.5 times above its bytes' time. It estimates nothing else: kernels are taken at "
-    f"{measure.KERNEL_EFFICIENCY:.0%} of peak for their FLOPs (attention's are causal) or at HBM's bandwidth for their bytes, "
-    "copies that run ahead at HBM's bandwidth beside the instructions, collectives at their group's links and 1 us a hop; "
-    "what other work hides costs nothing.",
+    "Memory is the compiler's own allocation; a program that it refuses does not run on the slice.",
+    "Modelled time follows the compiler's schedule and counts loops as often as they run. 'Compiler's cycles' are its estimate "
+    "of every fused instruction, divided by the chip's clock. Large products come out 4 to 15% above their time at peak (v6e: "
+    "up to 1.4 times), instructions that HBM limits 1.4 to 2.5 times above the time of their bytes. The rest has no estimate: "
+    f"kernels are assumed to run at {measure.KERNEL_EFFICIENCY:.0%} of peak for their FLOPs (attention's are causal) or at HBM's "
+    "bandwidth for their bytes, copies that run ahead at HBM's bandwidth next to the instructions, collectives at their group's "
+    "links and 1 us a hop. Work that other work hides costs nothing.",
     "Nothing was run on a TPU: trust differences between programs more than sums, and sums to about 30%. Host, data, "
-    "checkpoints and evaluation are not in it; every prompt and completion is as long as it may be.",
+    "checkpoints and evaluation are not included; every prompt and completion has its maximal length.",
 )
 
 
 def as_json(plan: Plan, chip: Chip, measured: dict[str, Measured], *, title: dict[str, Any]) -> dict[str, Any]:
-    """The plan as plain data; seconds, bytes and FLOPs are of one chip unless they are called the model's.
+    """The plan as plain data; seconds, bytes and FLOPs are of one chip, except those called the model's.
 
     Args:
-      plan, chip: what was planned, and for what.
-      measured: of `measure.measure`.
+      plan, chip: the plan and its chip.
+      measured: the result of `measure.measure`.
       title: config, topology and model, as the user named them.
     """
     s = plan.lengths
@@ -97,9 +97,9 @@ def _program(plan: Plan, chip: Chip, m: Measured) -> dict[str, Any]:
 
 
 def step(plan: Plan, chip: Chip, measured: dict[str, Measured]) -> dict[str, Any]:
-    """Time and cost of a step and of 100; None where a program is missing or does not fit.
+    """Time and cost of one step and of 100; None if a program is missing or does not fit.
 
-    The whole step's own schedule gives the time, else the sum of its parts.
+    The time is that of the whole step's schedule, or else the sum of its parts.
     """
     parts = {name: m.cost.seconds * m.program.runs for name, m in measured.items() if name != "train step" and m.fits}
     whole = measured.get("train step")
@@ -119,7 +119,7 @@ def step(plan: Plan, chip: Chip, measured: dict[str, Measured]) -> dict[str, Any
 
 
 def print_report(console: Console, data: dict[str, Any]) -> None:
-    """Prints what `as_json` gave: table, verdict, step, and how far to trust them."""
+    """Prints the result of `as_json`: table, verdict, step, and how far to trust them."""
     s, mesh = data["lengths"], ", ".join(f"{k}={v}" for k, v in data["mesh"].items())
     console.print(
         f"{data['model']} ({data['parameters'] / 1e9:.2f} B parameters, "
@@ -193,7 +193,9 @@ def _verdict(data: dict[str, Any]) -> list[str]:
             lines.append(f"{name}: a product is computed in a loop of partial ones (windowed dot general) in {loop}")
         unknown = [loop["name"] for loop in p["loops"] if not loop["known"]]
         if unknown:
-            lines.append(f"{name}: counted once, as the text does not say how often they run: {', '.join(unknown)}")
+            lines.append(
+                f"{name}: counted once, because the text does not say how often they run: {', '.join(unknown)}"
+            )
     whole = "train step" in programs
     most = max((p["hbm"]["needed"] or 0) for p in programs.values())
     if data["fits"]:
@@ -219,7 +221,7 @@ def _verdict(data: dict[str, Any]) -> list[str]:
         )
     if s["seconds_from_parts"]:
         shares = ", ".join(f"{k} {_time(v)}" for k, v in s["parts"].items())
-        lines.append(f"its parts, compiled alone: {shares}; together {_time(s['seconds_from_parts'])}")
+        lines.append(f"its parts, compiled separately: {shares}; together {_time(s['seconds_from_parts'])}")
     return lines
 
 

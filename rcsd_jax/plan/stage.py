@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.plan import chips, largest, measure, programs, report
+from rcsd_jax.settings.stage import Settings
 
 
 def plan_stage(
-    config: ConfigDict,
+    config: Settings,
     topology: str,
     *,
     title: dict[str, Any],

@@ -1,4 +1,4 @@
-"""What goes on beside the instructions of a computation."""
+"""Work that runs at the same time as the instructions of a computation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rcsd_jax.plan.rates import Rates
 
 
 class TimeLine:
-    """What goes on beside the instructions of one computation: copies, in the order started, and collectives."""
+    """Work that runs at the same time as one computation's instructions: copies, in the order started, and collectives."""
 
     def __init__(self, rates: Rates):
         self.rates, self.now = rates, 0.0
@@ -17,7 +17,7 @@ class TimeLine:
         self.collectives: dict[str, float] = {}  # name -> when it is done
 
     def passes(self, seconds: float, hbm_bytes: float = 0.0) -> None:
-        """An instruction runs, and uses this much of HBM's bandwidth itself."""
+        """Lets an instruction run that uses this much of HBM's bandwidth itself."""
         self.now += seconds
         spare = max(seconds * self.rates.hbm - hbm_bytes, 0.0)
         while spare > 0 and self.copies:
@@ -34,7 +34,7 @@ class TimeLine:
             self.copies[name] = moved
 
     def needs_copy(self, name: str) -> float:
-        """Seconds until a copy, and those before it, are done."""
+        """Seconds until a copy and the copies before it are done."""
         if name not in self.copies:
             return 0.0
         waited = 0.0
@@ -54,7 +54,7 @@ class TimeLine:
         return waited
 
     def waits_collective(self, seconds: float) -> float:
-        """Seconds that a collective takes which nothing hides; those under way go first."""
+        """Seconds of a collective that nothing hides; collectives in progress go first."""
         waited = max(self.wire_free, self.now) + seconds - self.now
         self.passes(waited)
         self.wire_free = self.now

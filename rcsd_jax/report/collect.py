@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from rcsd_jax.checkpoints.directory import resolve
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example
+from rcsd_jax.evaluate.questions import evaluation_questions
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import AnyPath, read_json, write_json
 from rcsd_jax.host.metrics import read_metrics
 from rcsd_jax.report.examples import ROLES, has_weights, scored_completions
 from rcsd_jax.report.summary import SCORE_NAMES
-from rcsd_jax.roles import contexts
 from rcsd_jax.rubrics import parsing
 from rcsd_jax.rubrics.schema import Rubric
-from rcsd_jax.run import preparation, provenance
-from rcsd_jax.settings import config as configs
+from rcsd_jax.run import provenance
+from rcsd_jax.settings import keys
+from rcsd_jax.settings.stage import Settings
+from rcsd_jax.settings.unpack import unpack
 
 EXAMPLES = 24  # questions that are shown
 RUBRICS = 100
@@ -65,12 +66,13 @@ def _folders(workdir: AnyPath) -> list[tuple[str, AnyPath]]:
 
 
 def _stage(folder: AnyPath, name: str, tokens: bool, console: Console | None) -> dict[str, Any]:
-    config = _config(folder / "config.json")
+    keyed = keys.with_defaults(read_json(folder / "config.json"))
+    config = unpack(keyed, trains=False)
     rows = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
     columns = dict.fromkeys(key for row in rows for key in row)
     records = {role: _completions(folder, role) for role in ROLES}
     asked = _asked(config) if any(records.values()) else {}
-    flat, standard = _flat(config), _flat(configs.stage())
+    flat, standard = keys.flat(keyed), keys.flat(keys.stage())
     return {
         "name": name,
         "task": config.task,
@@ -87,7 +89,7 @@ def _stage(folder: AnyPath, name: str, tokens: bool, console: Console | None) ->
 
 
 def _examples(
-    config: ConfigDict,
+    config: Settings,
     folder: AnyPath,
     records: Mapping[str, list[dict]],
     asked: Mapping[tuple[str, str], Example],
@@ -139,20 +141,22 @@ def _score(of_roles: Mapping[str, dict], role: str) -> float:
     return next((scores[name] for name in ("accuracy", *SCORE_NAMES) if scores.get(name) is not None), math.nan)
 
 
-def _asked(config: ConfigDict) -> dict[tuple[str, str], Example]:
+def _asked(config: Settings) -> dict[tuple[str, str], Example]:
     """(split, id) -> example, as far as the data can still be read."""
     tokenizer = load_tokenizer(resolve(config.model.path))
-    wanted = config.copy_and_resolve_references()
-    wanted.eval.roles = tuple(role for role in config.eval.roles if role != "teacher") or ("base",)
+    roles = tuple(role for role in config.eval.roles if role != "teacher") or ("base",)
+    wanted = dataclasses.replace(config.eval, roles=roles)
     try:
-        questions = preparation.evaluation_questions(wanted, tokenizer, say=lambda line: None)  # the run said it
+        questions = evaluation_questions(
+            wanted, config.reading(), config.encoding, config.limits, tokenizer, say=lambda line: None
+        )  # the run said it
     except UserError:
         return {}
     return {(split, e.id): e for splits in questions.values() for split, q in splits.items() for e in q.examples}
 
 
 def _scored(
-    config: ConfigDict,
+    config: Settings,
     folder: AnyPath,
     chosen: Sequence[tuple[str, str]],
     examples: Sequence[Example],
@@ -164,9 +168,9 @@ def _scored(
     made_for = {"format": _FORMAT, "examples": [list(key) for key in chosen]}
     if kept.exists() and (found := read_json(kept)).items() >= made_for.items():
         return found["completions"]
-    if set(contexts.ATTEMPT_FIELDS) & set(config.teacher.fields) or not chosen:
+    if config.teacher.attempts or not chosen:
         return None  # what this teacher sees is known in training alone
-    lacking = [name for name in preparation.roles(config)[1].fields if any(getattr(e, name) is None for e in examples)]
+    lacking = [name for name in config.encoding.teacher.fields if any(getattr(e, name) is None for e in examples)]
     if lacking or not has_weights(config, folder):
         return None
     if console is not None:
@@ -177,7 +181,7 @@ def _scored(
 
 
 def _rubrics(
-    config: ConfigDict, records: Sequence[Mapping[str, Any]], asked: Mapping[tuple[str, str], Example]
+    config: Settings, records: Sequence[Mapping[str, Any]], asked: Mapping[tuple[str, str], Example]
 ) -> list[dict[str, Any]]:
     """Of a run that learns to write rubrics: what it wrote in evaluation beside what is true."""
     if config.task != "write_rubric":
@@ -224,21 +228,3 @@ def _criteria(rubric: Rubric | None) -> list[dict[str, Any]]:
     return [
         {"title": c.title, "description": c.description, "weight": c.weight, "kind": c.kind} for c in rubric.criteria
     ]
-
-
-def _config(path: AnyPath) -> ConfigDict:
-    """The run's config, with the defaults of keys that are younger than it."""
-    config = configs.stage()
-    config.update(ConfigDict(read_json(path)))
-    return config
-
-
-def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key in config:
-        value = config[key]
-        if isinstance(value, ConfigDict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return found

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.checkpoints.peft import is_peft, load_peft
@@ -20,12 +19,14 @@ from rcsd_jax.models import quantization, sharding
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.report.tokens import Scores, score_tokens, write_analyses
 from rcsd_jax.roles import contexts
-from rcsd_jax.roles.attribution import attribution, leave_one_out
+from rcsd_jax.roles.attribution import ablated_contexts, attribution
+from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import Model, load_weights, open_model
-from rcsd_jax.run import checkpoints, preparation, recipe, training_state
+from rcsd_jax.run import checkpoints, recipe, training_state
 from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.rows import encode_all
 from rcsd_jax.sampling.decoding import Samples
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings.stage import Settings
 
 ROLES = ("base", "trained", "teacher")
 END = "\u2403"  # stands for the end token
@@ -36,7 +37,7 @@ Chosen = Sequence[tuple[Example, Mapping[str, tuple[str, bool]]]]
 """Examples, each with role -> (text, whether it was cut)."""
 
 
-def scored_completions(config: ConfigDict, workdir: AnyPath, chosen: Chosen) -> list[dict[str, dict[str, Any]]]:
+def scored_completions(config: Settings, workdir: AnyPath, chosen: Chosen) -> list[dict[str, dict[str, Any]]]:
     """What the trained student and the teacher of a finished run say of completions, token by token.
 
     Both are scored as the train step scores them: with its teacher's weights, contexts, guidance and analysis, and by its
@@ -63,24 +64,28 @@ def scored_completions(config: ConfigDict, workdir: AnyPath, chosen: Chosen) -> 
         return scored_by(model, dict.fromkeys(ROLES, last) | {"base": first}, config, chosen)
 
 
-def has_weights(config: ConfigDict, workdir: AnyPath) -> bool:
+def has_weights(config: Settings, workdir: AnyPath) -> bool:
     """Whether `scored_completions` finds what it reads in a run's folder."""
-    averaged = configs.teacher_weights(config) == "ema"
+    averaged = config.teacher_weights == "ema"
     trained = (workdir / "export").exists() or (workdir / "adapter").exists()
     return trained and (not averaged or checkpoints.newest_step(workdir / "checkpoints") > 0)
 
 
 def scored_by(
-    model: Model, scorers: Mapping[str, Networks], config: ConfigDict, chosen: Chosen
+    model: Model, scorers: Mapping[str, Networks], config: Settings, chosen: Chosen
 ) -> list[dict[str, dict[str, Any]]]:
     """`scored_completions` with weights at hand: `scorers` are those that score what each role wrote."""
-    config = config.copy_and_resolve_references()
-    config.sampling.source = "student"  # whoever wrote them: the completions are given
-    config.data.update(max_student_prompt=_NO_LIMIT, max_teacher_prompt=_NO_LIMIT)
+    config = dataclasses.replace(
+        config,
+        sampling=dataclasses.replace(
+            config.sampling, source="student"
+        ),  # whoever wrote them: the completions are given
+        data=dataclasses.replace(config.data, max_student_prompt=_NO_LIMIT, max_teacher_prompt=_NO_LIMIT),
+    )
     options, loss = recipe.rollout_options(config, model), recipe.loss_options(config, model)
     flat = [(i, role) for i, (_, written) in enumerate(chosen) for role in written]
     questions = np.asarray([i for i, _ in flat], np.int32)
-    data = preparation.encode([example for example, _ in chosen], model.tokenizer, config)
+    data = encode_all([example for example, _ in chosen], model.tokenizer, config.encoding, config.limits)
     # A row's random key is its question's: a teacher that reasons first does so once for all answers to it.
     batch = make_batch(questions.tolist(), data, config, model.pad_id)._replace(row=questions)  # type: ignore[arg-type]
     pieces = [_pieces(model, *chosen[i][1][role]) for i, role in flat]
@@ -106,7 +111,7 @@ def scored_by(
     return [{role: found[role] for role in written} for found, (_, written) in zip(described, chosen, strict=True)]
 
 
-def _samples(completions: Sequence[np.ndarray], cut: Sequence[bool], model: Model, config: ConfigDict) -> Samples:
+def _samples(completions: Sequence[np.ndarray], cut: Sequence[bool], model: Model, config: Settings) -> Samples:
     """Completions as if they had been sampled, [B, N], NumPy's arrays."""
     length = -(-max(map(len, completions)) // config.data.pad_to) * config.data.pad_to
     tokens, mask = contexts.pad_right(completions, length, model.pad_id)
@@ -114,7 +119,7 @@ def _samples(completions: Sequence[np.ndarray], cut: Sequence[bool], model: Mode
     return Samples(*arrays)
 
 
-def _networks(config: ConfigDict, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tuple[Model, Networks, Networks]:
+def _networks(config: Settings, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tuple[Model, Networks, Networks]:
     """The model, and both roles' networks before the first step and after the last, as training has them."""
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     decoder_config = model.decoder.config
@@ -170,24 +175,26 @@ def _attribution(
     analysis: np.ndarray | None,
     transition: np.ndarray,
     loss: LossOptions,
-    config: ConfigDict,
+    config: Settings,
 ) -> np.ndarray | None:
     """A completion's matrix; None where no teacher sees a rubric of several criteria. An analysis stays as it is."""
-    role = preparation.roles(config)[1]
+    encoding = config.encoding
+    role = encoding.teacher
     if "rubric" not in role.fields or example.rubric is None or len(example.rubric) < 2:
         return None
 
     def encode(example: Example) -> np.ndarray:
         if analysis is None:
-            return preparation.teacher_prompt(model.tokenizer, example, config)
-        prompts = preparation.prompts_of(config)
-        prompt, _ = contexts.encode_reason_first(model.tokenizer, example, role, prompts, config.task)
+            return teacher_prompt(model.tokenizer, example, encoding)
+        prompt, _ = contexts.encode_reason_first(model.tokenizer, example, role, encoding.texts, config.task)
         ended = np.isin(analysis, model.eos_ids)
         return np.concatenate([prompt, analysis[~ended], transition])
 
     # One at a time: its contexts are many rows, each with keys and values of its own.
     bound: dict[str, Any] = dict(pad_id=model.pad_id, pad_to=config.data.pad_to, temperature=loss.temperature)
-    return attribution(teacher.decoder, teacher.variables, [leave_one_out(example, encode)], [completion], **bound)[0]
+    return attribution(teacher.decoder, teacher.variables, [ablated_contexts(example, encode)], [completion], **bound)[
+        0
+    ]
 
 
 def _described(model: Model, texts: list[str], scores: Scores, matrix: np.ndarray | None) -> dict[str, Any]:

@@ -26,9 +26,9 @@ def print_summary(
     """Prints one table of all stages' evaluations (percent ± standard error), and the paths that were written.
 
     Args:
-      console: where to.
+      console: where to print.
       results: stage name -> its summary.
-      teacher_fields: stage name -> what its teacher sees beside the question.
+      teacher_fields: stage name -> the fields that its teacher sees besides the question.
     """
     splits = list(dict.fromkeys(s for r in results.values() for e in r["evaluation"].values() for s in e))
     modes = [
@@ -62,13 +62,13 @@ def print_evaluation(
     title: str = TITLE,
     names: Mapping[str, str] = ROLE_NAMES,
 ) -> None:
-    """Prints a line for every role, split and mode: scores in percent ± standard error, and what completions were like.
+    """Prints a line for every role, split and mode: scores in percent ± standard error, and the length of completions.
 
     Args:
-      console: where to.
+      console: where to print.
       evaluation: role -> split -> mode -> scores, as `evaluate.table.evaluate` gives them.
       title: over the table.
-      names: what the roles are called.
+      names: the roles' printed names.
     """
     table = rich.table.Table(title=title)
     lines = [

@@ -1,1 +1,1 @@
-"""What each role sees of a row."""
+"""What each role sees of a row, as text and as tokens."""

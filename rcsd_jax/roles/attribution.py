@@ -32,12 +32,12 @@ class Contexts(NamedTuple):
     suffixes: list[np.ndarray]  # [Q] int32 each, 1 + K of them
 
 
-def leave_one_out(example: Example, encode: Callable[[Example], np.ndarray]) -> Contexts:
+def ablated_contexts(example: Example, encode: Callable[[Example], np.ndarray]) -> Contexts:
     """The teacher's prompts with all criteria and without each.
 
     Args:
       example: with a rubric of at least two criteria.
-      encode: an example's prompt as token ids, as `preparation.teacher_prompt` gives it.
+      encode: an example's prompt as token ids, as `encode.teacher_prompt` gives it.
 
     Raises:
       ValueError: fewer than two criteria.

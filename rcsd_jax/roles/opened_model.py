@@ -1,4 +1,4 @@
-"""An opened model: a checkpoint's decoder and tokenizer, and how its weights are read."""
+"""An opened model: a checkpoint's decoder and tokenizer, and a way to load its weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rcsd_jax.sampling.decoding import SamplingConfig
 
 
 class HowItComputes(Protocol):
-    """How a model computes, whatever its checkpoint says: a config's section `model` is one."""
+    """Settings of how a model computes, which its checkpoint does not decide: a config's section `model`."""
 
     @property
     def dtype(self) -> str:
@@ -44,7 +44,7 @@ class HowItComputes(Protocol):
 
 
 class Model(NamedTuple):
-    """A checkpoint with its tokenizer. Its weights are read late: `load_weights`."""
+    """A checkpoint with its tokenizer. `load_weights` loads its weights later."""
 
     decoder: Decoder
     tokenizer: Any
@@ -62,7 +62,7 @@ class Served(NamedTuple):
 
     Attributes:
       model: the model, or the base of an adapter.
-      digest: identifies its weights, with the adapter's.
+      digest: identifies its weights, including the adapter's.
       load: reads its variables onto the mesh.
     """
 
@@ -72,12 +72,12 @@ class Served(NamedTuple):
 
 
 def open_model(path: str, settings: HowItComputes, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
-    """A model's configuration and tokenizer; no weights are read.
+    """A model's configuration and tokenizer; no weights are loaded.
 
     Args:
       path: a Hugging Face directory, its URL or its hub id.
       settings: how it computes.
-      lora_rank, lora_alpha: of adapters that it is the base of; without a rank it has none.
+      lora_rank, lora_alpha: of the adapters on this base; rank 0 means no adapters.
 
     Raises:
       UserError: it cannot be read or used.
@@ -102,7 +102,7 @@ def open_model(path: str, settings: HowItComputes, *, lora_rank: int = 0, lora_a
 
 
 def open_unloaded(path: str, settings: HowItComputes) -> Model:
-    """The model at `path` or, where that is a LoRA adapter, its base. No weights are read."""
+    """The model at `path` or, if that is a LoRA adapter, its base. No weights are loaded."""
     path = fetched(path)
     if not is_peft(path):
         return open_model(path, settings)
@@ -111,9 +111,9 @@ def open_unloaded(path: str, settings: HowItComputes) -> Model:
 
 
 def open_served(path: str, settings: HowItComputes, mesh: jax.sharding.Mesh) -> Served:
-    """A model that only writes: a model, or a LoRA adapter, which is then in use on its base.
+    """A model that only writes: a model, or a LoRA adapter on its base.
 
-    (Merged into weights of bfloat16, most of what a small learning rate changes is rounded away.)
+    The adapter is not merged: in bfloat16 weights, rounding would remove most of what a small learning rate changed.
     """
     path, model = fetched(path), open_unloaded(path, settings)
     if not is_peft(path):
@@ -128,7 +128,7 @@ def open_served(path: str, settings: HowItComputes, mesh: jax.sharding.Mesh) -> 
 
 
 def sampling_of(settings: Any, model: Model, *, temperature: float | None = None) -> SamplingConfig:
-    """How to sample from a model, by a config's section `sampling` or `rubric`; `temperature` replaces the section's."""
+    """The sampling settings of a config's section `sampling` or `rubric`; `temperature` replaces the section's."""
     return SamplingConfig(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature if temperature is None else temperature,
@@ -149,7 +149,7 @@ def load_weights(model: Model, mesh: jax.sharding.Mesh) -> Any:
 
 
 def precision(settings: HowItComputes) -> dict[str, Any]:
-    """What is said of a model besides its shape, as `read_config` takes it."""
+    """A model's settings other than its shape, as `read_config` takes them."""
     return dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)
 
 

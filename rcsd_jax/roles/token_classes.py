@@ -1,6 +1,6 @@
-"""Kinds of tokens, to see where a divergence goes: content, numbers, connectives, format.
+"""Classes of tokens, to see where a divergence goes: content, numbers, connectives, format.
 
-Style tokens (connectives and format) can dominate a divergence and teach nothing; clips are meant against that.
+Style tokens (connectives and format) can dominate a divergence and teach nothing; clips should prevent that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONNECTIVES = frozenset(
 
 
 def token_class(text: str) -> str:
-    """The class of a token's text: with a digit a number, without a letter or as a macro format, else by its word.
+    """The class of a token's text: number if it has a digit, format if it has no letter or is a macro, else decided by its word.
 
     Examples:
       >>> [token_class(text) for text in (" density", " 42", " therefore", " =", "\\\\boxed")]

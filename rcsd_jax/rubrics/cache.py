@@ -1,4 +1,4 @@
-"""The rubrics that models wrote, kept on disk so that a run that was killed goes on where it stopped.
+"""The rubrics that models wrote, kept on disk so that a killed run resumes where it stopped.
 
 A batch is on disk before `put_many` returns. The file is a `host.keyed_log`.
 """
@@ -21,7 +21,7 @@ from rcsd_jax.rubrics.parsing import Parsed
 
 @dataclass(frozen=True)
 class Written:
-    """A text that a model wrote, and what became of it. `key` is `text_key` of the circumstances."""
+    """A text that a model wrote, and its outcome. `key` is the `text_key` of its circumstances."""
 
     key: str
     text: str
@@ -31,10 +31,10 @@ class Written:
 def text_key(
     *, checkpoint: str, prompt: str | Sequence[int] | np.ndarray, sampling: Mapping[str, Any], attempt: int, seed: int
 ) -> str:
-    """The hash of all that decides what a model writes.
+    """The hash of everything that decides what a model writes.
 
     Args:
-      checkpoint: what identifies the weights.
+      checkpoint: identifies the weights.
       prompt: the prompt's token ids or text.
       sampling: the sampling settings, JSON values.
       attempt: 0 for the first text for this prompt, then counting resamplings.
@@ -81,7 +81,7 @@ class RubricCache(keyed_log.KeyedLog[Written]):
     """Written rubrics by key: all in memory, and on disk unless there is no path."""
 
     def __init__(self, path: str | AnyPath | None):
-        """Opens the cache, making its folder where absent.
+        """Opens the cache; makes its folder if it is missing.
 
         Raises:
           UserError: as `KeyedLog`.
@@ -90,15 +90,15 @@ class RubricCache(keyed_log.KeyedLog[Written]):
 
     @property
     def counts(self) -> Counter[str]:
-        """How many of the texts held are "strict", "salvaged" and "rejected"."""
+        """The number of texts that are "strict", "salvaged" and "rejected"."""
         counts = Counter(strict=0, salvaged=0, rejected=0)
         counts.update(written.parsed.status for _, written in self.items())
         return counts
 
     def held(self) -> list[Written]:
-        """Everything, in the order in which it was written."""
+        """All texts, in the order in which they were written."""
         return [written for _, written in self.items()]
 
     def put_many(self, batch: Iterable[Written]) -> None:
-        """Adds a batch and syncs it to disk. A key that is held keeps its text: it stands for the same one."""
+        """Adds a batch and syncs it to disk. A key that exists keeps its text, because equal keys mean equal texts."""
         self.put_batch((written.key, written) for written in batch)

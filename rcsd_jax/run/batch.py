@@ -7,18 +7,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from rcsd_jax.methods.contract import Without
 from rcsd_jax.methods.rollout import Batch
 from rcsd_jax.models import sharding
 from rcsd_jax.roles import contexts
-from rcsd_jax.run.preparation import Encoded
-from rcsd_jax.settings import config as configs
+from rcsd_jax.roles.encode import Encoded
+from rcsd_jax.settings.stage import Settings
 
 
 def make_batch(
-    rows: list[int], data: Encoded, config: ConfigDict, pad_id: int, mesh: jax.sharding.Mesh | None = None
+    rows: list[int], data: Encoded, config: Settings, pad_id: int, mesh: jax.sharding.Mesh | None = None
 ) -> Batch:
     """A global batch of `rows`, padded to lengths of which a run has few; with a mesh, this process's share of it."""
     own = np.arange(len(rows)) if mesh is None else sharding.own_rows(len(rows), mesh)
@@ -40,10 +39,10 @@ def make_batch(
     return Batch(*arrays)
 
 
-def _without(rows: list[int], own: np.ndarray, data: Encoded, config: ConfigDict, pad_id: int) -> Without:
+def _without(rows: list[int], own: np.ndarray, data: Encoded, config: Settings, pad_id: int) -> Without:
     """The prompts without each criterion of the `own` among `rows`, for all as many as the longest rubric has criteria."""
     # At least one, which then weighs nothing: without any, `score_teacher` would take the whole context's guidance.
-    count = max(1, data.longest.criteria) if configs.guided_by_criteria(config) else 0
+    count = max(1, data.longest.criteria) if config.teacher.guided_by_criteria else 0
     tokens: Any  # NumPy's arrays, until they are on the mesh
     mask: Any
     if not count:

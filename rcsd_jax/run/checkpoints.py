@@ -1,6 +1,6 @@
-"""Checkpoints of everything a run needs to continue exactly: state, step and what the step depends on (orbax).
+"""Checkpoints of everything that a run needs to continue exactly: state, step and the data position (orbax).
 
-A checkpoint may be restored onto another mesh, or by another number of processes, than it was saved from.
+A checkpoint may be restored onto another mesh, or by another number of processes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from rcsd_jax.host.errors import UserError, first_line
 from rcsd_jax.host.files import told_if_refused
 
 _CHECK_SUM = "check_sum"
-# What errors say that are no fault of the files.
+# Words in errors that are not the files' fault.
 _NOT_DAMAGE = re.compile(
     r"permission.denied|unauthenticated|unavailable|deadline.exceeded|resource.exhausted|memory|no space left", re.I
 )
 
 
 class Restored(NamedTuple):
-    """The newest intact checkpoint, and what was found wrong with newer ones: (folder they were moved to, problem)."""
+    """The newest intact checkpoint, and the problems of newer ones: (folder they were moved to, problem)."""
 
     step: int
     state: Any
@@ -45,20 +45,20 @@ def newest_step(directory: epath.PathLike) -> int:
     folder = epath.Path(directory)
     if not folder.exists():
         return 0
-    names = ocp.path.step.standard_name_format()  # as the manager has them, so that damaged ones are not among them
+    names = ocp.path.step.standard_name_format()  # as the manager lists them, without damaged ones
     return max((found.step for found in names.find_all(folder)), default=0)
 
 
 class Checkpoints:
     """The checkpoints of one stage under `directory`; asynchronous, the newest `keep` are kept.
 
-    Orbax writes to a temporary folder and renames it, so a kill leaves either a whole checkpoint or none. With several
-    processes all of them call every method; each writes and reads what its own devices hold.
+    Orbax writes to a temporary folder and renames it, so a kill leaves either a whole checkpoint or none. All processes
+    call every method; each writes and reads the data of its own devices.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int):
         self._directory = epath.Path(directory)
-        # Also removed is what a kill left of a checkpoint: of a step that may never be saved again.
+        # This also removes a checkpoint that a kill left incomplete: its step may never be saved again.
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._quiet = contextlib.ExitStack()
@@ -72,8 +72,8 @@ class Checkpoints:
         """Starts to save `state` and `position` (JSON: data position, seed, rubric cache) as of `step`.
 
         Raises:
-          WriteFailed: this or the checkpoint before cannot be written. (With several processes, whatever orbax raises, as
-            it may mean that another one is gone.)
+          WriteFailed: this checkpoint or the one before cannot be written. (With several processes, any exception of orbax
+            is raised, because it may mean that another process is gone.)
         """
         if step in self._manager.all_steps():
             return
@@ -83,12 +83,12 @@ class Checkpoints:
             self._manager.save(step, args=args)
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """State and position of `step`, placed as `like` is (arrays or ShapeDtypeStructs with shardings).
+        """State and position of `step`, placed like `like` (arrays or ShapeDtypeStructs with shardings).
 
         Raises:
-          Exception: whatever orbax and its readers raise on a damaged file.
+          Exception: any exception of orbax and its readers on a damaged file.
         """
-        # Not by the manager, whose barriers would keep the others waiting for a process that cannot read its part.
+        # Not through the manager: its barriers would make the others wait for a process that cannot read its part.
         folder = self._directory / str(step)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.StandardRestore(abstract)
@@ -99,10 +99,10 @@ class Checkpoints:
     def restore_newest(self, like: Any) -> Restored | None:
         """The newest intact checkpoint, or None if there is none at all.
 
-        Damaged ones that are newer are renamed to `damaged_<step>`, where no later run takes them for checkpoints.
+        Newer damaged ones are renamed to `damaged_<step>`, so that no later run uses them.
 
         Raises:
-          UserError: not one is intact or of this model and optimizer, or the storage does not answer; all stay in place.
+          UserError: none is intact and fits this model and optimizer, or the storage does not answer; all stay in place.
         """
         steps = multihost.from_main(lambda: sorted(self._manager.all_steps(), reverse=True))
         problems: list[str] = []
@@ -114,7 +114,7 @@ class Checkpoints:
                 raise UserError(
                     f"the checkpoint cannot be read now ({problem})",
                     file=self._directory / str(step),
-                    remedy="see to the storage or the memory, and the same command continues from it",
+                    remedy="check the storage and the memory; the same command continues from it",
                 )
             problems.append(problem)
         if not steps:
@@ -126,7 +126,7 @@ class Checkpoints:
         )
 
     def _try(self, step: int, like: Any) -> tuple[Any, Any, str | None]:
-        """State and position, or what is wrong; the same problem in every process."""
+        """State and position, or the problem, which is the same in every process."""
         state: Any = None
         position: Any = None
         problem: str | None = None
@@ -139,7 +139,7 @@ class Checkpoints:
                 problem = f"{type(error).__name__}: {first_line(error, 200)}"
         problem = next((p for p in multihost.gather(problem) if p), None)
         if problem is None and position.pop(_CHECK_SUM, None) != _check_sum(state, position):
-            problem = "its bytes are not those that were saved"
+            problem = "its bytes differ from those that were saved"
         return (None, None, problem) if problem else (state, position, None)
 
     def _move_aside(self, steps: list[int], problems: list[str]) -> list[tuple[epath.Path, str]]:
@@ -179,14 +179,14 @@ class Checkpoints:
 
 
 def read_part(directory: epath.PathLike, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Some of the newest state's fields; the rest is not read, and nothing in the folder changes.
+    """Some fields of the newest state; the rest is not read, and nothing in the folder changes.
 
     Args:
-      directory: of a run's checkpoints.
+      directory: a run's checkpoints.
       like: field of the state -> arrays or ShapeDtypeStructs with shardings.
 
     Raises:
-      UserError: there is no checkpoint, or it does not hold that.
+      UserError: there is no checkpoint, or it lacks these fields.
     """
     step = newest_step(directory)
     folder = epath.Path(directory) / str(step)
@@ -207,8 +207,8 @@ def read_part(directory: epath.PathLike, like: Mapping[str, Any]) -> dict[str, A
 
 @contextlib.contextmanager
 def _failed_writes_told_once() -> Iterator[None]:
-    """Where a write fails, orbax raises that, and closes the event loop to which the threads of the other writes report:
-    what each of them prints of that is kept off the console.
+    """If a write fails, orbax raises the error and closes the event loop that the other writing threads report to. This keeps
+    their messages about the closed loop off the console.
     """
     on_error, on_unraisable = sys.excepthook, sys.unraisablehook
 
@@ -225,7 +225,7 @@ def _failed_writes_told_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """Keeps off the console what the readers leave behind when one of them fails: the failure itself is raised."""
+    """Keeps the readers' leftover messages off the console when one of them fails; the failure itself is raised."""
     hooks, asyncio_log = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
     sys.excepthook = lambda *_: None
     sys.unraisablehook = lambda *_: None
@@ -239,7 +239,7 @@ def _without_noise() -> Iterator[None]:
 
 
 def _difference(folder: epath.Path, like: Any) -> str | None:
-    """In what the names or shapes saved in `folder` differ from those of `like`; None if in nothing."""
+    """The first difference between the names and shapes saved in `folder` and those of `like`; None if they agree."""
     saved = ocp.StandardCheckpointHandler().metadata(folder)
     saved = saved.tree if hasattr(saved, "tree") else saved
     theirs = {_name(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(saved)}
@@ -261,9 +261,9 @@ def _check_sum(state: Any, position: dict[str, Any]) -> int:
 
 @jax.jit
 def _fingerprint(state: Any) -> jax.Array:
-    """[] uint32 that changes with any bit of the state, and not with the mesh that it lies on.
+    """[] uint32 that changes with any bit of the state, and does not depend on the mesh.
 
-    A sum modulo 2^32 of all words, each with an odd weight of its place: exact in whatever order devices add.
+    A sum modulo 2^32 of all words, each with an odd weight for its place: exact in any order of addition.
     """
     total = jnp.uint32(0)
     for number, x in enumerate(jax.tree.leaves(state)):

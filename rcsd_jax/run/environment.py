@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.files import AnyPath
@@ -14,12 +13,13 @@ from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.sampling.decoder_sampler import DecoderSampler
 from rcsd_jax.sampling.sampler import Sampler
+from rcsd_jax.settings.stage import Settings
 
 
 class Run(NamedTuple):
     """Where and how a stage runs."""
 
-    config: ConfigDict
+    config: Settings
     workdir: AnyPath
     mesh: jax.sharding.Mesh
     console: Console

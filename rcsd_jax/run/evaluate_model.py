@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from rcsd_jax.evaluate.questions import Questions, evaluation_questions
 from rcsd_jax.host import multihost
 from rcsd_jax.host.console import Console, say_once
 from rcsd_jax.host.errors import UserError
@@ -17,16 +18,17 @@ from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.models import sharding
 from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles.opened_model import Model, open_served
-from rcsd_jax.run import preparation, provenance, starts
+from rcsd_jax.run import provenance, starts
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.evaluation import evaluate_role
 from rcsd_jax.run.judge import judge_of
 from rcsd_jax.run.workdir import claimed, from_main_if_written
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings.stage import Settings
+from rcsd_jax.settings.unpack import unpack
 
 
 def evaluate_model(
-    config: ConfigDict, workdir: AnyPath, console: Console, stop: StopRequest
+    given: ConfigDict, workdir: AnyPath, console: Console, stop: StopRequest
 ) -> dict[str, dict[str, Any]]:
     """Evaluates `model.path`, a model or a LoRA adapter, in the roles of `eval.roles`; role -> split -> mode -> scores.
 
@@ -35,9 +37,9 @@ def evaluate_model(
     Raises:
       UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; what was sampled is kept.
     """
-    workdir = as_path(workdir)
+    config, workdir = unpack(given, trains=False), as_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
-    with claimed(workdir, config) as changed, jax.set_mesh(mesh), contextlib.ExitStack() as closing:
+    with claimed(workdir, given.to_dict()) as changed, jax.set_mesh(mesh), contextlib.ExitStack() as closing:
         if not changed and (summary := from_main_if_written(workdir / "summary.json")) is not None:
             console.print(f"complete, see {workdir}", soft_wrap=True)
             return summary["evaluation"]
@@ -45,12 +47,12 @@ def evaluate_model(
             provenance.record(workdir)
         console.print(f"evaluate: reading model {config.model.path} and questions", soft_wrap=True)
         run = Run(config, workdir, mesh, console, stop, "evaluate")
-        if configs.graded_by_judge(config):
+        if config.graded_by_judge:
             run = run._replace(judge=closing.enter_context(judge_of(run)))
         model, _, load = open_served(config.model.path, config.model, mesh)
         questions = questions_of(config, model, mesh, say=say_once(console))
         if changed:
-            told = multihost.from_main(lambda: starts.apply(workdir, config))
+            told = multihost.from_main(lambda: starts.apply(workdir, given.to_dict()))
             console.print(f"goes on with another config: {told}", soft_wrap=True)
         console.print(f"evaluate: loading weights of {config.model.path}", soft_wrap=True)
         sampler = run.sampler(model, config.eval.batch_size).with_weights(load())
@@ -61,15 +63,17 @@ def evaluate_model(
 
 
 def questions_of(
-    config: ConfigDict, model: Model, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
-) -> dict[str, dict[str, preparation.Questions]]:
+    config: Settings, model: Model, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
+) -> dict[str, dict[str, Questions]]:
     """Role -> split -> the questions that it is asked; at least one. `say` is told what was left out.
 
     Raises:
       UserError: there are none, they cannot be read, or the mesh cannot share out a batch.
     """
     check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
-    questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
+    questions = evaluation_questions(
+        config.eval, config.reading(), config.encoding, config.limits, model.tokenizer, say=say
+    )
     if not questions:
         remedy = "set eval.benchmarks, or eval.grader and eval.path, and eval.roles"
         raise UserError("nothing to evaluate", field="eval.benchmarks", remedy=remedy)

@@ -11,6 +11,7 @@ import numpy as np
 
 from rcsd_jax.evaluate import results
 from rcsd_jax.evaluate.graders import grade_all
+from rcsd_jax.evaluate.questions import Questions
 from rcsd_jax.evaluate.table import evaluate
 from rcsd_jax.host import multihost
 from rcsd_jax.host.files import AnyPath
@@ -18,7 +19,6 @@ from rcsd_jax.host.keyed_log import Codec, KeyedLog, key_of
 from rcsd_jax.host.shared_log import held_by_all
 from rcsd_jax.roles.opened_model import Model, sampling_of
 from rcsd_jax.run.environment import Run
-from rcsd_jax.run.preparation import Questions
 from rcsd_jax.run.workdir import from_main_if_written
 from rcsd_jax.sampling.decoding import SamplingConfig
 from rcsd_jax.sampling.sampler import Batches, Completion, Sampler

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from rcsd_jax.checkpoints import saving
 from rcsd_jax.checkpoints.peft import save_peft
 from rcsd_jax.host.files import AnyPath, is_remote
 from rcsd_jax.models import lora
 from rcsd_jax.roles.opened_model import Model
+from rcsd_jax.settings.stage import Settings
 
 
-def export(variables: Mapping[str, Any], model: Model, config: ConfigDict, workdir: AnyPath) -> dict[str, str]:
+def export(variables: Mapping[str, Any], model: Model, config: Settings, workdir: AnyPath) -> dict[str, str]:
     """Writes the trained model as a Hugging Face directory, and under LoRA also as a PEFT adapter; returns the paths."""
     paths, decoder_config = {}, model.decoder.config
     params, adapters = variables["params"], variables.get("lora")

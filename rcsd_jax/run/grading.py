@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from rcsd_jax.data.examples import Example
 from rcsd_jax.evaluate.graders import GRADERS, grade_all
@@ -23,10 +22,11 @@ from rcsd_jax.methods.contract import Completions
 from rcsd_jax.methods.step import Recipe
 from rcsd_jax.models import sharding
 from rcsd_jax.roles import contexts
+from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import Model
-from rcsd_jax.run import preparation
 from rcsd_jax.run.environment import Run
 from rcsd_jax.sampling.sampler import completions_of
+from rcsd_jax.settings.stage import Settings
 
 
 def graded(
@@ -70,7 +70,7 @@ def graded(
     means["groups_alike"] = float(np.mean([_alike(group) for group in rewards.reshape(-1, group)]))
     if not graded.all():
         means["share_graded"] = float(graded.mean())
-    if not set(contexts.ATTEMPT_FIELDS) & set(config.teacher.fields):
+    if not config.teacher.attempts:
         return completions, means
     feedback = grader.feedback or (lambda truth, text: None)
     told = [
@@ -90,7 +90,7 @@ def _alike(rewards: np.ndarray) -> bool:
     return len(known) == 0 or bool(np.ptp(known) == 0)
 
 
-def _score(scores: dict[str, float], config: ConfigDict) -> float:
+def _score(scores: dict[str, float], config: Settings) -> float:
     if config.reward.score not in scores:
         raise UserError(
             f"the grader '{config.reward.grader}' gives no such score",
@@ -101,7 +101,7 @@ def _score(scores: dict[str, float], config: ConfigDict) -> float:
     return scores[config.reward.score]
 
 
-def _successes(texts: Sequence[str], rewards: np.ndarray, config: ConfigDict) -> list[str | None]:
+def _successes(texts: Sequence[str], rewards: np.ndarray, config: Settings) -> list[str | None]:
     """For each row the first other text of its group that succeeded, or None."""
     group = config.sampling.group
     found: list[str | None] = []
@@ -117,13 +117,12 @@ def _with_attempts(
 ) -> tuple[Completions, dict[str, Any]]:
     """The teacher's prompts of examples that hold attempts; a row without one, or with too long a prompt, is not taught."""
     config = run.config
-    wanted = [name for name in contexts.ATTEMPT_FIELDS if name in config.teacher.fields]
 
     def encode(example: Example) -> np.ndarray | None:
-        if not all(example.extra[name] for name in wanted):
+        if not all(example.extra[name] for name in config.teacher.attempts):
             return None
-        prompt = preparation.teacher_prompt(model.tokenizer, example, config)
-        return prompt if preparation.fits(example, prompt, config, role="teacher") else None
+        prompt = teacher_prompt(model.tokenizer, example, config.encoding)
+        return prompt if config.limits.prompt_fits(example, prompt, role="teacher") else None
 
     prompts = multihost.shared(encode, told)
     taught = np.array([prompt is not None for prompt in prompts])

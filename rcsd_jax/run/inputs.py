@@ -6,22 +6,23 @@ import collections
 from collections.abc import Callable
 
 import jax
-from ml_collections import ConfigDict
 
+from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
+from rcsd_jax.data.rubrics_of_rows import with_rubrics
+from rcsd_jax.evaluate.questions import Questions, evaluation_questions
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles.opened_model import Model, open_model
-from rcsd_jax.run import preparation
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.rows import AT_START, Rows
 from rcsd_jax.run.rubrics import rubric_writer, tell_rubrics
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings.stage import Settings
 
 
 def open_inputs(
-    config: ConfigDict, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
-) -> tuple[Model, dict[str, dict[str, preparation.Questions]], list[Example]]:
+    config: Settings, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
+) -> tuple[Model, dict[str, dict[str, Questions]], list[Example]]:
     """The model without its weights, role -> split -> questions of evaluation, and the examples to learn from.
 
     `say` is told what of them is not read.
@@ -31,10 +32,9 @@ def open_inputs(
     """
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     check_divisible(model.decoder.config, mesh, _batch_sizes(config))
-    questions = preparation.evaluation_questions(config, model.tokenizer, say=say)
-    require = preparation.required_fields(config)
-    examples = preparation.read_examples(config, config.data.path, require=require, say=say)
-    return model, questions, examples
+    reading = config.reading(require=config.required_fields, say=say)
+    questions = evaluation_questions(config.eval, reading, config.encoding, config.limits, model.tokenizer, say=say)
+    return model, questions, sources.read_as(config.data.path, reading)
 
 
 def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dict[str, int]]:
@@ -46,16 +46,17 @@ def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dic
     """
     config, counts = run.config, collections.Counter[str]()
     positions = model.decoder.config.max_position
-    if config.rubric.source == "written" and "rubric" in config.teacher.fields:
+    if config.writes_rubrics:
         rows = Rows(examples, model.tokenizer, config)
         with rubric_writer(run, counts) as give_rubrics:
             some_fit = rows.start(positions=positions, give_rubrics=give_rubrics)
         tell_rubrics(counts, run, none_left=not some_fit and not rows.skipped)
     else:
-        rows = Rows(preparation.with_rubric_variant(examples, config), model.tokenizer, config)
+        examples = with_rubrics(examples, config.rubric, generic=config.generic_rubric, seed=config.seed)
+        rows = Rows(examples, model.tokenizer, config)
         some_fit = rows.start(positions=positions)
     if not some_fit:
-        raise preparation.nothing_fits(len(examples), config)
+        raise config.limits.nothing_fits(len(examples))
     run.console.print(f"{run.name}: {counted(rows)}")
     check_positions(model, rows, config)
     return rows, dict(counts)
@@ -69,7 +70,7 @@ def counted(rows: Rows) -> str:
     return f"{len(rows.examples) - rows.left_out} examples, {looked_at}"
 
 
-def check_positions(model: Model, rows: Rows, config: ConfigDict) -> None:
+def check_positions(model: Model, rows: Rows, config: Settings) -> None:
     """Raises UserError if the longest row goes beyond the positions that the model was made for."""
     analysis = config.teacher.reason_tokens + len(rows.first.transition)
     found = rows.longest()
@@ -84,13 +85,13 @@ def check_positions(model: Model, rows: Rows, config: ConfigDict) -> None:
         )
 
 
-def _batch_sizes(config: ConfigDict) -> dict[str, int]:
+def _batch_sizes(config: Settings) -> dict[str, int]:
     """Config key -> rows that the mesh has to share out."""
     sizes = {"train.batch_size / train.microbatches": config.train.batch_size // config.train.microbatches}
     if config.sampling.slots:
         sizes["sampling.slots"] = config.sampling.slots
-    if config.eval.grader or configs.benchmarks_of(config):
+    if config.eval.grader or config.eval.asked:
         sizes["eval.batch_size"] = config.eval.batch_size
-    if config.rubric.source == "written" and "rubric" in config.teacher.fields:
+    if config.writes_rubrics:
         sizes["rubric.batch_size"] = config.rubric.batch_size
     return sizes

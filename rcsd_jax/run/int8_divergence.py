@@ -6,19 +6,19 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from rcsd_jax import losses
 from rcsd_jax.methods.networks import Network
 from rcsd_jax.models.decoder import positions_from_mask
 from rcsd_jax.models.sharding import to_mesh
+from rcsd_jax.roles.encode import Encoded
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run.batch import make_batch
-from rcsd_jax.run.preparation import Encoded
+from rcsd_jax.settings.stage import Settings
 
 
 def int8_divergence(
-    plain: Network, int8: Network, data: Encoded, config: ConfigDict, model: Model, mesh: jax.sharding.Mesh
+    plain: Network, int8: Network, data: Encoded, config: Settings, model: Model, mesh: jax.sharding.Mesh
 ) -> dict[str, dict[str, float]]:
     """Compares the next-token distributions of both over the prompts of a microbatch.
 

@@ -7,10 +7,8 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from rcsd_jax.data.examples import Example, rubric_of
-from rcsd_jax.evaluate.table import GradeAll
+from rcsd_jax.evaluate.graders import GradeAll
 from rcsd_jax.host import multihost
 from rcsd_jax.host.metrics import Progress
 from rcsd_jax.host.shared_log import held_by_all
@@ -49,7 +47,9 @@ def judge_of(run: Run) -> Iterator[GradeAll]:
         if local:
             ask, identity = _local(run)
         else:
-            found = multihost.agreed(lambda: endpoint_of(settings) if multihost.is_main() else None, everywhere=True)
+            found = multihost.agreed(
+                lambda: endpoint_of(settings.endpoint) if multihost.is_main() else None, everywhere=True
+            )
             ask, identity = found or (None, {})
         yield functools.partial(_grade, run=run, ask=ask, identity=identity, cache=cache, local=local)
 
@@ -64,15 +64,7 @@ def _grade(
     cache: AnswerCache,
     local: bool,
 ) -> list[dict[str, float]]:
-    settings = run.config.judge
     requests = [judging.Request(e.question, text, rubric_of(e)) for e, text in zip(examples, texts, strict=True)]
-    of_judging = judging.JudgeSettings(
-        per_call=settings.per_call,
-        reasks=settings.reasks,
-        max_characters=settings.max_characters,
-        input_price=settings.input_price,
-        output_price=settings.output_price,
-    )
 
     def stop() -> None:
         if not local:  # a local model's batches ask all processes
@@ -92,7 +84,7 @@ def _grade(
                 ask=ask,
                 identity=identity,
                 cache=cache,
-                settings=of_judging,
+                settings=run.config.judge.judging,
                 stop=stop,
                 progress=told,
             )
@@ -121,13 +113,13 @@ def _tell(run: Run, judgements: Sequence[judging.Judgement], usage: Usage) -> No
         run.console.print(line, soft_wrap=True)
 
 
-def endpoint_of(settings: ConfigDict) -> tuple[Ask, Mapping[str, Any]]:
+def endpoint_of(settings: EndpointSettings) -> tuple[Ask, Mapping[str, Any]]:
     """The endpoint that a config's `judge` names, and what identifies its answers; nothing is sent.
 
     Raises:
       UserError: see `judge.endpoint.Endpoint`.
     """
-    endpoint = Endpoint(EndpointSettings(**{k: settings[k] for k in _OF_ENDPOINT}, extra=settings.extra.to_dict()))
+    endpoint = Endpoint(settings)
     return endpoint, endpoint.identity
 
 
@@ -136,8 +128,9 @@ def _local(run: Run) -> tuple[Ask, Mapping[str, Any]]:
     model, digest, load = open_served(settings.checkpoint, run.config.model, run.mesh)
     load = functools.cache(load)  # and never called where every answer is known
     sampler = run.sampler(model, settings.batch_size)
-    sampling = SamplingConfig(max_new_tokens=settings.max_tokens, temperature=0.0, eos_ids=model.eos_ids)
-    room = model.decoder.config.max_position - settings.max_tokens
+    max_tokens = settings.endpoint.max_tokens or 1
+    sampling = SamplingConfig(max_new_tokens=max_tokens, temperature=0.0, eos_ids=model.eos_ids)
+    room = model.decoder.config.max_position - max_tokens
 
     def write(prompts: Sequence[str]) -> list[Answer]:
         encode = functools.partial(contexts.encode_chat, model.tokenizer, thinking=False)
@@ -152,5 +145,5 @@ def _local(run: Run) -> tuple[Ask, Mapping[str, Any]]:
                 answers[fitting[at]] = Answer(model.decode(one.tokens), cut=one.cut, output_tokens=len(one.tokens))
         return answers
 
-    identity = {"checkpoint": digest, "max_tokens": settings.max_tokens, "dtype": run.config.model.dtype}
+    identity = {"checkpoint": digest, "max_tokens": max_tokens, "dtype": run.config.model.dtype}
     return in_batches(write, 4 * settings.batch_size), identity

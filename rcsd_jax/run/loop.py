@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
@@ -20,14 +19,15 @@ from rcsd_jax.methods.rollout import Batch
 from rcsd_jax.methods.state import TrainState, shardings_of
 from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
+from rcsd_jax.roles.encode import Encoded
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.grading import graded
-from rcsd_jax.run.preparation import Encoded
 from rcsd_jax.run.rows import Rows
 from rcsd_jax.run.training_state import Setup, Start
+from rcsd_jax.settings.stage import Settings
 
 
 def train_loop(
@@ -103,12 +103,12 @@ def train_loop(
     return state
 
 
-def _questions(config: ConfigDict) -> int:
+def _questions(config: Settings) -> int:
     """Rows of the data that a step takes."""
     return config.train.batch_size // config.sampling.group
 
 
-def _batch_rows(data: Encoded, config: ConfigDict) -> list[int]:
+def _batch_rows(data: Encoded, config: Settings) -> list[int]:
     """The rows of a step's data as they are in its batch: each as often as it has completions."""
     return [i for i in range(len(data.examples)) for _ in range(config.sampling.group)]
 

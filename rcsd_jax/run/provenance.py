@@ -1,4 +1,4 @@
-"""How a run was started: the command and the versions of what ran, one line a start, in `starts.jsonl` of its workdir."""
+"""Records each start of a run, its command and the versions of its libraries, as a line of `starts.jsonl` in its workdir."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers
 
 
 def record(workdir: AnyPath) -> None:
-    """Adds this start to those of the workdir; to be called by one process of the job.
+    """Adds this start to the workdir's record. Only one process of the job calls it.
 
     Raises:
-      WriteFailed: the storage does not take it.
+      WriteFailed: the storage refuses it.
     """
     now = datetime.datetime.now().isoformat(" ", "minutes")
     start = {"at": now, "command": command(sys.orig_argv), "versions": versions()}
@@ -30,7 +30,7 @@ def record(workdir: AnyPath) -> None:
 
 
 def starts(workdir: AnyPath) -> list[dict[str, Any]]:
-    """All starts of the workdir, the first one first; none of a run that is older than this record."""
+    """All starts of the workdir, oldest first; empty for a run that is older than this record."""
     path = workdir / _FILE
     found = []
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
@@ -42,7 +42,7 @@ def starts(workdir: AnyPath) -> list[dict[str, Any]]:
 
 
 def command(argv: Sequence[str]) -> str:
-    """The command line of a process as a shell takes it; its interpreter is "python", wherever it lies.
+    """The command line of a process, for a shell; its interpreter is written as "python", wherever it is.
 
     Examples:
       >>> command(["/venv/bin/python3", "-m", "rcsd_jax.main", "--config=tiny", "--workdir=runs/a b"])
@@ -52,7 +52,7 @@ def command(argv: Sequence[str]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Name -> version of this package and of those it computes with, as far as they are installed."""
+    """Name -> version of this package and of its numerical libraries, if they are installed."""
     found = {"rcsd_jax": rcsd_jax.__version__}
     for name in _PACKAGES:
         try:

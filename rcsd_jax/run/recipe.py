@@ -1,23 +1,21 @@
-"""What a config says of the train step: the roles' networks, how completions are made, and the loss."""
+"""What the settings say of the train step: the roles' networks, how completions are made, and the loss."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import optax
-from ml_collections import ConfigDict
 
-from rcsd_jax.losses import DivergenceOptions
-from rcsd_jax.methods.contract import LossOptions, PolicyOptions
+from rcsd_jax.methods.contract import LossOptions
 from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
 from rcsd_jax.methods.rollout import RolloutOptions
 from rcsd_jax.methods.step import Recipe
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.roles.opened_model import Model, sampling_of
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings.stage import Settings
 
 
-def recipe_of(config: ConfigDict, model: Model, optimizer: optax.GradientTransformation) -> Recipe:
+def recipe_of(config: Settings, model: Model, optimizer: optax.GradientTransformation) -> Recipe:
     """The static choices of a run's step."""
     return Recipe(
         roles=roles_of(config, model.decoder),
@@ -30,7 +28,7 @@ def recipe_of(config: ConfigDict, model: Model, optimizer: optax.GradientTransfo
     )
 
 
-def roles_of(config: ConfigDict, decoder: Decoder) -> Roles:
+def roles_of(config: Settings, decoder: Decoder) -> Roles:
     """Where both roles' networks come from. A LoRA's base and a fixed teacher are the same frozen weights."""
     student = RoleNetwork(decoder, frozen=BASE if config.lora.rank else None, moving="trained")
     teachers = {
@@ -39,10 +37,10 @@ def roles_of(config: ConfigDict, decoder: Decoder) -> Roles:
         "live": student,
         "ema": dataclasses.replace(student, moving="average"),
     }
-    return Roles(student, teachers[configs.teacher_weights(config)])
+    return Roles(student, teachers[config.teacher_weights])
 
 
-def rollout_options(config: ConfigDict, model: Model) -> RolloutOptions:
+def rollout_options(config: Settings, model: Model) -> RolloutOptions:
     """How completions are made."""
     return RolloutOptions(
         sampling=sampling_of(config.sampling, model),
@@ -56,12 +54,11 @@ def rollout_options(config: ConfigDict, model: Model) -> RolloutOptions:
     )
 
 
-def loss_options(config: ConfigDict, model: Model) -> LossOptions:
+def loss_options(config: Settings, model: Model) -> LossOptions:
     """What the method's loss reads. Both roles are compared at the temperature that completions are drawn at."""
-    of_divergence = [field.name for field in dataclasses.fields(DivergenceOptions)]
     return LossOptions(
-        divergence=DivergenceOptions(**{name: config.loss[name] for name in of_divergence}),
-        policy=PolicyOptions(**config.policy),
+        divergence=config.loss.divergence_options,
+        policy=config.policy,
         temperature=sampling_of(config.sampling, model).scoring_temperature,
         chunk_size=config.loss.chunk_size,
         reduction=config.loss.reduction,

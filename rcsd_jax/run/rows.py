@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from rcsd_jax.data.batches import in_order
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host import multihost
-from rcsd_jax.roles import contexts
-from rcsd_jax.run import preparation
-from rcsd_jax.run.preparation import Encoded, Limits, Longest, Row
+from rcsd_jax.roles import contexts, encode
+from rcsd_jax.roles.encode import Encoded, Encoding, Longest, Row
+from rcsd_jax.roles.limits import Bounds, Limits, may_exceed
+from rcsd_jax.settings.stage import Settings
 
 AT_START = 2048
 """Rows that are prepared before a run begins: a second or two, and all rows of small data."""
@@ -43,10 +43,11 @@ class Rows:
       digest: a hash of the prompts and references of the first rows, and of the texts of all rows where there are more.
     """
 
-    def __init__(self, examples: Sequence[Example], tokenizer: Any, config: ConfigDict):
+    def __init__(self, examples: Sequence[Example], tokenizer: Any, settings: Settings):
         self.examples, self.skipped, self.left_out = examples, 0, 0
-        self._tokenizer, self._config = tokenizer, config
-        self._order = in_order(range(len(examples)), seed=config.seed)
+        self._tokenizer, self._settings = tokenizer, settings
+        self._encoding, self._limits = settings.encoding, settings.limits
+        self._order = in_order(range(len(examples)), seed=settings.seed)
         self._held: dict[int, Row | None] = {}  # row number -> None where it is left out
         self.first: Encoded
         self.digest = ""
@@ -74,8 +75,8 @@ class Rows:
             fitting = self._fitting(first)
         if not fitting:
             return False
-        transition = preparation.transition_of(fitting[0].example, self._tokenizer, self._config)
-        self.first = preparation.collate(fitting, transition, preparation.longest_of(fitting))
+        transition = encode.transition_of(fitting[0].example, self._tokenizer, self._encoding)
+        self.first = encode.collate(fitting, transition, encode.longest_of(fitting))
         self.digest = self._digest()
         if give_rubrics:  # rows that are left out have others in their place, which need rubrics too
             taken, place, wanted = 0, 0, self._questions()
@@ -97,18 +98,18 @@ class Rows:
             self._prepare(drawn, None, together=False)
             taken += self._fitting(drawn)
             place += len(drawn)
-        return preparation.collate(taken, self.first.transition, self.first.longest), place
+        return encode.collate(taken, self.first.transition, self.first.longest), place
 
     def longest(self) -> Longest:
         """Of all rows that were prepared so far."""
-        return preparation.longest_of([row for row in self._held.values() if row is not None])
+        return encode.longest_of([row for row in self._held.values() if row is not None])
 
     def _digest(self) -> str:
         total, data = hashlib.sha256(), self.first
         for tokens in (*data.student, *data.teacher, data.transition, *data.references):
             total.update(len(tokens).to_bytes(4, "little") + np.asarray(tokens, np.int32).tobytes())
         if len(self.examples) > AT_START:
-            style = self._config.rubric.style
+            style = self._settings.rubric.style
             for example in self.examples:
                 texts = [
                     contexts.FIELDS[name](example, style) for name in ("question", "reference", "answer", "rubric")
@@ -118,8 +119,7 @@ class Rows:
 
     def _questions(self) -> int:
         """How many rows all steps take."""
-        train = self._config.train
-        return train.steps * (train.batch_size // self._config.sampling.group)
+        return self._settings.train.steps * self._settings.questions_per_step
 
     def _drawn(self, place: int, count: int) -> list[int]:
         return [int(self._order[i]) for i in range(place, place + count)]
@@ -131,32 +131,46 @@ class Rows:
         """The rows that have to be looked at before weights are read, as they may be too long."""
         if len(self.examples) <= AT_START:
             return []
-        config = self._config
-        fails, behind = config.data.too_long == "fail", config.sampling.max_new_tokens
-        transition = preparation.transition_of(self.examples[0], self._tokenizer, config)
-        analysis = config.teacher.reason_tokens + len(transition)
+        limits, encoding = self._limits, self._encoding
+        behind = self._settings.sampling.max_new_tokens
+        transition = encode.transition_of(self.examples[0], self._tokenizer, encoding)
+        analysis = self._settings.teacher.reason_tokens + len(transition)
 
         def limit(most: int, room: int) -> int | None:
             # A row that goes beyond the positions ends the run, also where one beyond the limits is merely left out.
-            return min(most, room) if fails or most > room else None
+            return min(most, room) if limits.fails or most > room else None
 
-        limits = Limits(
-            limit(config.data.max_student_prompt, positions - behind),
-            limit(config.data.max_teacher_prompt, positions - behind - analysis),
-            behind if fails and config.sampling.source == "reference" else None,
+        bounds = Bounds(
+            limit(limits.student, positions - behind),
+            limit(limits.teacher, positions - behind - analysis),
+            behind if limits.fails and encoding.learns_references else None,
         )
-        if limits == Limits(None, None, None):
+        if bounds == Bounds(None, None, None):
             return []
-        return preparation.may_exceed(self.examples, limits, self._tokenizer, config)
+        return may_exceed(self.examples, bounds, self._tokenizer, encoding)
 
     def _prepare(self, numbers: Iterable[int], give_rubrics: GiveRubrics | None, *, together: bool) -> None:
         new = [number for number in dict.fromkeys(numbers) if number not in self._held]
         examples = [self.examples[number] for number in new]
         if give_rubrics and examples:
             examples = give_rubrics(examples)
-        encode = lambda mine: preparation.encode_rows(mine, self._tokenizer, self._config)
-        rows = multihost.shared_list(encode, examples) if together else encode(examples)
-        fitting = {row.example.id: row for row in rows if preparation.row_fits(row, self._config)}
+        tokens_of = lambda mine: encode.encode_rows(mine, self._tokenizer, self._encoding)
+        rows = multihost.shared_list(tokens_of, examples) if together else tokens_of(examples)
+        fitting = {row.example.id: row for row in rows if self._limits.fit(row)}
         self.skipped += len(rows) - len(fitting)
         self.left_out += len(new) - len(fitting)
         self._held.update((number, fitting.get(self.examples[number].id)) for number in new)
+
+
+def encode_all(examples: Sequence[Example], tokenizer: Any, encoding: Encoding, limits: Limits) -> Encoded:
+    """All examples at once, less those that are too long; all processes call it together.
+
+    Raises:
+      UserError: an example lacks a field, or is too long and that is an error, or none is left.
+    """
+    rows = multihost.shared_list(lambda mine: encode.encode_rows(mine, tokenizer, encoding), examples)
+    kept = [row for row in rows if limits.fit(row)]
+    if not kept:
+        raise limits.nothing_fits(len(examples))
+    transition = encode.transition_of(kept[0].example, tokenizer, encoding)
+    return encode.collate(kept, transition, encode.longest_of(kept), skipped=len(rows) - len(kept))

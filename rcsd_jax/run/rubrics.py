@@ -26,7 +26,6 @@ from rcsd_jax.roles.opened_model import open_served, sampling_of
 from rcsd_jax.rubrics.cache import RubricCache, Written, text_key
 from rcsd_jax.rubrics.parsing import parse
 from rcsd_jax.rubrics.schema import Rubric
-from rcsd_jax.run import preparation
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.rows import GiveRubrics
 from rcsd_jax.sampling.sampler import Batches
@@ -44,7 +43,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
     sampler = run.sampler(writer, settings.batch_size)
     sampling = sampling_of(settings, writer)
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
-    texts = preparation.prompts_of(config)
+    texts = config.encoding.texts
 
     def encoded(mine: Sequence[Example]) -> list[np.ndarray]:
         prompts = [contexts.role_text(writer.tokenizer, e, role, texts, "write_rubric") for e in mine]
@@ -55,7 +54,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
         asked = [
             (e, p)
             for e, p in zip(examples, prompts, strict=True)
-            if preparation.fits(e, p, config, role="rubric writer")
+            if config.limits.prompt_fits(e, p, role="rubric writer")
         ]
         with Progress(run.console, "write rubrics", 0) as progress:
 
@@ -76,7 +75,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
                 checkpoint=digest,
                 settings=dataclasses.asdict(sampling),
                 resample=settings.resample,
-                fallback=preparation.fallback_rubric(config) if settings.on_reject == "generic" else None,
+                fallback=config.generic_rubric if settings.on_reject == "generic" else None,
                 min_criteria=settings.min_criteria,
                 max_criteria=settings.max_criteria,
                 seed=config.seed,

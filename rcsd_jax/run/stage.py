@@ -36,27 +36,28 @@ from rcsd_jax.run.judge import judge_of
 from rcsd_jax.run.loop import train_loop
 from rcsd_jax.run.rows import AT_START
 from rcsd_jax.run.workdir import claimed, from_main_if_written
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings.unpack import unpack
 
 
 def run_stage(
-    config: ConfigDict, workdir: AnyPath, console: Console, stop: StopRequest, *, name: str = ""
+    given: ConfigDict, workdir: AnyPath, console: Console, stop: StopRequest, *, name: str = ""
 ) -> dict[str, Any]:
     """Runs or continues a stage and returns its summary (what `summary.json` holds).
 
     Raises:
       UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; the state is saved.
     """
-    name, workdir = name or "run", as_path(workdir)
+    config, workdir = unpack(given, name=name), as_path(workdir)
+    name = name or "run"
     mesh = sharding.make_mesh(**config.mesh)
-    with claimed(workdir, config) as changed, jax.set_mesh(mesh), contextlib.ExitStack() as closing:
+    with claimed(workdir, given.to_dict()) as changed, jax.set_mesh(mesh), contextlib.ExitStack() as closing:
         if not changed and (summary := from_main_if_written(workdir / "summary.json")) is not None:
             console.print(f"{name}: complete, see {workdir}", soft_wrap=True)
             return summary
         if multihost.is_main():
             provenance.record(workdir)
         run = Run(config, workdir, mesh, console, stop, name)
-        if configs.graded_by_judge(config):
+        if config.graded_by_judge:
             run = run._replace(judge=closing.enter_context(judge_of(run)))
 
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
@@ -66,7 +67,7 @@ def run_stage(
         rows, rubric_counts = prepared(examples, model, run)
 
         if changed:
-            told = multihost.from_main(lambda: starts.apply(workdir, config))
+            told = multihost.from_main(lambda: starts.apply(workdir, given.to_dict()))
             console.print(f"{name}: goes on with another config: {told}", soft_wrap=True)
 
         console.print(f"{name}: loading weights of {model.directory}", soft_wrap=True)

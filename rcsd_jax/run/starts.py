@@ -1,7 +1,7 @@
 """What a later start of a run may change, and what of its results is then made again.
 
 A workdir belongs to the config in its `config.json`. Another start of the run may have other values for the keys that do not
-decide what is learnt. `DECIDES` says of every key what hangs on it.
+decide what is learnt. `settings.decides` says of every key what hangs on it.
 """
 
 from __future__ import annotations
@@ -10,84 +10,18 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from rcsd_jax.evaluate import results
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import AnyPath, as_path, read_json, write_text
 from rcsd_jax.run import checkpoints
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import keys
+from rcsd_jax.settings.decides import at, decides
 
-DECIDES: dict[str, tuple[str, ...]] = {
-    # What is learnt: a run with another value is another run.
-    "learning": (
-        "seed", "task", "method", "prompts",
-        "model.path", "model.dtype", "model.param_dtype", "model.int8_weights",
-        "lora.rank", "lora.alpha", "lora.targets",
-        "data.source", "data.path", "data.fields.question", "data.fields.reference", "data.fields.rubric",
-        "data.fields.answer", "data.fields.id", "data.split", "data.count", "data.flawed", "data.max_student_prompt",
-        "data.max_teacher_prompt", "data.too_long",
-        "student.fields", "student.thinking",
-        "teacher.fields", "teacher.thinking", "teacher.weights", "teacher.ema_decay", "teacher.reason_tokens",
-        "teacher.guidance", "teacher.guidance_by",
-        "rubric.source", "rubric.style", "rubric.min_criteria", "rubric.max_criteria", "rubric.noisy_fraction",
-        "rubric.reduced_fraction", "rubric.writer", "rubric.writer_fields", "rubric.writer_thinking", "rubric.resample",
-        "rubric.on_reject", "rubric.max_new_tokens", "rubric.temperature", "rubric.top_k", "rubric.top_p",
-        "sampling.max_new_tokens", "sampling.temperature", "sampling.top_k", "sampling.top_p", "sampling.source",
-        "sampling.group", "sampling.int8_cache", "sampling.merged_adapters",
-        "reward.grader", "reward.score", "reward.success",
-        "policy.clip_low", "policy.clip_high", "policy.kl", "policy.scale_advantages", "policy.weight",
-        "loss.divergence", "loss.beta", "loss.top_k", "loss.top_k_support", "loss.tail", "loss.entry_clip",
-        "loss.token_clip", "loss.importance_clip", "loss.mask_cut", "loss.skip_first", "loss.reduction",
-        "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.clip", "optimizer.b1",
-        "optimizer.b2", "optimizer.weight_decay",
-        "train.batch_size",
-    ),
-    # How far it is learnt. The steps that were made stay as they are, unless their rates hung on it.
-    "length": ("train.steps",),
-    # Scores: of every set, of the run's own sets, of one set, of what was sampled, of what a judge graded.
-    "scores": ("eval.count",),
-    "scores of own sets": ("eval.grader",),
-    "scores of a set": ("eval.path", "eval.splits", "eval.benchmarks"),
-    "scores of samples": ("eval.samples", "eval.temperature"),
-    "scores by a judge": (
-        "judge.model", "judge.base_url", "judge.checkpoint", "judge.per_call", "judge.reasks", "judge.max_characters",
-        "judge.temperature", "judge.seed", "judge.max_tokens", "judge.extra",
-    ),
-    # What is wanted of a finished run: what is lacking is made.
-    "results": ("eval.roles", "eval.greedy", "export.merged", "export.adapter", "export.dtype"),
-    # How, how fast and in how much memory it is computed, what is told of it, and what is saved on the way.
-    "nothing": (
-        "model.remat", "model.kernels", "data.pad_to", "data.tfds_dir", "rubric.batch_size", "sampling.slots",
-        "loss.chunk_size", "train.microbatches", "train.log_every", "checkpoint.every", "checkpoint.keep",
-        "mesh.data", "mesh.group", "mesh.fsdp", "mesh.tensor",
-        "eval.every", "eval.every_splits", "eval.batch_size",
-        "judge.key_variable", "judge.concurrency", "judge.timeout_s", "judge.retries", "judge.requests_per_minute",
-        "judge.tokens_per_minute", "judge.input_price", "judge.output_price", "judge.batch_size",
-    ),
-}  # fmt: skip
-"""What hangs on a key -> the keys; one with keys below it stands for all of them.
-
-Those on which nothing hangs may still change the last bits of a number, as another mesh does.
-"""
-_DECIDES = {key: what for what, keys in DECIDES.items() for key in keys}
 _READ = (("model", "path"), ("data", "path"), ("rubric", "writer"))  # where a stage may name what an earlier one wrote
 
 
-def decides(key: str, config: Mapping[str, Any]) -> str:
-    """What hangs on a key, an entry of `DECIDES`; "learning" for one that this version does not know."""
-    place = key
-    while place not in _DECIDES:
-        place, dot, _ = place.rpartition(".")
-        if not dot:
-            return "learning"
-    what = _DECIDES[place]
-    rewarded = what == "scores by a judge" and _at(config, "reward.grader") == "judge"
-    return "learning" if rewarded else what
-
-
-def begin(workdir: AnyPath, config: ConfigDict) -> tuple[str, ...]:
+def begin(workdir: AnyPath, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Compares the run's config with that of the workdir, and makes it the workdir's where this changes no result.
 
     Returns:
@@ -99,10 +33,10 @@ def begin(workdir: AnyPath, config: ConfigDict) -> tuple[str, ...]:
     """
     path = workdir / "config.json"
     if not path.exists() or not _has_results(workdir):
-        write_text(path, configs.to_json(config))
+        write_text(path, keys.to_json(config))
         return ()
     ours, theirs = _both(workdir, config)
-    changed = configs.differences(ours, theirs)
+    changed = keys.differences(ours, theirs)
     others = [key for key in changed if decides(key, ours) == "learning"]
     if others:
         raise UserError(
@@ -114,7 +48,7 @@ def begin(workdir: AnyPath, config: ConfigDict) -> tuple[str, ...]:
     if with_effect:
         _check_steps(workdir, ours, theirs)
     elif changed:
-        write_text(path, configs.to_json(config))
+        write_text(path, keys.to_json(config))
     return with_effect
 
 
@@ -145,13 +79,13 @@ def _check_steps(workdir: AnyPath, ours: Mapping[str, Any], theirs: Mapping[str,
         )
 
 
-def apply(workdir: AnyPath, config: ConfigDict) -> str:
+def apply(workdir: AnyPath, config: Mapping[str, Any]) -> str:
     """Takes back what is not so with this config, and makes it the workdir's; returns in words what has changed.
 
     The config is written last: a start that is killed in here is repeated by the next.
     """
     ours, theirs = _both(workdir, config)
-    changed = configs.differences(ours, theirs)
+    changed = keys.differences(ours, theirs)
     (workdir / "summary.json").unlink(missing_ok=True)  # from here on the run is not complete
     (workdir / "report_tokens.json").unlink(missing_ok=True)
     if "train.steps" in changed:
@@ -159,14 +93,14 @@ def apply(workdir: AnyPath, config: ConfigDict) -> str:
     stale = _stale(changed, theirs)
     if results.labels(workdir, stale):
         results.set_aside(workdir, stale)
-    write_text(workdir / "config.json", configs.to_json(config))
+    write_text(workdir / "config.json", keys.to_json(config))
     told = [key for key in changed if decides(key, ours) != "nothing"]
-    return ", ".join(f"{key} is {_at(ours, key)!r} and was {_at(theirs, key)!r}" for key in told)
+    return ", ".join(f"{key} is {at(ours, key)!r} and was {at(theirs, key)!r}" for key in told)
 
 
 def _stale(changed: Sequence[str], before: Mapping[str, Any]) -> Callable[[str, str], bool]:
     """Whether the scores of a (set, mode) hang on one of the keys that changed."""
-    asked: Mapping[str, Any] = _at(before, "eval.benchmarks") or {}
+    asked: Mapping[str, Any] = at(before, "eval.benchmarks") or {}
     benchmarks = {name for name, path in asked.items() if path is not None and name in BENCHMARKS}
 
     def hangs_on(key: str, split: str, mode: str) -> bool:
@@ -182,12 +116,12 @@ def _stale(changed: Sequence[str], before: Mapping[str, Any]) -> Callable[[str, 
     return lambda split, mode: any(hangs_on(key, split, mode) for key in changed)
 
 
-def check_later_stages(stages: Sequence[tuple[str, ConfigDict]], workdir: AnyPath) -> None:
+def check_later_stages(stages: Sequence[tuple[str, Mapping[str, Any]]], workdir: AnyPath) -> None:
     """Raises UserError if a stage is to write other weights than those from which a later one began."""
     for i, (name, stage) in enumerate(stages):
         if not (workdir / name / "config.json").exists():
             continue
-        changed = configs.differences(*_both(workdir / name, stage))
+        changed = keys.differences(*_both(workdir / name, stage))
         for key in [key for key in changed if key in ("train.steps", "export.dtype")]:
             for later, other in stages[i + 1 :]:
                 read = [str(as_path(other[section][field])) for section, field in _READ]
@@ -196,7 +130,7 @@ def check_later_stages(stages: Sequence[tuple[str, ConfigDict]], workdir: AnyPat
                         f"{later} began with what {name} wrote before, and would have to begin anew",
                         file=workdir / later,
                         field=f"{name}.{key}",
-                        value=_at(json.loads(configs.to_json(stage)), key),
+                        value=at(json.loads(keys.to_json(stage)), key),
                         remedy=f"move this folder away or delete it, and the same command runs {later} again",
                     )
 
@@ -210,12 +144,6 @@ def _has_results(workdir: AnyPath) -> bool:
     return kept or checkpoints.newest_step(workdir / "checkpoints") > 0
 
 
-def _both(workdir: AnyPath, config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+def _both(workdir: AnyPath, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The run's config and that of the workdir, as plain dicts."""
-    return json.loads(configs.to_json(config)), read_json(workdir / "config.json")
-
-
-def _at(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, Mapping) else None
-    return config
+    return json.loads(keys.to_json(config)), read_json(workdir / "config.json")

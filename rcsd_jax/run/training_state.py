@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods.networks import BASE, Frozen
@@ -22,6 +22,7 @@ from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.recipe import recipe_of
 from rcsd_jax.run.rows import Rows
+from rcsd_jax.settings.stage import Settings
 
 _LORA_KEY = 2**32 - 1  # folded into the seed's key, as the steps are: no step has this number
 
@@ -35,9 +36,9 @@ class Setup(NamedTuple):
     abstract: TrainState  # shapes, dtypes and shardings of the state
 
 
-def setup(model: Model, params: Any, config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
+def setup(model: Model, params: Any, config: Settings, mesh: jax.sharding.Mesh) -> Setup:
     """Everything but the state, which `first_state` makes or a checkpoint holds: a state is never held twice."""
-    optimizer, rate = make_optimizer(steps=config.train.steps, **config.optimizer)
+    optimizer, rate = make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
     recipe = recipe_of(config, model, optimizer)
     trained = jax.eval_shape(functools.partial(_first_trained, model, config=config), params)
     if config.lora.rank:
@@ -50,7 +51,7 @@ def setup(model: Model, params: Any, config: ConfigDict, mesh: jax.sharding.Mesh
     return Setup(recipe, frozen, rate, abstract)
 
 
-def first_state(model: Model, params: Any, config: ConfigDict, setup: Setup) -> TrainState:
+def first_state(model: Model, params: Any, config: Settings, setup: Setup) -> TrainState:
     """The state before the first step, on the mesh."""
     trained = _first_trained(model, params, config=config)
     make = functools.partial(init_state, optimizer=setup.recipe.optimizer, ema=setup.abstract.ema is not None)
@@ -58,7 +59,7 @@ def first_state(model: Model, params: Any, config: ConfigDict, setup: Setup) -> 
     return jax.jit(make, out_shardings=shardings_of(setup.abstract), donate_argnums=donated)(trained)
 
 
-def _first_trained(model: Model, params: Any, *, config: ConfigDict) -> Any:
+def _first_trained(model: Model, params: Any, *, config: Settings) -> Any:
     if config.lora.rank:
         settings = config.lora
         key = jax.random.fold_in(jax.random.key(config.seed), _LORA_KEY)

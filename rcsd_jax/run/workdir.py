@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError, first_line
@@ -17,7 +16,7 @@ from rcsd_jax.run import starts
 
 
 @contextlib.contextmanager
-def claimed(workdir: AnyPath, config: ConfigDict) -> Iterator[tuple[str, ...]]:
+def claimed(workdir: AnyPath, config: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Holds `workdir` for this run while the context lasts.
 
     Yields the keys on whose change since the last start results hang; `starts.apply` is then still to be called.
@@ -54,7 +53,7 @@ def from_main_if_written(path: AnyPath) -> Any:
     return multihost.from_main(lambda: read_json(path) if path.exists() else None)
 
 
-def check_later_stages(stages: Sequence[tuple[str, ConfigDict]], workdir: AnyPath) -> None:
+def check_later_stages(stages: Sequence[tuple[str, Mapping[str, Any]]], workdir: AnyPath) -> None:
     """See `starts.check_later_stages`."""
     check = lambda: starts.check_later_stages(stages, workdir)
     multihost.from_main(lambda: _reached(workdir, check) if is_remote(workdir) else check())

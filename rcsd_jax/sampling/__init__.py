@@ -1,4 +1,4 @@
-"""Completions from a decoder: one batch at a time, a queue through few slots, or many prompts from the host through a `sampler`."""
+"""Completions from a decoder: one batch, a queue of prompts through few slots, or many prompts from the host through a `Sampler`."""
 
 from rcsd_jax.sampling.decoding import (
     GREEDY_BELOW,

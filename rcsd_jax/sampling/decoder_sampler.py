@@ -1,4 +1,4 @@
-"""The sampler of our own decoder: many prompts in groups of few shapes, in which slots are refilled."""
+"""The sampler of our own decoder: it groups many prompts into few shapes and refills slots."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rcsd_jax.sampling.decoding import Samples, SamplingConfig
 from rcsd_jax.sampling.sampler import Batches, completions_of
 from rcsd_jax.sampling.slots import generate_queue
 
-GROUP = 4  # batches of a group: more keep slots busier, fewer lose less when a run is killed
+GROUP = 4  # batches per group: more keep slots busier, fewer lose less if a run is killed
 _CHUNK = 256  # positions whose logits are in memory at a time
 
 
 def _go_on() -> None:
-    """Nothing asks to stop."""
+    """The default `stop`: never stops."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class DecoderSampler:
       mesh: the devices.
       batch_size: rows that run at a time; the mesh's shards of rows divide it.
       pad_to: lengths are padded to multiples of this, so that few programs are compiled.
-      pad_id: fills what is padded.
-      stop: called between two groups of `generate`; what it raises ends the sampling.
+      pad_id: the padding token.
+      stop: called between two groups of `generate`; an exception from it ends the sampling.
     """
 
     decoder: Decoder
@@ -54,7 +54,7 @@ class DecoderSampler:
     def generate(self, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: SamplingConfig) -> Batches:
         """As `Sampler.generate`, group by group, prompts of similar length together.
 
-        `batch_size` rows are sampled at a time; in a group of several batches a finished row makes room for the next prompt.
+        `batch_size` rows are sampled at a time. In a group of several batches, the next prompt takes a finished row's slot.
         """
         sample = _sampling_program(self.decoder, sampling, self.batch_size, self.pad_id)
         for chosen, filled in _groups([len(row) for row in prompts], _group_size(len(prompts), self.batch_size)):
@@ -87,14 +87,14 @@ class DecoderSampler:
         return -(-max(len(rows[i]) for i in chosen) // self.pad_to) * self.pad_to
 
     def _run(self, program: Callable, *arrays: np.ndarray) -> Any:
-        """What a program makes of arrays [B, ...] on the mesh, in every process."""
+        """The results of a program on arrays [B, ...] on the mesh, in every process."""
         own = own_rows(len(arrays[0]), self.mesh)
         results = program(self.variables, *to_mesh(tuple(array[own] for array in arrays), self.mesh))
         return multihost_utils.process_allgather(results, tiled=True)
 
 
 def _groups(lengths: Sequence[int], size: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Indexes of rows of similar length, `size` a group, and the same filled up to `size`: the last group repeats a row."""
+    """Groups of `size` indexes of rows of similar length, and the same padded to `size`: the last group repeats a row."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
@@ -102,7 +102,7 @@ def _groups(lengths: Sequence[int], size: int) -> Iterator[tuple[list[int], list
 
 
 def _group_size(count: int, batch_size: int) -> int:
-    """Rows of a group: the same for all groups, whole batches, at most GROUP of them."""
+    """The rows of a group, equal for all groups: whole batches, at most GROUP of them."""
     batches = max(-(-count // batch_size), 1)
     groups = -(-batches // GROUP)
     return -(-batches // groups) * batch_size

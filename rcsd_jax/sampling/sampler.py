@@ -1,9 +1,8 @@
-"""The seam for sampling: whatever writes completions of many prompts on the host is a `Sampler`.
+"""The interface for sampling on the host: a `Sampler` writes completions of many prompts.
 
-Evaluation, rubric writing and a judge that runs here draw through one. `decoder_sampler.DecoderSampler` is the one for our
-own decoder. A server that holds the weights is another value with the same three functions. Training draws inside its
-jitted step, with `decoding.generate` or `slots.generate_queue`; on the host its samples become the same completions by
-`completions_of`.
+Evaluation, rubric writing and a judge on this machine use one. `decoder_sampler.DecoderSampler` is the one for our own decoder. A
+server that holds the weights is another value with the same three functions. Training samples inside its jitted step, with
+`decoding.generate` or `slots.generate_queue`; on the host, `completions_of` turns its samples into the same completions.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from rcsd_jax.sampling.decoding import Samples, SamplingConfig
 
 
 class Completion(NamedTuple):
-    """What was written for one prompt: token ids without the end token, and whether the length limit cut it."""
+    """A completion of one prompt: token ids without the end token, and whether the length limit cut it."""
 
     tokens: np.ndarray  # [n] int32
     cut: bool
@@ -28,14 +27,14 @@ Batches = Iterator[tuple[list[int], list[Completion]]]
 
 
 class Sampler(Protocol):
-    """A model that writes. Of several processes all call it with the same arguments, and all get the same."""
+    """A model that writes. All processes call it with the same arguments, and all get the same results."""
 
     def generate(self, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: SamplingConfig) -> Batches:
-        """Samples a completion of every prompt. It depends on its prompt, its seed and the settings alone.
+        """Samples a completion of every prompt. It depends only on its prompt, its seed and the settings.
 
         Args:
           prompts: token ids [P] int32 of each.
-          seeds: one of each prompt, 0 to 2^32 - 1.
+          seeds: one for each prompt, 0 to 2^32 - 1.
           sampling: the settings.
         """
         ...
@@ -58,7 +57,7 @@ class Sampler(Protocol):
 
 
 def completions_of(samples: Samples, eos_ids: Sequence[int]) -> list[Completion]:
-    """The rows of samples that lie on this machine, as completions."""
+    """The rows of samples that are on this machine, as completions."""
     tokens, mask, cut = (np.asarray(x) for x in (samples.tokens, samples.mask, samples.cut))
     rows = (row[keep] for row, keep in zip(tokens, mask, strict=True))
     return [Completion(row[~np.isin(row, eos_ids)], bool(c)) for row, c in zip(rows, cut, strict=True)]

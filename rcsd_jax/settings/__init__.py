@@ -1,1 +1,1 @@
-"""The keys of a config, their defaults and checks."""
+"""The keys of a config, and the values that they are unpacked into."""

@@ -13,8 +13,7 @@ from rcsd_jax.cli import shipped_configs
 from rcsd_jax.cli.flag_parser import parser
 from rcsd_jax.cli.help_text import help_text
 from rcsd_jax.cli.unknown_keys import nearest_keys
-from rcsd_jax.settings import config as configs
-from rcsd_jax.settings import sizes
+from rcsd_jax.settings import keys, sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,7 +73,7 @@ def test_the_effective_config_is_printed():
     code, out, err = run("main", "--config=tiny", "--print_config", "--config.stage2.train.steps=7")
     wanted = tiny.get_config()
     wanted.stage2.train.steps = 7
-    assert (code, err) == (0, "") and json.loads(out) == json.loads(configs.to_json(wanted))
+    assert (code, err) == (0, "") and json.loads(out) == json.loads(keys.to_json(wanted))
     code, out, err = run("evaluate", "--config=evaluate:piqa", "--print_config")  # which lacks a model still
     assert (code, err) == (0, "") and json.loads(out)["eval"]["benchmarks"]["piqa"] == ""
 
@@ -98,8 +97,8 @@ def test_a_key_given_without_its_stage_names_that_of_all_stages():
 )
 def test_what_was_meant(bad, meant):
     config = tiny.get_config()
-    stages = {name: configs.all_keys(stage) for name, stage in configs.stages_of(config)}
-    assert nearest_keys(bad, configs.all_keys(config), stages) == meant
+    stages = {name: keys.all_keys(stage) for name, stage in keys.stages_of(config)}
+    assert nearest_keys(bad, keys.all_keys(config), stages) == meant
 
 
 def test_the_first_line_comes_before_jax_is_imported(tmp_path):

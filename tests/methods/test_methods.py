@@ -22,17 +22,20 @@ from rcsd_jax.methods.networks import Network, Networks
 from rcsd_jax.methods.score_both import score_teacher
 from rcsd_jax.models import sharding
 from rcsd_jax.models.head import head_matrix
+from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
-from rcsd_jax.run import grading, preparation
+from rcsd_jax.run import grading
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.recipe import loss_options, recipe_of, rollout_options
+from rcsd_jax.run.rows import encode_all
 from rcsd_jax.run.stage import run_stage
 from rcsd_jax.sampling import Samples
 from rcsd_jax.sampling.sampler import Completion
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings.unpack import check, choices
 from tests.methods.rollouts import completions_of
+from tests.settings_for_tests import settings_of
 
 B, N, D, V = 4, 6, 8, 13
 RNG = np.random.default_rng(0)
@@ -111,7 +114,7 @@ def test_token_log_probs_from_hidden_refuse_bad_options():
 def test_sft_is_cross_entropy_whatever_the_sampling_temperature():
     scored, completions = scored_completions()
     weights = contract.weigh(completions, "tokens")
-    loss, sums = METHODS["sft"](contract.Scored(*scored[:2], None, None), completions, weights, options())
+    loss, sums = METHODS["sft"].loss_and_sums(contract.Scored(*scored[:2], None, None), completions, weights, options())
     mask = np.asarray(completions.completion_mask)
     want = -of_tokens(*scored[:2], completions.samples.tokens, 1.0)
     np.testing.assert_allclose(loss, want[mask].mean(), rtol=1e-5)
@@ -124,7 +127,7 @@ def test_grpo_by_hand(reduction, kl):
     scored, completions = scored_completions()
     mask, tokens = np.asarray(completions.completion_mask), completions.samples.tokens
     weights = contract.weigh(completions, reduction)
-    loss, sums = METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=kl)))
+    loss, sums = METHODS["grpo"].loss_and_sums(scored, completions, weights, options(policy=dict(kl=kl)))
     new = of_tokens(*scored[:2], tokens, 1.3)
     ratio, advantage = np.exp(new - np.asarray(completions.samples.log_probs)), np.asarray(completions.advantages)
     each = -np.minimum(ratio * advantage[:, None], np.clip(ratio, 0.9, 1.3) * advantage[:, None])
@@ -143,7 +146,7 @@ def test_grpo_by_hand(reduction, kl):
 def test_grpo_lets_gradient_to_the_student_alone():
     scored, completions = scored_completions()
     weights = contract.weigh(completions, "completions")
-    loss = lambda scored: METHODS["grpo"](scored, completions, weights, options(policy=dict(kl=0.1)))[0]
+    loss = lambda scored: METHODS["grpo"].loss_and_sums(scored, completions, weights, options(policy=dict(kl=0.1)))[0]
     gradient = jax.grad(loss)(scored)
     assert all(bool(jnp.abs(x).max() > 0) for x in gradient[:2])
     assert all(bool((x == 0).all()) for x in gradient[2:])
@@ -151,7 +154,7 @@ def test_grpo_lets_gradient_to_the_student_alone():
 
 def test_mixed_is_the_sum_of_both_and_untaught_rows_are_rewarded_only():
     scored, completions = scored_completions()
-    both = lambda name, c: METHODS[name](scored, c, contract.weigh(c, "tokens"), options())[0]
+    both = lambda name, c: METHODS[name].loss_and_sums(scored, c, contract.weigh(c, "tokens"), options())[0]
     want = both("self_distillation", completions) + 0.5 * both("grpo", completions)
     np.testing.assert_allclose(both("self_distillation_and_grpo", completions), want, rtol=1e-6)
 
@@ -172,7 +175,7 @@ def test_rows_that_nobody_teaches_leave_numerator_and_denominator(method, reduct
 
     def value(hidden, scored, completions):
         weights = contract.weigh(completions, settings.reduction)
-        return METHODS[method](scored._replace(student_hidden=hidden), completions, weights, settings)
+        return METHODS[method].loss_and_sums(scored._replace(student_hidden=hidden), completions, weights, settings)
 
     whole = completions._replace(taught=taught)
     (loss, sums), gradient = jax.value_and_grad(value, has_aux=True)(scored.student_hidden, scored, whole)
@@ -193,14 +196,14 @@ def test_what_is_logged_has_the_mask_of_the_loss():
     masked = completions._replace(
         completion_mask=completions.completion_mask & (jnp.arange(N) >= 2) & (jnp.arange(B) != 3)[:, None]
     )
-    loss, sums = METHODS["self_distillation"](scored, masked, contract.weigh(masked, "tokens"), options())
+    loss, sums = METHODS["self_distillation"].loss_and_sums(scored, masked, contract.weigh(masked, "tokens"), options())
     value, count = sums["divergence"]
     assert count == masked.completion_mask.sum() < completions.samples.mask.sum()
     np.testing.assert_allclose(value / count, loss, rtol=1e-6)
 
 
 def test_every_method_can_be_chosen():
-    assert set(METHODS) == set(configs.CHOICES["method"])
+    assert set(METHODS) == set(choices()["method"])
 
 
 def test_token_weights_of_nothing_are_nothing():
@@ -225,7 +228,7 @@ def config_of(variant, tmp_path, **train):
 
 def context(config, tmp_path):
     mesh = sharding.make_mesh(**config.mesh)
-    run = Run(config, tmp_path, mesh, rich.console.Console(quiet=True), StopRequest(), "run")
+    run = Run(settings_of(config), tmp_path, mesh, rich.console.Console(quiet=True), StopRequest(), "run")
     return run, open_model(config.model.path, config.model)
 
 
@@ -240,12 +243,12 @@ def rows_of_texts(texts, model, length):
 
 def grade_texts(config, tmp_path, texts, examples, judge=None):
     run, model = context(config, tmp_path)
-    run = run._replace(judge=judge)
+    run, asked = run._replace(judge=judge), run.config
     with jax.set_mesh(run.mesh):
-        data = preparation.encode(examples, model.tokenizer, config)
+        data = encode_all(examples, model.tokenizer, asked.encoding, asked.limits)
         rows = list(range(len(examples)))
-        batch = make_batch(rows, data, config, model.pad_id)
-        recipe = recipe_of(config, model, optax.set_to_zero())
+        batch = make_batch(rows, data, asked, model.pad_id)
+        recipe = recipe_of(asked, model, optax.set_to_zero())
         written = contract.Completions(
             *batch[1:5], rows_of_texts(texts, model, 64), jnp.ones((len(rows), 64), bool), jnp.zeros(len(rows)),
             nothing_without(len(rows)), jnp.ones(len(rows), bool),
@@ -280,7 +283,7 @@ def test_a_success_that_a_judge_found_is_shown(tmp_path):
     config = config_of("sdpo", tmp_path)
     config.reward.update(dict(grader="judge", score="rubric_score"))
     config.judge.model = "some"
-    configs.check(config)
+    check(config)
     one = world.examples("stage2", 1, seed=5)[0]
     right = [0, 1, 0, 0]
     judge = lambda examples, texts: [{"rubric_score": float(is_right)} for is_right in right]
@@ -288,7 +291,7 @@ def test_a_success_that_a_judge_found_is_shown(tmp_path):
     assert completions.taught.tolist() == [True, False, True, True]
     config.teacher.fields = ("question", "feedback")
     with pytest.raises(UserError, match="no feedback") as error:
-        configs.check(config)
+        check(config)
     assert error.value.field == "reward.grader"
 
 
@@ -368,11 +371,12 @@ def test_every_method_trains_and_continues_exactly(variant, logged, tmp_path, mo
 
 
 def test_sft_learns_the_references(tmp_path):
-    run_, model = context(config_of("sft", tmp_path), tmp_path)
-    config = run_.config
+    config = config_of("sft", tmp_path)
+    run_, model = context(config, tmp_path)
+    asked = run_.config
     examples = world.examples("stage2", 4)
-    data = preparation.encode(examples, model.tokenizer, config)
-    batch = make_batch([0, 1, 2, 3], data, config, model.pad_id)
+    data = encode_all(examples, model.tokenizer, asked.encoding, asked.limits)
+    batch = make_batch([0, 1, 2, 3], data, asked, model.pad_id)
     for i, example in enumerate(examples):
         tokens = np.asarray(batch.reference_tokens[i])[np.asarray(batch.reference_mask[i])]
         assert tokens[-1] == model.tokenizer.eos_token_id
@@ -381,7 +385,8 @@ def test_sft_learns_the_references(tmp_path):
     assert batch.reference_tokens.shape == (4, config.sampling.max_new_tokens)
     config.sampling.max_new_tokens = 40
     config.data.too_long = "skip"
-    kept = preparation.encode(world.examples("stage2", 40), model.tokenizer, config)
+    asked = settings_of(config)
+    kept = encode_all(world.examples("stage2", 40), model.tokenizer, asked.encoding, asked.limits)
     assert 0 < kept.skipped < 40 and max(map(len, kept.references)) <= 40
 
 
@@ -391,12 +396,13 @@ def test_sft_learns_the_references(tmp_path):
 def teacher_logits(config, tmp_path, examples):
     """Logits [B, N, V] of the guided teacher, and a function that gives the plain one's for a row and a prompt."""
     run_, model = context(config, tmp_path)
+    asked = run_.config
     variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     head = head_matrix(model.decoder.config, variables["params"])
     network = Network(model.decoder, variables)
-    data = preparation.encode(examples, model.tokenizer, config)
-    batch = make_batch(list(range(len(examples))), data, config, model.pad_id)
-    options, guidance = rollout_options(config, model), loss_options(config, model).guidance
+    data = encode_all(examples, model.tokenizer, asked.encoding, asked.limits)
+    batch = make_batch(list(range(len(examples))), data, asked, model.pad_id)
+    options, guidance = rollout_options(asked, model), loss_options(asked, model).guidance
     completions = completions_of(Networks(network, network), batch, jax.random.key(0), options)
     hidden = score_teacher(network, completions, guidance=guidance)
 
@@ -434,7 +440,8 @@ def test_guidance_by_criteria_weighs_what_each_changes(tmp_path):
         want = whole.copy()
         for k, weight in enumerate(weights / weights.mean()):
             less = dataclasses.replace(example, rubric=Rubric(criteria[:k] + criteria[k + 1 :]))
-            prompt = preparation.teacher_prompt(open_model(config.model.path, config.model).tokenizer, less, config)
+            tokenizer = open_model(config.model.path, config.model).tokenizer
+            prompt = teacher_prompt(tokenizer, less, settings_of(config).encoding)
             want += 0.5 * weight * (whole - plain(row, prompt))
         keep = np.asarray(mask[row])
         np.testing.assert_allclose(logits[row][keep], want[keep], atol=5e-3)
@@ -445,10 +452,10 @@ def test_where_all_rubrics_have_one_criterion_guidance_by_criteria_pushes_nowher
     """Without a place for a criterion the step would take the whole context's guidance instead."""
     config = config_of("ground_truth", tmp_path)
     config.teacher.update(guidance=0.5, guidance_by="criteria")
-    model = open_model(config.model.path, config.model)
+    model, asked = open_model(config.model.path, config.model), settings_of(config)
     examples = [dataclasses.replace(e, rubric=Rubric(e.rubric.criteria[:1])) for e in world.examples("stage2", 2)]
-    data = preparation.encode(examples, model.tokenizer, config)
-    without = make_batch([0, 1], data, config, model.pad_id).without
+    data = encode_all(examples, model.tokenizer, asked.encoding, asked.limits)
+    without = make_batch([0, 1], data, asked, model.pad_id).without
     assert without.weights.tolist() == [[0.0], [0.0]] and without.mask.any(axis=-1).all()
 
 
@@ -456,10 +463,11 @@ def test_completions_may_be_the_teacher_s(tmp_path):
     config = config_of("ground_truth", tmp_path)
     config.sampling.update(source="teacher", max_new_tokens=12)
     run_, model = context(config, tmp_path)
+    asked = run_.config
     network = Network(model.decoder, {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]})
-    options = rollout_options(config, model)
-    data = preparation.encode(world.examples("stage2", 2), model.tokenizer, config)
-    batch = make_batch([0, 1], data, config, model.pad_id)
+    options = rollout_options(asked, model)
+    data = encode_all(world.examples("stage2", 2), model.tokenizer, asked.encoding, asked.limits)
+    batch = make_batch([0, 1], data, asked, model.pad_id)
     key = jax.random.key(0)
     written = completions_of(Networks(None, network), batch, key, options).samples
     as_student = batch._replace(student_tokens=batch.teacher_tokens, student_mask=batch.teacher_mask)
@@ -493,5 +501,5 @@ def test_settings_that_do_not_go_together_are_named(key, tmp_path):
     config = config_of("ground_truth", tmp_path)
     config.update(BAD[key])
     with pytest.raises(UserError) as error:
-        configs.check(config)
+        check(config)
     assert error.value.field == key and error.value.remedy

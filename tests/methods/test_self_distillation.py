@@ -11,6 +11,7 @@ import pytest
 from configs import stage1, stage2
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example
+from rcsd_jax.data.rubrics_of_rows import with_rubrics
 from rcsd_jax.methods import contract, score_both, self_distillation
 from rcsd_jax.methods.networks import BASE, Network, Networks, RoleNetwork, Roles
 from rcsd_jax.methods.optimizer import make_optimizer
@@ -22,12 +23,13 @@ from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.rubrics.schema import from_records
-from rcsd_jax.run import preparation
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.recipe import loss_options, rollout_options
+from rcsd_jax.run.rows import encode_all
 from rcsd_jax.sampling import SamplingConfig
 from tests.losses.test_losses import oracle
 from tests.methods.rollouts import completions_of
+from tests.settings_for_tests import settings_of
 
 DISTILLING = [v for v in stage2.VARIANTS if v not in ("sft", "grpo", "dr_grpo", "grpo_rubric", "sdpo", "mixed")]
 CASES = [(stage1, v, {}) for v in stage1.ROLES] + [(stage2, v, {}) for v in DISTILLING]
@@ -84,8 +86,9 @@ def loss_and_sums(networks, completions, weights, options):
 
 def data_for(config, tokenizer):
     config.data.pad_to = 512  # all variants have one shape, and compile once
-    examples = preparation.with_rubric_variant(EXAMPLES, config)
-    data = preparation.encode(examples, tokenizer, config)
+    settings = settings_of(config)
+    examples = with_rubrics(EXAMPLES, settings.rubric, generic=settings.generic_rubric, seed=config.seed)
+    data = encode_all(examples, tokenizer, settings.encoding, settings.limits)
     assert data.skipped == 0
     return data
 
@@ -96,7 +99,8 @@ def options_for(tokenizer, config, **changes):
     config.loss.chunk_size = 4
     config.teacher.reason_tokens = min(config.teacher.reason_tokens, 5)
     model = Model(None, tokenizer, (tokenizer.eos_token_id,), 0, None)
-    return dataclasses.replace(rollout_options(config, model), **changes), loss_options(config, model)
+    settings = settings_of(config)
+    return dataclasses.replace(rollout_options(settings, model), **changes), loss_options(settings, model)
 
 
 LONGEST = 1024  # of a context with its completion; one length, so that `by_hand` compiles once
@@ -155,7 +159,7 @@ def check_scores(module, variant, changes, tokenizer, model):
     config = module.get_config(variant)
     config.loss.update(changes)
     data = data_for(config, tokenizer)
-    batch = make_batch([2, 0], data, config, pad_id=0)
+    batch = make_batch([2, 0], data, settings_of(config), pad_id=0)
     options, loss_settings = options_for(tokenizer, config)
     other = jax.tree.map(lambda x: x * 1.05, params)  # a teacher that differs from the student
     networks = Networks(Network(decoder, {"params": params}), Network(decoder, {"params": other}))
@@ -186,7 +190,8 @@ def check_scores(module, variant, changes, tokenizer, model):
 def test_slots_change_nothing_that_is_written(model, tokenizer):
     decoder, params = model
     config = stage2.get_config("reason_first")
-    batch = make_batch([0, 1, 2, 3], data_for(config, tokenizer), config, pad_id=0)
+    data = data_for(config, tokenizer)
+    batch = make_batch([0, 1, 2, 3], data, settings_of(config), pad_id=0)
     options, _ = options_for(tokenizer, config)
     network = Network(decoder, {"params": params})
     written = {}
@@ -220,7 +225,7 @@ def make_step(model, tokenizer, *, microbatches=1, teacher="fixed", learning_rat
     config = stage2.get_config("ground_truth")
     data = data_for(config, tokenizer)
     config.data.pad_to = 64
-    batch = make_batch([0, 1, 2, 3], data, config, pad_id=0)
+    batch = make_batch([0, 1, 2, 3], data, settings_of(config), pad_id=0)
     options, loss = options_for(tokenizer, config, **changes)
     optimizer, step = compiled_step(decoder, options, loss, teacher, learning_rate, microbatches)
     state = init_state(jax.tree.map(jnp.copy, params), optimizer, ema=teacher == "ema")

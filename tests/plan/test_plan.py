@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from rcsd_jax.checkpoints.hf_config import config_of_fields
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.plan import measure, model_flops, programs, published
+from tests.settings_for_tests import settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -239,7 +240,7 @@ def test_int8_weights_are_planned_as_int8():
         config = stage2.get_config("qwen3_0.6b")
         config.mesh.fsdp = -1
         config.model.int8_weights = int8
-        held[int8] = programs.plan(config, jax.devices()).weight_bytes
+        held[int8] = programs.plan(settings_of(config), jax.devices()).weight_bytes
     assert 0.5 * held[False] < held[True] < 0.8 * held[False]
 
 

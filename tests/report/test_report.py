@@ -14,6 +14,8 @@ import pytest
 import scipy.special
 
 from rcsd_jax.checkpoints import loading
+from rcsd_jax.data import sources
+from rcsd_jax.evaluate.questions import evaluation_questions
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import contract, rollout, step
 from rcsd_jax.methods.networks import BASE, Network, Networks
@@ -27,13 +29,15 @@ from rcsd_jax.report.tokens import TOP, score_tokens
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
-from rcsd_jax.run import checkpoints, preparation, training_state
+from rcsd_jax.run import checkpoints, training_state
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.export import export
 from rcsd_jax.run.recipe import loss_options, recipe_of, rollout_options
+from rcsd_jax.run.rows import encode_all
 from rcsd_jax.sampling import Samples
 from tests.run.test_stage import config_for, run
+from tests.settings_for_tests import settings_of
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,7 @@ def exact(user_dir, **changes):
     config = config_for(user_dir)
     config.model.update(dtype="float32", param_dtype="float32")
     config.update(changes)
+    config = settings_of(config)
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     return config, model, loading.load_model(model.directory, dtype=jnp.float32)[1]
 
@@ -141,8 +146,8 @@ def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
     state = init_state(grown(4.0), optimizer, ema=False)
     state = state.replace(step=jnp.asarray(config.train.steps), ema=grown(3.0) if teacher == "ema" else None)
     frozen = {BASE: {"params": grown(2.0)}} if teacher == "fixed" else {}
-    rows = preparation.read_examples(config, config.data.path, require=())[:3]
-    data = preparation.encode(rows, model.tokenizer, config)
+    rows = sources.read_as(config.data.path, config.reading(require=()))[:3]
+    data = encode_all(rows, model.tokenizer, config.encoding, config.limits)
     batch = make_batch([0, 1, 2], data, config, model.pad_id)
     recipe = recipe_of(config, model, optimizer)
 
@@ -174,8 +179,8 @@ def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
     "weights, rank, int8", [("ema", 0, False), ("ema", 2, True), ("live", 0, False), ("fixed", 2, False)]
 )
 def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, user_dir, tmp_path):
-    config, model, params = exact(user_dir, teacher=dict(weights=weights), lora=dict(rank=rank))
-    config.model.int8_weights = int8
+    model = dict(int8_weights=int8)
+    config, model, params = exact(user_dir, teacher=dict(weights=weights), lora=dict(rank=rank), model=model)
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         setup = training_state.setup(model, params, config, mesh)
@@ -206,10 +211,10 @@ def test_the_attribution_of_a_teacher_that_reasons_keeps_its_analysis(user_dir):
     """Criterion k's row is what the log-probabilities after prompt, analysis and transition lose without it."""
     config, model, params = exact(user_dir, teacher=dict(reason_tokens=4))
     teacher = Network(model.decoder, {"params": jax.tree.map(lambda x: 3.0 * x, params)})
-    example = preparation.read_examples(config, config.data.path, require=())[0]
+    example = sources.read_as(config.data.path, config.reading(require=()))[0]
     loss = loss_options(config, model)
     analysis, ids = np.asarray([7, 300, 41, model.eos_ids[0]], np.int32), np.asarray([9, 11, 250], np.int32)
-    role, prompts = preparation.roles(config)[1], preparation.prompts_of(config)
+    role, prompts = config.encoding.teacher, config.encoding.texts
 
     def log_probs(example):
         prompt, transition = contexts.encode_reason_first(model.tokenizer, example, role, prompts, config.task)
@@ -224,9 +229,9 @@ def test_the_attribution_of_a_teacher_that_reasons_keeps_its_analysis(user_dir):
 
 
 def test_scores_that_were_kept_in_another_way_are_made_again(user_dir, tmp_path, monkeypatch):
-    config = config_for(user_dir)
+    config = settings_of(config_for(user_dir))
     (tmp_path / "export").mkdir()
-    one = preparation.read_examples(config, config.data.path, require=())[0]
+    one = sources.read_as(config.data.path, config.reading(require=()))[0]
     made = []
     monkeypatch.setattr(collect, "scored_completions", lambda *_: made.append(1) or [{}])
     ask = lambda: collect._scored(config, tmp_path, [("eval", one.id)], [one], [{}], None)
@@ -275,7 +280,9 @@ def test_base_and_trained_are_scored_as_they_are(finished):
     example = data["stages"][0]["examples"][0]
     text = next(c for c in example["completions"] if c["role"] == "base")
     params = loading.load_model(model.directory, dtype=jnp.float32)[1]
-    questions = preparation.evaluation_questions(config, model.tokenizer)["base"]["eval"]
+    asked = settings_of(config)
+    said = asked.eval, asked.reading(), asked.encoding, asked.limits
+    questions = evaluation_questions(*said, model.tokenizer)["base"]["eval"]
     prompt = questions.prompts[[e.id for e in questions.examples].index(example["id"])]
 
     def as_base(one):

@@ -11,19 +11,20 @@ from configs import world as world_config
 from rcsd_jax import world
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.models.head import head_matrix
-from rcsd_jax.roles.attribution import attribution, leave_one_out
+from rcsd_jax.roles.attribution import ablated_contexts, attribution
+from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
-from rcsd_jax.run import preparation
+from rcsd_jax.settings.unpack import unpack
 from rcsd_jax.world.documents import careful_solution
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    config = world_config.get_config("ground_truth")
+    config = unpack(world_config.get_config("ground_truth"))
     model = open_model(config.model.path, config.model)
     variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
-    return model, variables, lambda example: preparation.teacher_prompt(model.tokenizer, example, config)
+    return model, variables, lambda example: teacher_prompt(model.tokenizer, example, config.encoding)
 
 
 def solution(example, model):
@@ -43,7 +44,7 @@ def test_matrix_is_the_difference_of_two_forward_passes(teacher):
     examples = sorted(world.examples("eval", 12, 3), key=lambda e: len(e.rubric.criteria))
     examples = [examples[0], examples[-1]]  # of different numbers of criteria
     completions = [solution(e, model) for e in examples]
-    contexts = [leave_one_out(e, encode) for e in examples]
+    contexts = [ablated_contexts(e, encode) for e in examples]
     got = attribution(model.decoder, variables, contexts, completions, temperature=0.8, chunk_size=16)
     for example, completion, matrix, context in zip(examples, completions, got, contexts, strict=True):
         criteria = example.rubric.criteria
@@ -61,7 +62,10 @@ def test_a_converted_quantity_is_the_criterion_s_own(teacher):
     model, variables, encode = teacher
     examples = [e for e in world.examples("eval", 60, 4) if e.extra["problem"].complications == ("convert_b",)][:4]
     matrices = attribution(
-        model.decoder, variables, [leave_one_out(e, encode) for e in examples], [solution(e, model) for e in examples]
+        model.decoder,
+        variables,
+        [ablated_contexts(e, encode) for e in examples],
+        [solution(e, model) for e in examples],
     )
     for example, matrix in zip(examples, matrices, strict=True):
         texts = [model.tokenizer.decode([i]) for i in solution(example, model)]
@@ -74,4 +78,4 @@ def test_a_converted_quantity_is_the_criterion_s_own(teacher):
 def test_of_one_criterion_nothing_can_be_left_out(teacher):
     one = world.examples("eval", 1)[0]
     with pytest.raises(ValueError, match="1 criteria"):
-        leave_one_out(dataclasses.replace(one, rubric=Rubric(one.rubric.criteria[:1])), teacher[2])
+        ablated_contexts(dataclasses.replace(one, rubric=Rubric(one.rubric.criteria[:1])), teacher[2])

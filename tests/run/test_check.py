@@ -12,6 +12,7 @@ from rcsd_jax.evaluate import __main__ as evaluation
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.run import check
+from rcsd_jax.settings.unpack import unpack
 from tests import user_inputs
 from tests.run.test_stage import config_for
 
@@ -25,7 +26,7 @@ def no_weights(monkeypatch):
 
 def said(config, **more):
     stream = io.StringIO()
-    check.check_stage(config, Console(file=stream, width=1000), **more)
+    check.check_stage(unpack(config), Console(file=stream, width=1000), **more)
     return stream.getvalue()
 
 

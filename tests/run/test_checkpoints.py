@@ -150,7 +150,10 @@ import json, sys
 import jax, numpy as np
 from configs import stage2
 from pathlib import Path
-from rcsd_jax.run import preparation, training_state
+from rcsd_jax.data import sources
+from rcsd_jax.run import training_state
+from rcsd_jax.run.rows import encode_all
+from rcsd_jax.settings.unpack import unpack
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.methods.state import shardings_of
 from rcsd_jax.methods.step import jit_step
@@ -168,12 +171,13 @@ for shape in moves:
     config.sampling.update(max_new_tokens=12, temperature=1.0)
     config.train.update(batch_size=8, steps=6)
     config.optimizer.learning_rate = 1e-2
+    config = unpack(config)
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
         model = open_model(config.model.path, config.model, lora_rank=4, lora_alpha=8.0)
         params = load_weights(model, mesh)
-        examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"))
-        data = preparation.encode(examples, model.tokenizer, config)
+        examples = sources.read_as(config.data.path, config.reading(require=("question", "rubric")))
+        data = encode_all(examples, model.tokenizer, config.encoding, config.limits)
         setup = training_state.setup(model, params, config, mesh)
         checkpoints = Checkpoints(workdir, keep=1)
         restored = checkpoints.restore_newest(setup.abstract)

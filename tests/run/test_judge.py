@@ -12,7 +12,7 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.report import summary
 from rcsd_jax.run.evaluate_model import evaluate_model
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings.unpack import check
 from tests.evaluate.test_benchmarks import ROWS
 from tests.judge_server import JudgeServer
 from tests.run.test_stage import config_for, run
@@ -120,7 +120,7 @@ def test_a_model_on_benchmarks(user_dir, tmp_path, server, capsys):
         rows = [ROWS[name] | {"id": f"{name}{i}"} for i in range(2)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         config.eval.benchmarks[name] = str(tmp_path / f"{name}.jsonl")
-    configs.check(config, trains=False)
+    check(config, trains=False)
 
     def again():
         with StopRequest() as stop:

@@ -11,7 +11,7 @@ import setuptools
 import rcsd_jax
 from rcsd_jax.report import collect
 from rcsd_jax.run import provenance
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import keys
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def started(monkeypatch, workdir, *argv):
     monkeypatch.setattr(sys, "orig_argv", ["/some/venv/bin/python3.12", *argv])
     workdir.mkdir(exist_ok=True)
-    (workdir / "config.json").write_text(configs.to_json(configs.stage()))
+    (workdir / "config.json").write_text(keys.to_json(keys.stage()))
     provenance.record(workdir)
 
 
@@ -48,7 +48,7 @@ def test_versions_are_those_that_the_run_had(monkeypatch, tmp_path):
 
 
 def test_of_a_run_older_than_the_record_nothing_is_claimed(tmp_path):
-    (tmp_path / "config.json").write_text(configs.to_json(configs.stage()))
+    (tmp_path / "config.json").write_text(keys.to_json(keys.stage()))
     data = collect.collect(tmp_path)
     assert data["commands"] == [] and data["versions"] == {}
 

@@ -8,16 +8,19 @@ import pytest
 
 from configs import stage1, stage2
 from rcsd_jax.checkpoints import loading
+from rcsd_jax.data import sources
 from rcsd_jax.methods.state import shardings_of
 from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.opened_model import load_weights, open_model
-from rcsd_jax.run import preparation, training_state
+from rcsd_jax.run import training_state
 from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.rows import encode_all
 from tests import user_inputs
 from tests.cli.test_main import run
+from tests.settings_for_tests import settings_of
 
 pytestmark = pytest.mark.slow
 LIMITS = dict(max_new_tokens=24)
@@ -74,14 +77,15 @@ def test_the_loss_falls_on_a_fixed_batch(module, variant, inputs):
     config.sampling.update(LIMITS)
     config.lora.rank = 16
     config.optimizer.learning_rate = 2e-3
+    config = settings_of(config)
     mesh = sharding.make_mesh()
     model = open_model(config.model.path, config.model, lora_rank=16, lora_alpha=128.0)
     params = load_weights(model, mesh)
     # A random model hardly minds its context; wider weights make the roles disagree, so that there is something to learn.
     params = jax.tree.map(lambda x: 6.0 * x if x.ndim > 2 else x, params)
     params |= {"embed": 10.0 * params["embed"]}
-    examples = preparation.read_examples(config, config.data.path, require=("question", "rubric"))[:8]
-    data = preparation.encode(examples, model.tokenizer, config)
+    examples = sources.read_as(config.data.path, config.reading(require=("question", "rubric")))[:8]
+    data = encode_all(examples, model.tokenizer, config.encoding, config.limits)
     setup = training_state.setup(model, params, config, mesh)
     state = training_state.first_state(model, params, config, setup)
     step = jit_step(setup.recipe, shardings_of(setup.abstract)).train_step

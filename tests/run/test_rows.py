@@ -11,11 +11,14 @@ from rcsd_jax import world
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.batches import batches
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.roles import encode
+from rcsd_jax.roles.limits import Bounds, may_exceed, most_tokens
 from rcsd_jax.roles.opened_model import Model
-from rcsd_jax.run import inputs, preparation, rows
+from rcsd_jax.run import inputs, rows
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.rows import Rows
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import keys
+from tests.settings_for_tests import settings_of
 
 EXAMPLES = world.examples("stage2", 60)
 POSITIONS = 10_000
@@ -34,18 +37,18 @@ def small_start(monkeypatch):
 @pytest.fixture
 def encoded(monkeypatch):
     """The ids of the examples that were encoded, in order."""
-    ids, original = [], preparation.encode_rows
+    ids, original = [], encode.encode_rows
 
     def encode_rows(examples, *arguments):
         ids.extend(example.id for example in examples)
         return original(examples, *arguments)
 
-    monkeypatch.setattr(preparation, "encode_rows", encode_rows)
+    monkeypatch.setattr(encode, "encode_rows", encode_rows)
     return ids
 
 
 def config_of(**data):
-    config = configs.stage()
+    config = keys.stage()
     config.prompts = world.PROMPTS
     config.sampling.max_new_tokens = 8
     config.train.update(steps=3, batch_size=4)
@@ -54,7 +57,7 @@ def config_of(**data):
 
 
 def started(config, tokenizer, examples=EXAMPLES, **settings):
-    found = Rows(examples, tokenizer, config)
+    found = Rows(examples, tokenizer, settings_of(config))
     assert found.start(positions=settings.pop("positions", POSITIONS), **settings)
     return found
 
@@ -85,7 +88,8 @@ def test_rows_are_those_of_the_batches_and_only_those_in_use_are_encoded(tokeniz
 
 def test_a_row_s_prompts_are_those_of_all_rows_at_once(tokenizer):
     config = config_of()
-    whole = preparation.encode(EXAMPLES, tokenizer, config)
+    asked = settings_of(config)
+    whole = rows.encode_all(EXAMPLES, tokenizer, asked.encoding, asked.limits)
     data, _ = started(config, tokenizer).take(0, 60)
     for i, example in enumerate(data.examples):
         at = EXAMPLES.index(example)
@@ -109,7 +113,7 @@ def test_rows_that_do_not_fit_give_way_and_a_run_goes_on_from_its_place(tokenize
 def test_nothing_fits(tokenizer, encoded):
     examples = [longer(e, 200) for e in EXAMPLES]
     config = config_of(max_student_prompt=100)
-    assert not Rows(examples, tokenizer, config).start(positions=POSITIONS) and len(encoded) == 60
+    assert not Rows(examples, tokenizer, settings_of(config)).start(positions=POSITIONS) and len(encoded) == 60
     only = [EXAMPLES[17] if i == 17 else e for i, e in enumerate(examples)]
     assert started(config, tokenizer, only).take(0, 2)[0].examples == [EXAMPLES[17]] * 2
 
@@ -123,7 +127,7 @@ def test_where_a_long_row_is_an_error_it_is_found_at_the_start_cheaply(tokenizer
     assert len(encoded) == 9 and examples[late].id in encoded
     examples[late] = longer(EXAMPLES[late], 700)
     with pytest.raises(UserError, match=rf"world:stage2:{late}: .*the student's prompt has 7\d\d tokens"):
-        Rows(examples, tokenizer, config).start(positions=POSITIONS)
+        Rows(examples, tokenizer, settings_of(config)).start(positions=POSITIONS)
 
 
 def test_a_row_beyond_the_model_s_positions_is_found_at_the_start(tokenizer):
@@ -133,7 +137,7 @@ def test_a_row_beyond_the_model_s_positions_is_found_at_the_start(tokenizer):
     found = started(config_of(), tokenizer, examples, positions=300)
     model = Model(type("", (), {"config": type("", (), {"max_position": 300})}), tokenizer, (), 0, None)
     with pytest.raises(UserError, match="more than the model's 300 positions"):
-        inputs.check_positions(model, found, config_of())
+        inputs.check_positions(model, found, settings_of(config_of()))
 
 
 def test_usual_shapes_depend_on_the_first_rows_alone(tokenizer):
@@ -146,7 +150,7 @@ def test_usual_shapes_depend_on_the_first_rows_alone(tokenizer):
     place, shapes = 0, {}
     for _ in range(15):
         data, place = found.take(place, 4)
-        batch = make_batch([0, 1, 2, 3], data, config, 0)
+        batch = make_batch([0, 1, 2, 3], data, settings_of(config), 0)
         shapes[any(len(x) > needed for x in data.student)] = batch.student_tokens.shape
     assert shapes == {False: (4, -(-needed // 8) * 8), True: (4, 512)}
     config.train.steps = 50
@@ -163,9 +167,9 @@ def test_a_rubric_with_more_criteria_than_the_first_have(tokenizer):
     ]
     examples[order[-1]] = EXAMPLES[order[-1]]
     found = started(config, tokenizer, examples)
-    usual = make_batch([0, 1, 2, 3], found.take(0, 4)[0], config, 0).without
+    usual = make_batch([0, 1, 2, 3], found.take(0, 4)[0], settings_of(config), 0).without
     data = found.take(56, 4)[0]
-    beyond = make_batch([0, 1, 2, 3], data, config, 0).without
+    beyond = make_batch([0, 1, 2, 3], data, settings_of(config), 0).without
     assert usual.weights.shape == (4, 2) and beyond.weights.shape == (4, 12)
     count = len(EXAMPLES[order[-1]].rubric.criteria)
     assert (beyond.weights[3] != 0).sum() == count > 2 and (beyond.weights[:3] != 0).sum() == 6
@@ -226,16 +230,16 @@ def test_rows_of_which_it_is_certain_fit():
     finest.chat_template = (
         "{% for message in messages %}<{{ message.role }}> {{ message.content | trim }}\n{% endfor %}"
     )
-    config = config_of()
-    lengths = [len(row.teacher) for row in preparation.encode_rows(examples, finest, config)]
+    encoding = settings_of(config_of()).encoding
+    lengths = [len(row.teacher) for row in encode.encode_rows(examples, finest, encoding)]
     found = []
     for limit in range(min(lengths) - 1, max(lengths) + 30, 7):
-        doubtful = preparation.may_exceed(examples, preparation.Limits(None, limit, None), finest, config)
+        doubtful = may_exceed(examples, Bounds(None, limit, None), finest, encoding)
         assert {i for i, length in enumerate(lengths) if length > limit} <= set(doubtful)
         found.append(len(doubtful))
     assert found[0] == 20 and found[-1] == 0
     finest.chat_template = "{% for message in messages %}{{ message.content | tojson }}{% endfor %}"
-    assert len(preparation.may_exceed(examples, preparation.Limits(None, 10**6, None), finest, config)) == 20
+    assert len(may_exceed(examples, Bounds(None, 10**6, None), finest, encoding)) == 20
 
 
 def test_no_text_has_more_tokens_than_its_bound():
@@ -248,7 +252,7 @@ def test_no_text_has_more_tokens_than_its_bound():
     @given(st.one_of(st.text(), st.text(st.sampled_from("a \u0958\u0344\U0001d160\u2126é\ufb2c漢"))))
     def check(text):
         tokens = len(finest(text, add_special_tokens=False)["input_ids"])
-        assert tokens <= preparation.most_tokens(text)
+        assert tokens <= most_tokens(text)
 
     check()
-    assert preparation.most_tokens("plain text") < 20  # else the bound would be of no use
+    assert most_tokens("plain text") < 20  # else the bound would be of no use

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from configs import stage2
 from rcsd_jax.checkpoints import loading
+from rcsd_jax.evaluate.questions import evaluation_questions
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import Preempted, UserError
 from rcsd_jax.host.files import read_json
@@ -22,10 +23,11 @@ from rcsd_jax.methods.networks import BASE
 from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.opened_model import load_weights, open_model, open_served, sampling_of
-from rcsd_jax.run import evaluation, loop, preparation, rubrics, stage, training_state
+from rcsd_jax.run import evaluation, loop, rubrics, stage, training_state
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from tests import user_inputs
+from tests.settings_for_tests import settings_of
 
 
 def config_for(user_dir, variant="ground_truth"):
@@ -57,7 +59,7 @@ def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir,
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         model = open_model(config.model.path, config.model)
-        setup = training_state.setup(model, load_weights(model, mesh), config, mesh)
+        setup = training_state.setup(model, load_weights(model, mesh), settings_of(config), mesh)
     assert {x.dtype for x in jax.tree.leaves(setup.abstract.trained)} == {jnp.dtype("float32")}
     assert {x.dtype for x in jax.tree.leaves(setup.frozen)} == {jnp.dtype("bfloat16")}
 
@@ -210,7 +212,8 @@ def test_a_teacher_that_reasons_first_is_evaluated_after_its_analysis(user_dir, 
     config.sampling.update(temperature=1.0, top_k=0, top_p=1.0)
     config.eval.update(grader="boxed", path=config.data.path, count=3)
     model = open_model(config.model.path, config.model)
-    asked = preparation.evaluation_questions(config, model.tokenizer)
+    config = settings_of(config)
+    asked = evaluation_questions(config.eval, config.reading(), config.encoding, config.limits, model.tokenizer)
     assert not len(asked["base"]["eval"].transition)
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh), StopRequest() as stop:
@@ -296,7 +299,7 @@ def test_int8_weights_are_told_trained_over_and_not_exported(user_dir, tmp_path)
 
 
 def test_int8_weights_need_weights_that_do_not_change(user_dir):
-    from rcsd_jax.settings.config import check
+    from rcsd_jax.settings.unpack import check
 
     config = config_for(user_dir)
     config.model.int8_weights = True

@@ -11,17 +11,19 @@ from safetensors.numpy import load_file
 
 from configs import stage2, tiny
 from rcsd_jax.cli.job import with_workdir
+from rcsd_jax.evaluate.questions import Questions
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import read_json, write_json
 from rcsd_jax.host.metrics import read_metrics
 from rcsd_jax.methods.optimizer import make_optimizer
 from rcsd_jax.run import evaluation, starts
 from rcsd_jax.run.environment import Run
-from rcsd_jax.run.preparation import Questions
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import decides, keys
+from rcsd_jax.settings.unpack import choices
 from tests.run.test_stage import config_for, run
+from tests.settings_for_tests import settings_of, value_of
 
-LEAVES = [k for k in configs.all_keys(configs.stage()) if not isinstance(configs._get(configs.stage(), k), ConfigDict)]
+LEAVES = [k for k in keys.all_keys(keys.stage()) if not isinstance(value_of(keys.stage(), k), ConfigDict)]
 MODES = {"sampled": {"questions": 2}, "greedy": {"questions": 2}}
 LABELS = ("base", "trained", "step_1")
 
@@ -40,7 +42,7 @@ def config():
 def workdir_of(config, folder, *, steps=2, complete=False):
     """As a run leaves it that made so many steps, and evaluated every set before and after."""
     (folder / "checkpoints" / str(steps)).mkdir(parents=True)
-    (folder / "config.json").write_text(configs.to_json(config))
+    (folder / "config.json").write_text(keys.to_json(config))
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": n}) + "\n" for n in range(steps)))
     for label in LABELS:
         write_json(folder / f"evaluation_{label}.json", {name: MODES for name in ("eval", "piqa", "rar")})
@@ -54,7 +56,7 @@ def workdir_of(config, folder, *, steps=2, complete=False):
 
 def set_key(config, key, value):
     section, _, name = key.rpartition(".")
-    place = configs._get(config, section) if section else config
+    place = value_of(config, section) if section else config
     with place.ignore_type():
         place[name] = value
 
@@ -79,25 +81,25 @@ def held(folder, label):
 
 @pytest.mark.parametrize("key", LEAVES)
 def test_it_is_said_of_every_key_what_hangs_on_it(key):
-    listed = [k for keys in starts.DECIDES.values() for k in keys if key == k or key.startswith(f"{k}.")]
-    assert len(listed) == 1, "put the key into starts.DECIDES, under what hangs on it"
+    listed = [k for keys in decides.DECIDES.values() for k in keys if key == k or key.startswith(f"{k}.")]
+    assert len(listed) == 1, "put the key into settings.decides.DECIDES, under what hangs on it"
 
 
 def test_the_table_names_no_other_keys_and_stands_for_sections_only_where_users_name_the_keys():
-    named = [key for keys in starts.DECIDES.values() for key in keys]
-    assert set(named) <= set(configs.all_keys(configs.stage())) and len(named) == len(set(named))
-    sections = {key for key in named if isinstance(configs._get(configs.stage(), key), ConfigDict)}
+    named = [key for keys in decides.DECIDES.values() for key in keys]
+    assert set(named) <= set(keys.all_keys(keys.stage())) and len(named) == len(set(named))
+    sections = {key for key in named if isinstance(value_of(keys.stage(), key), ConfigDict)}
     assert sections == {"prompts", "eval.splits", "eval.benchmarks", "judge.extra"}
 
 
 def test_what_decides_what_is_learnt_may_not_change(config, tmp_path):
     folder = workdir_of(config, tmp_path)
     before = (folder / "config.json").read_bytes()
-    learnt = [key for key in LEAVES if starts.decides(key, config) == "learning"]
+    learnt = [key for key in LEAVES if decides.decides(key, config) == "learning"]
     assert {"loss.beta", "seed", "prompts.solve.request", "sampling.top_k"} <= set(learnt)
     for key in learnt:
         changed = config.copy_and_resolve_references()
-        set_key(changed, key, another(configs._get(config, key)))
+        set_key(changed, key, another(value_of(config, key)))
         with pytest.raises(UserError, match="with another config") as error:
             starts.begin(folder, changed)
         assert key in str(error.value)
@@ -106,10 +108,10 @@ def test_what_decides_what_is_learnt_may_not_change(config, tmp_path):
 
 def test_what_nothing_hangs_on_may_change_and_a_complete_run_stays_so(config, tmp_path):
     folder = workdir_of(config, tmp_path, steps=4, complete=True)
-    for key in starts.DECIDES["nothing"]:
-        set_key(config, key, another(configs._get(config, key)))
+    for key in decides.DECIDES["nothing"]:
+        set_key(config, key, another(value_of(config, key)))
     assert starts.begin(folder, config) == ()
-    assert read_json(folder / "config.json") == json.loads(configs.to_json(config))
+    assert read_json(folder / "config.json") == json.loads(keys.to_json(config))
     assert (folder / "summary.json").exists() and held(folder, "trained")[0] == held(folder, "base")[0]
 
 
@@ -148,7 +150,7 @@ def test_a_longer_run_keeps_the_scores_of_the_step_that_was_its_last(config, tmp
     assert starts.begin(folder, config) == () and not list(folder.glob("earlier_*"))
 
 
-@pytest.mark.parametrize("schedule", sorted(set(configs.CHOICES["optimizer.schedule"]) - {"constant"}))
+@pytest.mark.parametrize("schedule", sorted(set(choices()["optimizer.schedule"]) - {"constant"}))
 def test_a_length_on_which_rates_hang_is_kept(config, tmp_path, schedule):
     config.optimizer.update(schedule=schedule, warmup_steps=1)
     folder = workdir_of(config, tmp_path)
@@ -166,7 +168,7 @@ def test_rates_of_a_constant_schedule_do_not_hang_on_the_length():
         (schedule, steps): make_optimizer(learning_rate=1.0, schedule=schedule, warmup_steps=3, steps=steps)[1](
             np.arange(6)
         )
-        for schedule in configs.CHOICES["optimizer.schedule"]
+        for schedule in choices()["optimizer.schedule"]
         for steps in (6, 60)
     }
     same = {s for s, steps in rates if np.array_equal(rates[s, 6], rates[s, 60])}
@@ -257,7 +259,7 @@ def test_sets_and_modes_that_are_there_are_not_evaluated_again(config, tmp_path,
 
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     config.eval.samples = 5
-    run = Run(config, tmp_path, None, rich.console.Console(quiet=True), None, "")
+    run = Run(settings_of(config), tmp_path, None, rich.console.Console(quiet=True), None, "")
     model = SimpleNamespace(eos_ids=(1,), pad_id=0, decode=None, decoder=None)
     questions = {name: Questions(name, [], np.zeros(0), "boxed") for name in ("piqa", "medmcqa")}
     found = evaluation.evaluate_role("base", questions, model, None, run)
@@ -265,6 +267,7 @@ def test_sets_and_modes_that_are_there_are_not_evaluated_again(config, tmp_path,
     assert asked == [("medmcqa", 5), ("medmcqa", 1)]
     assert held(tmp_path, "base") == (wanted := ALL | {("medmcqa", mode) for mode in MODES}, wanted)
     config.eval.greedy = (True,)
+    run = run._replace(config=settings_of(config))
     assert evaluation.evaluate_role("base", {"rar": questions["piqa"]}, model, None, run) == {
         "rar": {"greedy": MODES["greedy"]}
     }
@@ -276,7 +279,7 @@ def test_sets_and_modes_that_are_there_are_not_evaluated_again(config, tmp_path,
 
 @pytest.mark.parametrize("key, value", [("train.steps", 60), ("export.dtype", "bfloat16"), ("eval.count", 7)])
 def test_a_stage_is_not_changed_under_a_later_one_that_read_it(tmp_path, key, value):
-    stages = [(name, with_workdir(c, tmp_path)) for name, c in configs.stages_of(tiny.get_config())]
+    stages = [(name, with_workdir(c, tmp_path)) for name, c in keys.stages_of(tiny.get_config())]
     for name, stage in stages:
         workdir_of(stage, tmp_path / name)
     starts.check_later_stages(stages, tmp_path)

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from configs import stage1, stage2
-from rcsd_jax.settings import config as configs
 from rcsd_jax.settings import sizes
+from rcsd_jax.settings.unpack import check
 
 EVERY = [
     (size, full, name)
@@ -21,7 +21,7 @@ def test_every_slice_has_a_mesh_of_its_chips_and_a_config_that_is_valid(size, fu
     config = stage2.get_config(",".join([size, slice_, *(["full"] if full else [])]))
     config.data.path = "rows.jsonl"
     config.rubric.source = "data"
-    configs.check(config)
+    check(config)
     mesh = config.mesh
     chips = math.prod(int(n) for n in slice_.partition("_")[2].split("x"))
     assert mesh.data * mesh.group * mesh.fsdp * mesh.tensor == chips

@@ -9,10 +9,12 @@ from ml_collections import ConfigDict
 
 from configs import evaluate, stage1, stage2, tiny
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.settings import config as configs
+from rcsd_jax.settings import keys
+from rcsd_jax.settings.unpack import check, choices
+from tests.settings_for_tests import value_of
 
 ROOT = Path(__file__).resolve().parents[2]
-KEYS = set(configs.all_keys(configs.stage()))
+KEYS = set(keys.all_keys(keys.stage()))
 SECTIONS = {key.split(".")[0] for key in KEYS if "." in key}
 
 
@@ -47,36 +49,36 @@ def test_the_readme_names_keys_that_exist():
     assert len(named) > 5 and named - KEYS <= files
 
 
-@pytest.mark.parametrize("key", configs.CHOICES)
+@pytest.mark.parametrize("key", choices())
 def test_every_default_is_one_of_its_choices(key):
-    value = configs.stage()
+    value = keys.stage()
     for part in key.split("."):
         value = value[part]
-    assert value in configs.CHOICES[key]
+    assert value in choices()[key]
 
 
 def test_every_config_of_the_repository_passes_the_checks():
     made = [tiny.get_config()]
     made += [module.get_config(v) for module in (stage1, stage2) for v in getattr(module, "VARIANTS", stage1.ROLES)]
     for config in made:
-        for _, stage in configs.stages_of(config):
+        for _, stage in keys.stages_of(config):
             stage.model.path, stage.data.path = stage.model.path or "model", stage.data.path or "rows.jsonl"
             stage.rubric.writer = stage.rubric.writer or "writer"
-            stage.judge.model = "judge" if configs.graded_by_judge(stage) else ""
-        configs.check(config)
+            stage.judge.model = "judge" if stage.reward.grader == "judge" else ""
+        check(config)
     assert len(made) == 1 + 2 + len(stage2.VARIANTS)
 
 
 def test_the_configs_of_evaluation_pass_the_checks_and_unknown_benchmarks_do_not():
     config = evaluate.get_config()
     config.model.path = "model"
-    configs.check(config, trains=False)
+    check(config, trains=False)
     with pytest.raises(UserError, match="data.path"):
-        configs.check(config)
+        check(config)
     config = evaluate.get_config("rar,piqa")
     config.model.path = "model"
     with pytest.raises(UserError, match="judge.model"):
-        configs.check(config, trains=False)
+        check(config, trains=False)
     with pytest.raises(ValueError, match="unknown benchmark 'gpqa'.*gpqa_diamond"):
         evaluate.get_config("gpqa")
 
@@ -99,10 +101,10 @@ def test_bad_values_are_named(key):
     config = stage2.get_config("ground_truth")
     config.model.path, config.data.path, config.eval.path = "model", "rows.jsonl", "rows.jsonl"
     section, _, name = key.rpartition(".")
-    place = configs._get(config, section) if section else config
+    place = value_of(config, section) if section else config
     place[name] = BAD[key]
     with pytest.raises(UserError) as error:
-        configs.check(config)
+        check(config)
     assert error.value.field == key and error.value.remedy
 
 
@@ -112,21 +114,21 @@ def test_what_the_sampled_token_s_loss_does_not_read_is_refused(key, value):
     config.model.path, config.data.path, config.eval.path = "model", "rows.jsonl", "rows.jsonl"
     config.loss[key] = value
     with pytest.raises(UserError) as error:
-        configs.check(config)
+        check(config)
     assert error.value.field == f"loss.{key}" and error.value.value == value
 
 
 @pytest.mark.parametrize("key", sorted(KEYS))
 def test_setting_a_key_sets_no_other(key):
     def leaves(config):
-        return {k: v for k in KEYS if not isinstance(v := configs._get(config, k), ConfigDict)}
+        return {k: v for k in KEYS if not isinstance(v := value_of(config, k), ConfigDict)}
 
-    config = configs.stage()
+    config = keys.stage()
     before = leaves(config)
     if key not in before:
         return
     section, _, name = key.rpartition(".")
-    place = configs._get(config, section) if section else config
+    place = value_of(config, section) if section else config
     number = {float: 0.25, str: "rows.jsonl"}.get(place.get_type(name), 7)
     other = number if before[key] is None else not before[key] if isinstance(before[key], bool) else before[key] * 2
     place[name] = other

@@ -1,0 +1,31 @@
+"""Settings of the rows: where they lie, how they are read, and how long a prompt made of them may be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from rcsd_jax.data.sources import SOURCES
+from rcsd_jax.host import checks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The section `data`; `settings/keys.py` says what each key means."""
+
+    source: str = checks.one_of(SOURCES)
+    path: str
+    fields: Mapping[str, str]
+    split: str
+    tfds_dir: str
+    count: int
+    flawed: float | None
+    max_student_prompt: int
+    max_teacher_prompt: int
+    too_long: str = checks.one_of(("skip", "fail"))
+    pad_to: int
+
+    def __post_init__(self) -> None:
+        checks.choices(self)
+        checks.at_least_one(self, "max_student_prompt", "max_teacher_prompt", "pad_to")
+        checks.share(self, "flawed")

@@ -1,0 +1,36 @@
+"""Settings of the judge: which model it is, what it is asked, and how it is reached."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rcsd_jax.host import checks
+from rcsd_jax.judge.endpoint import EndpointSettings
+from rcsd_jax.judge.judging import JudgeSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeChoice:
+    """The section `judge`; `settings/keys.py` says what each key means.
+
+    Attributes:
+      judging: what is asked.
+      endpoint: how a judge at an endpoint is reached and asked.
+      checkpoint, batch_size: of a judge that is run here instead.
+    """
+
+    judging: JudgeSettings
+    endpoint: EndpointSettings
+    checkpoint: str
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        checks.choices(self.judging)
+        checks.at_least_one(self.judging, "max_characters")
+        checks.at_least_one(self.endpoint, "max_tokens", "concurrency")
+        checks.at_least_one(self, "batch_size")
+
+    @property
+    def model(self) -> str:
+        """The judge's name at the endpoint."""
+        return self.endpoint.model

@@ -1,0 +1,53 @@
+"""Settings of what is learnt from completions: which tokens weigh how much, the divergence, and the policy loss."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rcsd_jax.host import checks
+from rcsd_jax.losses.options import DIVERGENCES, SUPPORTS, TAILS, DivergenceOptions
+from rcsd_jax.losses.weighting import REDUCTIONS
+from rcsd_jax.methods.contract import PolicyOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossSettings(DivergenceOptions):
+    """The section `loss`: the divergence's options and the step's; `settings/keys.py` says what each key means."""
+
+    divergence: str = checks.one_of(DIVERGENCES)
+    top_k_support: str = checks.one_of(SUPPORTS)
+    tail: str = checks.one_of(TAILS)
+    importance_clip: float | None
+    mask_cut: bool
+    skip_first: int
+    reduction: str = checks.one_of(REDUCTIONS)
+    chunk_size: int
+
+    def __post_init__(self) -> None:
+        checks.choices(self)
+        checks.at_least_one(self, "top_k", "chunk_size")
+        checks.at_least_zero(self, "skip_first")
+        checks.positive(self, "entry_clip", "token_clip", "importance_clip")
+        checks.finite(self, "entry_clip", "token_clip", "importance_clip")
+        if self.divergence == "sampled_token":
+            for field in ("top_k", "entry_clip"):
+                problem = "is of the whole vocabulary's divergence"
+                remedy = "leave it out, or set loss.divergence=vocabulary"
+                checks.need(getattr(self, field) is None, self, field, problem, remedy)
+        checks.need(0.0 <= self.beta <= 1.0, self, "beta", "must lie in [0, 1]", "0 is forward KL, 1 is reverse KL")
+        super().__post_init__()
+
+    @property
+    def divergence_options(self) -> DivergenceOptions:
+        """Those of the divergence."""
+        return DivergenceOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(DivergenceOptions)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicySettings(PolicyOptions):
+    """The section `policy`; `settings/keys.py` says what each key means."""
+
+    def __post_init__(self) -> None:
+        checks.at_least_zero(self, "clip_low", "clip_high", "kl", "weight")
+        checks.finite(self, "clip_high", "kl", "weight")
+        checks.share(self, "clip_low")

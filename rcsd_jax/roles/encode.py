@@ -1,0 +1,188 @@
+"""From rows to tokens: what each role sees of an example, as token ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rcsd_jax.data.examples import Example, rubric_of
+from rcsd_jax.roles import contexts
+from rcsd_jax.roles.contexts import Role
+from rcsd_jax.rubrics import variants
+from rcsd_jax.rubrics.schema import to_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How rows become prompts.
+
+    Attributes:
+      student: what the student sees.
+      teacher: what the teacher sees; its fields of attempts come while it trains, and are in `teacher_prompt` alone.
+      texts: the texts around what a role sees, such as `contexts.ENGLISH`.
+      task: what is written, a key of `texts`.
+      reasons: whether the teacher writes an analysis first.
+      learns_references: whether completions are taken from the rows.
+      by_criteria: whether the teacher is also asked without each criterion.
+    """
+
+    student: Role
+    teacher: Role
+    texts: Mapping[str, Any]
+    task: str
+    reasons: bool = False
+    learns_references: bool = False
+    by_criteria: bool = False
+
+    @property
+    def teacher_before(self) -> Role:
+        """The teacher without the fields that come while it trains."""
+        known = tuple(name for name in self.teacher.fields if name not in contexts.ATTEMPT_FIELDS)
+        return dataclasses.replace(self.teacher, fields=known)
+
+    @property
+    def teacher_request(self) -> str | None:
+        """What the teacher is asked for instead of the task's own request: an analysis. None without one."""
+        return self.texts["reason"]["request"] if self.reasons else None
+
+
+class Ablations(NamedTuple):
+    """The teacher's prompts of an example, each without one criterion, and the weights of these criteria, 1 on average."""
+
+    prompts: list[np.ndarray]  # [Q] int32, of each criterion; none unless guidance is by criteria
+    weights: np.ndarray  # [K] float32
+
+
+class Row(NamedTuple):
+    """An example and what it is to each role, as token ids."""
+
+    example: Example
+    student: np.ndarray  # [P] int32
+    teacher: np.ndarray  # [Q] int32
+    reference: np.ndarray  # [n] int32; empty where a role writes the completions
+    without: Ablations
+
+
+class Longest(NamedTuple):
+    """The lengths that a run's static shapes are made for."""
+
+    student: int  # tokens
+    teacher: int  # tokens
+    criteria: int  # of a rubric that is left one criterion at a time; 0 unless guidance is by criteria
+
+
+class Encoded(NamedTuple):
+    """Rows as columns; `skipped` did not fit."""
+
+    examples: list[Example]
+    student: list[np.ndarray]  # [P] int32 each
+    teacher: list[np.ndarray]  # [Q] int32 each
+    transition: np.ndarray  # [U] int32, what follows the analysis of a teacher that reasons first; else empty
+    skipped: int
+    references: list[np.ndarray]  # [n] int32 each; empty where a role writes the completions
+    without: list[Ablations]
+    longest: Longest
+
+
+def encode_rows(examples: Sequence[Example], tokenizer: Any, encoding: Encoding) -> list[Row]:
+    """Every example as a `Row`, by one call of the tokenizer.
+
+    Raises:
+      UserError: an example lacks a field.
+    """
+    texts = [_texts_of(example, tokenizer, encoding) for example in examples]
+    distinct = list(dict.fromkeys(x for t in texts for x in (t.student, t.teacher, t.reference, *t.without)))
+    tokens = dict(zip(distinct, contexts.encode_texts(tokenizer, distinct), strict=True))
+    end = [tokenizer.eos_token_id] if encoding.learns_references else []
+    return [
+        Row(
+            example,
+            tokens[text.student],
+            tokens[text.teacher],
+            np.asarray([*tokens[text.reference], *end], np.int32),
+            Ablations([tokens[x] for x in text.without], _criteria_weights(example, len(text.without))),
+        )
+        for example, text in zip(examples, texts, strict=True)
+    ]
+
+
+def collate(rows: Sequence[Row], transition: np.ndarray, longest: Longest, *, skipped: int = 0) -> Encoded:
+    """Rows as columns."""
+    return Encoded(
+        examples=[row.example for row in rows],
+        student=[row.student for row in rows],
+        teacher=[row.teacher for row in rows],
+        transition=transition,
+        skipped=skipped,
+        references=[row.reference for row in rows],
+        without=[row.without for row in rows],
+        longest=longest,
+    )
+
+
+def longest_of(rows: Sequence[Row]) -> Longest:
+    """The lengths of the longest among at least one row."""
+    return Longest(
+        max(len(row.student) for row in rows),
+        max(len(row.teacher) for row in rows),
+        max(len(row.without.weights) for row in rows),
+    )
+
+
+def transition_of(example: Example, tokenizer: Any, encoding: Encoding) -> np.ndarray:
+    """What follows the analysis of a teacher that reasons first, [U] int32, the same for all examples; else empty."""
+    if not encoding.reasons:
+        return np.zeros((0,), np.int32)
+    role = encoding.teacher_before
+    return contexts.encode_reason_first(tokenizer, example, role, encoding.texts, encoding.task)[1]
+
+
+def teacher_prompt(tokenizer: Any, example: Example, encoding: Encoding) -> np.ndarray:
+    """What the teacher sees of an example that has all of its fields, also those of attempts; [Q] int32."""
+    return contexts.encode_role(tokenizer, example, encoding.teacher, encoding.texts, encoding.task)
+
+
+def reference_text(example: Example, encoding: Encoding) -> str:
+    """The completion that the data holds, without its end; empty where a role writes completions."""
+    if not encoding.learns_references:
+        return ""
+    if encoding.task == "write_rubric":
+        return to_json(rubric_of(example), style=encoding.texts["rubric_style"])
+    return example.reference or ""
+
+
+class _Texts(NamedTuple):
+    """What `Row` holds, as text."""
+
+    student: str
+    teacher: str
+    reference: str
+    without: list[str]
+
+
+def _texts_of(example: Example, tokenizer: Any, encoding: Encoding) -> _Texts:
+    teacher, texts, task = encoding.teacher_before, encoding.texts, encoding.task
+    return _Texts(
+        contexts.role_text(tokenizer, example, encoding.student, texts, task),
+        contexts.role_text(tokenizer, example, teacher, texts, task, request=encoding.teacher_request),
+        reference_text(example, encoding),
+        [contexts.role_text(tokenizer, one, teacher, texts, task) for one in _ablated(example, encoding)],
+    )
+
+
+def _ablated(example: Example, encoding: Encoding) -> list[Example]:
+    """The example without each criterion. Of a rubric of one criterion there are none: nothing is pushed along."""
+    if not encoding.by_criteria or example.rubric is None or len(example.rubric.criteria) < 2:
+        return []
+    return [dataclasses.replace(example, rubric=rubric) for rubric in variants.leave_one_out(example.rubric)]
+
+
+def _criteria_weights(example: Example, count: int) -> np.ndarray:
+    """[count] float32: how the criteria weigh, 1 on average."""
+    if not count:
+        return np.zeros(0, np.float32)
+    weights = np.abs([criterion.weight for criterion in rubric_of(example).criteria]).astype(np.float32)
+    return weights / weights.mean()

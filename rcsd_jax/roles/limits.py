@@ -1,0 +1,135 @@
+"""How long prompts and references may be: a longer one leaves its row out, or is an error. Nothing is ever cut."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rcsd_jax.data.examples import Example
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.roles import contexts
+from rcsd_jax.roles.contexts import Role
+from rcsd_jax.roles.encode import Encoding, Row, reference_text
+
+
+class Limits(NamedTuple):
+    """The most tokens of each, and whether more are an error.
+
+    Attributes:
+      student: of the student's prompt, `data.max_student_prompt`.
+      teacher: of the teacher's and a rubric writer's prompt, `data.max_teacher_prompt`.
+      reference: of a completion from the data, `sampling.max_new_tokens`.
+      fails: whether a row that is longer ends the run (`data.too_long`).
+    """
+
+    student: int
+    teacher: int
+    reference: int
+    fails: bool = False
+
+    def fit(self, row: Row) -> bool:
+        """Whether all of a row is within the limits.
+
+        Raises:
+          UserError: it is not, and that is an error.
+        """
+        return (
+            self.prompt_fits(row.example, row.student, role="student")
+            and self.prompt_fits(row.example, row.teacher, role="teacher")
+            and self.reference_fits(row.example, row.reference)
+        )
+
+    def prompt_fits(self, example: Example, tokens: np.ndarray, *, role: str) -> bool:
+        """Whether a prompt is within its role's limit; roles of evaluation count too: "base" and "trained" are the student.
+
+        Raises:
+          UserError: it is not, and that is an error.
+        """
+        what = f"the {role}'s prompt"
+        if role in ("student", "base", "trained"):
+            return self._within(self.student, "data.max_student_prompt", "question", what, example, tokens)
+        return self._within(self.teacher, "data.max_teacher_prompt", "question", what, example, tokens)
+
+    def reference_fits(self, example: Example, tokens: np.ndarray) -> bool:
+        """Whether a completion from the data is within its limit.
+
+        Raises:
+          UserError: it is not, and that is an error.
+        """
+        return self._within(self.reference, "sampling.max_new_tokens", "reference", "the reference", example, tokens)
+
+    def _within(self, limit: int, key: str, field: str, what: str, example: Example, tokens: np.ndarray) -> bool:
+        if len(tokens) <= limit:
+            return True
+        if self.fails:
+            raise UserError(
+                f"{what} has {len(tokens)} tokens, more than {key} = {limit}",
+                file=example.origin,
+                field=field,
+                value=getattr(example, field),
+                remedy="raise the limit, or set data.too_long=skip",
+            )
+        return False
+
+    def nothing_fits(self, count: int) -> UserError:
+        """The error of data of which every row is too long."""
+        return UserError(
+            f"no example is left: all {count} prompts (or references) are longer than the limits",
+            field="data.max_teacher_prompt",
+            value=self.teacher,
+            remedy="raise data.max_student_prompt, data.max_teacher_prompt or, of references, sampling.max_new_tokens",
+        )
+
+
+class Bounds(NamedTuple):
+    """Numbers of tokens that rows are compared with before they are tokenized; None: not compared."""
+
+    student: int | None
+    teacher: int | None
+    reference: int | None
+
+
+def may_exceed(examples: Sequence[Example], bounds: Bounds, tokenizer: Any, encoding: Encoding) -> list[int]:
+    """The indexes of examples whose prompts or references can have more tokens than the bounds.
+
+    Of all others it is certain that they have not, and that costs little: nothing is tokenized.
+    """
+
+    def can(example: Example) -> bool:
+        for role, request, limit in pairs:
+            message = contexts.user_message(example, role, encoding.texts, encoding.task, request=request)
+            if most_tokens(message) > limit:
+                return True
+        return bounds.reference is not None and most_tokens(reference_text(example, encoding)) >= bounds.reference
+
+    of_roles = (
+        (encoding.student, None, bounds.student),
+        (encoding.teacher_before, encoding.teacher_request, bounds.teacher),
+    )
+    pairs = [
+        (role, request, limit - _most_around(tokenizer, role)) for role, request, limit in of_roles if limit is not None
+    ]
+    return [i for i, example in enumerate(examples) if can(example)]
+
+
+def most_tokens(text: str) -> int:
+    """How many tokens a text has at most, whatever the tokenizer.
+
+    A token is at least a byte of UTF-8. What is not ASCII may be normalised first, which makes it three times as long at most
+    (Unicode's NFC), and there are tokenizers that put something before a text.
+    """
+    if text.isascii():
+        return len(text) + 1
+    return 3 * len(text.encode()) - 2 * sum(map(str.isascii, text)) + 1
+
+
+def _most_around(tokenizer: Any, role: Role) -> float:
+    """How many tokens the chat template puts around a message at most."""
+    probe = f"x{string.printable}é漢x"
+    around = contexts.chat_text(tokenizer, [{"role": "user", "content": probe}], thinking=role.thinking).split(probe)
+    # A template that changes messages, or repeats them, says nothing of how long they get: every row has to be looked at.
+    return math.inf if len(around) != 2 else most_tokens("".join(around))

@@ -1,0 +1,32 @@
+"""Settings of the completions that a run learns from: who writes them, and how they are drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rcsd_jax.host import checks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """The section `sampling`; `settings/keys.py` says what each key means."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    source: str = checks.one_of(("student", "teacher", "reference"))
+    group: int
+    slots: int
+    int8_cache: bool
+    merged_adapters: bool
+
+    def __post_init__(self) -> None:
+        checks.choices(self)
+        checks.at_least_one(self, "max_new_tokens", "group")
+        checks.at_least_zero(self, "temperature", "top_k", "slots")
+        checks.finite(self, "temperature")
+        checks.top_p(self)
+        ok = self.slots == 0 or self.slots % self.group == 0 or self.group % self.slots == 0
+        problem = f"does not divide sampling.slots = {self.slots}"
+        checks.need(ok, self, "group", problem, "choose a divisor of it, or set sampling.slots=0")

@@ -1,0 +1,128 @@
+"""What must hold among settings of several subjects."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.methods import METHODS
+from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, FIELDS
+from rcsd_jax.settings.stage import Settings
+
+Need = Callable[[bool, str, str, str], None]
+"""(whether it holds, key, problem, remedy)."""
+
+
+def check_across(settings: Settings, *, stage: str = "", trains: bool = True) -> None:
+    """Raises UserError, which names a key, where the settings of several subjects do not go together.
+
+    Args:
+      settings: of one stage.
+      stage: its name in a config of several.
+      trains: whether it trains; else it needs no data.
+    """
+
+    def need(ok: bool, key: str, problem: str, remedy: str) -> None:
+        if not ok:
+            raise UserError(
+                problem, field=key, value=functools.reduce(getattr, key.split("."), settings), remedy=remedy
+            )
+
+    _check_batch(settings, need)
+    _check_method(settings, need)
+    _check_teacher(settings, need)
+    _check_int8(settings, need)
+    _check_graders(settings, need)
+    flags = f"--config.{stage}." if stage else "--config."
+    _check_paths(settings, need, flags, trains=trains)
+
+
+def _check_batch(s: Settings, need: Need) -> None:
+    """The batch is shared out evenly, and a completion keeps tokens to learn from."""
+    batch, slots, group = s.train.batch_size, s.sampling.slots, s.sampling.group
+    problem = f"does not divide train.batch_size = {batch}"
+    remedy = "choose a divisor of the batch size, or 0 for the whole batch at once"
+    need(slots == 0 or batch % slots == 0, "sampling.slots", problem, remedy)
+    need(
+        batch % group == 0 and (slots == 0 or slots % group == 0 or group % slots == 0),
+        "sampling.group",
+        f"does not divide train.batch_size = {batch} or sampling.slots = {slots}",
+        "choose a divisor of both",
+    )
+    remedy = "lower it, or raise sampling.max_new_tokens"
+    need(s.loss.skip_first < s.sampling.max_new_tokens, "loss.skip_first", "leaves no token in the loss", remedy)
+
+
+def _check_method(s: Settings, need: Need) -> None:
+    """Rewards, groups and references are those that the method needs."""
+    rewarded, attempts = METHODS[s.method].rewarded, s.teacher.attempts
+    if rewarded or attempts:
+        need(bool(s.reward.grader), "reward.grader", "nothing grades the completions", "set reward.grader")
+    if "feedback" in attempts:
+        need(s.reward.grader != "judge", "reward.grader", "gives no feedback", "take 'feedback' from teacher.fields")
+    if rewarded or "success" in attempts:
+        remedy = "set sampling.group, to 4 as in the paper"
+        need(s.sampling.group > 1, "sampling.group", "leaves nothing to compare a completion with", remedy)
+    if s.sampling.source == "reference":
+        need(s.sampling.group == 1, "sampling.group", "a reference is one completion", "set 1")
+        need(not rewarded and not attempts, "sampling.source", "references are not graded", "set 'student'")
+    need(s.method == "grpo" or not s.policy.kl, "policy.kl", "is of the method 'grpo' alone", "set policy.kl=0")
+
+
+def _check_teacher(s: Settings, need: Need) -> None:
+    """What is asked of the teacher is asked of one that is there and knows what it needs to know."""
+    remedy = "leave 'success' and 'feedback' to the teacher"
+    need(not set(ATTEMPT_FIELDS) & set(s.student.fields), "student.fields", "are not known to it", remedy)
+    attempts, there = s.teacher.attempts, s.teacher_weights != "none"
+    if attempts:
+        remedy = "take 'teacher' out: what it sees is known in training alone"
+        need(not s.eval.grader or "teacher" not in s.eval.roles, "eval.roles", "asks the teacher", remedy)
+    problem = "is of the teacher, which this method has not"
+    need(there or s.teacher.guidance == 0.0, "teacher.guidance", problem, "set 0.0")
+    need(there or s.teacher.reason_tokens == 0, "teacher.reason_tokens", problem, "set 0")
+    if s.sampling.source == "teacher":
+        problem = "lets a teacher write that is not there, or does not know yet what it will see"
+        need(there and not attempts, "sampling.source", problem, "set 'student'")
+        problem = "does not go with teacher.reason_tokens"
+        need(not s.teacher.reason_tokens, "sampling.source", problem, "set 'student'")
+
+
+def _check_int8(s: Settings, need: Need) -> None:
+    """Only weights that do not change are held as int8."""
+    need(
+        not s.model.int8_weights or s.lora.rank > 0 or s.teacher_weights == "fixed",
+        "model.int8_weights",
+        "all weights change: none can be held as int8",
+        "train a LoRA (lora.rank), or take teacher.weights=fixed",
+    )
+    need(
+        not (s.model.int8_weights and s.sampling.merged_adapters),
+        "sampling.merged_adapters",
+        "adapters cannot be added into int8 weights",
+        "set it or model.int8_weights to False",
+    )
+
+
+def _check_graders(s: Settings, need: Need) -> None:
+    """Graders can grade the rows that there are, and where a judge grades, there is one."""
+    for key, grader in (("reward.grader", s.reward.grader), ("eval.grader", s.eval.grader)):
+        source = GRADERS[grader].source if grader else ""
+        need(source in ("", s.data.source), key, f"grades rows of data.source={source} only", "use 'boxed' or 'rubric'")
+    if s.graded_by_judge:
+        remedy = "name a model at judge.base_url, or give judge.checkpoint"
+        need(bool(s.judge.model) != bool(s.judge.checkpoint), "judge.model", "not one judge", remedy)
+
+
+def _check_paths(s: Settings, need: Need, flags: str, *, trains: bool) -> None:
+    """Everything that has to be read is named."""
+    need(bool(s.model.path), "model.path", "no model given", f"pass {flags}model.path=HF_DIRECTORY")
+    need(bool(s.data.path) or not trains, "data.path", "no data given", f"pass {flags}data.path=FILE.jsonl")
+    names, known = s.rubric.writer_fields, tuple(FIELDS)
+    need(set(names) <= set(known), "rubric.writer_fields", "names an unknown field", f"use some of {known}")
+    problem = "lacks the question, which every role sees"
+    need("question" in names, "rubric.writer_fields", problem, "add 'question'")
+    if s.writes_rubrics:
+        remedy = f"pass {flags}rubric.writer=the adapter or export folder of a Stage I run"
+        need(bool(s.rubric.writer), "rubric.writer", "no rubric writer given", remedy)

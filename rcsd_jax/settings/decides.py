@@ -1,0 +1,82 @@
+"""What each key of a config decides: what is learnt, how long, which scores and files a run has, or nothing of these.
+
+A run whose folder was begun with other values goes on with those that do not decide what is learnt; see `run.starts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+DECIDES: dict[str, tuple[str, ...]] = {
+    # What is learnt: a run with another value is another run.
+    "learning": (
+        "seed", "task", "method", "prompts",
+        "model.path", "model.dtype", "model.param_dtype", "model.int8_weights",
+        "lora.rank", "lora.alpha", "lora.targets",
+        "data.source", "data.path", "data.fields.question", "data.fields.reference", "data.fields.rubric",
+        "data.fields.answer", "data.fields.id", "data.split", "data.count", "data.flawed", "data.max_student_prompt",
+        "data.max_teacher_prompt", "data.too_long",
+        "student.fields", "student.thinking",
+        "teacher.fields", "teacher.thinking", "teacher.weights", "teacher.ema_decay", "teacher.reason_tokens",
+        "teacher.guidance", "teacher.guidance_by",
+        "rubric.source", "rubric.style", "rubric.min_criteria", "rubric.max_criteria", "rubric.noisy_fraction",
+        "rubric.reduced_fraction", "rubric.writer", "rubric.writer_fields", "rubric.writer_thinking", "rubric.resample",
+        "rubric.on_reject", "rubric.max_new_tokens", "rubric.temperature", "rubric.top_k", "rubric.top_p",
+        "sampling.max_new_tokens", "sampling.temperature", "sampling.top_k", "sampling.top_p", "sampling.source",
+        "sampling.group", "sampling.int8_cache", "sampling.merged_adapters",
+        "reward.grader", "reward.score", "reward.success",
+        "policy.clip_low", "policy.clip_high", "policy.kl", "policy.scale_advantages", "policy.weight",
+        "loss.divergence", "loss.beta", "loss.top_k", "loss.top_k_support", "loss.tail", "loss.entry_clip",
+        "loss.token_clip", "loss.importance_clip", "loss.mask_cut", "loss.skip_first", "loss.reduction",
+        "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.clip", "optimizer.b1",
+        "optimizer.b2", "optimizer.weight_decay",
+        "train.batch_size",
+    ),
+    # How far it is learnt. The steps that were made stay as they are, unless their rates hung on it.
+    "length": ("train.steps",),
+    # Scores: of every set, of the run's own sets, of one set, of what was sampled, of what a judge graded.
+    "scores": ("eval.count",),
+    "scores of own sets": ("eval.grader",),
+    "scores of a set": ("eval.path", "eval.splits", "eval.benchmarks"),
+    "scores of samples": ("eval.samples", "eval.temperature"),
+    "scores by a judge": (
+        "judge.model", "judge.base_url", "judge.checkpoint", "judge.per_call", "judge.reasks", "judge.max_characters",
+        "judge.temperature", "judge.seed", "judge.max_tokens", "judge.extra",
+    ),
+    # What is wanted of a finished run: what is lacking is made.
+    "results": ("eval.roles", "eval.greedy", "export.merged", "export.adapter", "export.dtype"),
+    # How, how fast and in how much memory it is computed, what is told of it, and what is saved on the way.
+    "nothing": (
+        "model.remat", "model.kernels", "data.pad_to", "data.tfds_dir", "rubric.batch_size", "sampling.slots",
+        "loss.chunk_size", "train.microbatches", "train.log_every", "checkpoint.every", "checkpoint.keep",
+        "mesh.data", "mesh.group", "mesh.fsdp", "mesh.tensor",
+        "eval.every", "eval.every_splits", "eval.batch_size",
+        "judge.key_variable", "judge.concurrency", "judge.timeout_s", "judge.retries", "judge.requests_per_minute",
+        "judge.tokens_per_minute", "judge.input_price", "judge.output_price", "judge.batch_size",
+    ),
+}  # fmt: skip
+"""What hangs on a key -> the keys; one with keys below it stands for all of them.
+
+Those on which nothing hangs may still change the last bits of a number, as another mesh does.
+"""
+_DECIDES = {key: what for what, keys in DECIDES.items() for key in keys}
+
+
+def decides(key: str, config: Mapping[str, Any]) -> str:
+    """What hangs on a key, an entry of `DECIDES`; "learning" for one that this version does not know."""
+    place = key
+    while place not in _DECIDES:
+        place, dot, _ = place.rpartition(".")
+        if not dot:
+            return "learning"
+    what = _DECIDES[place]
+    rewarded = what == "scores by a judge" and at(config, "reward.grader") == "judge"
+    return "learning" if rewarded else what
+
+
+def at(config: Any, key: str) -> Any:
+    """The value of a dotted key of a config as a plain dict; None without one."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config

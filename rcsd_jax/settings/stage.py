@@ -1,0 +1,174 @@
+"""The settings of one stage as values: a frozen dataclass for each subject, which the room that uses it declares and checks.
+
+`unpack.unpack` makes them from a config. The rooms below work with these values and know nothing of configs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import rcsd_jax.world  # noqa: F401  # it puts its data source, generic rubric and grader into the tables
+from rcsd_jax.checkpoints.settings import ExportSettings, LoraSettings, ModelSettings
+from rcsd_jax.data.settings import DataSettings
+from rcsd_jax.data.sources import Reading
+from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.evaluate.settings import EvaluationSettings, RewardSettings
+from rcsd_jax.host import checks
+from rcsd_jax.judge.settings import JudgeChoice
+from rcsd_jax.methods import METHODS
+from rcsd_jax.methods.optimizer import OptimizerSettings
+from rcsd_jax.methods.settings import LossSettings, PolicySettings
+from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, Role
+from rcsd_jax.roles.encode import Encoding
+from rcsd_jax.roles.limits import Limits
+from rcsd_jax.roles.settings import TeacherSettings
+from rcsd_jax.rubrics import sources as rubric_sources
+from rcsd_jax.rubrics.schema import Rubric
+from rcsd_jax.rubrics.settings import RubricSettings
+from rcsd_jax.sampling.settings import SamplingSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The section `train`; `settings/keys.py` says what each key means."""
+
+    steps: int
+    batch_size: int
+    microbatches: int
+    log_every: int
+
+    def __post_init__(self) -> None:
+        checks.at_least_one(self, "steps", "batch_size", "microbatches", "log_every")
+        problem = f"does not divide train.batch_size = {self.batch_size}"
+        even = self.batch_size % self.microbatches == 0
+        checks.need(even, self, "microbatches", problem, "choose a divisor of the batch size")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """The section `checkpoint`; `settings/keys.py` says what each key means."""
+
+    every: int
+    keep: int
+
+    def __post_init__(self) -> None:
+        checks.at_least_one(self, "every", "keep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a stage is to do, by subject: a field for every section of its config.
+
+    Attributes:
+      prompts: the texts around what a role sees.
+      mesh: axis -> devices, the arguments of `models.sharding.make_mesh`, which checks them.
+    """
+
+    seed: int
+    task: str = checks.one_of(("solve", "write_rubric"))
+    method: str = checks.one_of(METHODS)
+    prompts: Mapping[str, Any]
+    model: ModelSettings
+    lora: LoraSettings
+    data: DataSettings
+    student: Role
+    teacher: TeacherSettings
+    rubric: RubricSettings
+    sampling: SamplingSettings
+    reward: RewardSettings
+    policy: PolicySettings
+    judge: JudgeChoice
+    loss: LossSettings
+    optimizer: OptimizerSettings
+    train: TrainSettings
+    checkpoint: CheckpointSettings
+    mesh: Mapping[str, Any]
+    eval: EvaluationSettings
+    export: ExportSettings
+
+    def __post_init__(self) -> None:
+        checks.choices(self)
+        ok = 0 <= self.seed < 2**32
+        checks.need(ok, self, "seed", "must lie in 0..2**32-1", "choose another seed")
+
+    # --- what follows from several subjects ---
+
+    @property
+    def teacher_weights(self) -> str:
+        """Which weights the teacher has; "none" where the method needs no teacher."""
+        return self.teacher.weights if METHODS[self.method].teacher or self.policy.kl else "none"
+
+    @property
+    def writes_rubrics(self) -> bool:
+        """Whether a model writes the rubrics that the teacher sees."""
+        return self.rubric.written and "rubric" in self.teacher.fields
+
+    @property
+    def graded_by_judge(self) -> bool:
+        """Whether a judge grades something."""
+        return "judge" in self.eval.graders | {self.reward.grader}
+
+    @property
+    def questions_per_step(self) -> int:
+        """Rows of the data that a step takes."""
+        return self.train.batch_size // self.sampling.group
+
+    @property
+    def generic_rubric(self) -> Rubric:
+        """The rubric that fits any question of the data."""
+        return rubric_sources.generic_rubric(self.data.source)
+
+    def reading(self, **how: Any) -> Reading:
+        """How the rows are read; `how` replaces fields of it."""
+        data, rubric = self.data, self.rubric
+        reading = Reading(
+            source=data.source,
+            split=data.split,
+            data_dir=data.tfds_dir or None,
+            fields={name: column for name, column in data.fields.items() if column},
+            min_criteria=rubric.min_criteria,
+            max_criteria=rubric.max_criteria,
+            count=data.count,
+            seed=self.seed,
+            flawed=data.flawed,
+        )
+        return dataclasses.replace(reading, **how)
+
+    @property
+    def encoding(self) -> Encoding:
+        """How rows become the prompts of both roles; where the method has no teacher, the student's twice."""
+        return Encoding(
+            student=self.student,
+            teacher=self.student if self.teacher_weights == "none" else self.teacher.role,
+            texts={**self.prompts, "rubric_style": self.rubric.style},
+            task=self.task,
+            reasons=self.teacher.reason_tokens > 0,
+            learns_references=self.sampling.source == "reference",
+            by_criteria=self.teacher.guided_by_criteria,
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """How long prompts and references may be."""
+        return Limits(
+            student=self.data.max_student_prompt,
+            teacher=self.data.max_teacher_prompt,
+            reference=self.sampling.max_new_tokens,
+            fails=self.data.too_long == "fail",
+        )
+
+    @property
+    def required_fields(self) -> tuple[str, ...]:
+        """Fields that every row must have: what the roles see, less the rubric where it does not come from the row."""
+        encoding = self.encoding
+        seen = dict.fromkeys((*encoding.student.fields, *encoding.teacher.fields))
+        if self.sampling.source == "reference":
+            seen |= dict.fromkeys(["rubric" if self.task == "write_rubric" else "reference"])
+        if self.reward.grader:
+            seen |= dict.fromkeys(GRADERS[self.reward.grader].needs)
+        if self.rubric.written and "rubric" in seen:
+            seen |= dict.fromkeys(self.rubric.writer_fields)
+        of_row = rubric_sources.RUBRIC_SOURCES[self.rubric.source].of_row or bool(self.reward.grader)
+        return tuple(name for name in seen if name not in ATTEMPT_FIELDS and (name != "rubric" or of_row))

@@ -1,0 +1,43 @@
+"""The world's places in the tables of other rooms: a source of rows, their generic rubric, and a grader."""
+
+from __future__ import annotations
+
+from rcsd_jax.data.examples import Example
+from rcsd_jax.data.sources import SOURCES, Reading, Source
+from rcsd_jax.evaluate.graders import GRADERS, Grader
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.rubrics.schema import to_json
+from rcsd_jax.rubrics.sources import GENERIC
+from rcsd_jax.world.examples import examples, failed_criteria, generic_rubric, grade_solution
+
+NAME = "world"
+
+
+def read_world(split: str, how: Reading) -> list[Example]:
+    """The first `how.count` examples of a split.
+
+    Raises:
+      UserError: an unknown split.
+    """
+    flawed = {} if how.flawed is None else {"flawed": how.flawed}
+    try:
+        return examples(split, how.count, seed=how.seed, **flawed)
+    except ValueError as error:
+        raise UserError(str(error), field="data.path", value=split, remedy="name a split of the world") from error
+
+
+def grade_world(example: Example, text: str) -> dict[str, float]:
+    """By programs: is the final answer right, and what is the rubric score?"""
+    grade = grade_solution(example, text)
+    return {"accuracy": float(grade.correct), "rubric_score": grade.rubric_score}
+
+
+def world_feedback(example: Example, text: str) -> str | None:
+    """The criteria of the true rubric that the text fails, as a rubric."""
+    failed = failed_criteria(example, text)
+    return None if failed is None else to_json(failed, style="strings")
+
+
+SOURCES[NAME] = Source(read_world, makes_rows=True)
+GENERIC[NAME] = generic_rubric
+GRADERS[NAME] = Grader(grade_world, ("rubric",), world_feedback, source=NAME)
