@@ -20,7 +20,8 @@ import flax.struct
 import jax
 
 from rcsd_jax.methods.state import TrainState
-from rcsd_jax.models.decoder import Decoder, head_matrix
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import head_matrix
 
 Variables: TypeAlias = Mapping[str, Any]
 """What a decoder is applied to: {"params": ...}, and "lora" where adapters are in use."""
