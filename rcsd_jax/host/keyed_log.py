@@ -1,9 +1,9 @@
-"""An append-only log of values by key: what was paid for, or took long to make, is not made twice.
+"""An append-only log of values by key, so that costly values are not made twice.
 
-A file has one JSON line per value: `{"key": "<its key>", ...}`. What a kill can do to it:
+A file has one JSON line per value: `{"key": "<its key>", ...}`. After a kill:
 
-- At most the last line is torn. The next opening cuts it off and counts it. An unfinished line of another file is refused,
-  as any other damage is: nothing is cut off that this module did not write.
+- At most the last line is torn. The next opening cuts it off and counts it. Any other damage is refused, also
+  an unfinished line of a foreign file: nothing is cut off that this module did not write.
 - `put` returns when the line is with the operating system, `put_batch` when its lines are on the disk.
 - Behind a URL the file is written whole. `put` does so at most every 30 seconds, so that a kill loses that time's values;
   `put_batch` and `close` do so before they return.
@@ -32,7 +32,7 @@ _START = b'{"key": "'  # of every line
 
 
 def key_of(*parts: Any) -> str:
-    """The hash (SHA-256, hexadecimal) of all that decides a value.
+    """The hash (SHA-256, hexadecimal) of everything that decides a value.
 
     Args:
       *parts: JSON values; arrays count as lists, and the order of a mapping's keys does not count.
@@ -59,8 +59,8 @@ class Codec(Generic[T]):
     """How the values of a log are written and read.
 
     Attributes:
-      noun: what a line holds, for error messages: "a judge's answer".
-      remedy: what the user can do about a line that is damaged.
+      noun: the name of a line's content in error messages, such as "a judge's answer".
+      remedy: what the user can do about a damaged line.
       to_record: a value as a JSON object, without its key.
       from_record: the value of such an object, which holds "key" too. It raises ValueError, KeyError, TypeError or
         OverflowError for any other.
@@ -136,24 +136,24 @@ class KeyedLog(Generic[T]):
         return self._held.items()
 
     def put(self, key: str, value: T) -> None:
-        """Adds a value. A key that is held keeps the value that it has.
+        """Adds a value. A key that exists keeps its value.
 
         Raises:
-          WriteFailed: the store behind a URL does not take it.
+          WriteFailed: the store behind a URL refuses it.
         """
         self._add([(key, value)])
 
     def put_batch(self, batch: Iterable[tuple[str, T]]) -> None:
-        """Adds values and syncs the file. Keys that are held keep the values that they have.
+        """Adds values and syncs the file. Keys that exist keep their values.
 
         Raises:
-          WriteFailed: the store behind a URL does not take them.
+          WriteFailed: the store behind a URL refuses them.
         """
         if self._add(batch) and self._log is not None:
             self._log.sync()
 
     def close(self) -> None:
-        """Syncs the file and lets others have it."""
+        """Syncs the file and releases it."""
         try:
             if self._log is not None:
                 self._log.close()
@@ -163,7 +163,7 @@ class KeyedLog(Generic[T]):
             self._log = self._lock = None
 
     def _add(self, batch: Iterable[tuple[str, T]]) -> bool:
-        """Writes the values of new keys; whether there was one."""
+        """Writes the values of new keys; returns whether there were any."""
         fresh: dict[str, T] = {}
         for key, value in batch:
             if key not in self._held:
@@ -203,7 +203,7 @@ class KeyedLog(Generic[T]):
 
 
 def _is_torn(rest: bytes) -> bool:
-    """Whether what follows the last line break is a line of a log that a kill tore, or what a crash of the machine left.
+    """Whether the text after the last line break is a log line that a kill or a crash of the machine left unfinished.
 
     A line without its break is unfinished, even if it decodes.
     """
@@ -211,7 +211,7 @@ def _is_torn(rest: bytes) -> bool:
 
 
 def _cut_off(path: AnyPath, lines: list[bytes]) -> None:
-    """Leaves the whole lines alone."""
+    """Keeps only the whole lines."""
     if not is_remote(path):
         os.truncate(path, sum(len(line) + 1 for line in lines))
         return

@@ -1,4 +1,4 @@
-"""What the processes of one job do together: agree on a value, share work out, and know which of them writes reports.
+"""Functions that the processes of a job call together: to agree on a value, to share work, and to know which one writes reports.
 
 Every process must call these functions in the same order: they are collectives. With one process they cost nothing.
 """
@@ -20,17 +20,17 @@ T = TypeVar("T")
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which alone writes reports, exports and console lines."""
+    """Whether this is process 0, the only one that writes reports, exports and console lines."""
     return jax.process_index() == 0
 
 
 def count() -> int:
-    """How many processes the job has."""
+    """The number of processes of the job."""
     return jax.process_count()
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """What `make()` returns in process 0, where alone it is called; in every process. The value must pickle."""
+    """The result of `make()`, called only in process 0 and returned in every process. The value must pickle."""
     if jax.process_count() == 1:
         return make()
     packed = np.frombuffer(pickle.dumps(make()), np.uint8) if is_main() else np.zeros(0, np.uint8)
@@ -41,7 +41,7 @@ def from_main(make: Callable[[], Any]) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's `value`, in the order of their indexes; in every process. Values must pickle."""
+    """The `value` of every process, in the order of their indexes, returned in every process. Values must pickle."""
     if jax.process_count() == 1:
         return [value]
     packed = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -58,9 +58,9 @@ def largest(number: int) -> int:
 
 
 def agreed(make: Callable[[], T], *, everywhere: bool = False) -> T:
-    """What `make()` returns in process 0, where alone it is called; in every process. `everywhere`: each has its own.
+    """The result of `make()`, called only in process 0 and returned in every process. `everywhere`: each calls its own.
 
-    An error that ends a run in one line is raised in every process, so that none waits for another.
+    A `UserError` or another error that ends a run with one line is raised in every process, so that none waits for another.
     """
 
     def attempt() -> tuple[Any, Any]:
@@ -85,12 +85,12 @@ def agreed(make: Callable[[], T], *, everywhere: bool = False) -> T:
 
 
 def shared(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """`[function(item) for item in items]`, each process doing its share; every process gets the whole list."""
+    """`[function(item) for item in items]`, where each process does its share; every process gets the whole list."""
     return shared_list(lambda mine: [function(item) for item in mine], items)
 
 
 def shared_list(function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:
-    """`function(items)`, which maps a list to a list item by item, each process doing its share; every process gets all."""
+    """`function(items)`, which maps a list to a list item by item, where each process does its share; every process gets all."""
     dealt = itertools.chain.from_iterable(
         itertools.zip_longest(*gather(function(items[jax.process_index() :: count()])))
     )

@@ -1,4 +1,4 @@
-"""A log by key whose values all processes of a job have."""
+"""A keyed log whose values all processes of a job hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method is given and what helps it: completions, both roles' scores of them, and how much each token counts."""
+"""The inputs of a method and helpers for it: completions, both roles' scores of them, and the tokens' weights."""
 
 from __future__ import annotations
 
@@ -13,45 +13,46 @@ from rcsd_jax.sampling import Samples
 
 
 class Without(NamedTuple):
-    """The teacher's prompts with one criterion left out each; K = 0 unless guidance is by criteria."""
+    """The teacher's prompts, each without one criterion; K = 0 unless guidance is by criteria."""
 
     tokens: jax.Array  # [B, K, Q] int32
     mask: jax.Array  # [B, K, Q] bool
-    weights: jax.Array  # [B, K] float32, of the criterion that is missing: 1 on average; 0 where a rubric has fewer
+    weights: jax.Array  # [B, K] float32, weights of the missing criteria: 1 on average; 0 if a rubric has fewer
 
 
 class Completions(NamedTuple):
-    """A batch with what was written: prompts of both roles and the one completion that both score.
+    """A batch with its completions: prompts of both roles and the one completion that both score.
 
-    Two masks say two things about a completion's tokens. `samples.mask` says which places hold tokens; attention reads it.
-    `completion_mask` says which of these the method learns from: not the first `skip_first`, and none of a cut completion if
+    A completion has two masks. `samples.mask` says which places hold tokens; attention reads it. `completion_mask` says
+    which of these tokens the method learns from: not the first `skip_first`, and none of a cut completion if
     `mask_cut` is set. `rollout.assemble` makes it once. The weights of the loss and of every logged mean follow from it.
     """
 
     student_tokens: jax.Array  # [B, P]
     student_mask: jax.Array  # [B, P]
-    teacher_tokens: jax.Array  # [B, Q']; with reason-first the analysis and the transition are part of it
+    teacher_tokens: jax.Array  # [B, Q']; with reason-first it includes the analysis and the transition
     teacher_mask: jax.Array  # [B, Q']
     samples: Samples
     completion_mask: jax.Array  # [B, N] bool
-    advantages: jax.Array  # [B] float32, of graded completions among their group; else 0
+    advantages: jax.Array  # [B] float32, for graded completions within their group; else 0
     without: Without
-    taught: jax.Array  # [B] bool, where the teacher's context is whole: not where it lacks an attempt to be shown
+    taught: jax.Array  # [B] bool, whether the teacher's context is complete: False if there is no attempt to show
 
 
 class Weights(NamedTuple):
     """The completion mask as weights of a mean, [B, N] float32: 0 outside the mask, normalised over the whole batch.
 
-    They are made before the batch is split, so the losses of its parts add up, however tokens are split or packed. A method's
-    loss and the means that it logs use the same one of the two.
+    They are made before the batch is split, so the losses of its parts add up, however tokens are split or packed. A method
+    uses the same one of the two for its loss and for the means that it logs.
     """
 
-    all_rows: jax.Array  # of every completion: for rewards, and for references
-    taught_rows: jax.Array  # of those whose teacher has its context, as if the batch had no others: for divergences
+    all_rows: jax.Array  # for every completion; rewards and references use it
+    # Only for completions whose teacher has its context, as if the batch had no others; divergences use it.
+    taught_rows: jax.Array
 
 
 class Scored(NamedTuple):
-    """What a method's loss is made of. Gradient flows to the student's alone."""
+    """The inputs of a method's loss. Only the student's get gradient."""
 
     student_hidden: jax.Array  # [B, N, D], the t-th predicts completion token t
     student_head: jax.Array  # [D, V]
@@ -63,11 +64,11 @@ class Scored(NamedTuple):
 class PolicyOptions:
     """Static choices of rewarded losses, see `losses.policy_gradient`."""
 
-    clip_low: float = 0.2  # how far a token's ratio to the sampler may fall below 1 and count
+    clip_low: float = 0.2  # how far a token's ratio to the sampler may fall below 1 and still count
     clip_high: float = 0.2  # and rise above it
     kl: float = 0.0  # weight of the KL from the reference model
     scale_advantages: bool = True  # by the deviation of rewards in a group; False: Dr. GRPO
-    weight: float = 1.0  # of the rewarded loss beside self-distillation
+    weight: float = 1.0  # of the rewarded loss next to self-distillation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +79,9 @@ class LossOptions:
     policy: PolicyOptions = PolicyOptions()
     temperature: float = 1.0  # divides both roles' logits
     chunk_size: int = 512  # positions whose logits are in memory at a time
-    reduction: str = "tokens"  # how tokens weigh: `losses.token_weights`
+    reduction: str = "tokens"  # see `losses.token_weights`
     importance_clip: float | None = None  # truncated importance weight of trainer against sampler
-    guidance: float = 0.0  # how far the teacher is pushed along what its privileged context changes
+    guidance: float = 0.0  # how far the teacher is pushed in the direction in which its privileged context changes it
 
 
 def weigh(completions: Completions, reduction: str) -> Weights:
@@ -91,11 +92,11 @@ def weigh(completions: Completions, reduction: str) -> Weights:
 
 
 def total(weights: jax.Array, values: jax.Array) -> jax.Array:
-    """The sum of values [B, N] over the tokens that weigh something, and their number, [2] float32: a mean to be logged."""
+    """The sum of values [B, N] over tokens with a weight, and the number of these tokens, [2] float32: a mean to be logged."""
     there = weights > 0
     return jnp.stack([jnp.where(there, values, 0.0).sum(), there.sum().astype(jnp.float32)])
 
 
 def row_loss(weights: jax.Array, token_loss: jax.Array) -> jax.Array:
-    """Each row's summed loss [B], of token losses [B, N], where they weigh something: it tells whose loss is not finite."""
+    """Each row's sum [B] of token losses [B, N] over tokens with a weight; it shows which row's loss is not finite."""
     return jnp.where(weights > 0, token_loss, 0.0).sum(axis=1)

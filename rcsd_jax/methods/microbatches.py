@@ -1,4 +1,4 @@
-"""Gradients of a batch in parts, of which one is in memory at a time."""
+"""Gradients of a batch in parts, with one part in memory at a time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 
 def summed(loss_and_gradient: Callable[[Any], Any], rows: Any, count: int) -> Any:
-    """Loss, sums and gradients added up over `count` parts of the rows, which must divide them.
+    """Adds up loss, sums and gradients over `count` parts of the rows; `count` must divide them.
 
     Args:
-      loss_and_gradient: rows -> ((loss, sums), gradient), of which `sums["row_loss"]` [B] is joined and all else added.
+      loss_and_gradient: rows -> ((loss, sums), gradient). `sums["row_loss"]` [B] is joined, everything else is added.
       rows: a pytree of [B, ...] arrays.
       count: 1: all rows at once.
     """

@@ -14,7 +14,7 @@ from rcsd_jax.methods.contract import Completions, LossOptions, Scored, Weights
 def loss_and_sums(
     scored: Scored, completions: Completions, weights: Weights, options: LossOptions
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Arguments and results as in `self_distillation.loss_and_sums`; a row that nobody teaches is rewarded all the same."""
+    """Arguments and results as in `self_distillation.loss_and_sums`; a row without a teacher's context is still rewarded."""
     share = options.policy.weight
     distilled, sums = self_distillation.loss_and_sums(scored, completions, weights, options)
     rewarded, more = grpo.loss_and_sums(scored, completions, weights, options)

@@ -1,4 +1,4 @@
-"""How completions come about: a batch's prompts, who writes, and what both roles then score. No gradient flows.
+"""Makes completions: draws them for a batch's prompts and assembles what both roles score. No gradient flows.
 
 ŷ ~ p(. | x)          drawn by the student (or by the teacher, or taken from the data)
 a ~ p_T(. | x, r)     the analysis of a teacher that reasons first
@@ -19,7 +19,7 @@ from rcsd_jax.sampling.slots import generate_queue
 
 
 class Batch(NamedTuple):
-    """What the two roles see of B examples. Prompts are left-padded; the last token of each is real."""
+    """The prompts of both roles for B examples. Prompts are left-padded; the last token of each is real."""
 
     row: jax.Array  # [B] int32, the row's place in the global batch: its random key
     student_tokens: jax.Array  # [B, P] int32
@@ -27,19 +27,19 @@ class Batch(NamedTuple):
     teacher_tokens: jax.Array  # [B, Q] int32
     teacher_mask: jax.Array  # [B, Q] bool
     transition: jax.Array  # [B, U] int32, between the teacher's analysis and the completion; U = 0 without reason-first
-    reference_tokens: jax.Array  # [B, N] int32, completions taken from the data; N = 0 where a role writes them
+    reference_tokens: jax.Array  # [B, N] int32, completions taken from the data; N = 0 if a role writes them
     reference_mask: jax.Array  # [B, N] bool
     without: Without
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutOptions:
-    """Static choices of how completions come about."""
+    """Static choices for making completions."""
 
     sampling: SamplingConfig
     source: str = "student"  # who writes the completions: "student", "teacher", or "reference", the data
     group: int = 1  # completions of a prompt: rows of the batch that follow each other
-    slots: int = 0  # rows that are sampled at a time, finished ones making room for the next; 0: all at once
+    slots: int = 0  # rows that are sampled at a time; the next prompt takes a finished row's slot; 0: all at once
     reason_tokens: int = 0  # longest analysis that the teacher writes first; 0: none
     skip_first: int = 0  # learn nothing from the first n completion tokens (SDFT)
     mask_cut: bool = False  # learn nothing from completions that hit the length limit
@@ -47,12 +47,12 @@ class RolloutOptions:
 
 
 def row_keys(batch: Batch, key: jax.Array) -> jax.Array:
-    """Each row's random key, [B]: of its place in the global batch alone."""
+    """Each row's random key, [B]; it depends only on the row's place in the global batch."""
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch.row)
 
 
 def draw(networks: Networks, batch: Batch, keys: jax.Array, options: RolloutOptions) -> Samples:
-    """The completions [B, N] of a batch, written by whom `options.source` names; `keys` [B] are of `row_keys`."""
+    """The completions [B, N] of a batch, written by `options.source`; `keys` [B] come from `row_keys`."""
     if options.source == "reference":
         tokens, mask = batch.reference_tokens, batch.reference_mask
         return Samples(tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.zeros(tokens.shape[:1], bool))
@@ -65,7 +65,7 @@ def draw(networks: Networks, batch: Batch, keys: jax.Array, options: RolloutOpti
 
 
 def draw_analysis(teacher: Network | None, batch: Batch, keys: jax.Array, options: RolloutOptions) -> Samples | None:
-    """What a teacher that reasons first writes before it scores, [B, `reason_tokens`]; None where it does not."""
+    """The analysis [B, `reason_tokens`] that a teacher writes before it scores; None if it does not reason first."""
     if not options.reason_tokens:
         return None
     assert teacher is not None, "who reasons first is there"
@@ -75,12 +75,12 @@ def draw_analysis(teacher: Network | None, batch: Batch, keys: jax.Array, option
 
 
 def assemble(batch: Batch, samples: Samples, analysis: Samples | None, options: RolloutOptions) -> Completions:
-    """A batch with what was written, by whomever: both roles' contexts and the tokens to learn from. No gradient flows.
+    """Joins a batch and its completions: both roles' contexts and the tokens to learn from. No gradient flows.
 
     Args:
       batch: prompts of both roles.
       samples: the completions, [B, N].
-      analysis: of `draw_analysis`.
+      analysis: the result of `draw_analysis`.
       options: static choices.
     """
     teacher_tokens, teacher_mask = batch.teacher_tokens, batch.teacher_mask
@@ -109,7 +109,7 @@ def _write(
     sampling: SamplingConfig,
     group: int = 1,
 ) -> Samples:
-    """A completion of every prompt; the same ones however many slots there are."""
+    """A completion of every prompt; the number of slots does not change it."""
     decoder, variables = network.decoder, network.variables
     if options.slots:
         queue = tokens[::group], mask[::group], keys, sampling  # one prefill for all samples of a prompt

@@ -18,17 +18,17 @@ from rcsd_jax.methods.contract import Completions, LossOptions, Scored, Weights,
 def loss_and_sums(
     scored: Scored, completions: Completions, weights: Weights, options: LossOptions
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """A (micro)batch's part of the loss, differentiable in the student's scores, and sums of what is logged.
+    """A (micro)batch's part of the loss, differentiable in the student's scores, and sums for logging.
 
     Args:
       scored: both roles' scores of the completions.
-      completions: as they were sampled.
-      weights: of `contract.weigh`, or some of its rows.
+      completions: the sampled completions.
+      weights: the result of `contract.weigh`, or some of its rows.
       options: static choices.
 
     Returns:
       loss: scalar float32, sum_t weights_t D_t over the taught rows.
-      sums: of `contract.total` over the tokens that the loss counts, and `row_loss` [B], each row's summed loss.
+      sums: results of `contract.total` over the tokens that the loss counts, and `row_loss` [B], each row's summed loss.
     """
     samples = completions.samples
     assert scored.teacher_hidden is not None and scored.teacher_head is not None, "this method has a teacher"

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross-entropy of completions, as a rule the data's references (`sampling.source`)."""
+"""Supervised fine-tuning: cross-entropy of completions, usually the data's references (`sampling.source`)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models.decode_attention import KVCache, init_cache
+from rcsd_jax.models.cache import KVCache, init_cache
 from rcsd_jax.models.decoder import Decoder, positions_from_mask
 
 

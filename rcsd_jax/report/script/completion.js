@@ -14,7 +14,7 @@ function textOf(completion, criteria) {
     return token;
   });
   paint(completion, tokens, null);
-  tokens[0].tabIndex = 0; // one of them is in the tab order, the others are reached by arrow keys
+  tokens[0].tabIndex = 0; // one of them is in the tab order; arrow keys reach the others
   text.append(...tokens);
   text.tokens = tokens;
   let entry = tokens[0];
@@ -74,7 +74,7 @@ function inNextLine(tokens, i, way) {
   return best?.token;
 }
 
-// Colours tokens by divergence or, where a criterion is lit, by what it says of them.
+// Colours tokens by divergence or, if a criterion is highlighted, by its attribution.
 function paint({ scores_of: scores }, tokens, lit) {
   tokens.forEach((token, i) => {
     const value = lit === null ? undefined : scores.notable[lit]?.get(i);

@@ -2,10 +2,10 @@
 
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
-const NONE = -32768; // stands for a number that is not there
-const END = 32767; // a number of at least so many thousandths
+const NONE = -32768; // stands for a missing number
+const END = 32767; // a number of at least this many thousandths
 const STEPS = [10, 30, 100, 300, 1000, 3000]; // thousandths of a nat from which each colour step begins
-const NOTABLE = 100; // a criterion speaks for or against a token from so many thousandths of a nat on,
+const NOTABLE = 100; // a criterion counts for or against a token from this many thousandths of a nat on,
 const NOTABLE_SHARE = 0.25; // and from this share of its largest value in the completion
 const END_OF_TEXT = "\u2403"; // the piece that stands for an end token
 const ROLES = ["base", "trained", "teacher"];

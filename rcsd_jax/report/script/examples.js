@@ -54,7 +54,7 @@ function legend(scored) {
     "div.legend",
     {},
     scale("d", negative ? "n" : null, "divergence from the teacher, nats", "negative", ""),
-    attributed && scale("a", "b", "a lit criterion makes the token, by nats,", "less likely", "more likely"),
+    attributed && scale("a", "b", "a highlighted criterion makes the token, in nats,", "less likely", "more likely"),
     h(
       "p.keys",
       {},
@@ -69,13 +69,13 @@ function legend(scored) {
       h("kbd", {}, "n"),
       " ",
       h("kbd", {}, "p"),
-      " next of note",
+      " next notable token",
     ),
   );
 }
 
 function explorer(root, stage) {
-  const keys = new Map(); // what a link names an example by: its id or, where that is taken, its split and id
+  const keys = new Map(); // the name of an example in a link: its id or, if that is taken, its split and id
   for (const example of stage.examples) {
     const id = String(example.id ?? ""),
       key = keys.has(id) ? `${example.split}:${id}` : id;
@@ -145,7 +145,7 @@ function explorer(root, stage) {
         );
       }),
     );
-    if (!listed.length) list.append(h("li.note", {}, "No example is like that."));
+    if (!listed.length) list.append(h("li.note", {}, "No example matches."));
   }
 
   function select(key, { scroll = false } = {}) {
@@ -317,7 +317,7 @@ function explorer(root, stage) {
             {},
             h("span.muted", {}, completion.role),
             strip(attribution[k], "a", "b", `along the ${completion.role} completion`),
-            h("span.count", { title: "tokens of note" }, String(notable[k].size)),
+            h("span.count", { title: "notable tokens" }, String(notable[k].size)),
           );
         }),
       ),
@@ -355,7 +355,7 @@ function explorer(root, stage) {
     move(by);
   });
   filter();
-  // Opens on what training changed: where the base is wrong and the trained student right, else where it does better. Where
+  // Opens on an example that training changed: the base is wrong and the trained student right, or else better. Where
   // all roles are right they agree, and tokens have no colour.
   const gained = (e) => wrong(e, "base") && right(e, "trained");
   const wanted = [gained, (e) => rise(e) > 0, (e) => wrong(e, "base") || wrong(e, "trained"), () => true];

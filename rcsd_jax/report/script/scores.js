@@ -5,7 +5,7 @@ let pieces = null;
 async function unpacked(completion) {
   if (completion.block === undefined || completion.scores_of) return;
   const there = () => byId(`tokens-${completion.block}`);
-  // While the file is still being read, an element may be there with half of its text.
+  // While the file is still loading, an element may exist with half of its text.
   while (document.readyState === "loading" && !there()?.nextElementSibling)
     await new Promise((go) => setTimeout(go, 15));
   const bytes = Uint8Array.from(atob(there().textContent), (c) => c.charCodeAt(0));
@@ -27,7 +27,7 @@ async function unpacked(completion) {
   completion.scores_of = scores;
 }
 
-// Places of the tokens for or against which a criterion speaks.
+// Places of the tokens that a criterion counts for or against.
 function notable(values) {
   let largest = 0;
   for (const x of values) if (x !== NONE) largest = Math.max(largest, Math.abs(x));

@@ -8,7 +8,7 @@ function remembered(set) {
     if (set) localStorage.setItem("rcsd_jax.theme", set);
     return localStorage.getItem("rcsd_jax.theme");
   } catch {
-    return null; // a file that may keep nothing
+    return null; // a file that cannot store anything
   }
 }
 function nameTheme() {
