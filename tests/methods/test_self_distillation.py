@@ -150,6 +150,7 @@ def test_both_roles_score_the_same_completion_at_the_right_offsets(module, varia
     check_scores(module, variant, changes, tokenizer, model)
 
 
+@pytest.mark.slow
 def test_a_scanned_decoder_scores_the_same_completion_at_the_right_offsets(tokenizer, deep_model):
     check_scores(stage2, "ground_truth", {}, tokenizer, deep_model)
 
