@@ -167,7 +167,7 @@ def test_a_keyed_log(bucket):
         assert path.read_text() == whole
         Bucket.refuses = True
         with pytest.raises(
-            WriteFailed, match=r"log.jsonl: cannot be written \(OSError: Forbidden\); see to the storage"
+            WriteFailed, match=r"log.jsonl: cannot be written \(OSError: Forbidden\); check the storage"
         ):
             log.put_batch([("d", 4)])
         Bucket.refuses = False
