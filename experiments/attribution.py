@@ -17,7 +17,7 @@ import numpy as np
 from configs import world as world_config
 from experiments import statistics, tables
 from rcsd_jax import world
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.console import Console
 from rcsd_jax.roles.attribution import ablated_contexts, attribution
@@ -53,7 +53,7 @@ def main() -> None:
     flags = parser.parse_args()
     config = unpack(world_config.get_config("ground_truth"))
     model = open_model(str(world.base_directory()), config.model)
-    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
+    variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     examples = world.examples("eval", flags.count, flags.seed)
     encode = lambda example: teacher_prompt(model.tokenizer, example, config.encoding)
     found: dict[str, list[tuple[float, float, float, float]]] = {}

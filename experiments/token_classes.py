@@ -20,7 +20,7 @@ import rich.table
 
 from configs import world as world_config
 from rcsd_jax import losses, world
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
 from rcsd_jax.host.console import Console
 from rcsd_jax.methods import rollout
 from rcsd_jax.methods.networks import Network, Networks
@@ -55,7 +55,7 @@ def show(variant: str, count: int, seed: int) -> None:
     """Samples, scores and prints."""
     config = unpack(world_config.get_config(variant))
     model = open_model(str(world.base_directory()), config.model)
-    params = huggingface.load(model.directory, dtype=jnp.float32)[1]
+    params = loading.load_model(model.directory, dtype=jnp.float32)[1]
     examples = world.examples("stage2", count, seed)
     data = encode_all(examples, model.tokenizer, config.encoding, config.limits)
     batch = make_batch(list(range(count)), data, config, model.pad_id)

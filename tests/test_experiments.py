@@ -15,7 +15,7 @@ import scipy.stats
 from configs import world as world_config
 from experiments import arms, bases, cost, curves, divergences, main_table, noise, rubrics, scale, statistics, workers
 from experiments.world import make_base
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints.hf_config import read_config
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.settings import keys
@@ -62,7 +62,7 @@ def test_all_methods_have_the_same_budget(tmp_path):
 def test_a_shortened_table_makes_the_base_of_another_size(tmp_path):
     for _ in range(2):  # the second time it is there
         bases.ensure(arms.ARMS["rcsd_small"], tmp_path, quick=True)
-    config = huggingface.read_config(bases.directory("small", tmp_path), dtype="float32")
+    config = read_config(bases.directory("small", tmp_path), dtype="float32")
     assert (config.hidden_size, config.num_layers) == (72, 3)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from experiments.bench import torch_step
 from experiments.bench.setting import Sizes, decoder_config, prompts
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.sampling import SamplingConfig, generate
 from rcsd_jax.sampling.slots import generate_queue
@@ -45,7 +45,7 @@ def heavy_tailed(count, longest):
 
 def ours(directory, batch):
     """(tokens, new, greedy) -> tokens of one batch, and (tokens, limits, new, refill) -> tokens and occupancy."""
-    config, params = huggingface.load(directory, dtype=jnp.float32)
+    config, params = loading.load_model(directory, dtype=jnp.float32)
     decoder, variables = Decoder(config), {"params": params}
     sampling = lambda new, greedy: SamplingConfig(new, **(dict(temperature=0.0) if greedy else FILTERS))
 

@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
 from rcsd_jax.methods import rollout
 from rcsd_jax.methods.contract import Completions, LossOptions, Without
 from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
 from rcsd_jax.methods.optimizer import make_optimizer
 from rcsd_jax.methods.state import init_state
 from rcsd_jax.methods.step import Recipe, jit_step
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, init_params
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.sampling import SamplingConfig
 
 LEARNING_RATE = 1e-5
@@ -125,7 +127,7 @@ def random_step(sizes: Sizes, **options: Any) -> Step:
 
 def loaded_step(directory: str, sizes: Sizes, **options: Any) -> Step:
     """A step on the weights of a Hugging Face directory."""
-    config, params = huggingface.load(directory, dtype=jnp.float32)
+    config, params = loading.load_model(directory, dtype=jnp.float32)
     return Step(config, params, sizes, **options)
 
 

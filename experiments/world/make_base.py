@@ -20,8 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import saving
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.models import decoder as decoders
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.world.documents import Document, document
 from rcsd_jax.world.tokenizer import END, save_tokenizer, vocabulary
 
@@ -40,9 +44,9 @@ class Batch(NamedTuple):
     weights: np.ndarray
 
 
-def base_config(vocab_size: int, *, width: int, layers: int) -> decoders.DecoderConfig:
+def base_config(vocab_size: int, *, width: int, layers: int) -> DecoderConfig:
     """Qwen3's architecture at about a million parameters."""
-    return decoders.DecoderConfig(
+    return DecoderConfig(
         family="qwen3",
         vocab_size=vocab_size,
         hidden_size=width,
@@ -108,7 +112,7 @@ def loss_of(decoder: decoders.Decoder, params: Any, batch: Batch) -> tuple[jax.A
     hidden, _ = decoder.apply(
         {"params": params}, batch.tokens, segment_ids=batch.segment_ids, positions=batch.positions
     )
-    logits = hidden[:, :-1] @ decoders.head_matrix(decoder.config, params)
+    logits = hidden[:, :-1] @ head_matrix(decoder.config, params)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.tokens[:, 1:])
     weights = batch.weights[:, 1:]
     written = weights == 1.0
@@ -129,10 +133,10 @@ def train_step(decoder, optimizer, params, state, batch):
     return optax.apply_updates(params, updates), state, plain
 
 
-def export(directory: pathlib.Path, config: decoders.DecoderConfig, params: Any, tokenizer_from: pathlib.Path) -> None:
+def export(directory: pathlib.Path, config: DecoderConfig, params: Any, tokenizer_from: pathlib.Path) -> None:
     """Writes the model in bfloat16, with its tokenizer, as a Hugging Face directory."""
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    huggingface.save(directory, config, narrow, source=tokenizer_from)
+    saving.save_model(directory, config, narrow, source=tokenizer_from)
 
 
 def train(
@@ -151,11 +155,11 @@ def train(
     state_file.parent.mkdir(parents=True, exist_ok=True)
     tokenizer_directory = state_file.parent / "tokenizer"
     save_tokenizer(tokenizer_directory)
-    tokenizer = huggingface.load_tokenizer(tokenizer_directory)
+    tokenizer = load_tokenizer(tokenizer_directory)
     config = base_config(len(vocabulary()), width=width, layers=layers)
     decoder = decoders.Decoder(config)
     optimizer = make_optimizer(learning_rate=learning_rate, steps=steps)
-    params = decoders.init_params(config, jax.random.key(seed))
+    params = init_params(config, jax.random.key(seed))
     state, start, first_document = optimizer.init(params), 0, 0
     if state_file.exists():
         params, state, start, first_document = pickle.loads(state_file.read_bytes())

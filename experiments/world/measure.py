@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcsd_jax import world
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.roles.contexts import Role, encode_role, pad_left
@@ -123,8 +124,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    config, params = huggingface.load(arguments.model, dtype=jnp.float32)
-    tokenizer = huggingface.load_tokenizer(arguments.model)
+    config, params = loading.load_model(arguments.model, dtype=jnp.float32)
+    tokenizer = load_tokenizer(arguments.model)
     complete = completer(Decoder(config), params, tokenizer)
     for split in ("eval", "ood"):
         print(f"{split:26s} sampled acc/score   greedy acc/score")

@@ -1,1 +1,1 @@
-"""Directories of weights as Hugging Face and PEFT write them: reading and writing."""
+"""Directories of models and adapters, as Hugging Face and PEFT write them: read and written."""

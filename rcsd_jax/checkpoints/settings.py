@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from rcsd_jax.host import checks
-from rcsd_jax.models.attention import KERNELS
-from rcsd_jax.models.decoder import REMAT
+from rcsd_jax.models.config import REMAT
+from rcsd_jax.models.kernels import KERNELS
 
 DTYPES = ("float32", "bfloat16")
 

@@ -41,7 +41,8 @@ def whole_of(tree: Any, length: int) -> Any:
 
 def logits_of(hidden: jax.Array, head: jax.Array) -> jax.Array:
     """[B, C, D] @ [D, V] -> [B, C, V] float32."""
-    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    with jax.named_scope("head"):
+        return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
 
 
 def add_head_gradient(total: jax.Array, hidden: jax.Array, logits_gradient: jax.Array) -> jax.Array:

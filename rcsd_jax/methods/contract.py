@@ -46,10 +46,9 @@ class Weights(NamedTuple):
     uses the same one of the two for its loss and for the means that it logs.
     """
 
-    all_rows: jax.Array  # for every completion: used by rewards and references
-    taught_rows: (
-        jax.Array
-    )  # only for completions whose teacher has its context, as if the batch had no others: used by divergences
+    all_rows: jax.Array  # for every completion; rewards and references use it
+    # Only for completions whose teacher has its context, as if the batch had no others; divergences use it.
+    taught_rows: jax.Array
 
 
 class Scored(NamedTuple):

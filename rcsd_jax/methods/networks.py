@@ -1,7 +1,13 @@
-"""The networks of student and teacher: each is a decoder and the place that its weights come from.
+"""The networks of student and teacher: for each role a decoder, and where its weights come from.
 
-A role is a value. Another teacher is another value: a second checkpoint has its own decoder and its own name among the frozen
-weights. Two roles that stand on the same frozen weights have the same name for them, so there is one copy in memory.
+    student                full model     RoleNetwork(decoder, moving="trained")
+                           LoRA           RoleNetwork(decoder, frozen=BASE, moving="trained")
+    teacher                fixed          RoleNetwork(decoder, frozen=BASE)
+                           live           the student's
+                           EMA            the student's with moving="average"
+                           a checkpoint   RoleNetwork(its decoder, frozen="its name")
+
+Frozen weights have names. Roles that name the same ones share them, so memory holds one copy.
 """
 
 from __future__ import annotations
@@ -14,16 +20,17 @@ import flax.struct
 import jax
 
 from rcsd_jax.methods.state import TrainState
-from rcsd_jax.models.decoder import Decoder, head_matrix
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import head_matrix
 
 Variables: TypeAlias = Mapping[str, Any]
 """What a decoder is applied to: {"params": ...}, and "lora" where adapters are in use."""
 
-Frozen: TypeAlias = Mapping[str, Variables]
-"""Weights that training does not change, by name."""
+Frozen: TypeAlias = dict[str, Variables]
+"""Name -> weights that training does not change."""
 
 BASE = "base"
-"""The name of the weights that a run begins with: a LoRA's base, and a fixed teacher."""
+"""The name of the weights that a run starts from: a LoRA's base, and a fixed teacher."""
 
 
 @flax.struct.dataclass
@@ -46,8 +53,8 @@ class RoleNetwork:
     Attributes:
       decoder: its model.
       frozen: the name of its frozen weights; None: it has none.
-      moving: what of the state it has, "trained" or "average": adapters on the frozen weights or, without these, the whole
-        model. None: nothing, so that it never changes.
+      moving: which part of the state it uses, "trained" or "average". With frozen weights these are adapters, without them the
+        whole model. None: it uses no part, and never changes.
     """
 
     decoder: Decoder

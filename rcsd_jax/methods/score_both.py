@@ -14,10 +14,9 @@ from rcsd_jax.models.scoring import completion_hidden
 
 
 def score_both(networks: Networks, completions: Completions, *, guidance: float = 0.0) -> Scored:
-    """`score_teacher` and `score` in one, for whoever needs no gradient."""
+    """`score_teacher` and `score` in one, if no gradient is needed."""
     student, teacher = networks
-    hidden = None if teacher is None else score_teacher(teacher, completions, guidance=guidance)
-    return score(student, teacher, hidden, completions)
+    return score(student, teacher, score_teacher(teacher, completions, guidance=guidance), completions)
 
 
 def score(
@@ -38,13 +37,15 @@ def score(
     return Scored(hidden, student.head, teacher_hidden, jax.lax.stop_gradient(teacher.head))
 
 
-def score_teacher(teacher: Network, completions: Completions, *, guidance: float = 0.0) -> jax.Array:
-    """The teacher's final hidden states that predict the completions, [B, N, D], without gradient.
+def score_teacher(teacher: Network | None, completions: Completions, *, guidance: float = 0.0) -> jax.Array | None:
+    """The teacher's final hidden states that predict the completions, [B, N, D], without gradient; None without a teacher.
 
     With guidance g they are h + g (h - h'), h' being the teacher's without its privileged context, shown what the student
     sees. As logits are linear in them, these are the logits with - without, pushed along by the same factor. By criteria
     they are h + g sum_k w_k (h - h_k), h_k being the teacher's without criterion k of weight w_k.
     """
+    if teacher is None:
+        return None
     c = completions
     answer = c.samples.tokens, c.samples.mask
     hidden = _hidden(teacher, c.teacher_tokens, c.teacher_mask, *answer)

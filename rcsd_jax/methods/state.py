@@ -70,7 +70,7 @@ def shardings_of(state: TrainState) -> TrainState:
 
 
 def update(
-    state: TrainState, loss: jax.Array, gradient: Params, *, optimizer: optax.GradientTransformation, ema_decay: float
+    state: TrainState, loss: jax.Array, gradient: Params, optimizer: optax.GradientTransformation, *, ema_decay: float
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """The state after one update, the gradient's norm and whether all was finite; if not, the state is the old one."""
     grad_norm = optax.global_norm(gradient)

@@ -1,5 +1,11 @@
 """The train step: draw, assemble, weigh, score both roles, loss, update. Pure functions; `jit_step` compiles them.
 
+    draw     completions of both roles' prompts        rollout.py
+    learn    how much each token weighs                contract.py
+             both roles' scores of the completions     score_both.py
+             the loss and its gradient                 the method's own file, microbatches.py
+             the update                                state.py
+
 If the host grades completions, `draw` and `learn` are two programs. Otherwise `train_step` is both in one program.
 """
 
@@ -55,14 +61,11 @@ def learn(
     weights = weigh(completions, recipe.loss.reduction)  # of the whole batch, before it is split
 
     def of_rows(rows: tuple[Completions, Weights]) -> Any:
-        hidden = None
-        if teacher is not None:
-            hidden = score_teacher(teacher, rows[0], guidance=recipe.loss.guidance)
+        hidden = score_teacher(teacher, rows[0], guidance=recipe.loss.guidance)
         return loss_and_gradient(recipe, state, frozen, teacher, hidden, *rows)
 
     (loss, sums), gradient = summed(of_rows, (completions, weights), recipe.microbatches)
-    bound: dict[str, Any] = dict(optimizer=recipe.optimizer, ema_decay=recipe.ema_decay)
-    new_state, grad_norm, finite = update(state, loss, gradient, **bound)
+    new_state, grad_norm, finite = update(state, loss, gradient, recipe.optimizer, ema_decay=recipe.ema_decay)
     return new_state, _metrics(loss, grad_norm, finite, sums, completions)
 
 

@@ -1,4 +1,4 @@
-"""Adapters added into the weights before a decoding loop, in which their small products would take as long as large ones."""
+"""Adapters added into the weights before a decoding loop. In the loop their small products take as long as large ones."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models.decoder import DecoderConfig, declarations
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import layer_matrices
 from rcsd_jax.models.sharding import constrain
 
 
 def merged(config: DecoderConfig, variables: Mapping[str, Any], rules: Mapping[str, Any]) -> dict[str, Any]:
     """Variables without adapters that give what these give with them, up to rounding (inside jit).
 
-    Where `config.dtype` is bfloat16, W + scale * a @ b is rounded up or down at random, in proportion to how near each is.
-    To the nearest, what is smaller than half the distance of two bfloat16 numbers, 0.2 to 0.4% of a weight, would be lost:
-    in early steps nearly all of an adapter. At random it is kept on average over the thousands of weights that an output
-    sums up. The random numbers are the same every time, so that equal adapters give equal weights.
+    If `config.dtype` is bfloat16, W + scale * a @ b is rounded up or down at random, in proportion to how near each is.
+    Rounding to the nearest would lose whatever is smaller than half the distance of two bfloat16 numbers, 0.2 to 0.4% of a
+    weight: in early steps nearly all of an adapter. Random rounding keeps it on average over the thousands of weights that
+    an output sums up. The random numbers are the same every time, so equal adapters give equal weights.
 
     Args:
       config: of the decoder.
@@ -26,14 +27,14 @@ def merged(config: DecoderConfig, variables: Mapping[str, Any], rules: Mapping[s
       rules: of the layout that the weights are wanted in, see `sharding.LAYOUTS`.
 
     Returns:
-      {"params"}: kernels with adapters in `config.dtype`, on a mesh as `rules` say; all else as it was. One layer at a time
-      is in float32.
+      {"params"}: matrices with adapters in `config.dtype`, on a mesh as `rules` say; all else as it was. One layer at a
+      time is in float32.
     """
     params = variables["params"]
     layers = dict(params["layers"])
-    declared = {parameter.lora_target: parameter for parameter in declarations(config).values()}
+    matrices = layer_matrices(config)
     for number, (target, adapter) in enumerate(sorted(variables["lora"].items())):
-        rows, columns = declared[target].axes[1:]
+        rows, columns = matrices[target].axes[1:]
 
         def one_layer(layer: Any, number: int = number, rows: Any = rows, columns: Any = columns) -> jax.Array:
             index, w, a, b = layer  # [], [in, out], [in, r], [r, out]

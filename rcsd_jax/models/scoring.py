@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models.decode_attention import KVCache, init_cache
+from rcsd_jax.models.cache import KVCache, init_cache
 from rcsd_jax.models.decoder import Decoder, positions_from_mask
 
 
@@ -17,7 +17,7 @@ def completion_hidden(
     prompt_tokens: jax.Array,
     prompt_mask: jax.Array,
     completion_tokens: jax.Array,
-    completion_mask: jax.Array,
+    completion_real: jax.Array,
 ) -> jax.Array:
     """Final hidden states that predict the completion; differentiable in `variables`.
 
@@ -26,14 +26,14 @@ def completion_hidden(
       variables: its variables.
       prompt_tokens, prompt_mask: [B, P] int32 and bool; padding may stand anywhere but in the last place, which
         predicts token 0.
-      completion_tokens, completion_mask: [B, N] int32 and bool.
+      completion_tokens, completion_real: [B, N] int32, and bool where a place holds a token.
 
     Returns:
       [B, N, D] in the decoder's dtype; the t-th predicts completion token t, so the last completion token is not an
       input that matters.
     """
     tokens = jnp.concatenate([prompt_tokens, completion_tokens], axis=1)
-    mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)
+    mask = jnp.concatenate([prompt_mask, completion_real], axis=1)
     hidden, _ = decoder.apply(
         variables, tokens, segment_ids=mask.astype(jnp.int32), positions=positions_from_mask(mask)
     )
@@ -49,7 +49,7 @@ def completion_hidden_shared(
     suffix_tokens: jax.Array,
     suffix_mask: jax.Array,
     completion_tokens: jax.Array,
-    completion_mask: jax.Array,
+    completion_real: jax.Array,
 ) -> jax.Array:
     """As `completion_hidden` for several contexts that begin alike: the common prefix is run once for all of them.
 
@@ -60,7 +60,7 @@ def completion_hidden_shared(
         anywhere, at least one token is real.
       suffix_tokens, suffix_mask: [B, M, Q] int32 and bool, what each has after it, ending in a real token; Q = 0 if the
         completions follow the prefix itself.
-      completion_tokens, completion_mask: [B, M, N] int32 and bool; real tokens first.
+      completion_tokens, completion_real: [B, M, N] int32 and bool; real tokens first.
 
     Returns:
       [B, M, N, D] in the decoder's dtype, as `completion_hidden` of prefix and suffix gives for each of the M.
@@ -71,7 +71,7 @@ def completion_hidden_shared(
     last, cache, lengths = run_prefix(decoder, variables, prefix_tokens, prefix_mask, prefix + suffix + count)
     last, lengths = jnp.repeat(last[:, None], contexts, axis=0), jnp.repeat(lengths, contexts)
     cache = jax.tree.map(lambda x: jnp.repeat(x, contexts, axis=2), cache)
-    mask = jnp.concatenate([rows(suffix_mask), rows(completion_mask)], axis=1)
+    mask = jnp.concatenate([rows(suffix_mask), rows(completion_real)], axis=1)
     tokens, _ = pack(jnp.concatenate([rows(suffix_tokens), rows(completion_tokens)], axis=1), mask)
     hidden, _ = decoder.apply(
         variables,

@@ -1,4 +1,4 @@
-"""Where arrays lie on the mesh: one flat table from logical axis to mesh axis, and what derives from it."""
+"""The mesh, and where arrays lie on it: one flat table from logical axis to mesh axis, and what derives from it."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ SAMPLING_RULES: dict[str, Any] = {
 LAYOUTS = {"train": DEFAULT_RULES, "sampling": SAMPLING_RULES}
 """Two ways to use one mesh.
 
-"train": rows over data, group and fsdp; weights are stored over group and fsdp, and a layer's are gathered when it runs, as
-it then has work for many tokens. "sampling": one token is too little work to gather weights for, so fsdp splits matrices
-as tensor does; every group of fsdp x tensor devices holds the whole model and samples rows of its own.
+"train": rows over data, group and fsdp. Weights are stored over group and fsdp, and a layer's weights are gathered when it
+runs, because it then has work for many tokens. "sampling": one token is too little work to gather weights for, so fsdp
+splits matrices as tensor does. Every group of fsdp x tensor devices holds the whole model and samples its own rows.
 """
 
 
@@ -73,32 +73,6 @@ def make_mesh(
     return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES)
 
 
-def check_divisible(config: Any, mesh: Mesh, batches: Mapping[str, int]) -> None:
-    """Checks that the mesh divides the batches, the heads and the widths it shards.
-
-    Args:
-      config: a `DecoderConfig`.
-      mesh: of `make_mesh`.
-      batches: what they are called -> rows over all devices.
-
-    Raises:
-      UserError: naming the config key of the mesh axis, its size and what it does not divide.
-    """
-    stored, rows = mesh.shape["group"] * mesh.shape["fsdp"], row_shards("train", mesh)
-    needs = (
-        *(("mesh.data x mesh.group x mesh.fsdp", rows, f"rows of {name}", count) for name, count in batches.items()),
-        ("mesh.tensor", mesh.shape["tensor"], "attention heads", config.num_heads),
-        ("mesh.tensor", mesh.shape["tensor"], "key/value heads", config.num_kv_heads),
-        ("mesh.tensor", mesh.shape["tensor"], "intermediate_size", config.intermediate_size),
-        ("mesh.tensor", mesh.shape["tensor"], "vocab_size", config.vocab_size),
-        ("mesh.group x mesh.fsdp", stored, "hidden_size", config.hidden_size),
-    )
-    for field, size, what, count in needs:
-        if count % size:
-            remedy = f"choose a divisor of {count}"
-            raise UserError(f"does not divide the {count} {what}", field=field, value=size, remedy=remedy)
-
-
 def spec(axes: Sequence[str | None], rules: Mapping[str, Any] = DEFAULT_RULES) -> PartitionSpec:
     """The partition of an array with these logical axes (None: not sharded).
 
@@ -108,51 +82,9 @@ def spec(axes: Sequence[str | None], rules: Mapping[str, Any] = DEFAULT_RULES) -
     return PartitionSpec(*(None if axis is None else rules[axis] for axis in axes))
 
 
-def param_shardings(config: Any, mesh: Mesh, rules: Mapping[str, Any] = DEFAULT_RULES) -> dict[str, Any]:
-    """Shardings (`NamedSharding`) of the parameters of a `DecoderConfig`, as their tree."""
-    from rcsd_jax.models.decoder import tree_of
-
-    return tree_of(config, lambda _, parameter: NamedSharding(mesh, spec(parameter.axes, rules)))
-
-
-def lora_shardings(
-    config: Any, mesh: Mesh, adapters: Mapping[str, Any], rules: Mapping[str, Any] = DEFAULT_RULES
-) -> dict[str, Any]:
-    """Shardings of adapters: `a` [L, in, r] as its kernel's rows, `b` [L, r, out] as its columns; the rank is whole."""
-    axes = adapter_axes(config, adapters)
-    return {
-        target: {side: NamedSharding(mesh, spec(a, rules)) for side, a in sides.items()}
-        for target, sides in axes.items()
-    }
-
-
-def adapter_axes(config: Any, adapters: Mapping[str, Any]) -> dict[str, dict[str, tuple[str | None, ...]]]:
-    """Logical axes of adapters, as their tree."""
-    from rcsd_jax.models.decoder import declarations
-
-    declared = {p.lora_target: p.axes for p in declarations(config).values() if p.lora_target}
-    return {
-        target: {"a": (*declared[target][:2], None), "b": (declared[target][0], None, declared[target][2])}
-        for target in adapters
-    }
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis, rows, over data, group and fsdp; other axes whole."""
     return NamedSharding(mesh, PartitionSpec(DEFAULT_RULES["batch"]))
-
-
-def sampling_layout(config: Any) -> str:
-    """The layout that a `DecoderConfig` is sampled in: "sampling" where the mesh that is set divides the model so.
-
-    Otherwise "train", in which every token gathers all weights: fsdp x tensor then does not divide the heads or widths.
-    """
-    if not has_mesh():
-        return "train"
-    mesh = jax.sharding.get_abstract_mesh()
-    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    widths = (config.num_kv_heads, config.num_heads, config.intermediate_size, config.vocab_size)
-    return "train" if any(width % parts for width in widths) else "sampling"
 
 
 def row_shards(layout: str, mesh: Mesh | None = None) -> int:
@@ -205,13 +137,21 @@ def constrain(x: jax.Array, axes: Sequence[str | None], rules: Mapping[str, Any]
     return (jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint)(x, spec(axes, rules))
 
 
+def gathered(array: jax.Array) -> jax.sharding.Sharding | None:
+    """The sharding under which every process holds the whole array; None if this one holds all of it as it is."""
+    if array.is_fully_addressable:
+        return None
+    assert isinstance(array.sharding, NamedSharding), "several processes hold arrays over their mesh"
+    return NamedSharding(array.sharding.mesh, PartitionSpec())
+
+
 def automatic(function: Callable, like: jax.Array, kept: Any) -> Callable:
-    """`function` with the explicit axes of a mesh (as `jax.make_mesh` makes them) made automatic inside of it.
+    """`function` with the explicit axes of a mesh (as `jax.make_mesh` makes them) made automatic inside it.
 
     Args:
-      function: returns an array [B, T, ...], and a tree like `kept`.
-      like: [B, T], on a mesh or not; the first result is sharded as this.
-      kept: a tree of arrays whose shardings the second result has.
+      function: returns an array [B, T, ...], a tree like `kept`, and a tree of small arrays.
+      like: [B, T], on a mesh or not; the first result is sharded like this.
+      kept: a tree of arrays whose shardings the second result has. The third result is replicated.
     """
 
     def mesh_of(x: jax.Array) -> Any:
@@ -222,7 +162,8 @@ def automatic(function: Callable, like: jax.Array, kept: Any) -> Callable:
     if jax.sharding.AxisType.Explicit not in mesh.axis_types:
         return function
     place = lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec)
-    return jax.sharding.auto_axes(function, out_sharding=(place(like), jax.tree.map(place, kept)))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.sharding.auto_axes(function, out_sharding=(place(like), jax.tree.map(place, kept), whole))
 
 
 def has_mesh() -> bool:

@@ -1,16 +1,17 @@
-"""FLOPs that the mathematics needs, whatever the program does: what MFU is measured against."""
+"""FLOPs that the mathematics needs, whatever the program does: the basis of MFU."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from rcsd_jax.models.decoder import DecoderConfig, declarations
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import declarations, layer_matrices
 
 
 def layer_parameters(config: DecoderConfig) -> int:
-    """Elements of the layers' matrices: each is a multiplication and an addition a token."""
-    return sum(math.prod(p.shape) for p in declarations(config).values() if p.lora_target)
+    """Elements of the layers' matrices: each costs a multiplication and an addition per token."""
+    return sum(math.prod(p.shape) for p in layer_matrices(config).values())
 
 
 def parameters(config: DecoderConfig) -> int:
@@ -38,9 +39,7 @@ def student(
     total = 3 * _attention(config, length) + matrices * (2 if lora_rank else 3)
     total += head * (3 if lora_rank else 4)  # teacher's and student's logits, the hidden state's gradient, the matrix's
     if lora_rank:
-        sides = sum(
-            sum(p.shape[1:]) for p in declarations(config).values() if p.lora_target and p.lora_target in targets
-        )
+        sides = sum(sum(p.shape[1:]) for target, p in layer_matrices(config).items() if target in targets)
         total += 3 * 2.0 * lora_rank * sides * config.num_layers * length
     return rows * total
 

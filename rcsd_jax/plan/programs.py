@@ -15,14 +15,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.checkpoints import huggingface, lora
+from rcsd_jax.checkpoints.hf_config import config_of_fields, read_config
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import contract, rollout, step
 from rcsd_jax.methods.networks import BASE, Network, RoleNetwork
 from rcsd_jax.methods.score_both import score_teacher
 from rcsd_jax.methods.state import shardings_of, update
-from rcsd_jax.models import decode_attention, matrices, quantization, sharding
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, abstract_params
+from rcsd_jax.models import few_layers, lora, quantization, sharding
+from rcsd_jax.models.cache import POOL_AXES, init_cache
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import abstract_params
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.placement import check_divisible, lora_shardings, param_shardings, sampling_layout
+from rcsd_jax.models.weights import cast
 from rcsd_jax.plan import published
 from rcsd_jax.roles import opened_model
 from rcsd_jax.run import training_state
@@ -84,9 +89,9 @@ def decoder_config(config: Settings) -> DecoderConfig:
     """
     path, settings = config.model.path, config.lora
     if Path(path).expanduser().is_dir():
-        shape = huggingface.read_config(path, **opened_model.precision(config.model))
+        shape = read_config(path, **opened_model.precision(config.model))
     elif path in published.PUBLISHED:
-        shape = huggingface.config_of_fields(published.PUBLISHED[path], path, **opened_model.precision(config.model))
+        shape = config_of_fields(published.PUBLISHED[path], path, **opened_model.precision(config.model))
     else:
         raise UserError(
             "neither a model directory nor a model whose shape is known here",
@@ -123,14 +128,14 @@ def plan(config: Settings, devices: Sequence[Any]) -> Plan:
     mesh = sharding.make_mesh(**config.mesh, devices=list(devices))
     sizes = lengths_of(config)
     rows = sizes.batch // sizes.microbatches
-    sharding.check_divisible(shape, mesh, {"train.batch_size / train.microbatches": rows})
+    check_divisible(shape, mesh, {"train.batch_size / train.microbatches": rows})
     # No program depends on which tokens end a completion, only on how many there are.
     model = opened_model.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
-    params = _on(sharding.param_shardings(shape, mesh), abstract_params(shape))
+    params = _on(param_shardings(shape, mesh), abstract_params(shape))
     setup = training_state.setup(model, params, config, mesh)
     if config.model.int8_weights:
         int8 = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
-        setup = setup._replace(frozen={BASE: {"params": _on(quantization.shardings(shape, int8, mesh), int8)}})
+        setup = setup._replace(frozen={BASE: {"params": _on(param_shardings(shape, mesh, params=int8), int8)}})
     make = _Programs(config, mesh, setup, sizes)
     table = (
         Program("train step", 1, sizes.batch, make.train_step),
@@ -214,7 +219,7 @@ class _Programs:
 
     def _rules(self) -> Any:
         with jax.set_mesh(self.mesh):
-            return sharding.LAYOUTS[sharding.sampling_layout(self.decoder.config)]
+            return sharding.LAYOUTS[sampling_layout(self.decoder.config)]
 
     def _sampling_array(self, shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         place = jax.sharding.NamedSharding(self.mesh, sharding.spec(axes, self._rules()))
@@ -225,10 +230,10 @@ class _Programs:
         config, student, rules = self.decoder.config, self._student().variables, self._rules()
         if self.sampling.merged_adapters:
             student = {"params": student["params"]}
-        placement = {"params": quantization.shardings(config, student["params"], self.mesh, rules)}
+        placement = {"params": param_shardings(config, self.mesh, rules, student["params"])}
         if "lora" in student:
-            placement["lora"] = sharding.lora_shardings(config, self.mesh, student["lora"], rules)
-        placed = _on(placement, jax.eval_shape(functools.partial(matrices.cast, dtype=config.dtype), student))
+            placement["lora"] = lora_shardings(config, self.mesh, student["lora"], rules)
+        placed = _on(placement, jax.eval_shape(functools.partial(cast, dtype=config.dtype), student))
         head = self._sampling_array((config.hidden_size, config.vocab_size), (None, "vocab"), config.dtype)
 
         def layers(x: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -236,7 +241,7 @@ class _Programs:
             rest = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(*x.sharding.spec[1:]))
             return (jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=rest),) * config.num_layers
 
-        if config.unrolled:
+        if few_layers.unrolled(config):
             placed["params"] = placed["params"] | {"layers": jax.tree.map(layers, placed["params"]["layers"])}
             placed |= {"lora": jax.tree.map(layers, placed["lora"])} if "lora" in placed else {}
         return decoding.Weights(placed, head)
@@ -267,10 +272,10 @@ class _Programs:
         s, config = self.sizes, self.decoder.config
         length = s.student_prompt + s.completion
         int8 = self.sampling.int8_cache
-        cache = jax.eval_shape(functools.partial(decode_attention.init_cache, config, s.batch, length, int8=int8))
+        cache = jax.eval_shape(functools.partial(init_cache, config, s.batch, length, int8=int8))
         return decoding.Rows(
             self._sampling_array((s.batch, config.hidden_size), ("batch", None), config.dtype),
-            jax.tree.map(lambda x: self._sampling_array(x.shape, decode_attention.POOL_AXES, x.dtype), cache),
+            jax.tree.map(lambda x: self._sampling_array(x.shape, POOL_AXES, x.dtype), cache),
             self._sampling_array((s.batch,), ("batch",), jnp.int32),
         )
 

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints.directory import resolve
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example
 from rcsd_jax.evaluate.questions import evaluation_questions
 from rcsd_jax.host.console import Console
@@ -142,7 +143,7 @@ def _score(of_roles: Mapping[str, dict], role: str) -> float:
 
 def _asked(config: Settings) -> dict[tuple[str, str], Example]:
     """(split, id) -> example, as far as the data can still be read."""
-    tokenizer = huggingface.load_tokenizer(huggingface.resolve(config.model.path))
+    tokenizer = load_tokenizer(resolve(config.model.path))
     roles = tuple(role for role in config.eval.roles if role != "teacher") or ("base",)
     wanted = dataclasses.replace(config.eval, roles=roles)
     try:

@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from rcsd_jax.checkpoints import huggingface, lora
+from rcsd_jax.checkpoints import loading
+from rcsd_jax.checkpoints.peft import is_peft, load_peft
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.files import AnyPath, fetched
 from rcsd_jax.methods.contract import LossOptions
 from rcsd_jax.methods.networks import BASE, Network, Networks, RoleNetwork
 from rcsd_jax.models import quantization, sharding
+from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.report.tokens import Scores, score_tokens, write_analyses
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.attribution import ablated_contexts, attribution
@@ -125,21 +127,21 @@ def _networks(config: Settings, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tu
     setup = training_state.setup(model, params, config, mesh)
     (student, teacher), frozen, state = setup.recipe.roles, setup.frozen, setup.abstract
     if config.model.int8_weights:
-        frozen = {BASE: {"params": quantization.on_mesh(decoder_config, params, mesh)}}
+        frozen = frozen | {BASE: {"params": quantization.on_mesh(decoder_config, params, mesh)}}
     # New adapters add nothing.
     untrained = Network(model.decoder, frozen[BASE] if config.lora.rank else {"params": params})
     if state.ema is not None:
         average = checkpoints.read_part(workdir / "checkpoints", {"ema": state.ema})["ema"]
         state = dataclasses.replace(state, ema=average)
     exported = None
-    if config.lora.rank and lora.is_peft(workdir / "adapter"):
-        adapters = lora.load_peft(workdir / "adapter", decoder_config).adapters
-        adapters = jax.device_put(adapters, sharding.lora_shardings(decoder_config, mesh, adapters))
+    if config.lora.rank and is_peft(workdir / "adapter"):
+        adapters = load_peft(workdir / "adapter", decoder_config).adapters
+        adapters = jax.device_put(adapters, lora_shardings(decoder_config, mesh, adapters))
         state = dataclasses.replace(state, trained=adapters)
     else:
-        placement = sharding.param_shardings(decoder_config, mesh)
+        placement = param_shardings(decoder_config, mesh)
         precise = dict(dtype=decoder_config.dtype, param_dtype="float32")  # as what is trained is kept
-        whole = huggingface.load(fetched(str(workdir / "export")), shardings=placement, **precise)[1]
+        whole = loading.load_model(fetched(str(workdir / "export")), shardings=placement, **precise)[1]
         exported = Network(model.decoder, {"params": whole})  # of a LoRA without its adapter too, as one
 
     def trained(role: RoleNetwork) -> Network:

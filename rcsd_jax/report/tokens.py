@@ -20,6 +20,7 @@ from rcsd_jax.methods.contract import LossOptions
 from rcsd_jax.methods.networks import Network, Networks
 from rcsd_jax.methods.rollout import Batch, RolloutOptions
 from rcsd_jax.methods.score_both import score_both
+from rcsd_jax.models.head import logits
 from rcsd_jax.sampling.decoding import Samples
 
 TOP = 5
@@ -139,8 +140,7 @@ def _likeliest(
     batch, length, width = hidden.shape
 
     def one_chunk(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
-        log_probs, ids = jax.lax.top_k(jax.nn.log_softmax(logits / temperature), TOP)
+        log_probs, ids = jax.lax.top_k(jax.nn.log_softmax(logits(hidden, head) / temperature), TOP)
         return ids.astype(jnp.int32), jnp.exp(log_probs)
 
     size = min(chunk_size, length)

@@ -1,4 +1,4 @@
-"""An opened model: a checkpoint's decoder and tokenizer, and how its weights are read."""
+"""An opened model: a checkpoint's decoder and tokenizer, and a way to load its weights."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.checkpoints import huggingface, lora
+from rcsd_jax.checkpoints import loading
+from rcsd_jax.checkpoints.directory import digest, resolve
+from rcsd_jax.checkpoints.hf_config import read_config
+from rcsd_jax.checkpoints.peft import is_peft, load_peft, read_peft_config
+from rcsd_jax.checkpoints.tokenizer import end_token_ids, load_tokenizer
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import fetched
-from rcsd_jax.models import sharding
+from rcsd_jax.models import lora
 from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.sampling.decoding import SamplingConfig
 
 
 class HowItComputes(Protocol):
-    """How a model computes, whatever its checkpoint says: a config's section `model` is one."""
+    """Settings of how a model computes, which its checkpoint does not decide: a config's section `model`."""
 
     @property
     def dtype(self) -> str:
@@ -39,7 +44,7 @@ class HowItComputes(Protocol):
 
 
 class Model(NamedTuple):
-    """A checkpoint with its tokenizer. Its weights are read late: `load_weights`."""
+    """A checkpoint with its tokenizer. `load_weights` loads its weights later."""
 
     decoder: Decoder
     tokenizer: Any
@@ -57,7 +62,7 @@ class Served(NamedTuple):
 
     Attributes:
       model: the model, or the base of an adapter.
-      digest: identifies its weights, with the adapter's.
+      digest: identifies its weights, including the adapter's.
       load: reads its variables onto the mesh.
     """
 
@@ -67,22 +72,22 @@ class Served(NamedTuple):
 
 
 def open_model(path: str, settings: HowItComputes, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
-    """A model's configuration and tokenizer; no weights are read.
+    """A model's configuration and tokenizer; no weights are loaded.
 
     Args:
       path: a Hugging Face directory, its URL or its hub id.
       settings: how it computes.
-      lora_rank, lora_alpha: of adapters that it is the base of; without a rank it has none.
+      lora_rank, lora_alpha: of the adapters on this base; rank 0 means no adapters.
 
     Raises:
       UserError: it cannot be read or used.
     """
-    directory = huggingface.resolve(fetched(path))
-    decoder_config = huggingface.read_config(directory, **precision(settings))
+    directory = resolve(fetched(path))
+    decoder_config = read_config(directory, **precision(settings))
     decoder_config = dataclasses.replace(decoder_config, kernels=_kernels(settings.kernels))
     if lora_rank:
         decoder_config = dataclasses.replace(decoder_config, lora_scale=lora.lora_scale(lora_rank, lora_alpha))
-    tokenizer = huggingface.load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
     if len(tokenizer) > decoder_config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, more than the model",
@@ -91,39 +96,39 @@ def open_model(path: str, settings: HowItComputes, *, lora_rank: int = 0, lora_a
             value=decoder_config.vocab_size,
             remedy="take tokenizer and weights from the same checkpoint",
         )
-    eos_ids = huggingface.eos_ids(directory, tokenizer)
+    eos_ids = end_token_ids(directory, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     return Model(Decoder(decoder_config), tokenizer, eos_ids, pad_id, directory)
 
 
 def open_unloaded(path: str, settings: HowItComputes) -> Model:
-    """The model at `path` or, where that is a LoRA adapter, its base. No weights are read."""
+    """The model at `path` or, if that is a LoRA adapter, its base. No weights are loaded."""
     path = fetched(path)
-    if not lora.is_peft(path):
+    if not is_peft(path):
         return open_model(path, settings)
-    base, rank, alpha = lora.read_peft_config(path)
+    base, rank, alpha = read_peft_config(path)
     return open_model(base, settings, lora_rank=rank, lora_alpha=alpha)
 
 
 def open_served(path: str, settings: HowItComputes, mesh: jax.sharding.Mesh) -> Served:
-    """A model that only writes: a model, or a LoRA adapter, which is then in use on its base.
+    """A model that only writes: a model, or a LoRA adapter on its base.
 
-    (Merged into weights of bfloat16, most of what a small learning rate changes is rounded away.)
+    The adapter is not merged: in bfloat16 weights, rounding would remove most of what a small learning rate changed.
     """
     path, model = fetched(path), open_unloaded(path, settings)
-    if not lora.is_peft(path):
-        return Served(model, huggingface.digest(model.directory), lambda: {"params": load_weights(model, mesh)})
-    adapters = lora.load_peft(path, model.decoder.config).adapters
+    if not is_peft(path):
+        return Served(model, digest(model.directory), lambda: {"params": load_weights(model, mesh)})
+    adapters = load_peft(path, model.decoder.config).adapters
 
     def load() -> dict[str, Any]:
-        placement = sharding.lora_shardings(model.decoder.config, mesh, adapters)
+        placement = lora_shardings(model.decoder.config, mesh, adapters)
         return {"params": load_weights(model, mesh), "lora": jax.device_put(adapters, placement)}
 
-    return Served(model, f"{huggingface.digest(model.directory)}+{huggingface.digest(path)}", load)
+    return Served(model, f"{digest(model.directory)}+{digest(path)}", load)
 
 
 def sampling_of(settings: Any, model: Model, *, temperature: float | None = None) -> SamplingConfig:
-    """How to sample from a model, by a config's section `sampling` or `rubric`; `temperature` replaces the section's."""
+    """The sampling settings of a config's section `sampling` or `rubric`; `temperature` replaces the section's."""
     return SamplingConfig(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature if temperature is None else temperature,
@@ -138,13 +143,13 @@ def sampling_of(settings: Any, model: Model, *, temperature: float | None = None
 def load_weights(model: Model, mesh: jax.sharding.Mesh) -> Any:
     """The model's parameters, read onto the mesh."""
     config = model.decoder.config
-    placement = sharding.param_shardings(config, mesh)
+    placement = param_shardings(config, mesh)
     precision: dict[str, Any] = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-    return huggingface.load(model.directory, shardings=placement, **precision)[1]
+    return loading.load_model(model.directory, shardings=placement, **precision)[1]
 
 
 def precision(settings: HowItComputes) -> dict[str, Any]:
-    """What is said of a model besides its shape, as `huggingface.read_config` takes it."""
+    """A model's settings other than its shape, as `read_config` takes them."""
     return dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)
 
 

@@ -16,6 +16,7 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import AnyPath, as_path, write_json
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.models import sharding
+from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles.opened_model import Model, open_served
 from rcsd_jax.run import provenance, starts
 from rcsd_jax.run.environment import Run
@@ -69,7 +70,7 @@ def questions_of(
     Raises:
       UserError: there are none, they cannot be read, or the mesh cannot share out a batch.
     """
-    sharding.check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
+    check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
     questions = evaluation_questions(
         config.eval, config.reading(), config.encoding, config.limits, model.tokenizer, say=say
     )

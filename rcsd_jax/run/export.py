@@ -7,8 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from rcsd_jax.checkpoints import huggingface, lora
+from rcsd_jax.checkpoints import saving
+from rcsd_jax.checkpoints.peft import save_peft
 from rcsd_jax.host.files import AnyPath, is_remote
+from rcsd_jax.models import lora
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.settings.stage import Settings
 
@@ -19,7 +21,7 @@ def export(variables: Mapping[str, Any], model: Model, config: Settings, workdir
     params, adapters = variables["params"], variables.get("lora")
     if adapters is not None and config.export.adapter:
         paths["adapter"] = str(workdir / "adapter")
-        lora.save_peft(
+        save_peft(
             workdir / "adapter",
             decoder_config,
             adapters,
@@ -33,5 +35,5 @@ def export(variables: Mapping[str, Any], model: Model, config: Settings, workdir
         dtype = jnp.dtype(config.export.dtype)
         if adapters is not None:
             params = lora.merge(params, adapters, decoder_config.lora_scale, dtype=dtype)
-        huggingface.save(workdir / "export", decoder_config, params, source=model.directory, dtype=dtype)
+        saving.save_model(workdir / "export", decoder_config, params, source=model.directory, dtype=dtype)
     return paths

@@ -12,7 +12,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.data.rubrics_of_rows import with_rubrics
 from rcsd_jax.evaluate.questions import Questions, evaluation_questions
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.models import sharding
+from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles.opened_model import Model, open_model
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.rows import AT_START, Rows
@@ -31,7 +31,7 @@ def open_inputs(
       UserError: one of them cannot be read or used, or the mesh cannot share it out.
     """
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
-    sharding.check_divisible(model.decoder.config, mesh, _batch_sizes(config))
+    check_divisible(model.decoder.config, mesh, _batch_sizes(config))
     reading = config.reading(require=config.required_fields, say=say)
     questions = evaluation_questions(config.eval, reading, config.encoding, config.limits, model.tokenizer, say=say)
     return model, questions, sources.read_as(config.data.path, reading)

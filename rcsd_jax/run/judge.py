@@ -21,11 +21,6 @@ from rcsd_jax.roles.opened_model import open_served
 from rcsd_jax.run.environment import Run
 from rcsd_jax.sampling.decoding import SamplingConfig
 
-_OF_ENDPOINT = (
-    "model", "base_url", "key_variable", "temperature", "seed", "max_tokens", "concurrency", "timeout_s", "retries",
-    "requests_per_minute", "tokens_per_minute",
-)  # fmt: skip
-
 
 @contextlib.contextmanager
 def judge_of(run: Run) -> Iterator[GradeAll]:
@@ -37,21 +32,22 @@ def judge_of(run: Run) -> Iterator[GradeAll]:
     Raises:
       UserError: see `judge.endpoint.Endpoint` and `judge.cache.AnswerCache`.
     """
-    settings = run.config.judge
-    local = bool(settings.checkpoint)
-    # A local model is asked by all processes together, an endpoint by process 0, which alone keeps the file.
-    path = run.workdir / "verdicts.jsonl"
-    mine = lambda: AnswerCache(path if multihost.is_main() else None)
-    ask: Ask | None
-    with held_by_all(AnswerCache, path) if local else multihost.agreed(mine, everywhere=True) as cache:
-        if local:
+    settings, path = run.config.judge, run.workdir / "verdicts.jsonl"
+    if settings.checkpoint:  # all processes ask it together
+        with held_by_all(AnswerCache, path) as cache:
             ask, identity = _local(run)
-        else:
-            found = multihost.agreed(
-                lambda: endpoint_of(settings.endpoint) if multihost.is_main() else None, everywhere=True
-            )
-            ask, identity = found or (None, {})
-        yield functools.partial(_grade, run=run, ask=ask, identity=identity, cache=cache, local=local)
+            yield functools.partial(_grade, run=run, ask=ask, identity=identity, cache=cache)
+        return
+    # An endpoint is asked by process 0, which alone keeps the file.
+    is_main = multihost.is_main()
+    with multihost.agreed(lambda: AnswerCache(path if is_main else None), everywhere=True) as cache:
+        found = multihost.agreed(lambda: endpoint_of(settings.endpoint) if is_main else None, everywhere=True)
+        ask, identity = found or (_asked_elsewhere, {})
+        yield functools.partial(_grade, run=run, ask=ask, identity=identity, cache=cache)
+
+
+def _asked_elsewhere(*_: Any) -> None:
+    raise AssertionError("only process 0 asks an endpoint")
 
 
 def _grade(
@@ -59,19 +55,18 @@ def _grade(
     texts: Sequence[str],
     *,
     run: Run,
-    ask: Ask | None,
+    ask: Ask,
     identity: Mapping[str, Any],
     cache: AnswerCache,
-    local: bool,
 ) -> list[dict[str, float]]:
     requests = [judging.Request(e.question, text, rubric_of(e)) for e, text in zip(examples, texts, strict=True)]
+    local = bool(run.config.judge.checkpoint)
 
     def stop() -> None:
         if not local:  # a local model's batches ask all processes
             run.stop.raise_if_heard("the judge's answers so far are kept")
 
     def judge() -> tuple[list[judging.Judgement], Usage]:
-        assert ask is not None, "an endpoint is missing in processes that do not judge"
         with Progress(run.console, f"{run.name}: judge", 0) as progress:
 
             def told(done: int, of: int) -> None:

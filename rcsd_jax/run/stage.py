@@ -95,7 +95,7 @@ def run_stage(
             network = functools.partial(Network, model.decoder)
             int8 = int8_divergence(network({"params": params}), network(frozen), rows.first, config, model, mesh)
             console.print(f"{name}: int8 weights, {described(int8)}", soft_wrap=True)
-            training = training._replace(frozen={BASE: frozen})
+            training = training._replace(frozen=training.frozen | {BASE: frozen})
 
         with contextlib.closing(checkpoints):
             state, start = training_state.begin(model, params, training, rows, checkpoints, run)
@@ -106,7 +106,8 @@ def run_stage(
 
         plainly = config.export.merged or "trained" in questions  # what is trained serves with the plain weights
         if config.model.int8_weights and config.lora.rank and plainly:
-            training = training._replace(frozen={BASE: {"params": load_weights(model, mesh)}})
+            plain = {"params": load_weights(model, mesh)}
+            training = training._replace(frozen=training.frozen | {BASE: plain})
         console.print(f"{name}: writing the trained model to {workdir}", soft_wrap=True)
         paths = export(student(state), model, config, workdir)
         if "trained" in questions:

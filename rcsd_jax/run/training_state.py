@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.checkpoints import lora
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods.networks import BASE, Frozen
 from rcsd_jax.methods.optimizer import make_optimizer
 from rcsd_jax.methods.state import TrainState, abstract_state, init_state, shardings_of
 from rcsd_jax.methods.step import Recipe
-from rcsd_jax.models import sharding
+from rcsd_jax.models import lora
+from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
@@ -42,12 +42,13 @@ def setup(model: Model, params: Any, config: Settings, mesh: jax.sharding.Mesh) 
     recipe = recipe_of(config, model, optimizer)
     trained = jax.eval_shape(functools.partial(_first_trained, model, config=config), params)
     if config.lora.rank:
-        placement = sharding.lora_shardings(model.decoder.config, mesh, trained)
+        placement = lora_shardings(model.decoder.config, mesh, trained)
     else:
-        placement = sharding.param_shardings(model.decoder.config, mesh)
+        placement = param_shardings(model.decoder.config, mesh)
     averages = any(role is not None and role.moving == "average" for role in recipe.roles)
     abstract = abstract_state(trained, placement, optimizer, mesh, ema=averages)
-    frozen = {BASE: {"params": params}} if any(role is not None and role.frozen for role in recipe.roles) else {}
+    uses_base = any(role is not None and role.frozen == BASE for role in recipe.roles)
+    frozen: Frozen = {BASE: {"params": params}} if uses_base else {}
     return Setup(recipe, frozen, rate, abstract)
 
 

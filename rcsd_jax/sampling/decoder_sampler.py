@@ -13,7 +13,8 @@ from jax.experimental import multihost_utils
 
 from rcsd_jax import losses
 from rcsd_jax.host.padding import pad_left, pad_right
-from rcsd_jax.models.decoder import Decoder, head_matrix
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.models.scoring import completion_hidden
 from rcsd_jax.models.sharding import own_rows, to_mesh
 from rcsd_jax.sampling.decoding import Samples, SamplingConfig

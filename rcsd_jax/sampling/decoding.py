@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models import matrices, quantization
-from rcsd_jax.models.decode_attention import POOL_AXES, KVCache, extended, int8_cache
-from rcsd_jax.models.decoder import Decoder, head_matrix, unstacked
+from rcsd_jax.models import head
+from rcsd_jax.models.cache import POOL_AXES, KVCache, extended, int8_cache
+from rcsd_jax.models.declarations import layer_matrices
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.few_layers import decoding_head, decoding_variables
 from rcsd_jax.models.merged_adapters import merged
+from rcsd_jax.models.placement import lora_axes, param_axes, sampling_layout
 from rcsd_jax.models.scoring import run_prefix
-from rcsd_jax.models.sharding import LAYOUTS, adapter_axes, constrain, sampling_layout
+from rcsd_jax.models.sharding import LAYOUTS, constrain
+from rcsd_jax.models.weights import Matrix, cast
 
 GREEDY_BELOW = 1e-4
 """Temperatures below this are greedy: float32 no longer resolves logits / temperature."""
@@ -72,7 +76,7 @@ class Weights(NamedTuple):
     """A decoder's weights as decoding reads them best; see `decoding_weights`."""
 
     variables: Any
-    head: matrices.Matrix  # [D, V]
+    head: Matrix  # [D, V]
 
 
 class Rows(NamedTuple):
@@ -163,13 +167,13 @@ def decoding_weights(decoder: Decoder, variables: Any, *, merge_adapters: bool =
     rules = LAYOUTS[config.layout]
     if merge_adapters and "lora" in variables:
         variables = merged(config, variables, rules)
-    axes = {"params": quantization.parameter_axes(config, variables["params"])}
+    axes = {"params": param_axes(config, variables["params"])}
     if "lora" in variables:
-        axes["lora"] = adapter_axes(config, variables["lora"])
-    variables = matrices.cast({name: variables[name] for name in axes}, config.dtype)
+        axes["lora"] = lora_axes(config, variables["lora"])
+    variables = cast({name: variables[name] for name in axes}, config.dtype)
     variables = jax.tree.map(lambda x, a: constrain(x, a, rules), variables, axes)
-    head = head_matrix(config, variables["params"])
-    return Weights(unstacked(config, variables), matrices.Transposed(head.T) if config.unrolled else head)
+    matrix = head.head_matrix(config, variables["params"])
+    return Weights(decoding_variables(config, variables, layer_matrices(config)), decoding_head(config, matrix))
 
 
 def prefill(
@@ -212,7 +216,7 @@ def decode_step(
     Returns:
       Tokens [B] int32, their log-probabilities [B] float32 as of `sample_token`, and the rows after them.
     """
-    logits = matrices.matmul(rows.hidden[:, None], weights.head, jnp.float32)[:, 0]  # [B, V]
+    logits = head.logits(rows.hidden[:, None], weights.head)[:, 0]  # [B, V]
     # Made with the vocabulary split, as the head is; then every device draws for some of the rows, of which it has all.
     decoder = in_sampling_layout(decoder)
     logits = constrain(logits, ("batch", "vocab"), LAYOUTS[decoder.config.layout])

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models.decode_attention import copy_rows, init_cache
+from rcsd_jax.models.cache import copy_rows, init_cache
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.sharding import row_shards
 from rcsd_jax.sampling.decoding import (

@@ -28,7 +28,7 @@ def stage() -> ConfigDict:
                 path="",  # a Hugging Face directory or hub name: Qwen3, Qwen2.5 or Llama 3
                 dtype="bfloat16",  # of activations
                 param_dtype="bfloat16",  # as stored; what is trained is kept in float32
-                remat="full",  # what the backward pass recomputes: `models.decoder.REMAT`
+                remat="full",  # what the backward pass recomputes: `models.config.REMAT`
                 kernels="auto",  # of attention: Pallas on TPU, else XLA
                 int8_weights=False,  # hold weights that do not change (LoRA's base, a fixed teacher) as int8
             ),

@@ -19,12 +19,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load
 
 from configs import stage2
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading, saving
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.host import files, keyed_log
 from rcsd_jax.host.errors import UserError, WriteFailed
 from rcsd_jax.host.metrics import MetricWriter, read_metrics
 from rcsd_jax.host.preemption import StopRequest
-from rcsd_jax.models import decoder, sharding
+from rcsd_jax.models import sharding
+from rcsd_jax.models.declarations import declarations
 from rcsd_jax.roles.opened_model import open_served
 from rcsd_jax.rubrics.cache import RubricCache, Written
 from rcsd_jax.rubrics.parsing import Parsed
@@ -174,18 +176,18 @@ def test_a_keyed_log(bucket):
 
 
 def test_a_model_out_and_in(bucket, user_dir):
-    config, params = huggingface.load(user_dir / "model", dtype="float32")
-    where = huggingface.save("gs://bucket/run/export", config, params, source=user_dir / "model")
-    huggingface.save(where, config, params, source=user_dir / "model")  # replaces it
+    config, params = loading.load_model(user_dir / "model", dtype="float32")
+    where = saving.save_model("gs://bucket/run/export", config, params, source=user_dir / "model")
+    saving.save_model(where, config, params, source=user_dir / "model")  # replaces it
     local = files.fetched(str(where))
     assert local == files.fetched(str(where)) and not files.is_remote(local)
-    again, read = huggingface.load(local, dtype="float32")
-    assert again == config and set(decoder.declarations(config))
+    again, read = loading.load_model(local, dtype="float32")
+    assert again == config and set(declarations(config))
     jax.tree.map(np.testing.assert_array_equal, read, params)
-    assert huggingface.load_tokenizer(local).chat_template
+    assert load_tokenizer(local).chat_template
     (bucket / "run" / "other" / "file").write_text("x")
     with pytest.raises(UserError, match="something other than a model"):
-        huggingface.save("gs://bucket/run/other", config, params)
+        saving.save_model("gs://bucket/run/other", config, params)
 
 
 def test_checkpoints(bucket, server, monkeypatch):

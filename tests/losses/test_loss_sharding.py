@@ -14,7 +14,8 @@ os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 import jax, jax.numpy as jnp
 from rcsd_jax import losses
 from rcsd_jax.models import sharding
-from rcsd_jax.models.decoder import DecoderConfig, head_matrix
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.plan import chips
 
 B, N, D, V, CHUNK = 8, 24, 64, 1016, 6

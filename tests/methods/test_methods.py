@@ -13,7 +13,7 @@ import rich.console
 
 from configs import world as world_config
 from rcsd_jax import losses, world
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.preemption import StopRequest
@@ -21,7 +21,7 @@ from rcsd_jax.methods import METHODS, contract
 from rcsd_jax.methods.networks import Network, Networks
 from rcsd_jax.methods.score_both import score_teacher
 from rcsd_jax.models import sharding
-from rcsd_jax.models.decoder import head_matrix
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
@@ -397,7 +397,7 @@ def teacher_logits(config, tmp_path, examples):
     """Logits [B, N, V] of the guided teacher, and a function that gives the plain one's for a row and a prompt."""
     run_, model = context(config, tmp_path)
     asked = run_.config
-    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
+    variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     head = head_matrix(model.decoder.config, variables["params"])
     network = Network(model.decoder, variables)
     data = encode_all(examples, model.tokenizer, asked.encoding, asked.limits)
@@ -464,7 +464,7 @@ def test_completions_may_be_the_teacher_s(tmp_path):
     config.sampling.update(source="teacher", max_new_tokens=12)
     run_, model = context(config, tmp_path)
     asked = run_.config
-    network = Network(model.decoder, {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]})
+    network = Network(model.decoder, {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]})
     options = rollout_options(asked, model)
     data = encode_all(world.examples("stage2", 2), model.tokenizer, asked.encoding, asked.limits)
     batch = make_batch([0, 1], data, asked, model.pad_id)

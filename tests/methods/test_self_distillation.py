@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import stage1, stage2
-from rcsd_jax.checkpoints.huggingface import load_tokenizer
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example
 from rcsd_jax.data.rubrics_of_rows import with_rubrics
 from rcsd_jax.methods import contract, score_both, self_distillation
@@ -17,7 +17,10 @@ from rcsd_jax.methods.networks import BASE, Network, Networks, RoleNetwork, Role
 from rcsd_jax.methods.optimizer import make_optimizer
 from rcsd_jax.methods.state import init_state
 from rcsd_jax.methods.step import Recipe, jit_step
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.rubrics.schema import from_records
 from rcsd_jax.run.batch import make_batch
@@ -53,8 +56,18 @@ def tokenizer(user_dir):
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
+    return make_model(tokenizer, layers=2)
+
+
+@pytest.fixture(scope="module")
+def deep_model(tokenizer):
+    """With scanned layers, as real models have; few layers are unrolled."""
+    return make_model(tokenizer, layers=6)
+
+
+def make_model(tokenizer, layers):
     config = DecoderConfig(
-        family="qwen3", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4,
+        family="qwen3", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_layers=layers, num_heads=4,
         num_kv_heads=2, head_dim=8, rope_theta=1e4, rope_scaling=None, rms_norm_eps=1e-6, tie_embeddings=True,
         qkv_bias=False, qk_norm=True, max_position=2048, dtype=jnp.float32, param_dtype=jnp.float32, remat="none",
     )  # fmt: skip
@@ -134,6 +147,14 @@ def case(module, variant, changes):
 
 @pytest.mark.parametrize("module, variant, changes", [case(*c) for c in CASES])
 def test_both_roles_score_the_same_completion_at_the_right_offsets(module, variant, changes, tokenizer, model):
+    check_scores(module, variant, changes, tokenizer, model)
+
+
+def test_a_scanned_decoder_scores_the_same_completion_at_the_right_offsets(tokenizer, deep_model):
+    check_scores(stage2, "ground_truth", {}, tokenizer, deep_model)
+
+
+def check_scores(module, variant, changes, tokenizer, model):
     decoder, params = model
     config = module.get_config(variant)
     config.loss.update(changes)
@@ -274,8 +295,9 @@ def test_non_finite_step_keeps_the_state_and_says_so(model, tokenizer):
     np.testing.assert_array_equal(new.trained["embed"], params["embed"])
 
 
-def test_sampler_and_trainer_agree(model, tokenizer):
-    step, state, batch, frozen = make_step(model, tokenizer)
+@pytest.mark.parametrize("layers", ["model", "deep_model"])
+def test_sampler_and_trainer_agree(layers, tokenizer, request):
+    step, state, batch, frozen = make_step(request.getfixturevalue(layers), tokenizer)
     _, metrics, _ = step(state, frozen, batch, 0)
     assert float(metrics["sampler_trainer_log_prob_difference"]) < 1e-4
 

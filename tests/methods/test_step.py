@@ -14,7 +14,10 @@ from rcsd_jax.methods.score_both import score_both
 from rcsd_jax.methods.state import abstract_state, init_state, shardings_of
 from rcsd_jax.methods.step import Recipe, draw, learn
 from rcsd_jax.models import sharding
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, init_params
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.placement import param_shardings
 from rcsd_jax.sampling import SamplingConfig
 
 ROWS, PROMPT, LONGER, COMPLETION = 4, 3, 6, 5
@@ -104,7 +107,7 @@ def test_a_teacher_of_its_own_has_another_decoder_and_other_weights():
 def test_an_abstract_state_is_that_which_is_made():
     decoder, mesh = decoder_of(), sharding.make_mesh()
     optimizer = make_optimizer(learning_rate=1.0, steps=2)[0]
-    placement = sharding.param_shardings(decoder.config, mesh)
+    placement = param_shardings(decoder.config, mesh)
     params = jax.device_put(params_of(decoder), placement)
     for ema in (False, True):
         abstract = abstract_state(jax.eval_shape(lambda: params), placement, optimizer, mesh, ema=ema)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from rcsd_jax.models import attention
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, init_params, positions_from_mask
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder, positions_from_mask
 
 
 def inputs(length, dtype=jnp.float32, batch=2, heads=4, kv_heads=2, head_dim=32):
@@ -32,9 +34,12 @@ def test_splash_is_masked_attention_with_its_gradients(length):
     def loss(f):
         return lambda q, k, v: jnp.sum(jnp.where(real, f(q, k, v) * weight, 0.0))
 
-    plain = jax.value_and_grad(loss(lambda q, k, v: attention.masked_attention(q, k, v, mask)), argnums=(0, 1, 2))
+    plain = jax.value_and_grad(
+        loss(lambda q, k, v: attention.masked_attention(q, k, v, mask, scale=32**-0.5)), argnums=(0, 1, 2)
+    )
     splash = jax.value_and_grad(
-        loss(lambda q, k, v: attention.splash_attention(q, k, v, segment_ids, interpret=True)), argnums=(0, 1, 2)
+        loss(lambda q, k, v: attention.splash_attention(q, k, v, segment_ids, scale=32**-0.5, interpret=True)),
+        argnums=(0, 1, 2),
     )
     expected, expected_gradients = plain(q, k, v)
     value, gradients = splash(q, k, v)

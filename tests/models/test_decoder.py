@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import warnings
 
 import jax
@@ -9,15 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcsd_jax.models import decoder
-from rcsd_jax.models.decode_attention import init_cache
-from rcsd_jax.models.decoder import Decoder, DecoderConfig
+from rcsd_jax.models import decoder, rope, stack
+from rcsd_jax.models.cache import init_cache
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import abstract_params, declarations, init_params, layer_matrices
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.few_layers import decoding_variables
+from rcsd_jax.models.norm import rms_norm
+from rcsd_jax.models.rope import Llama3Rope
 
 QWEN3 = DecoderConfig(
     family="qwen3", vocab_size=24, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
     head_dim=8, rope_theta=1e4, max_position=128,
 )  # fmt: skip
-ROPE = decoder.Llama3Rope(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=32)
+ROPE = Llama3Rope(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=32)
 CONFIGS = {
     "qwen3": QWEN3,
     "qwen2": dataclasses.replace(QWEN3, family="qwen2", qkv_bias=True, qk_norm=False, tie_embeddings=True),
@@ -33,7 +39,7 @@ def forward(config, variables, tokens, segment_ids, positions):
 
 @functools.cache
 def params_of(config):
-    params = jax.jit(decoder.init_params, static_argnums=0)(config, jax.random.key(0))
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     key = jax.random.key(1)  # biases and norms too, so that a forgotten one shows
     return jax.tree.map(lambda x: jnp.where(x == 1, 1, 8 * x) + 0.2 * jax.random.normal(key, x.shape, x.dtype), params)
 
@@ -55,8 +61,8 @@ def close(a, b, atol=2e-5):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_declarations_cover_the_tree(config):
     config = dataclasses.replace(config, param_dtype=jnp.bfloat16)
-    declared, abstract = decoder.declarations(config), decoder.abstract_params(config)
-    real = jax.eval_shape(functools.partial(decoder.init_params, config), jax.random.key(0))
+    declared, abstract = declarations(config), abstract_params(config)
+    real = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
     assert real == abstract
     paths = {tuple(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(real)}
     assert {path: (p.shape, jnp.dtype(p.dtype)) for path, p in declared.items()} == {
@@ -64,14 +70,14 @@ def test_declarations_cover_the_tree(config):
     }
     for path, parameter in declared.items():
         assert len(parameter.axes) == len(parameter.shape)
-        assert (path[0] == "layers") == (parameter.axes[0] == "layers") == ("{layer}" in parameter.hf_name)
-    targets = {p.lora_target for p in declared.values()} - {None}
-    assert targets == {"q", "k", "v", "o", "gate", "up", "down"}
+        assert (path[0] == "layers") == (parameter.axes[0] == "layers")
+        assert not parameter.is_matrix or len(parameter.shape) == 2 + (path[0] == "layers")
+    assert list(layer_matrices(config)) == ["q", "k", "v", "o", "gate", "up", "down"]
     assert (("head",) in declared) != config.tie_embeddings
 
 
 def test_parameters_are_drawn_apart():
-    params = decoder.init_params(QWEN3, jax.random.key(0))
+    params = init_params(QWEN3, jax.random.key(0))
     layers = params["layers"]
     assert abs(float(params["embed"].std()) - 0.02) < 0.004 and (layers["input_norm"] == 1).all()
     assert not np.allclose(layers["q"][0], layers["q"][1]) and not np.allclose(layers["gate"], layers["up"])
@@ -86,7 +92,7 @@ def test_linen_init_gives_the_tree_of_init_params_and_nothing_warns():
         adapters = {"q": {"a": jnp.ones((1, 16, 2)), "b": jnp.ones((1, 2, 32))}}
         hidden = forward(config, variables | {"lora": adapters}, SEQUENCE, ones, ones)
     assert set(variables) == {"params"} and np.isfinite(hidden).all()
-    assert jax.eval_shape(lambda: variables["params"]) == decoder.abstract_params(config)
+    assert jax.eval_shape(lambda: variables["params"]) == abstract_params(config)
 
 
 def test_missing_parameters_are_named():
@@ -129,7 +135,7 @@ def test_unstacked_variables_are_the_same_decoder():
     config = dataclasses.replace(QWEN3, lora_scale=1.5)
     adapters = {"q": {"a": jnp.ones((2, 16, 3)), "b": jax.random.normal(jax.random.key(2), (2, 3, 32))}}
     variables = {"params": params_of(QWEN3), "lora": adapters}
-    apart = decoder.unstacked(config, variables)
+    apart = decoding_variables(config, variables, layer_matrices(config))
     assert len(apart["params"]["layers"]["q"].values) == len(apart["lora"]["q"]["a"]) == 2
     ones, places = jnp.ones(SEQUENCE.shape, jnp.int32), jnp.broadcast_to(jnp.arange(11), SEQUENCE.shape)
     run = lambda v: Decoder(config).apply(
@@ -213,18 +219,17 @@ def test_a_wholly_masked_row_is_finite_and_so_is_its_gradient(dtype):
 
 def test_bfloat16_norm_and_rope_compute_in_float32():
     x = jnp.full((1, 1, 1, 64), 300.0, jnp.bfloat16)
-    y = decoder._rms_norm(x, jnp.ones(64), 1e-6)
+    y = rms_norm(QWEN3, x, jnp.ones(64))
     assert y.dtype == jnp.bfloat16
     close(y, np.ones(x.shape), 0.01)
-    close(decoder._rms_norm(0 * x, jnp.ones(64), 1e-6), np.zeros(x.shape))
+    close(rms_norm(QWEN3, 0 * x, jnp.ones(64)), np.zeros(x.shape))
     # At position 30001 a bfloat16 angle would be off by many radians.
-    config = dataclasses.replace(QWEN3, head_dim=64, dtype=jnp.bfloat16)
-    cos, sin = decoder._rope(config, jnp.asarray([[30001]]))
+    cos, sin = rope.cos_and_sin(jnp.asarray([[30001]]), head_dim=64, theta=1e4, scaling=None)
     assert cos.dtype == sin.dtype == jnp.float32
     angles = 30001 * 1e4 ** (-np.arange(0, 64, 2) / 64)
     close(cos[0, 0, 0], np.tile(np.cos(angles), 2), 5e-3)
     x = jax.random.normal(jax.random.key(0), (1, 1, 1, 64)).astype(jnp.bfloat16)
-    turned = decoder._rotate(x, cos, sin)
+    turned = rope.rotate(x, cos, sin)
     assert turned.dtype == jnp.bfloat16
     first, second = np.split(np.asarray(x[0, 0, 0], np.float64), 2)
     expected = np.concatenate(
@@ -251,6 +256,30 @@ def test_adapters_add_the_scaled_product_where_they_are_and_only_when_given():
     close(run({"params": params, "lora": some}), expected, 1e-4)
     assert np.abs(np.asarray(expected) - plain(QWEN3)).max() > 0.1
     close(run({"params": params}), plain(QWEN3))
+
+
+@pytest.mark.parametrize("layers", [2, 6], ids=["unrolled", "scanned"])
+def test_what_layers_report_comes_out_stacked(layers, monkeypatch):
+    def reporting(config, weights, adapters, x, tokens, cache, number):
+        return x, cache, {"number": jnp.float32(number) * jnp.ones(3)}
+
+    monkeypatch.setattr(stack, "decoder_layer", reporting)
+    config = dataclasses.replace(QWEN3, num_layers=layers, remat="full")
+    variables, places = {"params": params_of(config)}, jnp.broadcast_to(jnp.arange(11), SEQUENCE.shape)
+    bound = dict(segment_ids=places + 1, positions=places, mutable=["statistics"])
+    run = jax.jit(lambda cache: Decoder(config).apply(variables, SEQUENCE, cache=cache, **bound)[1])
+    for cache in (None, init_cache(config, 2, 11)):
+        reported = run(cache)
+        (numbers,) = reported["statistics"]["number"]
+        np.testing.assert_array_equal(numbers, np.arange(layers)[:, None] * np.ones(3))
+
+
+def test_profiles_name_the_parts():
+    ones = jnp.ones(SEQUENCE.shape, jnp.int32)
+    lowered = forward.lower(QWEN3, {"params": params_of(QWEN3)}, SEQUENCE, ones, ones)
+    text = lowered.as_text(debug_info=True)
+    for part in ("embed", "attention", "feed_forward", "final_norm"):
+        assert re.search(f'["/]{part}/', text), part
 
 
 @pytest.mark.slow

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcsd_jax.checkpoints import lora
-from rcsd_jax.models import merged_adapters, sharding
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, init_params
+from rcsd_jax.models import lora, merged_adapters, sharding
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.sampling import decoding
 from rcsd_jax.sampling.slots import generate_queue
 from tests import eight_devices
@@ -104,6 +105,7 @@ def test_updates_that_rounding_to_the_nearest_would_lose_are_kept():
 SCRIPT = """
 import json
 import jax, jax.numpy as jnp, numpy as np
+from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.models import merged_adapters, sharding
 from tests.models import test_merged_adapters as t
 import dataclasses
@@ -114,8 +116,8 @@ for name, shape in {"one": dict(), "eight": dict(group=4, fsdp=2)}.items():
     mesh = sharding.make_mesh(**shape, devices=jax.devices()[: 8 if shape else 1])
     with jax.set_mesh(mesh):
         placed = {
-            "params": jax.tree.map(jax.device_put, given["params"], sharding.param_shardings(config, mesh)),
-            "lora": jax.tree.map(jax.device_put, given["lora"], sharding.lora_shardings(config, mesh, given["lora"])),
+            "params": jax.tree.map(jax.device_put, given["params"], param_shardings(config, mesh)),
+            "lora": jax.tree.map(jax.device_put, given["lora"], lora_shardings(config, mesh, given["lora"])),
         }
         made = jax.jit(lambda v: merged_adapters.merged(config, v, sharding.SAMPLING_RULES))(placed)
     made = made["params"]["layers"]

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import qwix
 
-from rcsd_jax.checkpoints import lora
-from rcsd_jax.models import matrices, quantization
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params, positions_from_mask
+from rcsd_jax.models import lora, quantization
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder, positions_from_mask
+from rcsd_jax.models.head import head_matrix
+from rcsd_jax.models.weights import cast
 from rcsd_jax.sampling import SamplingConfig, generate
 from tests import eight_devices
 
@@ -95,14 +98,15 @@ def test_adapters_over_int8_kernels_have_the_gradient_of_those_over_their_values
 
 SCRIPT = """
 import functools, jax, numpy as np
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.placement import param_shardings
 from rcsd_jax.models import quantization, sharding
-from rcsd_jax.models.decoder import init_params
 from tests.models.test_quantization import TOKENS, config, hidden
 
 c = config(6)
 params = init_params(c, jax.random.key(0))
 mesh = sharding.make_mesh(fsdp=4, tensor=2)
-placed = jax.device_put(params, sharding.param_shardings(c, mesh))
+placed = jax.device_put(params, param_shardings(c, mesh))
 int8 = quantization.on_mesh(c, placed, mesh)
 for name in ("q", "o", "down"):
     kernel, got = placed["layers"][name], int8["layers"][name]
@@ -121,6 +125,6 @@ def test_on_a_mesh_int8_kernels_lie_where_their_kernels_lay():
 
 def test_only_float_parameters_are_cast():
     _, int8, _ = model(config())
-    got = matrices.cast(int8, jnp.bfloat16)
+    got = cast(int8, jnp.bfloat16)
     assert got["layers"]["q"].qvalue.dtype == jnp.int8 and got["layers"]["q"].scale.dtype == jnp.float32
     assert got["embed"].dtype == got["layers"]["q_norm"].dtype == jnp.bfloat16

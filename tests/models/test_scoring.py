@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcsd_jax.models.decoder import Decoder, init_params
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.scoring import completion_hidden, completion_hidden_shared, pack
 from tests.sampling.test_continuous_batching import CONFIG
 

@@ -7,10 +7,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.models import decoder, sharding
+from rcsd_jax.models import sharding
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import abstract_params
+from rcsd_jax.models.placement import check_divisible, lora_shardings, param_shardings, sampling_layout
 from tests import eight_devices
 
-CONFIG = decoder.DecoderConfig(
+CONFIG = DecoderConfig(
     family="qwen3", vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
     head_dim=8, rope_theta=1e4, max_position=128,
 )  # fmt: skip
@@ -58,12 +61,12 @@ def test_mesh_that_does_not_fit_is_refused(sizes):
 )
 def test_indivisible_size_names_the_mesh_key(mesh, batch, field, what):
     with pytest.raises(UserError, match=what) as caught:
-        sharding.check_divisible(CONFIG, abstract_mesh(**mesh), {"eval.batch_size": batch})
+        check_divisible(CONFIG, abstract_mesh(**mesh), {"eval.batch_size": batch})
     assert caught.value.field == field
 
 
 def test_divisible_sizes_pass():
-    sharding.check_divisible(CONFIG, abstract_mesh(2, 2, 2), {"eval.batch_size": 8, "rubric.batch_size": 4})
+    check_divisible(CONFIG, abstract_mesh(2, 2, 2), {"eval.batch_size": 8, "rubric.batch_size": 4})
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -71,7 +74,7 @@ def test_divisible_sizes_pass():
 
 def test_specs_follow_the_table():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    specs = jax.tree.map(lambda s: s.spec, sharding.param_shardings(CONFIG, mesh))
+    specs = jax.tree.map(lambda s: s.spec, param_shardings(CONFIG, mesh))
     layers = specs["layers"]
     assert specs["embed"] == P("tensor", STORED) and specs["head"] == P(STORED, "tensor")
     assert specs["final_norm"] == P(None) and layers["q_norm"] == P(None, None)
@@ -79,9 +82,9 @@ def test_specs_follow_the_table():
         assert layers[name] == P(None, STORED, "tensor"), name
     for name in ("o", "down"):
         assert layers[name] == P(None, "tensor", STORED), name
-    assert jax.tree.structure(specs) == jax.tree.structure(decoder.abstract_params(CONFIG))
+    assert jax.tree.structure(specs) == jax.tree.structure(abstract_params(CONFIG))
     assert sharding.batch_sharding(mesh).spec == P(("data", "group", "fsdp")) and sharding.replicated(mesh).spec == P()
-    adapters = sharding.lora_shardings(CONFIG, mesh, {"q": None, "down": None})
+    adapters = lora_shardings(CONFIG, mesh, {"q": None, "down": None})
     assert set(adapters) == {"q", "down"}
     assert (adapters["q"]["a"].spec, adapters["q"]["b"].spec) == (P(None, STORED, None), P(None, None, "tensor"))
     assert (adapters["down"]["a"].spec, adapters["down"]["b"].spec) == (P(None, "tensor", None), P(None, None, STORED))
@@ -109,23 +112,26 @@ SCRIPT = """
 import json, warnings
 warnings.simplefilter("error")
 import jax, jax.numpy as jnp, numpy as np
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.placement import check_divisible, param_shardings
 from rcsd_jax.models import decoder, sharding
 from rcsd_jax.sampling import SamplingConfig, generate
 assert jax.device_count() == 8
-config = decoder.DecoderConfig(
+config = DecoderConfig(
     family="qwen3", vocab_size=32, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=4, num_kv_heads=2,
     head_dim=8, rope_theta=1e4, max_position=128,
 )
-params = jax.jit(decoder.init_params, static_argnums=0)(config, jax.random.key(0))
+params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
 params = jax.tree.map(lambda x: 10 * np.asarray(x) if x.ndim != 1 else np.asarray(x), params)
 tokens = np.random.default_rng(0).integers(1, 32, size=(8, 9)).astype(np.int32)
 mask = np.arange(9)[None] >= np.arange(8)[:, None] % 4
 report = {}
 for name, shape in {"1": (1, 1, 1), "1x8x1": (1, 8, 1), "8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2)}.items():
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
-    sharding.check_divisible(config, mesh, {"batch": 8})
+    check_divisible(config, mesh, {"batch": 8})
     with jax.set_mesh(mesh):
-        placed = jax.tree.map(jax.device_put, params, sharding.param_shardings(config, mesh))
+        placed = jax.tree.map(jax.device_put, params, param_shardings(config, mesh))
         rows, row_mask = sharding.to_mesh((tokens, mask), mesh)
         def run(params, tokens, mask):
             hidden, _ = decoder.Decoder(config).apply(
@@ -165,20 +171,24 @@ AXES = """
 import json, re
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from rcsd_jax.models.cache import POOL_AXES, init_cache
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.head import head_matrix
+from rcsd_jax.models.placement import param_shardings
 from rcsd_jax.models import decoder, sharding
-from rcsd_jax.models.decode_attention import POOL_AXES, init_cache
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
-CONFIG = decoder.DecoderConfig(
+CONFIG = DecoderConfig(
     family="qwen3", vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2,
     head_dim=8, rope_theta=1e4, max_position=128)
-params = decoder.init_params(CONFIG, jax.random.key(0))
+params = init_params(CONFIG, jax.random.key(0))
 tokens = jax.random.randint(jax.random.key(1), (8, 6), 0, 32)
 model, found, asked = decoder.Decoder(CONFIG), [], []
 
 def loss(params, tokens, cache):
     positions, segments = jnp.broadcast_to(jnp.arange(6), (8, 6)), jnp.ones_like(tokens)
     hidden, cache = model.apply({"params": params}, tokens, positions=positions, segment_ids=segments, cache=cache)
-    return jnp.square(hidden @ decoder.head_matrix(CONFIG, params)).sum(), (hidden, cache)
+    return jnp.square(hidden @ head_matrix(CONFIG, params)).sum(), (hidden, cache)
 
 for names, kind in ((sharding.AXES, "Auto"), (sharding.AXES, "Explicit"), (("data", "model"), "Explicit")):
     sizes = (2, 1, 2, 2) if len(names) == 4 else (4, 2)
@@ -187,7 +197,7 @@ for names, kind in ((sharding.AXES, "Auto"), (sharding.AXES, "Explicit"), (("dat
         of_cache = weights = NamedSharding(mesh, P())
         rows = NamedSharding(mesh, P("data"))
         if len(names) == 4:
-            weights, rows = sharding.param_shardings(CONFIG, mesh), sharding.batch_sharding(mesh)
+            weights, rows = param_shardings(CONFIG, mesh), sharding.batch_sharding(mesh)
             of_cache = NamedSharding(mesh, sharding.spec(POOL_AXES))
         on = jax.device_put((params, tokens, init_cache(CONFIG, 8, 8)), (weights, rows, of_cache))
         # Of explicit axes, results lie as their arguments do; so they shall of automatic ones.
@@ -213,8 +223,8 @@ def test_explicit_axes_give_the_same_with_the_same_communication():
 )
 def test_sampling_splits_matrices_where_the_mesh_divides_the_heads(fsdp, tensor, layout):
     with jax.sharding.use_abstract_mesh(abstract_mesh(fsdp=fsdp, tensor=tensor)):
-        assert sharding.sampling_layout(CONFIG) == layout
-    assert sharding.sampling_layout(CONFIG) == "train"  # without a mesh there is nothing to divide
+        assert sampling_layout(CONFIG) == layout
+    assert sampling_layout(CONFIG) == "train"  # without a mesh there is nothing to divide
 
 
 def test_rows_are_split_over_every_axis_that_the_layout_names():

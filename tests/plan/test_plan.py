@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints.hf_config import config_of_fields
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.plan import measure, model_flops, programs, published
 from tests.settings_for_tests import settings_of
@@ -29,7 +29,7 @@ def plan(*arguments, timeout=500):
 
 
 def shape_of(name, **settings):
-    return huggingface.config_of_fields(published.PUBLISHED[name], name, dtype=jnp.bfloat16, **settings)
+    return config_of_fields(published.PUBLISHED[name], name, dtype=jnp.bfloat16, **settings)
 
 
 def test_a_kernel_that_refuses_a_model_is_told_in_one_line():

@@ -13,7 +13,7 @@ import optax
 import pytest
 import scipy.special
 
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
 from rcsd_jax.data import sources
 from rcsd_jax.evaluate.questions import evaluation_questions
 from rcsd_jax.host.errors import UserError
@@ -21,7 +21,7 @@ from rcsd_jax.methods import contract, rollout, step
 from rcsd_jax.methods.networks import BASE, Network, Networks
 from rcsd_jax.methods.state import init_state
 from rcsd_jax.models import quantization, sharding
-from rcsd_jax.models.decoder import head_matrix
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.report import __main__ as command
 from rcsd_jax.report import collect, examples
 from rcsd_jax.report import tokens as tokens_module
@@ -77,7 +77,7 @@ def exact(user_dir, **changes):
     config.update(changes)
     config = settings_of(config)
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
-    return config, model, huggingface.load(model.directory, dtype=jnp.float32)[1]
+    return config, model, loading.load_model(model.directory, dtype=jnp.float32)[1]
 
 
 def test_scores_of_tokens_against_plain_arithmetic(user_dir):
@@ -279,7 +279,7 @@ def test_base_and_trained_are_scored_as_they_are(finished):
     model = open_model(config.model.path, config.model)
     example = data["stages"][0]["examples"][0]
     text = next(c for c in example["completions"] if c["role"] == "base")
-    params = huggingface.load(model.directory, dtype=jnp.float32)[1]
+    params = loading.load_model(model.directory, dtype=jnp.float32)[1]
     asked = settings_of(config)
     said = asked.eval, asked.reading(), asked.encoding, asked.limits
     questions = evaluation_questions(*said, model.tokenizer)["base"]["eval"]

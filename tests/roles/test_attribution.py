@@ -9,8 +9,8 @@ import pytest
 
 from configs import world as world_config
 from rcsd_jax import world
-from rcsd_jax.checkpoints import huggingface
-from rcsd_jax.models.decoder import head_matrix
+from rcsd_jax.checkpoints import loading
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.attribution import ablated_contexts, attribution
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import open_model
@@ -23,7 +23,7 @@ from rcsd_jax.world.documents import careful_solution
 def teacher():
     config = unpack(world_config.get_config("ground_truth"))
     model = open_model(config.model.path, config.model)
-    variables = {"params": huggingface.load(model.directory, dtype=jnp.float32)[1]}
+    variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     return model, variables, lambda example: teacher_prompt(model.tokenizer, example, config.encoding)
 
 

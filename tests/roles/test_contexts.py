@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rcsd_jax.checkpoints.huggingface import load_tokenizer
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.roles import contexts

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from rcsd_jax.checkpoints.huggingface import load_tokenizer
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example
 from rcsd_jax.judge import answers as judged
 from rcsd_jax.roles import contexts

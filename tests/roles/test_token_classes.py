@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rcsd_jax import world
-from rcsd_jax.checkpoints.huggingface import load_tokenizer
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.roles.token_classes import CLASSES, class_of_tokens, token_class, totals
 
 

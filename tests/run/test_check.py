@@ -8,7 +8,6 @@ from absl.testing import flagsaver
 
 from configs import tiny
 from rcsd_jax import main
-from rcsd_jax.checkpoints import huggingface
 from rcsd_jax.evaluate import __main__ as evaluation
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import UserError
@@ -21,8 +20,8 @@ from tests.run.test_stage import config_for
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
     """Fails the test when weights are read."""
-    for name in ("load", "digest"):
-        monkeypatch.setattr(huggingface, name, lambda *_, **__: pytest.fail("weights were read"))
+    for name in ("rcsd_jax.checkpoints.loading.load_model", "rcsd_jax.roles.opened_model.digest"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("weights were read"))
 
 
 def said(config, **more):

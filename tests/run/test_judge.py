@@ -7,7 +7,7 @@ import pytest
 import rich.console
 
 from configs import evaluate as evaluate_config
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.report import summary
@@ -104,7 +104,7 @@ def test_a_checkpoint_as_judge(user_dir, tmp_path):
 
 def test_a_missing_key_is_found_before_weights_are_read(user_dir, tmp_path, server, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
-    monkeypatch.setattr(huggingface, "load", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("weights were read"))
     config = judged(config_for(user_dir, "grpo_rubric"), server)
     with pytest.raises(UserError, match="OPENAI_API_KEY.*is not set"):
         run(config, tmp_path / "run")

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from configs import stage1, stage2
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
 from rcsd_jax.data import sources
 from rcsd_jax.methods.state import shardings_of
 from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
-from rcsd_jax.models.decoder import Decoder, head_matrix
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.opened_model import load_weights, open_model
 from rcsd_jax.run import training_state
 from rcsd_jax.run.batch import make_batch
@@ -57,7 +58,7 @@ def test_the_program_trains_and_its_export_loads_in_transformers(config, inputs,
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "export")
     tokens = np.asarray(tokenizer("Why is the sky blue?")["input_ids"])[None]
-    decoder_config, params = huggingface.load(tmp_path / "run" / "export", dtype=np.float32)
+    decoder_config, params = loading.load_model(tmp_path / "run" / "export", dtype=np.float32)
     ones = np.ones_like(tokens)
     hidden, _ = Decoder(decoder_config).apply(
         {"params": params}, tokens, segment_ids=ones, positions=np.arange(tokens.size)[None]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcsd_jax import world
-from rcsd_jax.checkpoints.huggingface import load_tokenizer
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.batches import batches
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.roles import encode

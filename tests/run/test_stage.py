@@ -13,7 +13,7 @@ import rich.console
 from safetensors.numpy import load_file
 
 from configs import stage2
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
 from rcsd_jax.evaluate.questions import evaluation_questions
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import Preempted, UserError
@@ -50,7 +50,7 @@ def run(config, workdir):
 @pytest.fixture
 def no_weights(monkeypatch):
     """Fails the test when weights are read."""
-    monkeypatch.setattr(huggingface, "load", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("weights were read"))
 
 
 def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir, tmp_path):
@@ -131,8 +131,8 @@ def test_the_writer_s_weights_are_not_read_where_every_text_is_cached(user_dir, 
     config = config_for(user_dir, "paper")
     config.rubric.writer = config.model.path
     loads = []
-    load = huggingface.load
-    monkeypatch.setattr(huggingface, "load", lambda *a, **k: loads.append(1) or load(*a, **k))
+    load = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *a, **k: loads.append(1) or load(*a, **k))
     with monkeypatch.context() as patch:
         patch.setattr(stage, "train_loop", lambda *_: pytest.fail("stop here"))
         with pytest.raises(pytest.fail.Exception, match="stop here"):
@@ -249,7 +249,7 @@ def test_columns_that_are_not_read_and_questions_that_are_not_asked_are_told_onc
     def load(*_, **__):
         raise Reached
 
-    monkeypatch.setattr(huggingface, "load", load)
+    monkeypatch.setattr(loading, "load_model", load)
     config = config_for(user_dir)
     rows = [row | {"input": "[bold]two[/bold]", "inp[/]ut": "x"} for row in user_inputs.made_up_rows(3)]
     rows[1]["question"] *= 40

@@ -1,13 +1,18 @@
 """continuous_batching.py: the tokens of `generate`, in slots that are hardly ever idle."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rcsd_jax import world
-from rcsd_jax.checkpoints import huggingface
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, init_params
+from rcsd_jax.checkpoints import loading
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.roles.contexts import Role, encode_role, pad_left
 from rcsd_jax.sampling import SamplingConfig, generate
 from rcsd_jax.sampling.slots import generate_queue
@@ -28,24 +33,24 @@ def heavy_tailed(count, longest, seed=0):
     return np.where(rng.random(count) < 0.8, short, rng.integers(1, longest + 1, count)).astype(np.int32)
 
 
-def small():
+def small(config=CONFIG):
     """Variables of a model whose tokens depend on context, 24 prompts, and keys for three samples of each."""
-    params = jax.tree.map(lambda x: x * 15, init_params(CONFIG, jax.random.key(0)))
+    params = jax.tree.map(lambda x: x * 15, init_params(config, jax.random.key(0)))
     params = params | {"final_norm": params["final_norm"] / 10}
     rng = np.random.default_rng(1)
     tokens, mask = pad_left([rng.integers(6, 24, size=n) for n in rng.integers(1, 10, size=24)], 10, PAD)
     return {"params": params}, tokens, mask, jax.random.split(jax.random.key(3), 72)
 
 
-def check(variables, tokens, mask, keys, samples_per_prompt, limits, **settings):
+def check(variables, tokens, mask, keys, samples_per_prompt, limits, config=CONFIG, **settings):
     """The queue's samples are those of one static batch, cut at their limits; returns both and the occupancy."""
     repeat = lambda x: np.repeat(x, samples_per_prompt, axis=0)
-    whole = jax.jit(lambda *a: generate(Decoder(CONFIG), *a, SAMPLING, pad_id=PAD))(
+    whole = jax.jit(lambda *a: generate(Decoder(config), *a, SAMPLING, pad_id=PAD))(
         variables, repeat(tokens), repeat(mask), keys
     )
     queue = jax.jit(
         lambda *a: generate_queue(
-            Decoder(CONFIG),
+            Decoder(config),
             *a[:4],
             SAMPLING,
             limits=a[4],
@@ -69,12 +74,15 @@ def same(ours, whole, limits):
     np.testing.assert_array_equal(ours.cut, whole.cut | (kept < lengths))
 
 
-@pytest.mark.parametrize("slots, refill, samples", [(6, 2, 1), (5, 3, 3), (72, 24, 3), (1, 1, 1)])
-def test_tokens_are_those_of_a_static_batch(slots, refill, samples):
-    variables, tokens, mask, keys = small()
+@pytest.mark.parametrize(
+    "slots, refill, samples, layers", [(6, 2, 1, 2), (5, 3, 3, 2), (5, 3, 3, 6), (72, 24, 3, 2), (1, 1, 1, 2)]
+)
+def test_tokens_are_those_of_a_static_batch(slots, refill, samples, layers):
+    config = dataclasses.replace(CONFIG, num_layers=layers)
+    variables, tokens, mask, keys = small(config)
     keys = keys[: 24 * samples]
     limits = None if samples == 1 else heavy_tailed(len(keys), SAMPLING.max_new_tokens)
-    ours, occupancy = check(variables, tokens, mask, keys, samples, limits, slots=slots, refill=refill)
+    ours, occupancy = check(variables, tokens, mask, keys, samples, limits, config, slots=slots, refill=refill)
     assert len(set(map(tuple, ours.tokens))) > 10 and 0 < ours.cut.sum() < len(keys)
     assert occupancy.live == ours.mask.sum() and occupancy.prefills == 24 // refill
     longest = ours.mask.sum(axis=1).max()
@@ -84,8 +92,8 @@ def test_tokens_are_those_of_a_static_batch(slots, refill, samples):
 
 def test_slots_hardly_idle_on_the_worlds_model_and_tokens_are_those_of_one_row_at_a_time():
     directory, slots, longest = world.base_directory(), 8, 64
-    config, params = huggingface.load(directory, dtype=jnp.float32)
-    tokenizer = huggingface.load_tokenizer(directory)
+    config, params = loading.load_model(directory, dtype=jnp.float32)
+    tokenizer = load_tokenizer(directory)
     examples = world.examples("eval", 160)
     rows = [encode_role(tokenizer, e, Role(("question",)), world.PROMPTS, "solve") for e in examples]
     tokens, mask = pad_left(rows, world.QUESTION_TOKENS, PAD)
@@ -112,6 +120,7 @@ SCRIPT = """
 import json
 import jax, numpy as np
 from jax.sharding import NamedSharding
+from rcsd_jax.models.placement import param_shardings
 from rcsd_jax.models import sharding
 from tests.sampling.test_continuous_batching import CONFIG, PAD, SAMPLING, Decoder, generate_queue, heavy_tailed, small
 variables, tokens, mask, keys = small()
@@ -120,7 +129,7 @@ report = {}
 for name, shape in {"1": (1, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2)}.items():
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
-        placed = jax.tree.map(jax.device_put, variables["params"], sharding.param_shardings(CONFIG, mesh))
+        placed = jax.tree.map(jax.device_put, variables["params"], param_shardings(CONFIG, mesh))
         def run(params, tokens, mask, limits):
             keys = jax.random.split(jax.random.key(3), 48)
             return generate_queue(

@@ -1,6 +1,7 @@
 """sampling.py: what is drawn, how it is scored, and that a row depends on nothing but itself."""
 
 import dataclasses
+import functools
 import warnings
 
 import jax
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rcsd_jax.models.decoder import Decoder, DecoderConfig, head_matrix, init_params
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.models.scoring import completion_hidden
 from rcsd_jax.sampling import SamplingConfig, generate, sample_token
 
@@ -19,19 +23,25 @@ CONFIG = DecoderConfig(
     head_dim=8, rope_theta=1e4, tie_embeddings=False, max_position=128,
 )  # fmt: skip
 DECODER = Decoder(CONFIG)
+DEEP = Decoder(dataclasses.replace(CONFIG, num_layers=6))  # scanned, where few layers are unrolled
 PROMPTS = [np.random.default_rng(i).integers(1, V, size=n) for i, n in enumerate((1, 6, 3, 9, 4, 2))]
 SAMPLED = SamplingConfig(max_new_tokens=12, temperature=0.8, eos_ids=EOS)
 RUN = jax.jit(
-    lambda variables, tokens, mask, keys, sampling: generate(
-        DECODER, variables, tokens, mask, keys, sampling, pad_id=PAD
+    lambda variables, tokens, mask, keys, sampling, decoder=DECODER: generate(
+        decoder, variables, tokens, mask, keys, sampling, pad_id=PAD
     ),
-    static_argnums=4,
+    static_argnums=(4, 5),
 )
 
 
 @pytest.fixture(scope="module")
 def variables():
-    params = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
+    return variables_of(DECODER)
+
+
+@functools.cache
+def variables_of(decoder):
+    params = jax.jit(init_params, static_argnums=0)(decoder.config, jax.random.key(0))
     params = jax.tree.map(lambda x: x * 15, params)  # far from uniform, and tokens depend on context
     return {"params": params | {"final_norm": params["final_norm"] / 10}}
 
@@ -47,8 +57,8 @@ def keys(rows):
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(7), i))(jnp.asarray(rows))
 
 
-def run(variables, rows, sampling, width=10):
-    return jax.tree.map(np.asarray, RUN(variables, *prompts(rows, width), keys(rows), sampling))
+def run(variables, rows, sampling, width=10, decoder=DECODER):
+    return jax.tree.map(np.asarray, RUN(variables, *prompts(rows, width), keys(rows), sampling, decoder))
 
 
 # -- one token ---------------------------------------------------------------------------------------------------------
@@ -120,16 +130,19 @@ def test_greedy_takes_the_likeliest_and_scores_it_at_temperature_one():
 # -- completions -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("decoder", [DECODER, DEEP], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("changes", [dict(temperature=0), dict(top_k=8, top_p=0.9, temperature=1.2)])
-def test_log_probs_are_those_of_the_scoring_pass(variables, changes):
-    sampling = dataclasses.replace(SAMPLED, eos_ids=EOS[:1], **changes)
+def test_log_probs_are_those_of_the_scoring_pass(changes, decoder):
+    sampling, variables = dataclasses.replace(SAMPLED, eos_ids=EOS[:1], **changes), variables_of(decoder)
     rows = list(range(len(PROMPTS)))
-    samples = run(variables, rows, sampling)
+    samples = run(variables, rows, sampling, decoder=decoder)
 
     @jax.jit
     def score(tokens, mask, completion, completion_mask):
-        hidden = completion_hidden(DECODER, variables, tokens, mask, completion, completion_mask)
-        return jax.nn.log_softmax(hidden @ head_matrix(CONFIG, variables["params"]) / (sampling.temperature or 1.0))
+        hidden = completion_hidden(decoder, variables, tokens, mask, completion, completion_mask)
+        return jax.nn.log_softmax(
+            hidden @ head_matrix(decoder.config, variables["params"]) / (sampling.temperature or 1.0)
+        )
 
     scored = score(*prompts(rows), samples.tokens, samples.mask)
     scored = np.take_along_axis(np.asarray(scored), samples.tokens[..., None], -1)[..., 0]
@@ -137,13 +150,14 @@ def test_log_probs_are_those_of_the_scoring_pass(variables, changes):
     assert samples.mask.sum() > 20 and samples.log_probs[samples.mask].std() > 0.1
 
 
-@pytest.mark.parametrize("temperature", [0, 0.8])
-def test_a_row_depends_neither_on_its_batch_nor_on_padding(variables, temperature):
+@pytest.mark.parametrize("temperature, decoder", [(0, DECODER), (0.8, DECODER), (0.8, DEEP)])
+def test_a_row_depends_neither_on_its_batch_nor_on_padding(temperature, decoder):
     sampling = dataclasses.replace(SAMPLED, eos_ids=EOS[1:2], temperature=temperature)
-    whole = run(variables, [0, 1, 2, 3, 4, 5], sampling)
+    variables = variables_of(decoder)
+    whole = run(variables, [0, 1, 2, 3, 4, 5], sampling, decoder=decoder)
     others = [([5, 3, 1, 1], 10), ([2], 17)]
     for rows, width in others:
-        part = run(variables, rows, sampling, width)
+        part = run(variables, rows, sampling, width, decoder)
         np.testing.assert_array_equal(part.tokens, whole.tokens[rows])
         np.testing.assert_array_equal(part.mask, whole.mask[rows])
         np.testing.assert_allclose(part.log_probs, whole.log_probs[rows], atol=1e-4)

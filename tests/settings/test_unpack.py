@@ -10,7 +10,7 @@ from rcsd_jax.data import sources
 from rcsd_jax.evaluate import graders
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import METHODS, Method
-from rcsd_jax.models.decoder import REMAT
+from rcsd_jax.models.config import REMAT
 from rcsd_jax.rubrics import sources as rubric_sources
 from rcsd_jax.settings import keys
 from rcsd_jax.settings.stage import Settings

@@ -12,7 +12,8 @@ import pytest
 from experiments.world.make_base import batches
 from experiments.world.measure import QUESTION, RUBRIC, completer, solution_scores
 from rcsd_jax import world
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.roles.contexts import Role, user_message
 from rcsd_jax.rubrics.parsing import parse
@@ -32,7 +33,7 @@ def _problems(split, count=SAMPLES, seed=0):
 def saved_tokenizer(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_tokenizer(directory)
-    return huggingface.load_tokenizer(directory)
+    return load_tokenizer(directory)
 
 
 def test_there_are_enough_kinds_and_every_kind_occurs():
@@ -283,17 +284,17 @@ def test_messages_are_composed_as_the_roles_compose_them():
 def test_base_directory_loads_and_is_small(saved_tokenizer):
     directory = world.base_directory()
     assert sum(f.stat().st_size for f in directory.iterdir()) <= 8 * 2**20
-    config, params = huggingface.load(directory, dtype=jnp.float32)
+    config, params = loading.load_model(directory, dtype=jnp.float32)
     assert config.family == "qwen3" and config.vocab_size == len(saved_tokenizer)
     count = sum(x.size for x in jax.tree.leaves(params))
     assert 1_000_000 <= count <= 3_000_000
-    own = huggingface.load_tokenizer(directory)
+    own = load_tokenizer(directory)
     assert own.get_vocab() == saved_tokenizer.get_vocab() and own.chat_template == saved_tokenizer.chat_template
 
 
 def test_base_solves_more_when_shown_the_true_rubric():
-    config, params = huggingface.load(world.base_directory(), dtype=jnp.float32)
-    complete = completer(Decoder(config), params, huggingface.load_tokenizer(world.base_directory()))
+    config, params = loading.load_model(world.base_directory(), dtype=jnp.float32)
+    complete = completer(Decoder(config), params, load_tokenizer(world.base_directory()))
     found = world.examples("eval", 96)
     unaided, _ = solution_scores(found, complete(found, QUESTION, "solve", temperature=0.0))
     aided, _ = solution_scores(found, complete(found, RUBRIC, "solve", temperature=0.0))

@@ -1,7 +1,7 @@
 """A TPU kernel that writes one new place of every row into a pool of keys or values.
 
-XLA writes rows that end at different places by a scatter, a loop of small instructions, or by an update a row; either
-waits for memory once a row. Here the copies of all rows are under way together.
+XLA writes rows that end at different places by a scatter (a loop of small instructions) or by one update a row. Both wait for
+memory once a row. Here the copies of all rows are under way together.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 
 def write_places(pool: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
-    """The pool with `new` in place index[b] of row b of a layer; its buffer is updated in place where it may be.
+    """The pool with `new` in place index[b] of row b of a layer; the buffer is updated in place where possible.
 
-    A place is less than what TPUs copy at once, so the tile around it is read, changed and written back.
+    A place is smaller than what TPUs copy at once, so the tile around it is read, changed and written back.
 
     Args:
       pool: [K, L, B, S, Hd], of 8, 16 or 32 bits a value; Hd a multiple of 128, S of a tile's places (32 bytes of a channel).

@@ -1,4 +1,4 @@
-"""models/decode_attention.py: block by block, or by the paged kernel, it is plain attention to the places in use."""
+"""models/cache.py and cached_attention.py: block by block, or by the paged kernel, it is plain attention to the places in use."""
 
 import contextlib
 import dataclasses
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from rcsd_jax.models import decode_attention as da
-from rcsd_jax.models.decoder import DecoderConfig
+from rcsd_jax.models.cache import KVCache, init_cache, int8_cache, write
+from rcsd_jax.models.cached_attention import cached_attention
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.kernels.paged import PAGE
 from tests import eight_devices
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 128
@@ -26,8 +28,8 @@ def config(kernels="xla", unrolled=False):
 def filled(config, batch, length):
     """A cache in which every place holds something, large at places that must not be seen."""
     draw = lambda seed: lambda x: 3 * jax.random.normal(jax.random.key(seed), x.shape)
-    cache = da.init_cache(config, batch, length)
-    return da.KVCache(jax.tree.map(draw(0), cache.k), jax.tree.map(draw(1), cache.v))
+    cache = init_cache(config, batch, length)
+    return KVCache(jax.tree.map(draw(0), cache.k), jax.tree.map(draw(1), cache.v))
 
 
 def expected(q, cache, layer, index):
@@ -51,7 +53,7 @@ def expected(q, cache, layer, index):
 def test_it_is_attention_to_the_places_in_use(unrolled, tokens, length, index):
     cache, index = filled(config(unrolled=unrolled), 3, length), jnp.asarray(index)
     q = jax.random.normal(jax.random.key(2), (3, HEADS, tokens, HEAD_DIM))
-    out = jax.jit(da.decode_attention, static_argnums=(0, 3))(config(unrolled=unrolled), q, cache, 1, index)
+    out = jax.jit(cached_attention, static_argnums=(0, 3))(config(unrolled=unrolled), q, cache, 1, index)
     np.testing.assert_allclose(out, expected(q, cache, 1, index), rtol=0, atol=5e-5)
 
 
@@ -59,7 +61,7 @@ def test_blocks_beyond_the_places_in_use_are_not_read():
     cache = filled(config(), 2, 700)
     cache = jax.tree.map(lambda x: x.at[:, :, :, 256:].set(jnp.nan), cache)  # would show even where it is masked
     q = jax.random.normal(jax.random.key(2), (2, HEADS, 1, HEAD_DIM))
-    run = lambda index: da.decode_attention(config(), q, cache, 0, jnp.asarray(index))
+    run = lambda index: cached_attention(config(), q, cache, 0, jnp.asarray(index))
     assert np.isfinite(run([255, 9])).all() and np.isnan(run([256, 9])).any()
 
 
@@ -73,7 +75,7 @@ def test_writes_go_to_each_rows_own_place_and_nowhere_else(unrolled, kernels, dt
     for index, tokens in ((None, 7), ([0, 5, 19], 1), ([3, 16, 8], 4)):
         k, v = draw(5, tokens), draw(6, tokens)
         with interpreted():
-            written = da.write(config(kernels, unrolled), cache, k, v, 2, None if index is None else jnp.asarray(index))
+            written = write(config(kernels, unrolled), cache, k, v, 2, None if index is None else jnp.asarray(index))
         for old, new, values in ((cache.k, written.k, k), (cache.v, written.v, v)):
             wanted = whole(old).copy()
             for b, start in enumerate(index or [0] * 3):
@@ -82,8 +84,8 @@ def test_writes_go_to_each_rows_own_place_and_nowhere_else(unrolled, kernels, dt
 
 
 def test_the_pallas_cache_has_whole_pages():
-    assert da.init_cache(config("pallas"), 2, 129).length == 2 * da.PAGE
-    assert da.init_cache(config(), 2, 129).length == 129
+    assert init_cache(config("pallas"), 2, 129).length == 2 * PAGE
+    assert init_cache(config(), 2, 129).length == 129
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
@@ -94,15 +96,16 @@ def test_paged_kernel_is_the_plain_path(unrolled):
     index = jnp.asarray([0, 383, 130])
     q = jax.random.normal(jax.random.key(2), (3, HEADS, 1, HEAD_DIM))
     with pltpu.force_tpu_interpret_mode():
-        out = jax.jit(da.decode_attention, static_argnums=(0, 3))(pallas, q, cache, 2, index)
+        out = jax.jit(cached_attention, static_argnums=(0, 3))(pallas, q, cache, 2, index)
     np.testing.assert_allclose(out, expected(q, cache, 2, index), rtol=0, atol=1e-4)
 
 
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
-from jax.experimental.pallas.ops.tpu import paged_attention as kernels
-from rcsd_jax.models import decode_attention as da, sharding
-from tests.models.test_decode_attention import HEAD_DIM, HEADS, config, filled
+from rcsd_jax.models.cached_attention import cached_attention
+from rcsd_jax.models import sharding
+from rcsd_jax.models.kernels import paged
+from tests.models.test_cache import HEAD_DIM, HEADS, config, filled
 
 def by_hand(q, k_pages, v_pages, lengths, page_indices, *, pages_per_compute_block):
     # What the kernel computes; itself interpreted, it waits for devices that wait for it.
@@ -114,11 +117,11 @@ def by_hand(q, k_pages, v_pages, lengths, page_indices, *, pages_per_compute_blo
     scores = jnp.where(jnp.arange(k.shape[2]) < lengths[:, None, None, None], scores, -1e30)
     return jnp.einsum("bkgs,kbsd->bkgd", jax.nn.softmax(scores), v).reshape(q.shape[0], -1, q.shape[-1])
 
-kernels.paged_attention = by_hand
+paged.paged_attention = by_hand
 pallas, axes = config("pallas"), ("kv_heads", None, "batch", None, None)
 cache, index = filled(pallas, 8, 256), jnp.asarray([0, 255, 128, 5, 127, 64, 200, 3])
 q = jax.random.normal(jax.random.key(2), (8, HEADS, 1, HEAD_DIM))
-attend = jax.jit(da.decode_attention, static_argnums=0)
+attend = jax.jit(cached_attention, static_argnums=0)
 expected = np.asarray(attend(config(), q, cache, 3, index))
 mesh = sharding.make_mesh(2, 2, 2)
 with jax.set_mesh(mesh):
@@ -142,8 +145,8 @@ def int8_and_plain(config, lengths, places, seed=0):
     """A plain cache of prompts, larger in some channels of keys than in others, and its int8 twin."""
     cache = filled(config, len(lengths), places)
     loud = jnp.exp(jax.random.normal(jax.random.key(seed), (HEAD_DIM,)))
-    cache = da.KVCache(tuple(x * loud for x in cache.k), cache.v)
-    return cache, da.int8_cache(cache, jnp.asarray(lengths))
+    cache = KVCache(tuple(x * loud for x in cache.k), cache.v)
+    return cache, int8_cache(cache, jnp.asarray(lengths))
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
@@ -158,28 +161,28 @@ def test_an_int8_cache_is_near_the_plain_one_and_of_every_row_alone(unrolled):
             for row, length in enumerate(lengths):
                 assert (error <= 0.501 * np.asarray(scale))[:, :, row, :length].all()
                 assert np.abs(np.asarray(y))[:, :, row, :length].max() in range(80, 128)  # headroom, but not more
-    one = da.int8_cache(jax.tree.map(lambda x: x[:, :, 1:2], plain), jnp.asarray(lengths[1:2]))
+    one = int8_cache(jax.tree.map(lambda x: x[:, :, 1:2], plain), jnp.asarray(lengths[1:2]))
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:, :, 1:2], y), int8, one)
 
 
 @pytest.mark.parametrize("tokens, kernels", [(1, "xla"), (3, "xla"), (1, "pallas")])
 def test_attention_to_an_int8_cache_with_new_tokens(tokens, kernels):
     c, lengths = config(kernels), jnp.asarray([100, 60, 1])
-    plain, int8 = int8_and_plain(c, lengths, da.PAGE)
+    plain, int8 = int8_and_plain(c, lengths, PAGE)
     k, v = (jax.random.normal(jax.random.key(s), (3, KV_HEADS, tokens, HEAD_DIM)) for s in (5, 6))
     q = jax.random.normal(jax.random.key(7), (3, HEADS, tokens, HEAD_DIM)) / 4
     interpreted = pltpu.force_tpu_interpret_mode if kernels == "pallas" else contextlib.nullcontext
     with interpreted():
-        written = da.write(c, int8, k, v, 2, lengths)
-    dequantized = da.KVCache(*(
+        written = write(c, int8, k, v, 2, lengths)
+    dequantized = KVCache(*(
         tuple(np.asarray(x, np.float32) * s for x, s in zip(pools, scales, strict=True))
         for pools, scales in ((written.k, written.k_scale), (written.v, written.v_scale))
     ))  # fmt: skip
     wanted = expected(q, dequantized, 2, lengths)
     with interpreted():
-        got = da.decode_attention(c, q, written, 2, lengths)
+        got = cached_attention(c, q, written, 2, lengths)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-5 if kernels == "xla" else 3e-2)
-    near = expected(q, da.write(config(), plain, k, v, 2, lengths), 2, lengths)
+    near = expected(q, write(config(), plain, k, v, 2, lengths), 2, lengths)
     assert np.abs(got - near)[:2].max() < 0.2  # the third row's prompt is one token: new ones go beyond its scale
 
 
@@ -188,6 +191,6 @@ def test_heads_that_do_not_fill_registers_are_not_the_kernels():
     narrow = dataclasses.replace(config("pallas"), head_dim=32)
     q = jnp.zeros((2, HEADS, 1, 32))
     text = str(
-        jax.make_jaxpr(lambda q: da.decode_attention(narrow, q, da.init_cache(narrow, 2, 128), 0, jnp.zeros(2, int)))(q)
+        jax.make_jaxpr(lambda q: cached_attention(narrow, q, init_cache(narrow, 2, 128), 0, jnp.zeros(2, int)))(q)
     )
     assert "pallas_call" not in text

@@ -12,9 +12,12 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import hf_config, loading
+from rcsd_jax.checkpoints.families import FAMILIES
+from rcsd_jax.checkpoints.hf_config import read_config
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.models import decoder
+from rcsd_jax.models.head import head_matrix
 
 TOKENS = np.random.default_rng(0).integers(0, 13, size=(1, 24)).astype(np.int32)
 SIZES = dict(
@@ -75,13 +78,13 @@ def written(kind):
 
 
 def without_effect(kind):
-    return {*huggingface._WITHOUT_EFFECT, *huggingface._WITHOUT_EFFECT_OF_FAMILY[kind]}
+    return {*hf_config.WITHOUT_EFFECT, *FAMILIES[kind].without_effect}
 
 
 def keys(kind):
     """All that transformers writes or takes, all that we know, and what none of them knows."""
     fields = {field.name for field in dataclasses.fields(getattr(transformers, KINDS[kind][0]))}
-    ours = {*huggingface._FOLLOWED, *huggingface._ONLY, *without_effect(kind)}
+    ours = {*hf_config.FOLLOWED, *FAMILIES[kind].followed, *hf_config.ONLY, *without_effect(kind)}
     within = {f"rope_parameters.{key}" for key in KINDS[kind][1]}
     return sorted({*written(kind), *fields, *ours, *REFUSED, *FOLLOWED, *within})
 
@@ -109,7 +112,7 @@ def _our_logits(config, params):
     ones = jnp.ones(TOKENS.shape, jnp.int32)
     positions = jnp.arange(TOKENS.shape[1])[None]
     hidden, _ = decoder.Decoder(config).apply({"params": params}, TOKENS, segment_ids=ones, positions=positions)
-    return hidden @ decoder.head_matrix(config, params)
+    return hidden @ head_matrix(config, params)
 
 
 OURS = {}
@@ -117,12 +120,12 @@ OURS = {}
 
 def our_logits(directory, model):
     """Of the directory's config.json with the model's weights. They follow from their shapes, so the same are read once."""
-    config = huggingface.read_config(directory, dtype=jnp.float32)
+    config = read_config(directory, dtype=jnp.float32)
     tensors = model.state_dict()
     known = config, tuple((name, *x.shape) for name, x in tensors.items())
     if known not in OURS:
         save_file({name: x.clone() for name, x in tensors.items()}, directory / "model.safetensors")
-        OURS[known] = np.asarray(_our_logits(config, huggingface.load(directory, dtype=jnp.float32)[1]))
+        OURS[known] = np.asarray(_our_logits(config, loading.load_model(directory, dtype=jnp.float32)[1]))
     return OURS[known]
 
 
@@ -142,7 +145,7 @@ def their_model(directory):
 
 def is_refused(directory, key):
     try:
-        huggingface.read_config(directory, dtype=jnp.float32)
+        read_config(directory, dtype=jnp.float32)
     except UserError as error:
         assert error.file == directory / "config.json" and error.remedy and "\n" not in str(error)
         # Where two fields contradict each other, one of them is named.
@@ -206,10 +209,10 @@ def test_logits_hang_on_what_is_followed(tmp_path):
 def test_what_is_not_understood_is_named(tmp_path, fields, named):
     (tmp_path / "config.json").write_text(json.dumps(written("qwen3") | fields))
     with pytest.raises(UserError, match=r"config\.json") as caught:
-        huggingface.read_config(tmp_path, dtype=jnp.float32)
+        read_config(tmp_path, dtype=jnp.float32)
     assert caught.value.field == named
 
 
 def test_a_field_that_is_null_is_not_there(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(written("qwen3") | {"not_heard_of": None, "rope_scaling": None}))
-    assert huggingface.read_config(tmp_path, dtype=jnp.float32).rope_theta == 500.0
+    assert read_config(tmp_path, dtype=jnp.float32).rope_theta == 500.0

@@ -1,4 +1,4 @@
-"""models/huggingface.py against `transformers`: same logits, same greedy tokens, the same bytes back."""
+"""Loading, saving and tokenizers against `transformers`: same logits, same greedy tokens, the same bytes back."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from rcsd_jax.checkpoints import huggingface
+from rcsd_jax.checkpoints import loading, saving
+from rcsd_jax.checkpoints.directory import resolve
+from rcsd_jax.checkpoints.hf_config import read_config
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.models import decoder
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.sampling import decoding
 from tests.checkpoints_for_tests import KINDS, VOCAB_SIZE, transformers_model, write_checkpoint, write_tokenizer
 
@@ -32,7 +36,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def case(request, tmp_path_factory):
     """One checkpoint of each kind: its directory, the transformers model, our config and parameters, and prompts."""
     directory = write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
-    config, params = huggingface.load(directory, dtype=jnp.float32)
+    config, params = loading.load_model(directory, dtype=jnp.float32)
     rng = np.random.default_rng(0)
     prompts = [rng.integers(1, VOCAB_SIZE, size=n).astype(np.int32) for n in LENGTHS]
     tokens, mask = left_padded(prompts)
@@ -67,7 +71,7 @@ def our_logits(config, params, prompts):
         hidden, _ = decoder.Decoder(config).apply(
             {"params": params}, tokens, segment_ids=segment_ids, positions=positions
         )
-        return hidden @ decoder.head_matrix(config, params)
+        return hidden @ head_matrix(config, params)
 
     return np.asarray(run(params))
 
@@ -136,7 +140,7 @@ def test_older_place_of_rope_gives_the_same_config(case, tmp_path):
     theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
     older = {"type": kind, **rope} if kind == "llama3" else None
     edit_config(tmp_path, rope_parameters="absent", rope_theta=theta, rope_scaling=older)
-    assert huggingface.read_config(tmp_path, dtype=jnp.float32) == case.config
+    assert read_config(tmp_path, dtype=jnp.float32) == case.config
 
 
 @pytest.mark.parametrize(
@@ -160,10 +164,10 @@ def test_older_place_of_rope_gives_the_same_config(case, tmp_path):
 )
 def test_unsupported_config_names_file_and_field(tmp_path, kind, fields, named):
     transformers_model(kind).config.save_pretrained(tmp_path)
-    huggingface.read_config(tmp_path, dtype=jnp.float32)
+    read_config(tmp_path, dtype=jnp.float32)
     edit_config(tmp_path, **fields)
     with pytest.raises(UserError, match=r"config\.json") as caught:
-        huggingface.read_config(tmp_path, dtype=jnp.float32)
+        read_config(tmp_path, dtype=jnp.float32)
     assert caught.value.field == named
 
 
@@ -185,9 +189,9 @@ def test_round_trip_is_bit_exact_and_transformers_agrees(kind, dtype, sharded, t
         tmp_path / "in", kind, bfloat16=dtype == jnp.bfloat16, max_shard_size="20KB" if sharded else "1GB"
     )
     assert len(list(source.glob("*.safetensors"))) > 1 if sharded else (source / "model.safetensors").is_file()
-    config, params = huggingface.load(source, dtype=dtype)
+    config, params = loading.load_model(source, dtype=dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
-    saved = huggingface.save(
+    saved = saving.save_model(
         tmp_path / "out", config, params, source=source, max_shard_bytes=20_000 if sharded else 1 << 30
     )
     assert (saved / "model.safetensors.index.json").is_file() == sharded
@@ -197,7 +201,7 @@ def test_round_trip_is_bit_exact_and_transformers_agrees(kind, dtype, sharded, t
     for name, tensor in before.items():
         assert after[name].dtype == tensor.dtype == jnp.dtype(dtype)
         assert after[name].tobytes() == tensor.tobytes(), name
-    again, params_again = huggingface.load(saved, dtype=dtype)
+    again, params_again = loading.load_model(saved, dtype=dtype)
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, params_again, params)
 
@@ -209,7 +213,7 @@ def test_round_trip_is_bit_exact_and_transformers_agrees(kind, dtype, sharded, t
 
 
 def test_directory_saved_without_a_source_loads_in_transformers(case, tmp_path):
-    saved = huggingface.save(tmp_path / "out", case.config, case.params)
+    saved = saving.save_model(tmp_path / "out", case.config, case.params)
     model = transformers.AutoModelForCausalLM.from_pretrained(saved, dtype="auto").eval()
     tokens = np.arange(1, 60)[None]
     np.testing.assert_allclose(their_logits(model, tokens), their_logits(case.model, tokens), rtol=0, atol=1e-4)
@@ -217,7 +221,7 @@ def test_directory_saved_without_a_source_loads_in_transformers(case, tmp_path):
 
 def test_parameter_dtype_may_differ_from_the_stored_and_the_activation_dtype(tmp_path):
     source = write_checkpoint(tmp_path, "qwen3", bfloat16=True)
-    config, params = huggingface.load(source, dtype=jnp.bfloat16, param_dtype=jnp.float32)
+    config, params = loading.load_model(source, dtype=jnp.bfloat16, param_dtype=jnp.float32)
     assert (config.dtype, config.param_dtype) == (jnp.bfloat16, jnp.float32)
     stored = load_file(source / "model.safetensors")
     down = np.stack([stored[f"model.layers.{i}.mlp.down_proj.weight"].T for i in range(config.num_layers)])
@@ -226,9 +230,9 @@ def test_parameter_dtype_may_differ_from_the_stored_and_the_activation_dtype(tmp
 
 
 def test_saved_in_another_dtype(tmp_path):
-    config, params = huggingface.load(write_checkpoint(tmp_path, "qwen3"), dtype=jnp.float32)
-    saved = huggingface.save(tmp_path / "narrow", config, params, dtype=jnp.bfloat16)
-    again, narrow = huggingface.load(saved, dtype=jnp.bfloat16)
+    config, params = loading.load_model(write_checkpoint(tmp_path, "qwen3"), dtype=jnp.float32)
+    saved = saving.save_model(tmp_path / "narrow", config, params, dtype=jnp.bfloat16)
+    again, narrow = loading.load_model(saved, dtype=jnp.bfloat16)
     assert json.loads((saved / "config.json").read_text())["torch_dtype"] == "bfloat16"
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype(jnp.bfloat16)), narrow, params)
 
@@ -239,7 +243,7 @@ def test_tied_head_and_inverse_frequencies_stored_by_older_exporters_are_ignored
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
     save_file(tensors, source / "model.safetensors")
-    _, params = huggingface.load(source, dtype=jnp.float32)
+    _, params = loading.load_model(source, dtype=jnp.float32)
     assert "head" not in params
 
 
@@ -275,7 +279,7 @@ def test_bad_weights_name_file_and_tensor(qwen3, tmp_path, damage):
     act, tensor = BAD_WEIGHTS[damage]
     act(directory)
     with pytest.raises(UserError, match="model") as caught:
-        huggingface.load(directory, dtype=jnp.float32)
+        loading.load_model(directory, dtype=jnp.float32)
     assert caught.value.field == tensor
 
 
@@ -284,7 +288,7 @@ def test_missing_shard_is_named(tmp_path):
     shard = sorted(source.glob("*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(UserError, match=shard.name):
-        huggingface.load(source, dtype=jnp.float32)
+        loading.load_model(source, dtype=jnp.float32)
 
 
 def run_python(code, *arguments, **environment):
@@ -306,20 +310,26 @@ def test_sharded_loading_places_each_slice_and_saves_the_same_bytes(qwen3, tmp_p
     import sys, jax, jax.numpy as jnp, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
     from rcsd_jax.models import decoder
-    from rcsd_jax.checkpoints import huggingface
+    from rcsd_jax.checkpoints import loading, saving
+    from rcsd_jax.checkpoints.directory import resolve
+    from rcsd_jax.checkpoints.hf_config import read_config
+    from rcsd_jax.checkpoints.tokenizer import load_tokenizer
+    from rcsd_jax.models.config import DecoderConfig
+    from rcsd_jax.models.declarations import declarations
+    from rcsd_jax.models.head import head_matrix
     source, target = sys.argv[1:]
-    config, whole = huggingface.load(source, dtype=jnp.float32)
+    config, whole = loading.load_model(source, dtype=jnp.float32)
     mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"))
     def sharding(leaf):  # every pattern: inner axes of stacked kernels, both axes of others, replicated vectors
         return NamedSharding(mesh, {1: P(), 2: P(None, None), 3: P(None, "fsdp", "tensor")}[leaf.ndim])
     shardings = jax.tree.map(sharding, whole)
     shardings["embed"] = NamedSharding(mesh, P(None, "tensor"))
     shardings["head"] = NamedSharding(mesh, P(("fsdp", "tensor"), None))
-    _, params = huggingface.load(source, dtype=jnp.float32, shardings=shardings)
+    _, params = loading.load_model(source, dtype=jnp.float32, shardings=shardings)
     jax.tree.map(np.testing.assert_array_equal, params, whole)
     assert jax.tree.all(jax.tree.map(lambda leaf, s: leaf.sharding == s, params, shardings))
     assert params["layers"]["gate"].addressable_shards[0].data.shape == (2, 16, 12)
-    huggingface.save(target, config, params)
+    saving.save_model(target, config, params)
     """
     run_python(
         code,
@@ -335,25 +345,27 @@ def test_sharded_loading_places_each_slice_and_saves_the_same_bytes(qwen3, tmp_p
 def test_peak_memory_of_load_and_save_is_the_model_and_one_tensor(tmp_path):
     code = """
     import json, math, pathlib, sys, jax, jax.numpy as jnp
+    from rcsd_jax.checkpoints import loading, saving
+    from rcsd_jax.models.config import DecoderConfig
+    from rcsd_jax.models.declarations import declarations
     from rcsd_jax.models import decoder
-    from rcsd_jax.checkpoints import huggingface
     def status(field):  # ru_maxrss would include the parent process at the fork
         return 1024 * int(pathlib.Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
     directory, fields, mode = sys.argv[1:]
-    config = decoder.DecoderConfig(**json.loads(fields), dtype=jnp.float32, param_dtype=jnp.float32)
-    declared = decoder.declarations(config)
+    config = DecoderConfig(**json.loads(fields), dtype=jnp.float32, param_dtype=jnp.float32)
+    declared = declarations(config)
     if mode == "write":
         params = {"layers": {}}
         for path, parameter in declared.items():
             (params["layers"] if len(path) > 1 else params)[path[-1]] = jnp.full(parameter.shape, 0.5, jnp.float32)
-        huggingface.save(directory, config, params)
+        saving.save_model(directory, config, params)
         sys.exit()
     report = {"model": sum(4 * math.prod(p.shape) for p in declared.values())}
     jnp.zeros(8).block_until_ready()
     start = status("VmRSS")
-    config, params = huggingface.load(directory, dtype=jnp.float32)
+    config, params = loading.load_model(directory, dtype=jnp.float32)
     report["load"] = status("VmHWM") - start
-    huggingface.save(directory + "_again", config, params)
+    saving.save_model(directory + "_again", config, params)
     report["save"] = status("VmHWM") - start
     print(json.dumps(report))
     """
@@ -376,13 +388,13 @@ def test_save_carries_over_tokenizer_and_further_config_fields(qwen3, tmp_path):
     shutil.copytree(qwen3, source)
     write_tokenizer(source, ["some words to make pairs of"])
     edit_config(source, eos_token_id=2, unsloth_version="kept")
-    config, params = huggingface.load(source, dtype=jnp.float32)
-    saved = huggingface.save(tmp_path / "out", config, params, source=source)
+    config, params = loading.load_model(source, dtype=jnp.float32)
+    saved = saving.save_model(tmp_path / "out", config, params, source=source)
     raw = json.loads((saved / "config.json").read_text())
     assert (raw["eos_token_id"], raw["unsloth_version"]) == (2, "kept")
     assert (saved / "generation_config.json").is_file()
     messages = [{"role": "user", "content": "some words"}]
-    tokenizers = [huggingface.load_tokenizer(directory) for directory in (saved, source)]
+    tokenizers = [load_tokenizer(directory) for directory in (saved, source)]
     ours, theirs = (tokenizer.apply_chat_template(messages, tokenize=False) for tokenizer in tokenizers)
     assert ours == theirs == "<|im_start|>user\nsome words<|im_end|>\n"
 
@@ -390,17 +402,17 @@ def test_save_carries_over_tokenizer_and_further_config_fields(qwen3, tmp_path):
 def test_interrupted_save_leaves_the_old_directory_and_a_later_one_succeeds(qwen3, tmp_path, monkeypatch):
     target = tmp_path / "model"
     shutil.copytree(qwen3, target)
-    config, params = huggingface.load(target, dtype=jnp.float32)
+    config, params = loading.load_model(target, dtype=jnp.float32)
     doubled = jax.tree.map(lambda leaf: 2 * leaf, params)
-    write_shard, before = huggingface._write_shard, all_tensors(target)
+    write_shard, before = saving._write_shard, all_tensors(target)
 
     def killed(file, *arguments):
         write_shard(file, *arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(huggingface, "_write_shard", killed)
+    monkeypatch.setattr(saving, "_write_shard", killed)
     with pytest.raises(KeyboardInterrupt):
-        huggingface.save(target, config, doubled)
+        saving.save_model(target, config, doubled)
     monkeypatch.undo()
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
     assert all(np.array_equal(tensor, before[name]) for name, tensor in all_tensors(target).items())
@@ -408,26 +420,26 @@ def test_interrupted_save_leaves_the_old_directory_and_a_later_one_succeeds(qwen
     left_by_sigkill = tmp_path / ".model.partial"
     left_by_sigkill.mkdir()
     (left_by_sigkill / "model-00001-of-00002.safetensors").write_bytes(b"half")
-    huggingface.save(target, config, doubled)
+    saving.save_model(target, config, doubled)
     assert sorted(entry.name for entry in target.iterdir()) == ["config.json", "model.safetensors"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
-    np.testing.assert_array_equal(huggingface.load(target, dtype=jnp.float32)[1]["embed"], doubled["embed"])
+    np.testing.assert_array_equal(loading.load_model(target, dtype=jnp.float32)[1]["embed"], doubled["embed"])
 
 
 def test_save_does_not_replace_a_directory_of_something_else(qwen3, tmp_path):
-    config, params = huggingface.load(qwen3, dtype=jnp.float32)
+    config, params = loading.load_model(qwen3, dtype=jnp.float32)
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="something other than a model"):
-        huggingface.save(tmp_path, config, params)
+        saving.save_model(tmp_path, config, params)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_save_refuses_parameters_of_another_config(qwen3, tmp_path):
-    config, params = huggingface.load(qwen3, dtype=jnp.float32)
+    config, params = loading.load_model(qwen3, dtype=jnp.float32)
     with pytest.raises(ValueError, match="final_norm"):
-        huggingface.save(tmp_path / "out", config, {**params, "final_norm": jnp.ones(7)})
+        saving.save_model(tmp_path / "out", config, {**params, "final_norm": jnp.ones(7)})
     with pytest.raises(ValueError, match="declares"):
-        huggingface.save(tmp_path / "out", config, {**params, "extra": jnp.ones(7)})
+        saving.save_model(tmp_path / "out", config, {**params, "extra": jnp.ones(7)})
     assert not (tmp_path / "out").exists()
 
 
@@ -439,8 +451,8 @@ def test_tokenizer_loads_where_torch_is_not_installed(tmp_path):
     code = """
     import sys
     sys.modules["torch"] = None
-    from rcsd_jax.checkpoints import huggingface
-    tokenizer = huggingface.load_tokenizer(sys.argv[1])
+    from rcsd_jax.checkpoints.tokenizer import load_tokenizer
+    tokenizer = load_tokenizer(sys.argv[1])
     print(tokenizer.decode(tokenizer("mass over volume").input_ids))
     """
     assert run_python(code, tmp_path).strip() == "mass over volume"
@@ -448,13 +460,13 @@ def test_tokenizer_loads_where_torch_is_not_installed(tmp_path):
 
 def test_directory_without_a_usable_tokenizer(qwen3, tmp_path):
     with pytest.raises(UserError, match="no tokenizer here"):
-        huggingface.load_tokenizer(qwen3)
+        load_tokenizer(qwen3)
     write_tokenizer(tmp_path / "plain", ["words"], chat_template=False)
     with pytest.raises(UserError, match="no chat template.*instruction-tuned"):
-        huggingface.load_tokenizer(tmp_path / "plain")
+        load_tokenizer(tmp_path / "plain")
     (tmp_path / "plain" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
-        huggingface.load_tokenizer(tmp_path / "plain")
+        load_tokenizer(tmp_path / "plain")
 
 
 def test_hub_id_is_downloaded_and_an_unreachable_hub_is_told(qwen3, monkeypatch):
@@ -462,8 +474,8 @@ def test_hub_id_is_downloaded_and_an_unreachable_hub_is_told(qwen3, monkeypatch)
 
     asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(qwen3))
-    assert huggingface.resolve("someone/some-model") == qwen3
-    assert huggingface.load("someone/some-model", dtype=jnp.float32)[0].vocab_size == VOCAB_SIZE
+    assert resolve("someone/some-model") == qwen3
+    assert loading.load_model("someone/some-model", dtype=jnp.float32)[0].vocab_size == VOCAB_SIZE
     assert set(asked) == {"someone/some-model"}
 
     def unreachable(*_, **__):
@@ -471,6 +483,6 @@ def test_hub_id_is_downloaded_and_an_unreachable_hub_is_told(qwen3, monkeypatch)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(UserError, match="someone/some-model.*name not resolved.*network"):
-        huggingface.resolve("someone/some-model")
+        resolve("someone/some-model")
     with pytest.raises(UserError, match="no such model directory"):
-        huggingface.resolve("./not/here")
+        resolve("./not/here")

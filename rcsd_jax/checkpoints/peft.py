@@ -1,18 +1,10 @@
-"""Low-rank adapters: made, merged into the weights, and exchanged with `peft`.
-
-LoRA (arXiv 2106.09685) adds scale * (x @ a) @ b to a kernel's output. Adapters are a tree of their own,
-{target: {"a": [L, in, r], "b": [L, r, out]}}, which the decoder takes as its "lora" collection; without it the same
-weights are the base model. The targets are the parameters that `decoder.declarations` marks with `lora_target`.
-"""
+"""LoRA adapters in the files of `peft`: adapter_config.json and adapter_model.safetensors."""
 
 from __future__ import annotations
 
-import difflib
-import functools
 import json
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,13 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from rcsd_jax.checkpoints.huggingface import gathered
+from rcsd_jax.checkpoints.families import FAMILIES
+from rcsd_jax.checkpoints.tensors import tensors_of
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import AnyPath, as_path
 from rcsd_jax.host.replaced_directory import replaced_directory
-from rcsd_jax.models import decoder
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import layer_matrices
+from rcsd_jax.models.lora import Adapters, check_settings, lora_targets
+from rcsd_jax.models.parameters import Parameter
+from rcsd_jax.models.sharding import gathered
 
-Adapters = dict[str, dict[str, jax.Array]]
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
 
@@ -41,82 +37,9 @@ class PeftAdapter(NamedTuple):
     targets: tuple[str, ...]
 
 
-def lora_targets(config: decoder.DecoderConfig) -> tuple[str, ...]:
-    """Every name that `targets` may hold, in the decoder's order."""
-    return tuple(_declared_targets(config))
-
-
-def lora_scale(rank: int, alpha: float) -> float:
-    """alpha / rank, the `DecoderConfig.lora_scale` under which adapters of this rank are trained and applied."""
-    return alpha / rank
-
-
-def init_lora(
-    config: decoder.DecoderConfig, key: jax.Array, *, rank: int, alpha: float, targets: Iterable[str]
-) -> Adapters:
-    """Adapters that change nothing yet: a is normal, b is zero.
-
-    Args:
-      config: of the model they are for.
-      key: random key; a target's values depend on it and on the target, not on the other targets.
-      rank: r, at least 1.
-      alpha: numerator of the scale; positive.
-      targets: names among `lora_targets`.
-
-    Returns:
-      {target: {"a": [L, in, r] float32 of the standard deviation of peft's kaiming-uniform initialiser,
-      sqrt(1 / (3 in)), "b": [L, r, out] float32 zeros}}.
-
-    Raises:
-      UserError: a target that the decoder does not have, none at all, or a rank or alpha that is not positive.
-    """
-    declared = _check(config, rank, alpha, targets := tuple(targets))
-    adapters: Adapters = {}
-    for number, (target, parameter) in enumerate(declared.items()):
-        if target in targets:
-            layers, fan_in, fan_out = parameter.shape
-            noise = jax.random.normal(jax.random.fold_in(key, number), (layers, fan_in, rank), jnp.float32)
-            adapters[target] = {
-                "a": noise / jnp.sqrt(3.0 * fan_in),  # [L, in, r]
-                "b": jnp.zeros((layers, rank, fan_out), jnp.float32),  # [L, r, out]
-            }
-    return adapters
-
-
-def merge(
-    params: Mapping[str, Any], adapters: Mapping[str, Mapping[str, jax.Array]], scale: float, *, dtype: Any = None
-) -> dict[str, Any]:
-    """Parameters W + scale * a @ b, which give without adapters what `params` give with them.
-
-    Args:
-      params: decoder parameters; not changed.
-      adapters: see the module; the kernel of target t is params["layers"][t].
-      scale: see `lora_scale`.
-      dtype: of the merged kernels; None for their own.
-
-    Returns:
-      Parameters, those without adapters as they were; the sum is taken in float32, one layer at a time.
-    """
-    layers = dict(params["layers"])
-    for target, adapter in adapters.items():
-        to = layers[target].dtype if dtype is None else dtype
-        layers[target] = _merged(layers[target], adapter["a"], adapter["b"], jnp.float32(scale), dtype=to)
-    return {**params, "layers": layers}
-
-
-@functools.partial(jax.jit, static_argnames="dtype")
-def _merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, *, dtype: Any) -> jax.Array:
-    def one_layer(layer: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        w, a, b = layer  # [in, out], [in, r], [r, out]
-        delta = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-        return (w.astype(jnp.float32) + scale * delta).astype(dtype)
-
-    return jax.lax.map(one_layer, (kernel, a, b))
-
-
 def save_peft(
     directory: str | os.PathLike,
-    config: decoder.DecoderConfig,
+    config: DecoderConfig,
     adapters: Mapping[str, Mapping[str, jax.Array]],
     *,
     rank: int,
@@ -129,7 +52,7 @@ def save_peft(
     Args:
       directory: new, empty, or an adapter to replace; it appears complete or not at all.
       config: of the model they are for.
-      adapters: see the module; where other processes hold a part of them, all processes call this and process 0 writes.
+      adapters: see `models.lora`. If other processes hold a part of them, all processes call this and process 0 writes.
       rank, alpha, targets: as given to `init_lora`.
       base_path: directory or hub id of the base model, noted in adapter_config.json.
 
@@ -137,23 +60,21 @@ def save_peft(
       The directory.
 
     Raises:
-      UserError: see `init_lora` and `replaced_directory`.
+      UserError: see `check_settings` and `replaced_directory`.
       ValueError: adapters of other targets or another rank than said.
     """
-    declared = _check(config, rank, alpha, targets := tuple(targets))
+    matrices = check_settings(config, rank, alpha, targets := tuple(targets))
     if set(adapters) != set(targets):
         raise ValueError(f"adapters of {sorted(adapters)} given, targets are {sorted(targets)}")
     tensors, modules = {}, []
     for target, adapter in adapters.items():
-        hf_name = declared[target].hf_name
-        modules.append(hf_name.split(".")[-2])
+        modules.append(_template(config, target).split(".")[-2])
         if adapter["a"].shape[-1] != rank:
             raise ValueError(f"adapter {target} has rank {adapter['a'].shape[-1]}, not {rank}")
         a, b = (_on_host(adapter[side]) for side in "ab")
-        for layer in range(a.shape[0]):
-            name_a, name_b = _peft_names(hf_name, layer)
-            tensors[name_a] = np.ascontiguousarray(a[layer].T)  # [r, in]
-            tensors[name_b] = np.ascontiguousarray(b[layer].T)  # [out, r]
+        for index, (name_a, name_b) in _names(config, target, matrices[target]).items():
+            tensors[name_a] = np.ascontiguousarray(a[index].T)  # [r, in]
+            tensors[name_b] = np.ascontiguousarray(b[index].T)  # [out, r]
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -182,7 +103,7 @@ def _on_host(array: jax.Array) -> np.ndarray:
     return np.asarray(array if to is None else jax.device_put(array, to))
 
 
-def load_peft(directory: str | os.PathLike, config: decoder.DecoderConfig) -> PeftAdapter:
+def load_peft(directory: str | os.PathLike, config: DecoderConfig) -> PeftAdapter:
     """Reads a LoRA adapter that `save_peft` or `peft` wrote.
 
     Args:
@@ -203,12 +124,12 @@ def load_peft(directory: str | os.PathLike, config: decoder.DecoderConfig) -> Pe
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise _unreadable(directory, error) from error
     adapters: Adapters = {}
-    for target, parameter in _declared_targets(config).items():
-        layers, fan_in, fan_out = parameter.shape
-        names = [_peft_names(parameter.hf_name, layer) for layer in range(layers)]
+    for target, parameter in layer_matrices(config).items():
+        *stacked, fan_in, fan_out = parameter.shape
+        names = _names(config, target, parameter).values()
         if not any(name in tensors for pair in names for name in pair):
             continue
-        stacked = []
+        sides = []
         for side, shape in ((0, (rank, fan_in)), (1, (fan_out, rank))):
             found: list[np.ndarray] = []
             for pair in names:
@@ -222,8 +143,9 @@ def load_peft(directory: str | os.PathLike, config: decoder.DecoderConfig) -> Pe
                         value=None if tensor is None else tensor.shape,
                     )
                 found.append(tensor)
-            stacked.append(jnp.asarray(np.stack([tensor.T for tensor in found]), jnp.float32))
-        adapters[target] = {"a": stacked[0], "b": stacked[1]}
+            whole = np.stack([tensor.T for tensor in found]).reshape(*stacked, *shape[::-1])
+            sides.append(jnp.asarray(whole, jnp.float32))
+        adapters[target] = {"a": sides[0], "b": sides[1]}
     if tensors or not adapters:
         raise UserError(
             "tensor does not belong to a target of this model" if tensors else "no adapter of this model's targets",
@@ -260,8 +182,8 @@ def _unreadable(directory: pathlib.Path, error: Exception) -> UserError:
     )
 
 
-# Fields of adapter_config.json that plain LoRA has in one way. The initialisations are those that leave the base as it is: with
-# "pissa" and its like the adapter belongs to what is left of the base.
+# Fields of adapter_config.json that plain LoRA has in one way only. The initialisations are those that leave the base as it
+# is. With "pissa" and the like, the adapter belongs to a base that the initialisation has changed.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
@@ -280,7 +202,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "trainable_token_indices": (None,),
     "revision": (None, "main"),
 }
-# Those that are read, that are for training alone, or that only say which tensors there are. Others are refused.
+# Fields that are read, that only matter in training, or that only say which tensors there are. Others are refused.
 _WITHOUT_EFFECT = (
     "base_model_name_or_path", "r", "lora_alpha", "task_type", "auto_mapping", "peft_version", "inference_mode",
     "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_config",
@@ -315,39 +237,12 @@ def _reject_other_than_lora(fields: Mapping[str, Any], file: pathlib.Path) -> No
             )
 
 
-def _check(
-    config: decoder.DecoderConfig, rank: int, alpha: float, targets: tuple[str, ...]
-) -> dict[str, decoder.Parameter]:
-    """The declared targets; raises UserError for settings that no adapter can have."""
-    declared = _declared_targets(config)
-    for name, value in (("rank", rank), ("alpha", alpha)):
-        if value <= 0:
-            raise UserError("must be positive", remedy="give a number above 0", field=f"lora.{name}", value=value)
-    if not targets:
-        raise UserError(
-            "names no target", remedy=f"give some of {', '.join(declared)}", field="lora.targets", value=targets
-        )
-    for target in targets:
-        if target not in declared:
-            stem = re.sub(r"_proj$", "", target)
-            (nearest,) = difflib.get_close_matches(stem, declared, n=1, cutoff=0.0)
-            raise UserError(
-                "is not a LoRA target",
-                remedy=f"did you mean '{nearest}'? valid: {', '.join(declared)}",
-                field="lora.targets",
-                value=target,
-            )
-    return declared
+def _template(config: DecoderConfig, target: str) -> str:
+    return FAMILIES[config.family].names[target]
 
 
-def _declared_targets(config: decoder.DecoderConfig) -> dict[str, decoder.Parameter]:
-    return {
-        parameter.lora_target: parameter
-        for parameter in decoder.declarations(config).values()
-        if parameter.lora_target is not None
-    }
-
-
-def _peft_names(hf_name: str, layer: int) -> tuple[str, str]:
-    module = _PEFT_PREFIX + hf_name.format(layer=layer).removesuffix(".weight")
-    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+def _names(config: DecoderConfig, target: str, parameter: Parameter) -> dict[tuple[int, ...], tuple[str, str]]:
+    """Index along a target's stacked axes -> the names of the tensors of `a` and `b`."""
+    names = tensors_of(parameter, _template(config, target)).names
+    modules = {index: _PEFT_PREFIX + name.removesuffix(".weight") for index, name in names.items()}
+    return {index: (f"{module}.lora_A.weight", f"{module}.lora_B.weight") for index, module in modules.items()}

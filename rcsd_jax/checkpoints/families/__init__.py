@@ -1,0 +1,7 @@
+"""The model families whose checkpoints can be read and written, by the `model_type` of their config.json."""
+
+from rcsd_jax.checkpoints.families.family import Family
+from rcsd_jax.checkpoints.families.llama import LLAMA
+from rcsd_jax.checkpoints.families.qwen import QWEN2, QWEN3
+
+FAMILIES: dict[str, Family] = {"qwen3": QWEN3, "qwen2": QWEN2, "llama": LLAMA}

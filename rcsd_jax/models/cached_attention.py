@@ -1,0 +1,124 @@
+"""Attention of new tokens to the keys and values in a cache: it reads only the places in use."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from rcsd_jax.models import kernels
+from rcsd_jax.models.cache import POOL_AXES, KVCache, layer_of, pool_of
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.kernels import paged
+from rcsd_jax.models.sharding import LAYOUTS, has_mesh, spec
+
+BLOCK = 256
+"""Places of a longer cache that the plain path reads at once."""
+_FEW_QUERIES = 8  # for a key/value head; up to here the plain path takes one at a time
+_HEADS_AND_ROWS = ((0, 1), (0, 1))  # batch axes of products with keys and values
+
+
+def cached_attention(
+    config: DecoderConfig, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array
+) -> jax.Array:
+    """Grouped-query attention of new tokens to a layer of the cache, which holds their own keys and values already.
+
+    Args:
+      config: of the decoder; with `kernels` "pallas", single tokens take the paged kernel if heads fill vector registers.
+      q: [B, H, T, Hd]; row b's token t attends to the places up to index[b] + t.
+      cache: [.., B, S, ..], see `KVCache`.
+      layer: as in `cache.write`.
+      index: [B] int32.
+
+    Returns:
+      [B, H, T, Hd] in the dtype of q.
+    """
+    q = _scaled(q, cache.k_scale, cache, layer)
+    if config.kernels == "pallas" and kernels.takes(q):
+        attended = _paged(config, q[:, :, 0], cache, layer, index)[:, :, None]
+    else:
+        attended = _blocks(config, q, cache, layer, index)
+    return _scaled(attended, cache.v_scale, cache, layer)
+
+
+def _scaled(x: jax.Array, scales: tuple[jax.Array, ...], cache: KVCache, layer: jax.Array | int) -> jax.Array:
+    """x [B, H, T, Hd] times the scales of a layer of an int8 cache."""
+    if not scales:
+        return x
+    pool, layer = pool_of(cache, layer)
+    scale = layer_of(scales[pool], layer).swapaxes(0, 1)  # [B, K, 1, Hd]
+    grouped = x.reshape(x.shape[0], scale.shape[1], -1, *x.shape[2:])  # [B, K, G, T, Hd]
+    return (grouped.astype(jnp.float32) * scale[:, :, None]).reshape(x.shape).astype(x.dtype)
+
+
+def _blocks(config: DecoderConfig, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:
+    """Block by block up to the last place in use, with a running maximum and sum (the softmax is exact)."""
+    batch, heads, length, head_dim = q.shape
+    pool, layer = pool_of(cache, layer)
+    keys, values = cache.k[pool], cache.v[pool]
+    kv_heads, places = keys.shape[0], keys.shape[3]
+    group = heads // kv_heads
+    block = places if places <= BLOCK else BLOCK
+    q = q.reshape(batch, kv_heads, group * length, head_dim).swapaxes(0, 1)
+    last = jnp.tile(index[:, None] + jnp.arange(length), (1, group))  # [B, G * T], the last place that each sees
+
+    def add(i: jax.Array | int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        maximum, total, sums = carry
+        # The last block ends with the cache; what an earlier block has read already is masked.
+        start = jnp.minimum(i * block, places - block)
+
+        def take(pool: jax.Array) -> jax.Array:
+            read = jax.lax.dynamic_slice(pool, (0, layer, 0, start, 0), (kv_heads, 1, batch, block, head_dim))
+            return read[:, 0].astype(q.dtype)
+
+        scores = _scores(q, take(keys))  # [K, B, G * T, block]
+        place = start + jnp.arange(block)
+        seen = (place <= last[..., None]) & (place >= i * block)
+        scores = jnp.where(seen, scores * config.query_scale, -1e30)
+        new_maximum = jnp.maximum(maximum, scores.max(axis=-1, keepdims=True))
+        weights = jnp.exp(scores - new_maximum)
+        scale = jnp.exp(maximum - new_maximum)
+        total = total * scale + weights.sum(axis=-1, keepdims=True)
+        added = jax.lax.dot_general(
+            weights.astype(q.dtype),
+            take(values),
+            (((3,), (2,)), _HEADS_AND_ROWS),
+            preferred_element_type=jnp.float32,
+        )
+        return new_maximum, total, sums * scale + added
+
+    shape = (kv_heads, batch, group * length)
+    carry: tuple[jax.Array, ...] = (jnp.full((*shape, 1), -1e30), jnp.zeros((*shape, 1)), jnp.zeros((*shape, head_dim)))
+    if block == places:
+        carry = add(0, carry)
+    else:
+        carry = jax.lax.fori_loop(0, (index.max() + length + block - 1) // block, add, carry)
+    return (carry[2] / carry[1]).astype(q.dtype).swapaxes(0, 1).reshape(batch, heads, length, head_dim)
+
+
+def _scores(q: jax.Array, keys: jax.Array) -> jax.Array:
+    """q [K, B, G * T, Hd] times keys [K, B, S, Hd]: [K, B, G * T, S] float32."""
+    if q.shape[2] > _FEW_QUERIES:
+        return jax.lax.dot_general(q, keys, (((3,), (3,)), _HEADS_AND_ROWS), preferred_element_type=jnp.float32)
+    # One query at a time: then XLA on CPUs reads keys as they lie. For several it transposes them first.
+    one = lambda q: jax.lax.dot_general(keys, q, (((3,), (2,)), _HEADS_AND_ROWS), preferred_element_type=jnp.float32)
+    return jnp.stack([one(q[:, :, i]) for i in range(q.shape[2])], axis=2)
+
+
+def _paged(config: DecoderConfig, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:
+    """One token a row, q [B, H, Hd], by the paged kernel."""
+    pool, layer = pool_of(cache, layer)
+    attend = functools.partial(paged.attend, scale=config.query_scale)
+    if has_mesh():  # the kernel cannot be partitioned: each device runs it on its rows and heads
+        rules = LAYOUTS[config.layout]
+        pool_spec = spec(POOL_AXES, rules)
+        rows, queries = spec(("batch",), rules), spec(("batch", "heads", None), rules)
+        attend = jax.shard_map(
+            attend,
+            in_specs=(queries, pool_spec, pool_spec, rows, PartitionSpec()),
+            out_specs=queries,
+            check_vma=False,
+        )
+    return attend(q, cache.k[pool], cache.v[pool], index.astype(jnp.int32), jnp.asarray(layer, jnp.int32))

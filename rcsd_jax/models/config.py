@@ -1,0 +1,56 @@
+"""The static description of a decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from rcsd_jax.models.rope import Llama3Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Static description of a decoder. It is hashable, so `Decoder(config)` can be a static argument of jit."""
+
+    family: str  # of its checkpoints: "qwen3", "qwen2" or "llama"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 1e6
+    rope_scaling: Llama3Rope | None = None
+    rms_norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = True
+    max_position: int = 40960
+    dtype: Any = jnp.float32  # of activations
+    param_dtype: Any = jnp.float32
+    remat: str = "none"  # what the backward pass recomputes: a key of `REMAT`
+    kernels: str = "xla"  # of attention: one of `kernels.KERNELS`
+    layout: str = "train"  # where weights and activations lie on a mesh: a key of `sharding.LAYOUTS`
+    lora_scale: float = 1.0  # alpha / rank
+
+    @property
+    def query_scale(self) -> float:
+        """The factor of attention's scores, query @ key."""
+        return self.head_dim**-0.5
+
+
+REMAT: dict[str, tuple[str, ...] | None] = {
+    "none": None,
+    "full": (),
+    "attention": ("attention",),
+    "mlp": ("attention", "qkv", "attention_out"),
+    "projections": ("attention", "qkv", "attention_out", "mlp_in", "adapters_in"),
+}
+"""What a layer keeps for the backward pass besides its input: everything (None), or the named activations.
+
+The backward pass recomputes the rest. From "full" down to "projections", and then "none", a layer needs more memory and less
+work: "mlp" recomputes the feed-forward block only.
+"""

@@ -1,0 +1,102 @@
+"""Where a decoder's parameters and adapters lie on a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import qwix
+from jax.sharding import Mesh, NamedSharding
+
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.declarations import Path, layer_matrices, leaf_at, tree_of
+from rcsd_jax.models.parameters import Parameter
+from rcsd_jax.models.sharding import DEFAULT_RULES, has_mesh, row_shards, spec
+
+
+def param_axes(config: DecoderConfig, params: Any = None) -> Any:
+    """The logical axes of parameters, as their tree.
+
+    Args:
+      config: of the decoder.
+      params: the parameters, if some of them may be in int8; None: all as declared.
+    """
+
+    def axes(path: Path, parameter: Parameter) -> Any:
+        value = None if params is None else leaf_at(params, path)
+        if isinstance(value, qwix.QArray):
+            *stack, _, columns = parameter.axes
+            return dataclasses.replace(value, qvalue=parameter.axes, scale=(*stack, None, columns))
+        return parameter.axes
+
+    return tree_of(config, axes)
+
+
+def param_shardings(
+    config: DecoderConfig, mesh: Mesh, rules: Mapping[str, Any] = DEFAULT_RULES, params: Any = None
+) -> Any:
+    """Shardings (`NamedSharding`) of parameters, as their tree; `params` as in `param_axes`."""
+    return _shardings(param_axes(config, params), mesh, rules)
+
+
+def lora_axes(config: DecoderConfig, adapters: Mapping[str, Any]) -> dict[str, dict[str, tuple[str | None, ...]]]:
+    """The logical axes of adapters, as their tree: `a` [L, in, r] as its matrix's rows, `b` [L, r, out] as its columns."""
+    axes = {name: parameter.axes for name, parameter in layer_matrices(config).items()}
+    return {
+        target: {"a": (*axes[target][:-1], None), "b": (*axes[target][:-2], None, axes[target][-1])}
+        for target in adapters
+    }
+
+
+def lora_shardings(
+    config: DecoderConfig, mesh: Mesh, adapters: Mapping[str, Any], rules: Mapping[str, Any] = DEFAULT_RULES
+) -> Any:
+    """Shardings of adapters, as their tree; the rank is whole."""
+    return _shardings(lora_axes(config, adapters), mesh, rules)
+
+
+def _shardings(axes: Any, mesh: Mesh, rules: Mapping[str, Any]) -> Any:
+    is_axes = lambda x: type(x) is tuple
+    return jax.tree.map(lambda x: NamedSharding(mesh, spec(x, rules)), axes, is_leaf=is_axes)
+
+
+def check_divisible(config: DecoderConfig, mesh: Mesh, batches: Mapping[str, int]) -> None:
+    """Checks that the mesh divides the batches, the heads and the widths that it shards.
+
+    Args:
+      config: of the decoder.
+      mesh: of `sharding.make_mesh`.
+      batches: what they are called -> rows over all devices.
+
+    Raises:
+      UserError: naming the config key of the mesh axis, its size and what it does not divide.
+    """
+    stored, rows = mesh.shape["group"] * mesh.shape["fsdp"], row_shards("train", mesh)
+    needs = (
+        *(("mesh.data x mesh.group x mesh.fsdp", rows, f"rows of {name}", count) for name, count in batches.items()),
+        ("mesh.tensor", mesh.shape["tensor"], "attention heads", config.num_heads),
+        ("mesh.tensor", mesh.shape["tensor"], "key/value heads", config.num_kv_heads),
+        ("mesh.tensor", mesh.shape["tensor"], "intermediate_size", config.intermediate_size),
+        ("mesh.tensor", mesh.shape["tensor"], "vocab_size", config.vocab_size),
+        ("mesh.group x mesh.fsdp", stored, "hidden_size", config.hidden_size),
+    )
+    for field, size, what, count in needs:
+        if count % size:
+            remedy = f"choose a divisor of {count}"
+            raise UserError(f"does not divide the {count} {what}", field=field, value=size, remedy=remedy)
+
+
+def sampling_layout(config: DecoderConfig) -> str:
+    """The layout in which a decoder is sampled: "sampling" if the mesh that is set divides the heads and widths so.
+
+    Otherwise "train", in which every token gathers all weights.
+    """
+    if not has_mesh():
+        return "train"
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    widths = (config.num_kv_heads, config.num_heads, config.intermediate_size, config.vocab_size)
+    return "train" if any(width % parts for width in widths) else "sampling"

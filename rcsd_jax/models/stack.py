@@ -1,0 +1,57 @@
+"""All layers of the decoder, one after the other: scanned, with rematerialisation for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rcsd_jax.models import few_layers
+from rcsd_jax.models.cache import KVCache
+from rcsd_jax.models.config import REMAT, DecoderConfig
+from rcsd_jax.models.layer import Statistics, decoder_layer
+from rcsd_jax.models.self_attention import Tokens
+
+
+def run_layers(
+    config: DecoderConfig,
+    layers: Mapping[str, Any],
+    adapters: Mapping[str, Any],
+    x: jax.Array,
+    tokens: Tokens,
+    cache: KVCache | None,
+) -> tuple[jax.Array, KVCache | None, Statistics]:
+    """Applies all layers to x [B, T, D].
+
+    Args:
+      config: of the decoder.
+      layers: name -> weights, stacked along the layers.
+      adapters: name -> {"a", "b"}, stacked likewise.
+      x: [B, T, D].
+      tokens: where the tokens stand.
+      cache: into which keys and values are written; None for none.
+
+    Returns:
+      [B, T, D], the extended cache, and what the layers report, stacked.
+    """
+
+    def layer(carry: Any, scanned: Any) -> tuple[Any, Statistics]:
+        x, cache = carry
+        number, weights, adapters = scanned
+        x, cache, statistics = decoder_layer(config, weights, adapters, x, tokens, cache, number)
+        return (x, cache), statistics
+
+    unrolled = few_layers.unrolled(config)
+    if cache is not None and unrolled:
+        (x, cache), statistics = few_layers.loop(layer, (x, cache), (layers, adapters), config.num_layers)
+        return x, cache, statistics
+    kept = REMAT[config.remat]
+    if kept is not None:
+        policy = jax.checkpoint_policies.save_only_these_names(*kept)
+        # A loop keeps XLA from merging the recomputation with the forward pass. Without a loop it has to be told.
+        layer = jax.checkpoint(layer, prevent_cse=unrolled, policy=policy)
+    scanned = (jnp.arange(config.num_layers), layers, adapters)
+    (x, cache), statistics = jax.lax.scan(layer, (x, cache), scanned, unroll=config.num_layers if unrolled else 1)
+    return x, cache, statistics

@@ -1,0 +1,63 @@
+"""The forms in which a weight matrix is stored, and products with each: a plain array, int8, or transposed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import qwix
+
+from rcsd_jax.models.sharding import constrain
+
+
+@flax.struct.dataclass
+class Transposed:
+    """A matrix [in, out] that lies in memory as [out, in].
+
+    For a few tokens, XLA on CPUs reads a matrix along its columns. From main memory that takes twice as long.
+    """
+
+    values: jax.Array
+
+
+Matrix: TypeAlias = jax.Array | qwix.QArray | Transposed
+
+
+def cast(params: Any, dtype: Any) -> Any:
+    """Parameters in a dtype; those in int8 stay as they are."""
+    is_int8 = lambda x: isinstance(x, qwix.QArray)
+    return jax.tree.map(lambda x: x if is_int8(x) else x.astype(dtype), params, is_leaf=is_int8)
+
+
+def placed(matrix: Matrix, axes: tuple[str | None, str | None], rules: Mapping[str, Any], dtype: Any) -> Matrix:
+    """A matrix [in, out], in `dtype` or int8, sharded by its logical axes (inside jit)."""
+    if isinstance(matrix, Transposed):
+        return Transposed(constrain(matrix.values.astype(dtype), axes[::-1], rules))
+    if isinstance(matrix, qwix.QArray):  # gathered as int8
+        values = constrain(matrix.qvalue, axes, rules)
+        return dataclasses.replace(matrix, qvalue=values, scale=constrain(matrix.scale, (None, axes[1]), rules))
+    return constrain(matrix.astype(dtype), axes, rules)
+
+
+def matmul(h: jax.Array, matrix: Matrix, dtype: Any = None) -> jax.Array:
+    """h [B, T, in] times a matrix [in, out]: [B, T, out] in `dtype`, by default the dtype of h."""
+    dtype = dtype or h.dtype
+    if isinstance(matrix, qwix.QArray):
+        y = jnp.matmul(h, matrix.qvalue.astype(h.dtype), preferred_element_type=jnp.float32)
+        return (y * matrix.scale).astype(dtype)
+    if isinstance(matrix, Transposed) and h.shape[1] == 1:
+        # The matrix first. The barrier keeps XLA from swapping the two, which is the same product.
+        y = jax.lax.dot_general(matrix.values, h[:, 0], (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+        return jax.lax.optimization_barrier(y).T[:, None]
+    return jnp.matmul(h, plain(matrix, h.dtype), preferred_element_type=dtype)
+
+
+def plain(matrix: Matrix, dtype: Any) -> jax.Array:
+    """The matrix [in, out] as an array in a floating-point dtype."""
+    if isinstance(matrix, qwix.QArray):
+        return qwix.dequantize(matrix).astype(dtype)
+    return (matrix.values.T if isinstance(matrix, Transposed) else matrix).astype(dtype)
