@@ -17,61 +17,61 @@ from rcsd_jax.roles import contexts
 
 
 def stage() -> ConfigDict:
-    """One stage: the paper's Stage II on the user's JSONL. Every key that exists is here."""
+    """One stage: the paper's Stage II on the user's JSONL. It has every key."""
     return ConfigDict(
         dict(
-            seed=0,  # of the order of data, of adapters and of sampling
-            task="solve",  # what is written: a solution, or a rubric ("write_rubric")
+            seed=0,  # decides the order of data, the first adapters and sampling
+            task="solve",  # what the model writes: a solution, or a rubric ("write_rubric")
             method="self_distillation",  # the loss: `rcsd_jax.methods.METHODS`
-            prompts=contexts.ENGLISH,  # the texts around what a role sees
+            prompts=contexts.ENGLISH,  # the texts of prompts around a row's fields
             model=dict(
                 path="",  # a Hugging Face directory or hub name: Qwen3, Qwen2.5 or Llama 3
                 dtype="bfloat16",  # of activations
-                param_dtype="bfloat16",  # as stored; what is trained is kept in float32
+                param_dtype="bfloat16",  # of stored parameters; trained parameters are kept in float32
                 remat="full",  # what the backward pass recomputes: `models.config.REMAT`
-                kernels="auto",  # of attention: Pallas on TPU, else XLA
-                int8_weights=False,  # hold weights that do not change (LoRA's base, a fixed teacher) as int8
+                kernels="auto",  # of attention: Pallas on TPU, otherwise XLA
+                int8_weights=False,  # store weights that do not change (LoRA's base, a fixed teacher) as int8
             ),
             lora=dict(  # rank 0: full fine-tuning; adapters are scaled by alpha / rank
                 rank=64, alpha=128.0, targets=("q", "k", "v", "o", "gate", "up", "down")
             ),
             data=dict(
-                source="jsonl",  # of a path that does not say
+                source="jsonl",  # used if the path does not name its source
                 path="",  # FILE.jsonl, FILE.parquet, hub:OWNER/NAME[:CONFIGURATION][#SPLIT], tfds:NAME[#SPLIT], or the world's split
                 # column names; empty: the usual aliases
                 fields=dict(question="", reference="", rubric="", answer="", id=""),
-                split="train",  # of data sets whose path names none
+                split="train",  # of a data set, if its path names no split
                 tfds_dir="",  # where TFDS keeps prepared data; empty: its default
-                count=0,  # of the world's problems
+                count=0,  # the number of the world's problems
                 flawed=config_dict.placeholder(float),  # share of the world's references with a wrong step
                 max_student_prompt=2048,  # tokens
                 max_teacher_prompt=4096,  # tokens, also of the rubric writer
-                too_long="skip",  # leave a row with a longer prompt out, or "fail": a prompt is never cut
-                pad_to=128,  # prompt lengths are rounded up to multiples of this, so few shapes are compiled
+                too_long="skip",  # leave out a row with a longer prompt, or "fail"; prompts are never cut
+                pad_to=128,  # prompt lengths are rounded up to multiples of this, so that few shapes are compiled
             ),
-            # What a role sees of a row, in this order, and the chat template's thinking switch.
+            # The fields that a role sees, in this order, and the chat template's thinking switch.
             student=dict(fields=("question",), thinking=False),
             teacher=dict(
-                fields=("question", "rubric"),  # as of the student
+                fields=("question", "rubric"),  # as for the student
                 thinking=False,
-                weights="fixed",  # the initial ones; "live": the current ones; "ema": their average
-                ema_decay=0.999,  # of "ema", a step
+                weights="fixed",  # the initial weights; "live": the current ones; "ema": their moving average
+                ema_decay=0.999,  # of the moving average, per step
                 reason_tokens=0,  # > 0: the teacher first writes an analysis of at most this many tokens
-                guidance=0.0,  # > 0: its logits are pushed on along what its fields change, by this factor
-                guidance_by="context",  # all fields at once, or "criteria", each by its weight
+                guidance=0.0,  # > 0: pushes the teacher's logits further in the direction in which its fields move them, by this factor
+                guidance_by="context",  # all fields at once, or "criteria": each criterion separately, scaled by its weight
             ),
             rubric=dict(
                 source="data",  # the rows' own rubrics, a variant of them, or "written" by a model
-                style="objects",  # as models are shown it: with titles and weights, or "strings" with classes alone
-                min_criteria=3,  # fewer are no rubric
-                max_criteria=25,  # nor are more
-                noisy_fraction=0.5,  # of the criteria, which "noisy" takes from other questions
-                reduced_fraction=0.5,  # of the criteria, which "reduced" keeps
-                writer="",  # what Stage I made and writes them: a model's directory or an adapter's
-                writer_fields=("question",),  # what the writer sees
+                style="objects",  # how models see rubrics: with titles and weights, or "strings": only descriptions with their classes
+                min_criteria=3,  # a rubric with fewer criteria is rejected
+                max_criteria=25,  # a rubric with more criteria is rejected
+                noisy_fraction=0.5,  # the share of criteria that "noisy" takes from other questions
+                reduced_fraction=0.5,  # the share of criteria that "reduced" keeps
+                writer="",  # the model that writes rubrics, usually from Stage I: the directory of a model or an adapter
+                writer_fields=("question",),  # the fields that the writer sees
                 writer_thinking=False,
-                resample=2,  # how often a rejected rubric is sampled again
-                on_reject="generic",  # what then: the generic rubric, or drop the question
+                resample=2,  # how often a rejected rubric is resampled
+                on_reject="generic",  # after that: use the generic rubric, or drop the question
                 max_new_tokens=1024,  # of a written rubric
                 temperature=1.0,
                 top_k=20,  # 0: all tokens
@@ -79,36 +79,36 @@ def stage() -> ConfigDict:
                 batch_size=32,  # rubrics written at a time
             ),
             sampling=dict(
-                max_new_tokens=4096,  # the longest completion, in evaluation too
-                temperature=1.2,  # divides logits while sampling and in the loss; 0: greedy, and the loss takes 1
+                max_new_tokens=4096,  # the longest completion, also in evaluation
+                temperature=1.2,  # divides logits while sampling and in the loss; 0: greedy, and the loss uses 1
                 top_k=20,  # 0: all tokens
                 top_p=0.95,  # 1: all tokens
                 source="student",  # who writes the completions: a role, or "reference", the data
                 group=1,  # completions of each question; a batch has batch_size / group questions
-                slots=0,  # > 0: so many rows at a time, finished ones making room for the next; 0: the whole batch
-                int8_cache=False,  # keep keys and values as int8; evaluation never does
-                merged_adapters=False,  # decode with LoRA added into the weights, faster; evaluation never does
+                slots=0,  # > 0: rows sampled at a time; the next prompt takes a finished row's place; 0: the whole batch
+                int8_cache=False,  # store keys and values as int8; never in evaluation
+                merged_adapters=False,  # decode with LoRA merged into the weights, which is faster; never in evaluation
             ),
-            # Completions are graded where a method needs rewards, or the teacher the student's own success or feedback.
+            # Completions are graded if the method needs rewards, or if the teacher sees the student's own success or feedback.
             reward=dict(grader="", score="accuracy", success=1.0),  # a success has at least this score
             policy=dict(  # of GRPO
-                clip_low=0.2,  # how far a token's ratio to the sampler may fall below 1 and count
+                clip_low=0.2,  # how far a token's ratio to the sampler may fall below 1 and still count
                 clip_high=0.2,  # and rise above it
-                kl=0.0,  # weight of the KL from the reference model: what teacher.weights and teacher.fields say
+                kl=0.0,  # weight of the KL from the reference model, which teacher.weights and teacher.fields define
                 scale_advantages=True,  # by the group's deviation; False: Dr. GRPO
-                weight=1.0,  # beside self-distillation
+                weight=1.0,  # of this loss when added to self-distillation
             ),
             # Grader "judge": another model decides each criterion of the row's rubric.
             judge=dict(
                 model="",  # its name at an OpenAI-compatible endpoint
                 base_url="https://api.openai.com/v1",
-                key_variable="OPENAI_API_KEY",  # the environment variable that holds the key; empty: none is wanted
-                checkpoint="",  # or a model or adapter that is run here
-                per_call="criterion",  # asked about one criterion at a time, or the whole "rubric"
-                reasks=2,  # how often an answer that cannot be read is asked for again; then it is in no score
-                max_characters=200_000,  # longer prompts are not asked, and said to be so
+                key_variable="OPENAI_API_KEY",  # the environment variable that holds the key; empty: no key is needed
+                checkpoint="",  # instead of an endpoint: a model or adapter that runs on this machine
+                per_call="criterion",  # one call for each criterion, or for the whole "rubric"
+                reasks=2,  # how often an unreadable answer is asked for again; after that it is left out of all scores
+                max_characters=200_000,  # longer prompts are not asked, and reported
                 temperature=0.0,
-                seed=config_dict.placeholder(int),  # None: none is sent
+                seed=config_dict.placeholder(int),  # None: no seed is sent
                 max_tokens=4096,  # of an answer
                 extra=ConfigDict(),  # further fields of a request
                 concurrency=16,  # requests at a time
@@ -117,50 +117,52 @@ def stage() -> ConfigDict:
                 requests_per_minute=config_dict.placeholder(float),  # None: no limit
                 tokens_per_minute=config_dict.placeholder(float),  # None: no limit
                 input_price=config_dict.placeholder(float),  # US dollars per million tokens
-                output_price=config_dict.placeholder(float),  # likewise
-                batch_size=32,  # of a checkpoint
+                output_price=config_dict.placeholder(float),  # US dollars per million tokens
+                batch_size=32,  # prompts at a time, for a checkpoint
             ),
             loss=dict(
-                divergence="vocabulary",  # its whole sum, or "sampled_token": a policy gradient of the reverse KL
+                divergence="vocabulary",  # the sum over the vocabulary, or "sampled_token": a policy gradient of the reverse KL
                 beta=0.0,  # 0: forward KL, 1: reverse KL, between: generalized JSD
                 # A placeholder is None until it is set. Each key has its own: a shared one would set them all.
                 top_k=config_dict.placeholder(int),  # entries kept at each position; None: all
-                top_k_support="teacher",  # whose likeliest entries these are
-                tail="renormalize",  # drop the mass outside, or "bucket": it is one more entry
+                top_k_support="teacher",  # the role whose likeliest entries are kept
+                tail="renormalize",  # drop the mass of the other entries, or "bucket": it becomes one more entry
                 entry_clip=config_dict.placeholder(float),  # upper clamp of each entry's term, before the sum
                 token_clip=config_dict.placeholder(float),  # upper clamp of a token's divergence
-                importance_clip=config_dict.placeholder(float),  # of p_trainer / p_sampler; None: no such weight
-                mask_cut=False,  # leave completions that hit the length limit out
-                skip_first=0,  # tokens at the beginning of a completion that are left out
-                reduction="tokens",  # all tokens weigh alike, or all "completions" (GRPO); "longest": Dr. GRPO
+                importance_clip=config_dict.placeholder(
+                    float
+                ),  # the limit of the weight p_trainer / p_sampler; None: no weight
+                mask_cut=False,  # leave out completions that hit the length limit
+                skip_first=0,  # tokens left out at the beginning of a completion
+                reduction="tokens",  # equal weights for tokens, or for "completions" (GRPO); "longest": Dr. GRPO
                 chunk_size=256,  # positions whose logits are in memory at a time
             ),
-            # AdamW; clip: of the gradient's norm, 0: none; after the warm-up "linear" and "cosine" fall to 0 at the last step.
+            # AdamW; clip: the limit of the gradient's norm, 0: none; after the warm-up, "linear" and "cosine" fall to 0 at the last step.
             optimizer=dict(
                 learning_rate=5e-6, schedule="constant", warmup_steps=0, clip=1.0, b1=0.9, b2=0.999, weight_decay=0.0
             ),
-            # batch_size: completions of a step, learnt from in so many microbatches one after the other.
+            # batch_size: completions per step; they are split into `microbatches`, which run one after the other.
             train=dict(steps=100, batch_size=32, microbatches=1, log_every=1),
-            # Every so many steps, and how many are kept.
+            # every: steps between checkpoints; keep: how many are kept.
             checkpoint=dict(every=20, keep=2),
-            # What the axes split: `models.sharding.LAYOUTS`. -1: all remaining devices.
+            # Sizes of the axes; `models.sharding.LAYOUTS` says what they split. -1: all remaining devices.
             mesh=dict(data=1, group=1, fsdp=-1, tensor=1),
             eval=dict(
                 grader="",  # empty: no evaluation; "world", "boxed" (last \\boxed{} against the reference), "rubric"
                 path="",  # rows held out for evaluation
-                splits=ConfigDict(),  # or several sets: name -> path (or the world's split)
-                # the path of each benchmark to be asked, or "" for where it is published; None: not asked
+                splits=ConfigDict(),  # instead of a path, several sets: name -> path (or the world's split)
+                # the path of each benchmark to evaluate, or "" for the place where it is published; None: not evaluated
                 benchmarks={name: config_dict.placeholder(str) for name in BENCHMARKS},
-                samples=1,  # completions of each question where they are sampled
-                every=0,  # > 0: also evaluate the student every so many steps
-                every_splits=(),  # on which of the sets then; empty: on all
-                count=256,  # questions of a set, at most
+                samples=1,  # completions of each question, when sampled
+                every=0,  # > 0: also evaluate the student during training, every this many steps
+                every_splits=(),  # the sets for that; empty: all
+                count=256,  # the largest number of questions of a set
                 batch_size=32,  # completions sampled at a time
                 roles=("base", "teacher", "trained"),
                 greedy=(False, True),  # modes: sampled, greedy
-                temperature=1.0,  # where sampled; filters are those of sampling
+                temperature=1.0,  # when sampled; top-k and top-p are those of `sampling`
             ),
-            # The whole model, and LoRA's adapter; float32, because bfloat16 rounds away most of what a small rate changed
+            # The merged model, and LoRA's adapter; float32, because bfloat16 rounds away most of what a small learning rate changed
             export=dict(merged=True, adapter=True, dtype="float32"),
         )
     )
@@ -183,7 +185,7 @@ def to_json(config: ConfigDict | Mapping[str, Any]) -> str:
 
 
 def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
-    """Keys whose values differ between two configs read as plain dicts."""
+    """Keys whose values differ between two configs, given as plain dicts."""
     if not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
         return [] if ours == theirs else [prefix]
     found = []
@@ -204,7 +206,7 @@ def all_keys(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def with_defaults(plain: Mapping[str, Any]) -> ConfigDict:
-    """A stage's config from what its `config.json` holds, with the defaults of keys that are younger than that."""
+    """A stage's config from the content of its `config.json`, with defaults for keys that are newer than the file."""
     config = stage()
     config.update(ConfigDict(plain))
     return config
