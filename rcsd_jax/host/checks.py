@@ -1,6 +1,6 @@
 """Checks of single settings. Each raises one line that names the setting, its value and a remedy.
 
-They read the fields of a dataclass by name, so that its `__post_init__` lists what must hold. A value of None is not set.
+They read the fields of a dataclass by name, so its `__post_init__` is a list of conditions. None means not set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def one_of(choices: Iterable[str] | Callable[[], Iterable[str]], default: Any = 
 
 
 def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
-    """The choices of a field that `one_of` declares; of another, none."""
+    """The choices of a field that `one_of` declares; empty for other fields."""
     choices = field.metadata.get("choices", ())
     return tuple(choices() if callable(choices) else choices)
 

@@ -1,7 +1,7 @@
-"""What a later start of a run may change, and what of its results is then made again.
+"""Decides what a later start of a run may change, and which results are then made again.
 
 A workdir belongs to the config in its `config.json`. Another start of the run may have other values for the keys that do not
-decide what is learnt. `settings.decides` says of every key what hangs on it.
+decide what is learned. `settings.decides` says what depends on each key.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _check_steps(workdir: AnyPath, ours: Mapping[str, Any], theirs: Mapping[str,
     done = checkpoints.newest_step(workdir / "checkpoints")
     if not done and (workdir / "summary.json").exists() and (workdir / "metrics.jsonl").exists():
         raise UserError(
-            "the run is complete and its checkpoints are gone, so that it cannot go on from its last step",
+            "the run is complete and its checkpoints are gone, so it cannot continue from its last step",
             file=workdir / "checkpoints",
             remedy="restore them, choose another --workdir, or give its export to python -m rcsd_jax.evaluate",
         )
@@ -66,7 +66,7 @@ def _check_steps(workdir: AnyPath, ours: Mapping[str, Any], theirs: Mapping[str,
     where: dict[str, Any] = dict(file=workdir / "config.json", field="train.steps", value=steps)
     if (schedule := ours["optimizer"]["schedule"]) != "constant":
         raise UserError(
-            f"the rates of the {done} steps that were made hang on it: optimizer.schedule={schedule} falls to 0 at the "
+            f"the learning rates of the {done} steps already made depend on it: optimizer.schedule={schedule} falls to 0 at the "
             f"last step, which was {before}",
             remedy=f"set it to {before}, or choose another --workdir to start anew",
             **where,
