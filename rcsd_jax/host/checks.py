@@ -79,7 +79,7 @@ def finite(settings: Any, *fields: str) -> None:
 
 
 def share(settings: Any, *fields: str) -> None:
-    """The fields lie between 0 and 1."""
+    """The fields are between 0 and 1."""
     for field in fields:
         value = getattr(settings, field)
         ok = value is None or 0.0 <= value <= 1.0
@@ -87,5 +87,5 @@ def share(settings: Any, *fields: str) -> None:
 
 
 def top_p(settings: Any) -> None:
-    """The field `top_p` lies above 0 and is at most 1."""
+    """The field `top_p` is above 0 and at most 1."""
     need(0.0 < settings.top_p <= 1.0, settings, "top_p", "must lie in (0, 1]", "1.0 keeps every token")
