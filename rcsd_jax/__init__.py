@@ -1,6 +1,6 @@
 """Rubric-conditioned self-distillation (RCSD, arXiv 2606.19327) in JAX.
 
-The numerics (`losses`, `models`, `sampling`) stand alone and can be imported one by one; `roles`, `rubrics` and `data`
+The numerics (`losses`, `models`, `sampling`) can be imported without the rest; `roles`, `rubrics` and `data`
 prepare what the two roles see; `methods` and `run` compose them; `main` reads flags.
 """
 

@@ -34,7 +34,7 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     "",
     "A folder or URL that keeps compiled programs for later starts, or 'off'; by default $JAX_COMPILATION_CACHE_DIR, else a "
-    "folder of the user's cache, or one beside a workdir behind a URL.",
+    "folder of the user's cache, or one next to a workdir behind a URL.",
 )
 _CHECK = flags.DEFINE_bool("check", False, "Read config, model and data, say what is wrong with them, and stop.")
 _PRINT_CONFIG = flags.DEFINE_bool(

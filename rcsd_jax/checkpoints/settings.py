@@ -1,4 +1,4 @@
-"""Settings of a model's checkpoint as it is read, trained (whole, or LoRA's adapters) and written."""
+"""Settings for reading, training (all weights, or LoRA's adapters) and writing a model's checkpoint."""
 
 from __future__ import annotations
 

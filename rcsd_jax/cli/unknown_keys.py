@@ -13,7 +13,7 @@ from rcsd_jax.settings import keys
 
 
 def unknown_key(argv: list[str], error: Exception) -> UserError:
-    """The error of flags one of which names a key that the config does not have, with the nearest key that it has."""
+    """The error for a flag with an unknown key; it suggests the nearest key of the config."""
     named = [m.group(1) for a in argv if (m := re.match(r"--?config\.([\w.\[\]]+)", a))]
     stages: dict[str, list[str]] = {}
     try:
@@ -33,7 +33,7 @@ def unknown_key(argv: list[str], error: Exception) -> UserError:
 
 
 def nearest_keys(bad: str, known: list[str], stages: dict[str, list[str]]) -> list[str]:
-    """The key most like an unknown one; where that is a stage's, which was not named, that of every stage that has it."""
+    """The key most like an unknown one; if the flag names no stage, the key of every stage that has it."""
 
     def closest(keys: list[str]) -> tuple[float, str]:
         found = difflib.get_close_matches(bad, keys, n=1, cutoff=0.4)

@@ -1,4 +1,4 @@
-"""Rows with the rubrics that `rubric.source` names, where these need no model."""
+"""Gives rows the rubrics of `rubric.source`, if these need no model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rcsd_jax.rubrics.sources import RUBRIC_SOURCES, Given
 
 
 def with_rubrics(examples: Sequence[Example], settings: RubricSettings, *, generic: Rubric, seed: int) -> list[Example]:
-    """The examples with their rubrics from a source; as they are where they keep their own, or a model writes them.
+    """The examples with their rubrics from a source; unchanged if they keep their own, or if a model writes them.
 
     Args:
-      examples: all rows, among which others' criteria are drawn.
-      settings: which source, and how much of a rubric it changes.
+      examples: all rows, from which the criteria of others are drawn.
+      settings: the source, and how much of a rubric it changes.
       generic: the rubric that fits any question of the data.
-      seed: with a row's id, decides what is drawn.
+      seed: with a row's id, decides the draws.
 
     Raises:
-      UserError: a row for which there is none.
+      UserError: a row for which the source has no rubric.
     """
     make = RUBRIC_SOURCES[settings.source].make
     if make is None:

@@ -1,4 +1,4 @@
-"""Settings of the rows: where they lie, how they are read, and how long a prompt made of them may be."""
+"""Settings of the rows: their place, how they are read, and the limits of their prompts."""
 
 from __future__ import annotations
 

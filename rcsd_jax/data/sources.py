@@ -1,4 +1,4 @@
-"""Where examples lie: a path says so by its ending or by what stands before a colon. A new source is a line of `SOURCES`."""
+"""Sources of examples. A path names its source by its ending or by a prefix. A new source is a line of `SOURCES`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How rows are read; a source takes what it knows of.
+    """How rows are read; a source uses the fields it needs.
 
     Attributes:
-      source: of `SOURCES`, of a path that does not say.
-      split: of data sets whose path names none.
+      source: a key of `SOURCES`, if the path does not name its source.
+      split: of a data set, if its path names none.
       data_dir: where TFDS keeps prepared data; None for its default.
       fields, require, min_criteria, max_criteria, say: see `records.to_examples`.
-      count, seed, flawed: of a source that makes its rows: how many, which, and the share of references with a fault.
+      count, seed, flawed: for a source that makes its rows: their number, their seed, and the share of flawed references.
     """
 
     source: str = "jsonl"
@@ -49,11 +49,11 @@ class Reading:
 
 
 class Source(NamedTuple):
-    """How the rows at a place are read.
+    """A source of rows.
 
     Attributes:
-      read: from a place, without the source's name, and `Reading`.
-      makes_rows: whether it makes them itself: then no benchmark lies there.
+      read: a function of a place, without the source's name, and a `Reading`.
+      makes_rows: whether it makes its rows itself; then it holds no benchmarks.
     """
 
     read: Callable[[str, Reading], list[Example]]
@@ -79,7 +79,7 @@ SOURCES: dict[str, Source] = {
 
 
 def split_source(path: str, default: str) -> tuple[str, str]:
-    """What a path says of its source, and the rest: "hub:…" and "tfds:…", ".jsonl" and ".parquet", or else the default.
+    """A path's source and its place: "hub:…" and "tfds:…", ".jsonl" and ".parquet", or else the default.
 
     Examples:
       >>> split_source("hub:openai/gsm8k:main#test", "jsonl"), split_source("rows.parquet", "jsonl"), split_source("rows", "jsonl")

@@ -1,4 +1,4 @@
-"""Benchmarks: where each lies, which columns hold what, and how its answers are graded. A new one is an entry in `BENCHMARKS`."""
+"""Benchmarks: the place, the columns and the grader of each. A new one is an entry in `BENCHMARKS`."""
 
 from __future__ import annotations
 

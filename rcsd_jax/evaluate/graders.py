@@ -13,7 +13,7 @@ from rcsd_jax.rubrics.scoring import f1
 
 Grade = Callable[[Example, str], dict[str, float]]
 GradeAll = Callable[[Sequence[Example], Sequence[str]], list[dict[str, float]]]
-"""Examples and a text for each -> scores; NaN where one could not be had."""
+"""Examples and a text for each -> scores; NaN for a missing score."""
 
 
 class Grader(NamedTuple):
@@ -22,7 +22,7 @@ class Grader(NamedTuple):
     Attributes:
       grade: None for a judge, which grades all together.
       needs: the fields of an example without which it cannot be graded.
-      feedback: what the writer is told; it returns None where nothing is wrong.
+      feedback: the message to the writer; it returns None if nothing is wrong.
       of_own_rows: whether a user may choose it for rows of his own: not where it reads what a benchmark adds to them.
       source: the only data source whose rows it can grade; "" for any.
     """

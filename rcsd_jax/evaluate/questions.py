@@ -52,7 +52,7 @@ def evaluation_questions(
       encoding: what both roles see.
       limits: how long their prompts may be.
       tokenizer: of the model.
-      say: is told of columns that look like a field and are not read, and of questions that are too long.
+      say: called with columns that look like a field and are not read, and with questions that are too long.
 
     Raises:
       UserError: unreadable data, or a row that lacks what a role must see or the grader needs.

@@ -1,4 +1,4 @@
-"""Settings of an evaluation: which sets are asked, whom, how often, and who grades."""
+"""Settings of an evaluation: sets, roles, number of answers, and graders."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EvaluationSettings:
         checks.finite(self, "temperature")
         modes = all(isinstance(mode, bool) for mode in self.greedy)
         remedy = "set (False,), (True,) or (False, True)"
-        checks.need(modes, self, "greedy", "holds something else than True and False", remedy)
+        checks.need(modes, self, "greedy", "has a value other than True and False", remedy)
         if self.every:
             remedy = "set eval.grader or eval.benchmarks and keep 'trained' in eval.roles, or set eval.every=0"
             evaluated = bool(self.grader) or bool(self.asked)
@@ -56,7 +56,7 @@ class EvaluationSettings:
 
     @property
     def asked(self) -> Mapping[str, str]:
-        """Name -> path of the benchmarks that are asked; "" for where it is published."""
+        """Name -> path of the benchmarks to evaluate; "" for the place where it is published."""
         return {name: path for name, path in self.benchmarks.items() if path is not None}
 
     @property

@@ -45,7 +45,7 @@ def evaluate(
     """
     count = len(prompts)
     asked = [i for i in range(count) for _ in range(samples)]
-    # A question's first completion has the seed that it has alone, whatever their number.
+    # A question's first completion has the same seed for any number of completions.
     seeds = [g * count + i for i in range(count) for g in range(samples)]
     completions: dict[int, Completion] = {}
     for chosen, batch in complete([prompts[i] for i in asked], seeds):
@@ -93,7 +93,7 @@ def summarise(records: Sequence[dict], *, samples: int = 1) -> dict[str, Any]:
 
 
 def pass_at_k(count: int, right: int, k: int) -> float:
-    """The chance that of k completions drawn from `count`, of which `right` are right, one is right (arXiv 2107.03374).
+    """The chance that at least one of k completions is right, drawn from `count` with `right` right ones (arXiv 2107.03374).
 
     Examples:
       >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 1, 4)

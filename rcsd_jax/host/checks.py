@@ -1,6 +1,6 @@
 """Checks of single settings. Each raises one line that names the setting, its value and a remedy.
 
-They read the fields of a dataclass by name, so that its `__post_init__` lists what must hold. A value of None is not set.
+They read the fields of a dataclass by name, so its `__post_init__` is a list of conditions. None means not set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def one_of(choices: Iterable[str] | Callable[[], Iterable[str]], default: Any = 
 
 
 def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
-    """The choices of a field that `one_of` declares; of another, none."""
+    """The choices of a field that `one_of` declares; empty for other fields."""
     choices = field.metadata.get("choices", ())
     return tuple(choices() if callable(choices) else choices)
 
@@ -79,7 +79,7 @@ def finite(settings: Any, *fields: str) -> None:
 
 
 def share(settings: Any, *fields: str) -> None:
-    """The fields lie between 0 and 1."""
+    """The fields are between 0 and 1."""
     for field in fields:
         value = getattr(settings, field)
         ok = value is None or 0.0 <= value <= 1.0
@@ -87,5 +87,5 @@ def share(settings: Any, *fields: str) -> None:
 
 
 def top_p(settings: Any) -> None:
-    """The field `top_p` lies above 0 and is at most 1."""
+    """The field `top_p` is above 0 and at most 1."""
     need(0.0 < settings.top_p <= 1.0, settings, "top_p", "must lie in (0, 1]", "1.0 keeps every token")

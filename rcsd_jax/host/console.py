@@ -53,7 +53,7 @@ class Console(rich.console.Console):
 
 
 def say_once(console: Console) -> Callable[[str], None]:
-    """A function that prints a line as it stands, whatever is in it, and no line twice."""
+    """A function that prints each line literally, and no line twice."""
     said: set[str] = set()
 
     def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Completions under their rubrics, criterion by criterion: what to ask, whom to believe, and the score that follows."""
+"""Judges completions criterion by criterion under their rubrics: prompts, verdicts and scores."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def judge_all(
       settings: what is asked.
       stop: called now and then; what it raises ends this, with everything that arrived kept. It is called equally often in
         no two processes, so it must not be a collective.
-      progress: told (answers that came, answers that are asked for) in each round of asking; re-asks are a round.
+      progress: called with (answers received, answers asked for) in each round of asking; re-asks are a round.
 
     Returns:
       (judgements, usage): one judgement per request, in their order, and what this call took; what came from the cache cost
@@ -137,7 +137,7 @@ def judge_all(
 
 
 def score_of_judged(rubric: Rubric, met: Sequence[bool | None]) -> float | None:
-    """`rubrics.scoring.score` under the criteria that were judged alone; None where none of them has positive weight.
+    """`rubrics.scoring.score` under only the judged criteria; None if none of them has a positive weight.
 
     Examples:
       >>> from rcsd_jax.rubrics.schema import from_records

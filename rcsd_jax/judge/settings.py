@@ -1,4 +1,4 @@
-"""Settings of the judge: which model it is, what it is asked, and how it is reached."""
+"""Settings of the judge: its model, its questions, and how to reach it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class JudgeChoice:
     """The section `judge`; `settings/keys.py` says what each key means.
 
     Attributes:
-      judging: what is asked.
-      endpoint: how a judge at an endpoint is reached and asked.
-      checkpoint, batch_size: of a judge that is run here instead.
+      judging: how it is asked.
+      endpoint: how to reach and ask a judge at an endpoint.
+      checkpoint, batch_size: of a judge on this machine instead.
     """
 
     judging: JudgeSettings

@@ -90,7 +90,7 @@ class DivergenceOptions:
     leaves are the numbers.
 
     Attributes:
-      divergence: "vocabulary", or "sampled_token": of the sampled token alone (`sampled_token_loss`), for which beta does
+      divergence: "vocabulary", or "sampled_token": only of the sampled token (`sampled_token_loss`), for which beta does
         not matter, and top_k and entry_clip must be None.
       beta: 0 forward KL, 1 reverse KL, between: generalized Jensen-Shannon.
       top_k: keep only k entries per position; None or k >= V keeps all.

@@ -1,4 +1,4 @@
-"""Options some of which are traced: they are split, so that what is static hashes and what is traced is an argument."""
+"""Splits options into a static part, which hashes, and traced values, which become arguments."""
 
 from __future__ import annotations
 

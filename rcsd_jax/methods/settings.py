@@ -1,4 +1,4 @@
-"""Settings of what is learnt from completions: which tokens weigh how much, the divergence, and the policy loss."""
+"""Settings of the loss: the weights of tokens, the divergence, and the policy loss."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LossSettings(DivergenceOptions):
         checks.finite(self, "entry_clip", "token_clip", "importance_clip")
         if self.divergence == "sampled_token":
             for field in ("top_k", "entry_clip"):
-                problem = "is of the whole vocabulary's divergence"
+                problem = "has an effect only on the divergence of the whole vocabulary"
                 remedy = "leave it out, or set loss.divergence=vocabulary"
                 checks.need(getattr(self, field) is None, self, field, problem, remedy)
         checks.need(0.0 <= self.beta <= 1.0, self, "beta", "must lie in [0, 1]", "0 is forward KL, 1 is reverse KL")
@@ -39,7 +39,7 @@ class LossSettings(DivergenceOptions):
 
     @property
     def divergence_options(self) -> DivergenceOptions:
-        """Those of the divergence."""
+        """The options of the divergence."""
         return DivergenceOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(DivergenceOptions)})
 
 

@@ -1,4 +1,4 @@
-"""The state of the training: what it holds, where it lies on a mesh, and how an update changes it."""
+"""The state of training: its content, its shardings on a mesh, and its update."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of `init_state`, without making an array.
 
-    The optimizer's moments and the average lie as the parameters that they belong to; scalars are on every device.
+    The optimizer's moments and the average have the shardings of their parameters; scalars are on every device.
 
     Args:
       trained: shapes and dtypes of what is trained.
@@ -65,7 +65,7 @@ def abstract_state(
 
 
 def shardings_of(state: TrainState) -> TrainState:
-    """Where the arrays of a state lie, or those of an abstract one would."""
+    """The shardings of a state's arrays, or of an abstract state's."""
     return jax.tree.map(lambda x: x.sharding, state)
 
 

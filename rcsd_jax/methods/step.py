@@ -38,11 +38,11 @@ class Recipe:
     optimizer: optax.GradientTransformation
     method: str = "self_distillation"  # of `METHODS`
     ema_decay: float = 0.999  # of the state's average, a step
-    microbatches: int = 1  # parts of the batch that are learnt from one after the other
+    microbatches: int = 1  # parts of the batch that are processed one after the other
 
 
 def draw(recipe: Recipe, state: TrainState, frozen: Frozen, batch: Batch, seed: jax.Array) -> Completions:
-    """The completions of one step. Random keys come from (seed, step, row), so any step can be recomputed alone."""
+    """The completions of one step. Random keys come from (seed, step, row), so any step can be recomputed by itself."""
     networks = recipe.roles.at(state, frozen)
     keys = rollout.row_keys(batch, jax.random.fold_in(jax.random.key(seed), state.step))
     samples = rollout.draw(networks, batch, keys, recipe.rollout)

@@ -102,7 +102,7 @@ def _scores(q: jax.Array, keys: jax.Array) -> jax.Array:
     """q [K, B, G * T, Hd] times keys [K, B, S, Hd]: [K, B, G * T, S] float32."""
     if q.shape[2] > _FEW_QUERIES:
         return jax.lax.dot_general(q, keys, (((3,), (3,)), _HEADS_AND_ROWS), preferred_element_type=jnp.float32)
-    # One query at a time: then XLA on CPUs reads keys as they lie. For several it transposes them first.
+    # One query at a time: then XLA on CPUs reads keys in their stored order. For several it transposes them first.
     one = lambda q: jax.lax.dot_general(keys, q, (((3,), (2,)), _HEADS_AND_ROWS), preferred_element_type=jnp.float32)
     return jnp.stack([one(q[:, :, i]) for i in range(q.shape[2])], axis=2)
 

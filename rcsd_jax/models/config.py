@@ -33,7 +33,7 @@ class DecoderConfig:
     param_dtype: Any = jnp.float32
     remat: str = "none"  # what the backward pass recomputes: a key of `REMAT`
     kernels: str = "xla"  # of attention: one of `kernels.KERNELS`
-    layout: str = "train"  # where weights and activations lie on a mesh: a key of `sharding.LAYOUTS`
+    layout: str = "train"  # how weights and activations are split over a mesh: a key of `sharding.LAYOUTS`
     lora_scale: float = 1.0  # alpha / rank
 
     @property

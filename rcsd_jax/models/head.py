@@ -17,7 +17,7 @@ from rcsd_jax.models.weights import Matrix, Transposed, matmul
 def head_matrix(config: DecoderConfig, params: Mapping[str, Any]) -> jax.Array:
     """The output matrix [D, V] in the activations' dtype; the embedding's transpose when tied."""
     head = (params["embed"].T if config.tie_embeddings else params["head"]).astype(config.dtype)
-    # Gathered over fsdp once. Left alone, GSPMD gathers it for every chunk of the loss and every token of a completion.
+    # Gathered over fsdp once. Otherwise GSPMD gathers it for every chunk of the loss and every token of a completion.
     return constrain(head, (None, "vocab"), LAYOUTS[config.layout])
 
 

@@ -63,14 +63,14 @@ def project(
 
 
 def _gathered_axes(parameter: Parameter) -> tuple[str | None, str | None]:
-    """Axes of a matrix with "embed" whole: gathered before use. Left alone, GSPMD adds partial products in a loop."""
+    """Axes of a matrix with "embed" whole: gathered before use. Otherwise GSPMD adds partial products in a loop."""
     rows, columns = (None if axis == "embed" else axis for axis in parameter.axes)
     return rows, columns
 
 
 def _matmul_with_adapter(h: jax.Array, w: forms.Matrix, low: jax.Array, b: jax.Array) -> jax.Array:
     """h @ w + low @ b, for h [B, T, in] and low [B, T, r]."""
-    # For one token the weights are larger than the activations, and are best read where they lie.
+    # For one token the weights are larger than the activations, and are best read in place.
     if h.shape[1] == 1:
         return forms.matmul(h, w) + low @ b
     return _joint_matmul(h, forms.plain(w, h.dtype), low, b)

@@ -1,4 +1,4 @@
-"""Where a decoder's parameters and adapters lie on a mesh."""
+"""The shardings of a decoder's parameters and adapters on a mesh."""
 
 from __future__ import annotations
 

@@ -42,6 +42,6 @@ def _int8(kernel: jax.Array) -> qwix.QArray:
 
 
 def on_mesh(config: DecoderConfig, params: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """`int8_kernels` of parameters on a mesh, each where its matrix lies."""
+    """`int8_kernels` of parameters on a mesh, each with its matrix's sharding."""
     make = functools.partial(int8_kernels, config)
     return jax.jit(make, out_shardings=param_shardings(config, mesh, params=jax.eval_shape(make, params)))(params)

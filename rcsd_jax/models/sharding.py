@@ -1,4 +1,4 @@
-"""The mesh, and where arrays lie on it: one flat table from logical axis to mesh axis, and what derives from it."""
+"""The mesh and the shardings of arrays: one flat table from logical axes to mesh axes, and everything derived from it."""
 
 from __future__ import annotations
 

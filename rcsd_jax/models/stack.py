@@ -50,7 +50,7 @@ def run_layers(
     kept = REMAT[config.remat]
     if kept is not None:
         policy = jax.checkpoint_policies.save_only_these_names(*kept)
-        # A loop keeps XLA from merging the recomputation with the forward pass. Without a loop it has to be told.
+        # A loop keeps XLA from merging the recomputation with the forward pass; without a loop, a flag must prevent it.
         layer = jax.checkpoint(layer, prevent_cse=unrolled, policy=policy)
     scanned = (jnp.arange(config.num_layers), layers, adapters)
     (x, cache), statistics = jax.lax.scan(layer, (x, cache), scanned, unroll=config.num_layers if unrolled else 1)

@@ -16,7 +16,7 @@ from rcsd_jax.models.sharding import constrain
 
 @flax.struct.dataclass
 class Transposed:
-    """A matrix [in, out] that lies in memory as [out, in].
+    """A matrix [in, out] that is stored as [out, in].
 
     For a few tokens, XLA on CPUs reads a matrix along its columns. From main memory that takes twice as long.
     """

@@ -14,7 +14,7 @@ from typing import Any
 # Before JAX is imported: nothing runs on a device, and libtpu must not look for the metadata of a cloud machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several plans at once, or beside a run: no device is opened
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several plans at once, or next to a run: no device is opened
 os.environ["TPU_ACCELERATOR_TYPE"], os.environ["TPU_WORKER_HOSTNAMES"] = "v5litepod-16", "localhost"  # else it warns
 
 from absl import app, flags, logging
@@ -29,9 +29,11 @@ from rcsd_jax.settings import keys, sizes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(); see configs/.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "The slice: v5e:4x4, v5p:2x2x2, ...; by default that of the config's size."
+    "topology", None, "The slice: v5e:4x4, v5p:2x2x2, ...; by default the slice of the config's size."
 )
-_JSON = flags.DEFINE_string("json", None, "Write JSON to this file; --json alone prints it instead of the table.")
+_JSON = flags.DEFINE_string(
+    "json", None, "Write JSON to this file; --json without a file prints it instead of the table."
+)
 _ONLY = flags.DEFINE_list("only", None, "Compile only these programs.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch and completion that fit; takes minutes more.")
 _COMPILATION_CACHE = flags.DEFINE_string(

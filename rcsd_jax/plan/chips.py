@@ -54,7 +54,7 @@ CHIPS = {
 }
 EXAMPLES = "v5e:2x2, v5e:4x4, v5p:2x2x2, v6e:4x4"
 HOP = 1e-6
-"""Seconds that a message takes from a chip to its neighbour, whatever its size."""
+"""Seconds that a message of any size takes from a chip to its neighbour."""
 
 VMEM_OVER_HBM = 20
 """Vector memory is about this much faster than HBM (jax-ml.github.io/scaling-book, "TPUs")."""

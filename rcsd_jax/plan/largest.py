@@ -35,7 +35,7 @@ def search(
       config: of a stage.
       devices: of the slice.
       capacity: bytes of HBM of a chip.
-      report: is told of every other value that is tried.
+      report: called with a line for every other value that is tried.
       own: bytes that the step needs as the config has it, if that is known.
       folder: keeps the compiler's answers.
 

@@ -1,4 +1,4 @@
-"""The jitted programs of a run, from its config and a slice's devices: shapes alone, no weights.
+"""The jitted programs of a run, from its config and a slice's devices: only shapes, no weights.
 
 They are the trainer's own functions. Everything that this package knows of the trainer is here.
 """

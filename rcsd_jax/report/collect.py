@@ -36,7 +36,7 @@ def collect(workdir: AnyPath, *, tokens: bool = True, console: Console | None = 
 
     Args:
       workdir: a run's folder.
-      tokens: score the shown completions token by token, for which weights are read; what was scored is kept beside the run.
+      tokens: score the shown completions token by token, which loads weights; the scores are kept with the run.
       console: where to say what takes its time, or None.
 
     Raises:
@@ -129,7 +129,7 @@ def _examples(
 
 
 def _chosen(written: Mapping[tuple[str, str], Mapping[str, dict]], count: int) -> list[tuple[str, str]]:
-    """The first `count`; should the trained student be right where the base is wrong in others alone, one of those is the last."""
+    """The first `count`. If none of these has a wrong base and a right trained student, one that has replaces the last."""
     first = list(written)[:count]
     gained = [key for key, of_roles in written.items() if _score(of_roles, "base") < 1 <= _score(of_roles, "trained")]
     return first if not gained or gained[0] in first else [*first[:-1], gained[0]]
@@ -169,7 +169,7 @@ def _scored(
     if kept.exists() and (found := read_json(kept)).items() >= made_for.items():
         return found["completions"]
     if config.teacher.attempts or not chosen:
-        return None  # what this teacher sees is known in training alone
+        return None  # this teacher's context is known only during training
     lacking = [name for name in config.encoding.teacher.fields if any(getattr(e, name) is None for e in examples)]
     if lacking or not has_weights(config, folder):
         return None
@@ -183,7 +183,7 @@ def _scored(
 def _rubrics(
     config: Settings, records: Sequence[Mapping[str, Any]], asked: Mapping[tuple[str, str], Example]
 ) -> list[dict[str, Any]]:
-    """Of a run that learns to write rubrics: what it wrote in evaluation beside what is true."""
+    """For a run that learns to write rubrics: its rubrics in evaluation, next to the true ones."""
     if config.task != "write_rubric":
         return []
     bounds = dict(min_criteria=1, max_criteria=10**6)  # as the grader reads them

@@ -112,7 +112,7 @@ def scored_by(
 
 
 def _samples(completions: Sequence[np.ndarray], cut: Sequence[bool], model: Model, config: Settings) -> Samples:
-    """Completions as if they had been sampled, [B, N], NumPy's arrays."""
+    """Completions in the form of samples, [B, N], NumPy arrays."""
     length = -(-max(map(len, completions)) // config.data.pad_to) * config.data.pad_to
     tokens, mask = contexts.pad_right(completions, length, model.pad_id)
     arrays: tuple[Any, ...] = (tokens, mask, np.zeros(tokens.shape, np.float32), np.asarray(cut, bool))
@@ -207,7 +207,7 @@ def _described(model: Model, texts: list[str], scores: Scores, matrix: np.ndarra
     return {
         "tokens": texts,
         "divergence": [
-            float(x) if learnt else None for x, learnt in zip(scores.divergence, scores.completion_mask, strict=True)
+            float(x) if learned else None for x, learned in zip(scores.divergence, scores.completion_mask, strict=True)
         ],
         "student_log_prob": scores.student_log_prob.tolist(),
         "teacher_log_prob": scores.teacher_log_prob.tolist(),

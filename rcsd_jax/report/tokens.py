@@ -69,7 +69,7 @@ def score_tokens(
 def write_analyses(
     teacher: Network, batch: Batch, key: jax.Array, options: RolloutOptions, *, batch_size: int = 8
 ) -> Samples | None:
-    """What a teacher that reasons first writes of every row, by `batch.row` and the key alone; None where it does not.
+    """The analyses of a teacher that reasons first, which depend only on `batch.row` and the key; None if it does not.
 
     Args:
       teacher: its network.

@@ -1,4 +1,4 @@
-"""From rows to tokens: what each role sees of an example, as token ids."""
+"""Encodes rows as tokens: each role's prompt of an example, as token ids."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Encoding:
     """How rows become prompts.
 
     Attributes:
-      student: what the student sees.
-      teacher: what the teacher sees; its fields of attempts come while it trains, and are in `teacher_prompt` alone.
-      texts: the texts around what a role sees, such as `contexts.ENGLISH`.
-      task: what is written, a key of `texts`.
+      student: the student's fields.
+      teacher: the teacher's fields; attempts come during training, and only `teacher_prompt` includes them.
+      texts: the texts of prompts around the fields, such as `contexts.ENGLISH`.
+      task: what the model writes, a key of `texts`.
       reasons: whether the teacher writes an analysis first.
       learns_references: whether completions are taken from the rows.
-      by_criteria: whether the teacher is also asked without each criterion.
+      by_criteria: whether the teacher also scores without each criterion.
     """
 
     student: Role
@@ -39,13 +39,13 @@ class Encoding:
 
     @property
     def teacher_before(self) -> Role:
-        """The teacher without the fields that come while it trains."""
+        """The teacher without the fields that come during training."""
         known = tuple(name for name in self.teacher.fields if name not in contexts.ATTEMPT_FIELDS)
         return dataclasses.replace(self.teacher, fields=known)
 
     @property
     def teacher_request(self) -> str | None:
-        """What the teacher is asked for instead of the task's own request: an analysis. None without one."""
+        """The request for an analysis that replaces the task's own request; None without an analysis."""
         return self.texts["reason"]["request"] if self.reasons else None
 
 
@@ -57,7 +57,7 @@ class Ablations(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An example and what it is to each role, as token ids."""
+    """An example and each role's prompt of it, as token ids."""
 
     example: Example
     student: np.ndarray  # [P] int32
@@ -67,7 +67,7 @@ class Row(NamedTuple):
 
 
 class Longest(NamedTuple):
-    """The lengths that a run's static shapes are made for."""
+    """The lengths for which a run's static shapes are made."""
 
     student: int  # tokens
     teacher: int  # tokens
@@ -133,7 +133,7 @@ def longest_of(rows: Sequence[Row]) -> Longest:
 
 
 def transition_of(example: Example, tokenizer: Any, encoding: Encoding) -> np.ndarray:
-    """What follows the analysis of a teacher that reasons first, [U] int32, the same for all examples; else empty."""
+    """The tokens after the analysis of a teacher that reasons first, [U] int32, the same for all examples; otherwise empty."""
     if not encoding.reasons:
         return np.zeros((0,), np.int32)
     role = encoding.teacher_before
@@ -141,12 +141,12 @@ def transition_of(example: Example, tokenizer: Any, encoding: Encoding) -> np.nd
 
 
 def teacher_prompt(tokenizer: Any, example: Example, encoding: Encoding) -> np.ndarray:
-    """What the teacher sees of an example that has all of its fields, also those of attempts; [Q] int32."""
+    """The teacher's prompt of an example that has all of its fields, also those of attempts; [Q] int32."""
     return contexts.encode_role(tokenizer, example, encoding.teacher, encoding.texts, encoding.task)
 
 
 def reference_text(example: Example, encoding: Encoding) -> str:
-    """The completion that the data holds, without its end; empty where a role writes completions."""
+    """The completion in the data, without its end; empty if a role writes completions."""
     if not encoding.learns_references:
         return ""
     if encoding.task == "write_rubric":
@@ -155,7 +155,7 @@ def reference_text(example: Example, encoding: Encoding) -> str:
 
 
 class _Texts(NamedTuple):
-    """What `Row` holds, as text."""
+    """The content of a `Row`, as text."""
 
     student: str
     teacher: str
@@ -174,14 +174,14 @@ def _texts_of(example: Example, tokenizer: Any, encoding: Encoding) -> _Texts:
 
 
 def _ablated(example: Example, encoding: Encoding) -> list[Example]:
-    """The example without each criterion. Of a rubric of one criterion there are none: nothing is pushed along."""
+    """The example without each criterion. Empty for a rubric of one criterion, which gives no guidance."""
     if not encoding.by_criteria or example.rubric is None or len(example.rubric.criteria) < 2:
         return []
     return [dataclasses.replace(example, rubric=rubric) for rubric in variants.leave_one_out(example.rubric)]
 
 
 def _criteria_weights(example: Example, count: int) -> np.ndarray:
-    """[count] float32: how the criteria weigh, 1 on average."""
+    """[count] float32: the criteria's weights, 1 on average."""
     if not count:
         return np.zeros(0, np.float32)
     weights = np.abs([criterion.weight for criterion in rubric_of(example).criteria]).astype(np.float32)

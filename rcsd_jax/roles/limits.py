@@ -1,4 +1,4 @@
-"""How long prompts and references may be: a longer one leaves its row out, or is an error. Nothing is ever cut."""
+"""Limits of prompts and references: a row with a longer one is left out, or is an error. Nothing is ever cut."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rcsd_jax.roles.encode import Encoding, Row, reference_text
 
 
 class Limits(NamedTuple):
-    """The most tokens of each, and whether more are an error.
+    """The largest number of tokens, and whether more are an error.
 
     Attributes:
       student: of the student's prompt, `data.max_student_prompt`.
       teacher: of the teacher's and a rubric writer's prompt, `data.max_teacher_prompt`.
       reference: of a completion from the data, `sampling.max_new_tokens`.
-      fails: whether a row that is longer ends the run (`data.too_long`).
+      fails: whether a longer row ends the run (`data.too_long`).
     """
 
     student: int
@@ -32,7 +32,7 @@ class Limits(NamedTuple):
     fails: bool = False
 
     def fit(self, row: Row) -> bool:
-        """Whether all of a row is within the limits.
+        """Whether a row is within all limits.
 
         Raises:
           UserError: it is not, and that is an error.
@@ -76,7 +76,7 @@ class Limits(NamedTuple):
         return False
 
     def nothing_fits(self, count: int) -> UserError:
-        """The error of data of which every row is too long."""
+        """The error for data whose rows are all too long."""
         return UserError(
             f"no example is left: all {count} prompts (or references) are longer than the limits",
             field="data.max_teacher_prompt",
@@ -86,7 +86,7 @@ class Limits(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Numbers of tokens that rows are compared with before they are tokenized; None: not compared."""
+    """Bounds that rows are compared with before they are tokenized; None: not compared."""
 
     student: int | None
     teacher: int | None
@@ -94,9 +94,9 @@ class Bounds(NamedTuple):
 
 
 def may_exceed(examples: Sequence[Example], bounds: Bounds, tokenizer: Any, encoding: Encoding) -> list[int]:
-    """The indexes of examples whose prompts or references can have more tokens than the bounds.
+    """The indexes of examples whose prompts or references may have more tokens than the bounds.
 
-    Of all others it is certain that they have not, and that costs little: nothing is tokenized.
+    All others certainly have not. The check is cheap, because nothing is tokenized.
     """
 
     def can(example: Example) -> bool:
@@ -117,10 +117,10 @@ def may_exceed(examples: Sequence[Example], bounds: Bounds, tokenizer: Any, enco
 
 
 def most_tokens(text: str) -> int:
-    """How many tokens a text has at most, whatever the tokenizer.
+    """The largest number of tokens of a text, with any tokenizer.
 
-    A token is at least a byte of UTF-8. What is not ASCII may be normalised first, which makes it three times as long at most
-    (Unicode's NFC), and there are tokenizers that put something before a text.
+    A token is at least one byte of UTF-8. Text that is not ASCII may be normalised first, which makes it at most three times
+    as long (Unicode's NFC), and some tokenizers put something before a text.
     """
     if text.isascii():
         return len(text) + 1
@@ -128,8 +128,8 @@ def most_tokens(text: str) -> int:
 
 
 def _most_around(tokenizer: Any, role: Role) -> float:
-    """How many tokens the chat template puts around a message at most."""
+    """The largest number of tokens that the chat template puts around a message."""
     probe = f"x{string.printable}é漢x"
     around = contexts.chat_text(tokenizer, [{"role": "user", "content": probe}], thinking=role.thinking).split(probe)
-    # A template that changes messages, or repeats them, says nothing of how long they get: every row has to be looked at.
+    # A template that changes or repeats messages gives no bound, so every row must be tokenized.
     return math.inf if len(around) != 2 else most_tokens("".join(around))

@@ -1,4 +1,4 @@
-"""Settings of the teacher: what it sees, which weights it has, and what it does before it scores."""
+"""Settings of the teacher: its fields, its weights, and its analysis and guidance."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class TeacherSettings:
         checks.at_least_zero(self, "reason_tokens", "guidance")
         checks.finite(self, "guidance")
         if self.attempts:
-            problem = f"cannot analyse {' and '.join(self.attempts)}, which are known after sampling alone"
+            problem = f"cannot analyse {' and '.join(self.attempts)}, which are known only after sampling"
             checks.need(not self.reason_tokens, self, "reason_tokens", problem, "set 0")
         if self.guided_by_criteria:
             seen = "rubric" in self.fields and not self.reason_tokens and not self.attempts
-            problem = "needs a teacher that sees a rubric, writes no analysis and is shown no attempts"
+            problem = "needs a teacher that sees a rubric, writes no analysis and sees no attempts"
             checks.need(seen, self, "guidance_by", problem, "set 'context'")
 
     @property
@@ -41,10 +41,10 @@ class TeacherSettings:
 
     @property
     def attempts(self) -> tuple[str, ...]:
-        """Of what it sees, the fields that are known only when the student has written."""
+        """The fields that are known only after the student has written."""
         return tuple(name for name in ATTEMPT_FIELDS if name in self.fields)
 
     @property
     def guided_by_criteria(self) -> bool:
-        """Whether it is pushed along single criteria."""
+        """Whether guidance is by single criteria."""
         return bool(self.guidance) and self.guidance_by == "criteria"

@@ -1,4 +1,4 @@
-"""Settings of rubrics: which ones the teacher sees, and how a model writes them."""
+"""Settings of rubrics: those that the teacher sees, and how a model writes them."""
 
 from __future__ import annotations
 

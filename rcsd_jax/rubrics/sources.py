@@ -1,4 +1,4 @@
-"""Where the rubric comes from that the teacher sees. A new source is a line of `RUBRIC_SOURCES`."""
+"""Sources of the teacher's rubrics. A new source is a line of `RUBRIC_SOURCES`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rcsd_jax.rubrics.variants import Pool
 
 
 class Given(NamedTuple):
-    """What a source makes a rubric of.
+    """The inputs from which a source makes a rubric.
 
     Attributes:
       id: of the row.
-      rubric: the row's own; None where the source does not need it and the row has none.
+      rubric: the row's own; None if the source does not need it and the row has none.
       pool: the rubrics of all rows.
       generic: the rubric that fits any question.
-      seed: decides what is drawn.
+      seed: decides the draws.
       noisy_fraction, reduced_fraction: see the keys of `rubric`.
     """
 
@@ -32,11 +32,11 @@ class Given(NamedTuple):
 
 
 class RubricSource(NamedTuple):
-    """How a row gets its rubric, and whether it must have one of its own.
+    """How a row gets its rubric, and whether the row must have its own.
 
     Attributes:
-      make: None where the row keeps its own rubric, or a model writes one. A ValueError says why there is none.
-      of_row: whether the rubric is made of the row's own.
+      make: None if the row keeps its own rubric, or a model writes one. A ValueError says why there is none.
+      of_row: whether the rubric is made from the row's own.
     """
 
     make: Callable[[Given], Rubric] | None
@@ -66,7 +66,7 @@ RUBRIC_SOURCES: dict[str, RubricSource] = {
 }
 
 GENERIC: dict[str, Callable[[], Rubric]] = {}
-"""Data source -> its generic rubric, where `variants.generic_rubric` is in other words than its rows."""
+"""Data source -> its generic rubric, if `variants.generic_rubric` does not fit the words of its rows."""
 
 
 def generic_rubric(data_source: str) -> Rubric:

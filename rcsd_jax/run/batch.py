@@ -1,4 +1,4 @@
-"""A step's batch from prompts of the host: rows padded to lengths of which a run has few."""
+"""Makes a step's batch from the host's prompts: rows padded to one of few lengths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rcsd_jax.settings.stage import Settings
 def make_batch(
     rows: list[int], data: Encoded, config: Settings, pad_id: int, mesh: jax.sharding.Mesh | None = None
 ) -> Batch:
-    """A global batch of `rows`, padded to lengths of which a run has few; with a mesh, this process's share of it."""
+    """A global batch of `rows`, padded to one of few lengths; with a mesh, this process's share of it."""
     own = np.arange(len(rows)) if mesh is None else sharding.own_rows(len(rows), mesh)
     references = config.sampling.max_new_tokens if config.sampling.source == "reference" else 0
 
@@ -28,7 +28,7 @@ def make_batch(
         length = padded_length(lengths, longest, config.data.pad_to, limit)
         return contexts.pad_left([prompts[rows[i]] for i in own], length, pad_id)
 
-    arrays: tuple[Any, ...] = (  # NumPy's, until they are on the mesh
+    arrays: tuple[Any, ...] = (  # NumPy arrays, until they are on the mesh
         own.astype(np.int32),
         *padded(data.student, data.longest.student, config.data.max_student_prompt),
         *padded(data.teacher, data.longest.teacher, config.data.max_teacher_prompt),
@@ -41,9 +41,9 @@ def make_batch(
 
 def _without(rows: list[int], own: np.ndarray, data: Encoded, config: Settings, pad_id: int) -> Without:
     """The prompts without each criterion of the `own` among `rows`, for all as many as the longest rubric has criteria."""
-    # At least one, which then weighs nothing: without any, `score_teacher` would take the whole context's guidance.
+    # At least one, with weight 0: without any, `score_teacher` would use the guidance of the whole context.
     count = max(1, data.longest.criteria) if config.teacher.guided_by_criteria else 0
-    tokens: Any  # NumPy's arrays, until they are on the mesh
+    tokens: Any  # NumPy arrays, until they are on the mesh
     mask: Any
     if not count:
         tokens, mask = np.zeros((len(own), 0, 0), np.int32), np.zeros((len(own), 0, 0), bool)
@@ -56,17 +56,17 @@ def _without(rows: list[int], own: np.ndarray, data: Encoded, config: Settings, 
     prompts = []
     for at, i in zip(weights, (rows[i] for i in own), strict=True):
         at[: len(data.without[i].weights)] = data.without[i].weights
-        # A rubric with fewer has its whole prompt in the places that are left, which weigh nothing.
+        # A rubric with fewer criteria has its whole prompt in the remaining places, with weight 0.
         prompts += (data.without[i].prompts + [data.teacher[i]] * count)[:count]
     tokens, mask = (x.reshape(len(own), count, length) for x in contexts.pad_left(prompts, length, pad_id))
     return Without(tokens, mask, weights)
 
 
 def padded_length(lengths: Sequence[int], longest: int, pad_to: int, limit: int) -> int:
-    """The length that a batch's prompts are padded to: `pad_to` times a power of two, or what the longest prompt needs.
+    """The length to which a batch's prompts are padded: `pad_to` times a power of two, or the longest prompt's need.
 
     So a run whose longest prompt takes n times `pad_to` compiles for at most log2(n) + 1 lengths of each role. A prompt that
-    is longer than those which were seen at the start (`longest`) may take up to the limit of its role.
+    is longer than those seen at the start (`longest`) may take up to the limit of its role.
 
     Examples:
       >>> [padded_length([length], 650, 128, 2048) for length in (100, 200, 600, 650, 800, 1200, 2000)]

@@ -1,4 +1,4 @@
-"""`--check`: reads a run's config, model and data as the run does, and stops. No weights are read and nothing is written."""
+"""`--check`: reads a run's config, model and data as the run does, and stops. It loads no weights and writes nothing."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from rcsd_jax.settings.stage import Settings
 
 
 def check_stage(config: Settings, console: Console, name: str = "", *, earlier: Sequence[AnyPath] = ()) -> None:
-    """Reads what a stage reads before weights, and says how much it is.
+    """Reads everything that a stage reads before weights, and prints the counts.
 
     Args:
       config: of the stage.
-      console: where to.
+      console: where to print.
       name: of the stage.
-      earlier: folders of the stages before it. What they have still to write is not looked for.
+      earlier: folders of the stages before it. Files that they have not written yet are not looked for.
 
     Raises:
-      UserError: whatever the stage would raise before it reads weights.
+      UserError: any error that the stage would raise before it loads weights.
     """
     name = name or "run"
     mesh = sharding.make_mesh(**config.mesh)
@@ -52,10 +52,10 @@ def check_stage(config: Settings, console: Console, name: str = "", *, earlier: 
 
 
 def check_evaluation(config: Settings, console: Console) -> None:
-    """The same of an evaluation without training.
+    """The same for an evaluation without training.
 
     Raises:
-      UserError: whatever it would raise before it reads weights.
+      UserError: any error that it would raise before it loads weights.
     """
     _check_judge(config)
     model: Model = open_unloaded(config.model.path, config.model)
@@ -65,7 +65,7 @@ def check_evaluation(config: Settings, console: Console) -> None:
 
 
 def _with_rubrics(examples: list[Example], config: Settings, waits: Callable[[str], bool]) -> tuple[list[Example], str]:
-    """The examples with rubrics, and what is to be said of those. Where a model will write them the generic one stands in."""
+    """The examples with rubrics, and a note on these. If a model will write them, the generic rubric stands in."""
     if not config.writes_rubrics:
         return _from_source(examples, config), ""
     writer = config.rubric.writer

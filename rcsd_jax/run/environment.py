@@ -1,4 +1,4 @@
-"""Where and how a stage runs: what every part of it is handed."""
+"""The environment of a stage, which every part of it receives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rcsd_jax.settings.stage import Settings
 
 
 class Run(NamedTuple):
-    """Where and how a stage runs."""
+    """The environment of a stage."""
 
     config: Settings
     workdir: AnyPath
@@ -25,12 +25,12 @@ class Run(NamedTuple):
     console: Console
     stop: StopRequest
     name: str
-    judge: Callable | None = None  # `run.judge.judge_of`, where something is graded by one
+    judge: Callable | None = None  # `run.judge.judge_of`, if a judge grades something
 
     def sampler(self, model: Model, batch_size: int) -> Sampler:
-        """What samples from a model outside the train step, `batch_size` rows at a time, until the run is asked to stop.
+        """The sampler for a model outside the train step, `batch_size` rows at a time, until the run is asked to stop.
 
-        It has no weights yet: `with_weights` gives it some.
+        It has no weights yet: `with_weights` gives it weights.
         """
         return DecoderSampler(
             model.decoder,

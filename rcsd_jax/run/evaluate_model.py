@@ -1,4 +1,4 @@
-"""A model or an adapter on benchmarks, without training: what `python -m rcsd_jax.evaluate` does."""
+"""Evaluates a model or an adapter without training, for `python -m rcsd_jax.evaluate`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def evaluate_model(
 ) -> dict[str, dict[str, Any]]:
     """Evaluates `model.path`, a model or a LoRA adapter, in the roles of `eval.roles`; role -> split -> mode -> scores.
 
-    What was finished in `workdir` is not done again.
+    Sets that are finished in `workdir` are not evaluated again.
 
     Raises:
-      UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; what was sampled is kept.
+      UserError: bad input or settings. Preempted: SIGTERM or Ctrl-C; sampled answers are kept.
     """
     config, workdir = unpack(given, trains=False), as_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
@@ -65,10 +65,10 @@ def evaluate_model(
 def questions_of(
     config: Settings, model: Model, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, dict[str, Questions]]:
-    """Role -> split -> the questions that it is asked; at least one. `say` is told what was left out.
+    """Role -> split -> its questions, at least one. `say` is called with the questions left out.
 
     Raises:
-      UserError: there are none, they cannot be read, or the mesh cannot share out a batch.
+      UserError: there are none, they cannot be read, or the mesh cannot divide a batch.
     """
     check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
     questions = evaluation_questions(
@@ -78,5 +78,5 @@ def questions_of(
         remedy = "set eval.benchmarks, or eval.grader and eval.path, and eval.roles"
         raise UserError("nothing to evaluate", field="eval.benchmarks", remedy=remedy)
     if "base" in questions:
-        questions.pop("trained", None)  # nothing was trained: they would be the same
+        questions.pop("trained", None)  # nothing was trained, so they would be the same
     return questions

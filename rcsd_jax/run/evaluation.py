@@ -1,4 +1,4 @@
-"""One role's answers to all questions: sampled, graded, averaged, written down. What a stop left is not sampled again."""
+"""Evaluates one role on all questions: samples, grades, averages and writes. After a stop, sampled answers are reused."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from rcsd_jax.sampling.sampler import Batches, Completion, Sampler
 def evaluate_role(
     label: str, questions: Mapping[str, Questions], model: Model, sampler: Sampler, run: Run
 ) -> dict[str, Any]:
-    """Split -> mode -> scores of what the config asks for. Scores that the files of `evaluate.results` hold are not made again.
+    """Split -> mode -> the config's scores. Scores in the files of `evaluate.results` are not made again.
 
-    What was sampled when a run was stopped waits in `unfinished_<label>.jsonl`.
+    Answers of an evaluation that was stopped are kept in `unfinished_<label>.jsonl`.
     """
     config, workdir = run.config, run.workdir
     scores: dict[str, Any] = from_main_if_written(workdir / f"evaluation_{label}.json") or {}
@@ -73,7 +73,7 @@ def _evaluated(
 def after_analyses(
     asked: Questions, sampler: Sampler, log: KeyedLog[Completion], sampling: SamplingConfig, *, reason_tokens: int
 ) -> list[np.ndarray]:
-    """The prompts that the answers follow: a teacher that reasons first writes its analyses, at most `reason_tokens` each."""
+    """The prompts for the answers: a teacher that reasons first adds its analyses, at most `reason_tokens` each."""
     if not len(asked.transition):
         return asked.prompts
     count = len(asked.prompts)
@@ -85,11 +85,11 @@ def after_analyses(
     return [np.concatenate([p, written[i].tokens, asked.transition]) for i, p in enumerate(asked.prompts)]
 
 
-# --- completions of an evaluation that is under way --------------------------------------------------------------
+# --- completions of an unfinished evaluation ---------------------------------------------------------------------
 
 
 def open_unfinished(path: AnyPath | None) -> KeyedLog[Completion]:
-    """The log of completions that were sampled but not graded yet. It serves one model, which is no part of its keys."""
+    """The log of completions that are sampled but not graded yet. It serves one model, so keys do not name the model."""
     return KeyedLog(path, _COMPLETIONS)
 
 
@@ -108,7 +108,7 @@ def resumed(
     prompts: Sequence[np.ndarray],
     seeds: Sequence[int],
 ) -> Batches:
-    """As `sampler.generate`, but what `log` holds comes first, and the rest goes there."""
+    """Like `sampler.generate`, but completions in `log` come first, and the others are added to it."""
     settings = dataclasses.asdict(sampling)
     keys = [key_of("", prompt, settings, 0, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     done = [i for i, key in enumerate(keys) if key in log]

@@ -1,4 +1,4 @@
-"""What a stage leaves behind: the trained model as Hugging Face's and PEFT's tools read it."""
+"""Exports the trained model in the formats of Hugging Face and PEFT."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Grading in training, on the host between sampling and learning: rewards, and teachers' contexts that need attempts.
+"""Grades completions during training, on the host between sampling and learning: for rewards, and for teachers that see attempts.
 
-A group are the completions of one question, which follow each other in the batch.
+A group is the completions of one question, which follow each other in the batch.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def graded(
     model: Model,
     run: Run,
 ) -> tuple[Completions, dict[str, float]]:
-    """Completions with their advantages and, where the teacher sees attempts, with its prompts; and what is logged.
+    """Adds advantages to completions and, if the teacher sees attempts, its prompts; also returns metrics.
 
     Args:
       completions: as sampled, B rows on the mesh.
-      asked: the B rows' examples as they are graded.
-      shown: the same as the roles see them: their rubrics may be others.
-      recipe: of the step, with which they were sampled.
-      model: it decodes and encodes.
+      asked: the B rows' examples, as they are graded.
+      shown: the same examples as the roles see them, perhaps with other rubrics.
+      recipe: of the step that sampled them.
+      model: decodes and encodes.
       run: config and mesh.
 
     Raises:
@@ -85,7 +85,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _alike(rewards: np.ndarray) -> bool:
-    """Whether a group says nothing: all that were graded are equal."""
+    """Whether a group carries no signal: all its graded completions have equal scores."""
     known = rewards[~np.isnan(rewards)]
     return len(known) == 0 or bool(np.ptp(known) == 0)
 
@@ -115,7 +115,7 @@ def _successes(texts: Sequence[str], rewards: np.ndarray, config: Settings) -> l
 def _with_attempts(
     completions: Completions, told: Sequence[Example], own: np.ndarray, means: dict, model: Model, run: Run
 ) -> tuple[Completions, dict[str, Any]]:
-    """The teacher's prompts of examples that hold attempts; a row without one, or with too long a prompt, is not taught."""
+    """The teacher's prompts of examples with attempts; a row without an attempt, or with too long a prompt, is not taught."""
     config = run.config
 
     def encode(example: Example) -> np.ndarray | None:
@@ -126,7 +126,7 @@ def _with_attempts(
 
     prompts = multihost.shared(encode, told)
     taught = np.array([prompt is not None for prompt in prompts])
-    # One shape for the whole run: how long a step's attempts are is not known before.
+    # One shape for the whole run, because the length of a step's attempts is not known before.
     length = -(-config.data.max_teacher_prompt // config.data.pad_to) * config.data.pad_to
     nothing = np.asarray([model.pad_id], np.int32)
     rows = [nothing if prompts[i] is None else prompts[i] for i in own]

@@ -1,4 +1,4 @@
-"""What a stage reads before it reads weights: the model's configuration, the questions of its evaluations, and its rows."""
+"""Reads a stage's inputs before its weights: the model's configuration, the questions of its evaluations, and its rows."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def open_inputs(
 ) -> tuple[Model, dict[str, dict[str, Questions]], list[Example]]:
     """The model without its weights, role -> split -> questions of evaluation, and the examples to learn from.
 
-    `say` is told what of them is not read.
+    `say` is called with columns that are not read.
 
     Raises:
-      UserError: one of them cannot be read or used, or the mesh cannot share it out.
+      UserError: one of them cannot be read or used, or the mesh cannot divide a batch.
     """
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     check_divisible(model.decoder.config, mesh, _batch_sizes(config))
@@ -38,11 +38,11 @@ def open_inputs(
 
 
 def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dict[str, int]]:
-    """The rows with the rubrics that the teacher sees, as far as a run has to know them before it starts; and counts of
-    what became of rubrics that a model wrote.
+    """The rows with the teacher's rubrics, as far as a run must know them before it starts; and counts of the outcomes of
+    rubrics that a model wrote.
 
     Raises:
-      UserError: a row that cannot be used, or none that can.
+      UserError: a row cannot be used, or no row can.
     """
     config, counts = run.config, collections.Counter[str]()
     positions = model.decoder.config.max_position
@@ -63,7 +63,7 @@ def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dic
 
 
 def counted(rows: Rows) -> str:
-    """How many rows there are to learn from, in words, as far as they were looked at."""
+    """The number of rows to learn from, in words, as far as they were read."""
     looked_at = f"{rows.skipped} skipped as too long"
     if len(rows.examples) > AT_START:
         looked_at = f"{rows.skipped} of those looked at so far skipped as too long, the others are looked at when used"
@@ -71,7 +71,7 @@ def counted(rows: Rows) -> str:
 
 
 def check_positions(model: Model, rows: Rows, config: Settings) -> None:
-    """Raises UserError if the longest row goes beyond the positions that the model was made for."""
+    """Raises UserError if the longest row exceeds the positions that the model supports."""
     analysis = config.teacher.reason_tokens + len(rows.first.transition)
     found = rows.longest()
     longest = max(found.student, found.teacher + analysis) + config.sampling.max_new_tokens
@@ -86,7 +86,7 @@ def check_positions(model: Model, rows: Rows, config: Settings) -> None:
 
 
 def _batch_sizes(config: Settings) -> dict[str, int]:
-    """Config key -> rows that the mesh has to share out."""
+    """Config key -> rows that the mesh must divide."""
     sizes = {"train.batch_size / train.microbatches": config.train.batch_size // config.train.microbatches}
     if config.sampling.slots:
         sizes["sampling.slots"] = config.sampling.slots

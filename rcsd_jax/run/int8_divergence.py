@@ -1,4 +1,4 @@
-"""How far a model with int8 weights is from the plain one, in the run's own prompts."""
+"""Measures the distance of a model with int8 weights from the plain one, on the run's own prompts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def int8_divergence(
     """Compares the next-token distributions of both over the prompts of a microbatch.
 
     Args:
-      plain, int8: the network with its weights as they are, and as int8.
-      data: the run's prompts, of which the first are taken.
+      plain, int8: the network with its plain weights, and with int8 weights.
+      data: the run's prompts, of which the first ones are used.
       config: of the run.
       model: whose prompts they are.
       mesh: the run's.
 
     Returns:
       Role ("teacher", and under LoRA "student", whose base is in int8 too) -> means over "tokens" tokens of its prompts,
-      in nats: "kl", KL(plain || int8), and "entropy", of the plain one, for comparison.
+      in nats: "kl", KL(plain || int8), and "entropy", of the plain model, for comparison.
     """
     rows = [i % len(data.examples) for i in range(config.train.batch_size // config.train.microbatches)]
     batch = to_mesh(make_batch(rows, data, config, model.pad_id, mesh), mesh)

@@ -1,4 +1,4 @@
-"""Grading by a judge in a run: which model it is, whom of the processes it is asked by, and what scores follow."""
+"""Grading by a judge in a run: its model, the process that asks it, and its scores."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from rcsd_jax.sampling.decoding import SamplingConfig
 def judge_of(run: Run) -> Iterator[GradeAll]:
     """The judge of `judge.checkpoint` or at `judge.base_url`, and the file of its answers, `verdicts.jsonl`, while it lasts.
 
-    The judge gives "rubric_score", NaN where no criterion with positive weight was judged, and "judged", the share of criteria
-    that were.
+    The judge gives "rubric_score", NaN if no criterion with positive weight was judged, and "judged", the share of judged
+    criteria.
 
     Raises:
       UserError: see `judge.endpoint.Endpoint` and `judge.cache.AnswerCache`.
@@ -38,7 +38,7 @@ def judge_of(run: Run) -> Iterator[GradeAll]:
             ask, identity = _local(run)
             yield functools.partial(_grade, run=run, ask=ask, identity=identity, cache=cache)
         return
-    # An endpoint is asked by process 0, which alone keeps the file.
+    # Only process 0 asks an endpoint and keeps the file.
     is_main = multihost.is_main()
     with multihost.agreed(lambda: AnswerCache(path if is_main else None), everywhere=True) as cache:
         found = multihost.agreed(lambda: endpoint_of(settings.endpoint) if is_main else None, everywhere=True)

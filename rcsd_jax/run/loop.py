@@ -43,7 +43,7 @@ def train_loop(
 ) -> TrainState:
     """Trains from `start` to the last step and returns its state; `state` is donated.
 
-    `examples` are those of the data by id, as they are graded: with their own rubrics, whatever the teacher is shown.
+    `examples` are the data's by id, as they are graded: with their own rubrics, whatever rubrics the teacher sees.
 
     `evaluate_at(step, state)` is called after every `eval.every` steps but the last; a run that ended in it begins with
     it.
@@ -59,7 +59,7 @@ def train_loop(
     def evaluated_after(step: int) -> bool:
         return bool(config.eval.every) and step % config.eval.every == 0 and 0 < step < steps
 
-    # What a checkpoint holds beside the state: on what the steps to come depend. Their keys follow from seed and step.
+    # A checkpoint also holds what the remaining steps depend on. Their random keys follow from seed and step.
     position = {"seed": config.seed, "data": rows.digest, "rubric_cache": "rubrics.jsonl"}
 
     def save(step: int, place: int, writer: MetricWriter) -> None:
@@ -155,7 +155,7 @@ def _not_finite(step: int, metrics: Mapping[str, jax.Array], examples: Sequence[
     bad = [e.origin for e, x in zip(examples, row_loss, strict=True) if not np.isfinite(x)]
     return UserError(
         f"non-finite loss, gradient or update at step {step}; the state before it is saved; "
-        f"offending rows: {', '.join(bad) or 'none alone, the gradient or the update overflowed'}",
+        f"offending rows: {', '.join(bad) or 'no single row, the gradient or the update overflowed'}",
         field="loss",
         value=float(metrics["loss"]),
         remedy="lower optimizer.learning_rate, or take the rows out, and start anew with another --workdir",

@@ -1,4 +1,4 @@
-"""What the settings say of the train step: the roles' networks, how completions are made, and the loss."""
+"""Makes the train step's static choices from the settings: the roles' networks, the sampling of completions, and the loss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recipe_of(config: Settings, model: Model, optimizer: optax.GradientTransform
 
 
 def roles_of(config: Settings, decoder: Decoder) -> Roles:
-    """Where both roles' networks come from. A LoRA's base and a fixed teacher are the same frozen weights."""
+    """The sources of both roles' networks. A LoRA's base and a fixed teacher are the same frozen weights."""
     student = RoleNetwork(decoder, frozen=BASE if config.lora.rank else None, moving="trained")
     teachers = {
         "none": None,
@@ -55,7 +55,7 @@ def rollout_options(config: Settings, model: Model) -> RolloutOptions:
 
 
 def loss_options(config: Settings, model: Model) -> LossOptions:
-    """What the method's loss reads. Both roles are compared at the temperature that completions are drawn at."""
+    """The options of the method's loss. Both roles are compared at the temperature of sampling."""
     return LossOptions(
         divergence=config.loss.divergence_options,
         policy=config.policy,

@@ -1,12 +1,11 @@
-"""The rows of a run in the order of their use: each gets its prompts when it is first needed, and is held.
+"""The rows of a run in the order of their use. Each gets its prompts when it is first needed, and is kept.
 
-The order is `data.batches.in_order` of all rows, less those that are left out: too long, or without a rubric. What a step
-learns from follows from the place in that order at which it begins, which a checkpoint holds. So a run goes on with
-exactly the rows that it would have had, and no row needs to be looked at before its time.
+The order is `data.batches.in_order` of all rows, without those left out: too long, or without a rubric. A step's rows follow from the
+place in that order at which it begins, which a checkpoint holds. So a resumed run uses exactly the rows that it would have used, and
+no row is read before its time.
 
-Shapes are static, though, and bad input shall be found before weights are read. Therefore the first `AT_START` rows are
-prepared before a run begins: they decide the usual shapes, however long the run will be. So are those that might be too
-long where that is an error.
+But shapes are static, and bad input should be found before weights are loaded. So the first `AT_START` rows are prepared before a run
+begins, and decide the usual shapes, however long the run is. Rows that might be too long are also prepared, if that is an error.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from rcsd_jax.roles.limits import Bounds, Limits, may_exceed
 from rcsd_jax.settings.stage import Settings
 
 AT_START = 2048
-"""Rows that are prepared before a run begins: a second or two, and all rows of small data."""
+"""Rows that are prepared before a run begins. This takes a second or two, and covers all rows of small data."""
 
 GiveRubrics = Callable[[list[Example]], list[Example]]
-"""Of examples those that get a rubric, with it. All processes call it together."""
+"""Gives rubrics to examples, and leaves out those that get none. All processes call it together."""
 
 
 class Rows:
@@ -37,10 +36,10 @@ class Rows:
 
     Attributes:
       examples: all of them, prepared or not.
-      first: those that were prepared at the start and fit, in the order of the data (of more than `AT_START` rows: of use).
-      skipped: how many were left out as too long so far.
-      left_out: the same with those that got no rubric.
-      digest: a hash of the prompts and references of the first rows, and of the texts of all rows where there are more.
+      first: those prepared at the start that fit, in the order of the data (with more than `AT_START` rows: of use).
+      skipped: how many were left out so far because they are too long.
+      left_out: the same, including those without a rubric.
+      digest: a hash of the prompts and references of the first rows, and of the texts of all rows if there are more.
     """
 
     def __init__(self, examples: Sequence[Example], tokenizer: Any, settings: Settings):
@@ -48,16 +47,16 @@ class Rows:
         self._tokenizer, self._settings = tokenizer, settings
         self._encoding, self._limits = settings.encoding, settings.limits
         self._order = in_order(range(len(examples)), seed=settings.seed)
-        self._held: dict[int, Row | None] = {}  # row number -> None where it is left out
+        self._held: dict[int, Row | None] = {}  # row number -> None if it is left out
         self.first: Encoded
         self.digest = ""
 
     def start(self, *, positions: int, give_rubrics: GiveRubrics | None = None) -> bool:
-        """Prepares what has to be known before weights are read; all processes together. False where no row fits.
+        """Prepares the rows that must be known before weights are loaded; all processes together. False if no row fits.
 
         Args:
-          positions: how long a prompt may be together with all that follows it: rows that may be longer are prepared too.
-          give_rubrics: where a model writes them, for every row that the run will use.
+          positions: the limit of a prompt together with everything after it; rows that may be longer are prepared too.
+          give_rubrics: for rubrics that a model writes, for every row that the run will use.
 
         Raises:
           UserError: `data.too_long` is "fail" and a row is too long.
@@ -78,7 +77,7 @@ class Rows:
         transition = encode.transition_of(fitting[0].example, self._tokenizer, self._encoding)
         self.first = encode.collate(fitting, transition, encode.longest_of(fitting))
         self.digest = self._digest()
-        if give_rubrics:  # rows that are left out have others in their place, which need rubrics too
+        if give_rubrics:  # other rows take the place of rows left out, and need rubrics too
             taken, place, wanted = 0, 0, self._questions()
             while taken < wanted and len(self._held) < count:
                 drawn = self._drawn(place, wanted - taken)
@@ -87,7 +86,7 @@ class Rows:
         return True
 
     def take(self, place: int, count: int) -> tuple[Encoded, int]:
-        """`count` rows from a place in the order on, and the place behind them: the same in every process, whatever was taken.
+        """`count` rows from a place in the order, and the place after them: the same in every process, in any history.
 
         Raises:
           UserError: `data.too_long` is "fail" and a row is too long.
@@ -101,7 +100,7 @@ class Rows:
         return encode.collate(taken, self.first.transition, self.first.longest), place
 
     def longest(self) -> Longest:
-        """Of all rows that were prepared so far."""
+        """The longest of all rows prepared so far."""
         return encode.longest_of([row for row in self._held.values() if row is not None])
 
     def _digest(self) -> str:
@@ -118,7 +117,7 @@ class Rows:
         return total.hexdigest()[:16]
 
     def _questions(self) -> int:
-        """How many rows all steps take."""
+        """The number of rows of all steps."""
         return self._settings.train.steps * self._settings.questions_per_step
 
     def _drawn(self, place: int, count: int) -> list[int]:
@@ -128,7 +127,7 @@ class Rows:
         return [row for number in numbers if (row := self._held[number]) is not None]
 
     def _doubtful(self, positions: int) -> list[int]:
-        """The rows that have to be looked at before weights are read, as they may be too long."""
+        """The rows that must be prepared before weights are loaded, because they may be too long."""
         if len(self.examples) <= AT_START:
             return []
         limits, encoding = self._limits, self._encoding
@@ -137,7 +136,7 @@ class Rows:
         analysis = self._settings.teacher.reason_tokens + len(transition)
 
         def limit(most: int, room: int) -> int | None:
-            # A row that goes beyond the positions ends the run, also where one beyond the limits is merely left out.
+            # A row beyond the positions ends the run, even if a row beyond the limits is only left out.
             return min(most, room) if limits.fails or most > room else None
 
         bounds = Bounds(
@@ -163,7 +162,7 @@ class Rows:
 
 
 def encode_all(examples: Sequence[Example], tokenizer: Any, encoding: Encoding, limits: Limits) -> Encoded:
-    """All examples at once, less those that are too long; all processes call it together.
+    """Encodes all examples at once, without those that are too long; all processes call it together.
 
     Raises:
       UserError: an example lacks a field, or is too long and that is an error, or none is left.

@@ -1,6 +1,6 @@
-"""Between the stages: a model writes a rubric for every question, once; texts are cached as they come.
+"""Between the stages, a model writes a rubric for every question, once. Texts are cached as they arrive.
 
-A rejected text is sampled again; after the last try the question gets the generic rubric or is dropped, and is counted.
+A rejected text is resampled. After the last try the question gets the generic rubric or is dropped, and is counted.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from rcsd_jax.sampling.sampler import Batches
 
 @contextlib.contextmanager
 def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRubrics]:
-    """A function that has a model write rubrics for questions, and adds to `counts` what became of them; while the file of
-    texts, `rubrics.jsonl`, is open.
+    """A function that lets a model write rubrics for questions and adds the outcomes to `counts`, while the file of texts,
+    `rubrics.jsonl`, is open.
     """
     config = run.config
     settings = config.rubric
     writer, digest, load = open_served(settings.writer, config.model, run.mesh)
-    load = functools.cache(load)  # and never called where every text is cached
+    load = functools.cache(load)  # and never called if every text is cached
     sampler = run.sampler(writer, settings.batch_size)
     sampling = sampling_of(settings, writer)
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
@@ -88,7 +88,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
 
 
 def tell_rubrics(counts: Mapping[str, int], run: Run, *, none_left: bool) -> None:
-    """Says what became of the rubrics that a model wrote.
+    """Prints the outcomes of the rubrics that a model wrote.
 
     Raises:
       UserError: no question is left.
@@ -102,9 +102,9 @@ def tell_rubrics(counts: Mapping[str, int], run: Run, *, none_left: bool) -> Non
             file=run.workdir / "rubrics.jsonl",
             field="rubric.writer",
             value=run.config.rubric.writer,
-            remedy="read the reasons there; take a better writer, or set rubric.on_reject=generic",
+            remedy="read the reasons there; use a better writer, or set rubric.on_reject=generic",
         )
-    run.console.print("warning: not one text was a rubric; every question has the generic one")
+    run.console.print("warning: no text was a rubric; every question has the generic one")
 
 
 def write_rubrics(
@@ -124,8 +124,8 @@ def write_rubrics(
 ) -> tuple[list[Example], dict[str, int]]:
     """Examples with written rubrics, and counts of what happened.
 
-    A text is a function of (checkpoint, prompt, settings, seed, attempt) alone, so a run that was killed continues with
-    the texts that it has, and ends with the same rubrics as one that was not.
+    A text depends only on (checkpoint, prompt, settings, seed, attempt). So a killed run continues with the texts that it
+    has, and ends with the same rubrics as an uninterrupted run.
 
     Args:
       examples: the questions, in order.
@@ -133,11 +133,11 @@ def write_rubrics(
       write: samples completions for prompts, by their seeds.
       decode: token ids to text.
       cache: where texts are kept.
-      checkpoint: what identifies the writer's weights.
+      checkpoint: identifies the writer's weights.
       settings: sampling settings, part of the cache's key.
       resample: tries after the first.
       fallback: the rubric of a question whose every text was rejected; None drops the question.
-      min_criteria, max_criteria: what a valid rubric has.
+      min_criteria, max_criteria: the limits of a valid rubric.
       seed: of the run.
 
     Returns:

@@ -1,7 +1,7 @@
-"""What a later start of a run may change, and what of its results is then made again.
+"""Decides what a later start of a run may change, and which results are then made again.
 
 A workdir belongs to the config in its `config.json`. Another start of the run may have other values for the keys that do not
-decide what is learnt. `settings.decides` says of every key what hangs on it.
+decide what is learned. `settings.decides` says what depends on each key.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _READ = (("model", "path"), ("data", "path"), ("rubric", "writer"))  # where a s
 
 
 def begin(workdir: AnyPath, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Compares the run's config with that of the workdir, and makes it the workdir's where this changes no result.
+    """Compares the run's config with the workdir's, and replaces the workdir's if this changes no result.
 
     Returns:
-      The keys on whose change results hang: `apply` is to be called when the input is known to be good.
+      The changed keys that results depend on. Call `apply` for them once the input is known to be good.
 
     Raises:
       UserError: the workdir belongs to a run that learns something else; it cannot be made longer or shorter; or what it
@@ -57,7 +57,7 @@ def _check_steps(workdir: AnyPath, ours: Mapping[str, Any], theirs: Mapping[str,
     done = checkpoints.newest_step(workdir / "checkpoints")
     if not done and (workdir / "summary.json").exists() and (workdir / "metrics.jsonl").exists():
         raise UserError(
-            "the run is complete and its checkpoints are gone, so that it cannot go on from its last step",
+            "the run is complete and its checkpoints are gone, so it cannot continue from its last step",
             file=workdir / "checkpoints",
             remedy="restore them, choose another --workdir, or give its export to python -m rcsd_jax.evaluate",
         )
@@ -66,7 +66,7 @@ def _check_steps(workdir: AnyPath, ours: Mapping[str, Any], theirs: Mapping[str,
     where: dict[str, Any] = dict(file=workdir / "config.json", field="train.steps", value=steps)
     if (schedule := ours["optimizer"]["schedule"]) != "constant":
         raise UserError(
-            f"the rates of the {done} steps that were made hang on it: optimizer.schedule={schedule} falls to 0 at the "
+            f"the learning rates of the {done} steps already made depend on it: optimizer.schedule={schedule} falls to 0 at the "
             f"last step, which was {before}",
             remedy=f"set it to {before}, or choose another --workdir to start anew",
             **where,
@@ -80,7 +80,7 @@ def _check_steps(workdir: AnyPath, ours: Mapping[str, Any], theirs: Mapping[str,
 
 
 def apply(workdir: AnyPath, config: Mapping[str, Any]) -> str:
-    """Takes back what is not so with this config, and makes it the workdir's; returns in words what has changed.
+    """Removes results that do not fit this config, and makes it the workdir's; returns the changes in words.
 
     The config is written last: a start that is killed in here is repeated by the next.
     """
@@ -99,7 +99,7 @@ def apply(workdir: AnyPath, config: Mapping[str, Any]) -> str:
 
 
 def _stale(changed: Sequence[str], before: Mapping[str, Any]) -> Callable[[str, str], bool]:
-    """Whether the scores of a (set, mode) hang on one of the keys that changed."""
+    """Whether the scores of a (set, mode) depend on a changed key."""
     asked: Mapping[str, Any] = at(before, "eval.benchmarks") or {}
     benchmarks = {name for name, path in asked.items() if path is not None and name in BENCHMARKS}
 
@@ -117,7 +117,7 @@ def _stale(changed: Sequence[str], before: Mapping[str, Any]) -> Callable[[str, 
 
 
 def check_later_stages(stages: Sequence[tuple[str, Mapping[str, Any]]], workdir: AnyPath) -> None:
-    """Raises UserError if a stage is to write other weights than those from which a later one began."""
+    """Raises UserError if a stage would write other weights than those from which a later stage began."""
     for i, (name, stage) in enumerate(stages):
         if not (workdir / name / "config.json").exists():
             continue
@@ -136,7 +136,7 @@ def check_later_stages(stages: Sequence[tuple[str, Mapping[str, Any]]], workdir:
 
 
 def _has_results(workdir: AnyPath) -> bool:
-    """Whether something was made under the workdir's config. What models wrote as rubrics and verdicts is known by its own key."""
+    """Whether anything was made under the workdir's config. Rubrics and verdicts do not count, because they have their own keys."""
     if not workdir.exists():
         return False
     made = ("summary.json", "metrics.jsonl", "export", "adapter")
@@ -145,5 +145,5 @@ def _has_results(workdir: AnyPath) -> bool:
 
 
 def _both(workdir: AnyPath, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The run's config and that of the workdir, as plain dicts."""
+    """The run's config and the workdir's, as plain dicts."""
     return json.loads(keys.to_json(config)), read_json(workdir / "config.json")

@@ -1,4 +1,4 @@
-"""The state that training begins with: its shapes and places, and its first values or those of the newest checkpoint."""
+"""The state at the beginning of training: its shapes and shardings, and its first values or those of the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from rcsd_jax.run.recipe import recipe_of
 from rcsd_jax.run.rows import Rows
 from rcsd_jax.settings.stage import Settings
 
-_LORA_KEY = 2**32 - 1  # folded into the seed's key, as the steps are: no step has this number
+_LORA_KEY = 2**32 - 1  # folded into the seed's key, like the steps; no step has this number
 
 
 class Setup(NamedTuple):
-    """What training needs besides its state."""
+    """Everything that training needs besides its state."""
 
     recipe: Recipe
     frozen: Frozen  # by the names that the recipe's roles have for them
@@ -37,7 +37,7 @@ class Setup(NamedTuple):
 
 
 def setup(model: Model, params: Any, config: Settings, mesh: jax.sharding.Mesh) -> Setup:
-    """Everything but the state, which `first_state` makes or a checkpoint holds: a state is never held twice."""
+    """Everything except the state, which `first_state` makes or a checkpoint holds, so that a state is never held twice."""
     optimizer, rate = make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
     recipe = recipe_of(config, model, optimizer)
     trained = jax.eval_shape(functools.partial(_first_trained, model, config=config), params)
@@ -72,7 +72,7 @@ def _first_trained(model: Model, params: Any, *, config: Settings) -> Any:
 
 
 class Start(NamedTuple):
-    """Where training begins."""
+    """The beginning of training: its step and its place in the data."""
 
     step: int
     place: int  # in the order of rows, see `rows.Rows.take`
@@ -81,10 +81,10 @@ class Start(NamedTuple):
 def begin(
     model: Model, params: Any, setup: Setup, rows: Rows, checkpoints: Checkpoints, run: Run
 ) -> tuple[TrainState, Start]:
-    """The state to begin with and where: at the newest intact checkpoint, or at the first step.
+    """The first state and its step: those of the newest intact checkpoint, or of the first step.
 
     Raises:
-      UserError: not one checkpoint is intact, or it was trained with other prompts.
+      UserError: no checkpoint is intact, or it was trained with other prompts.
     """
     config = run.config
     restored = checkpoints.restore_newest(setup.abstract)
@@ -99,6 +99,6 @@ def begin(
             remedy=f"restore the data and {restored.position['rubric_cache']}, or start anew with another --workdir",
         )
     run.console.print(f"{run.name}: continuing at step {restored.step}")
-    # A checkpoint without a place in the data is older, of a run that drew no other rows than it used.
+    # A checkpoint without a place in the data is older; its run drew only the rows that it used.
     questions = config.train.batch_size // config.sampling.group
     return restored.state, Start(restored.step, restored.position.get("place", restored.step * questions))

@@ -1,4 +1,4 @@
-"""A stage's folder: whose config it belongs to, that one job writes it, and what lies there already."""
+"""A stage's folder: it belongs to one config, one job writes it, and it may hold results."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from rcsd_jax.run import starts
 def claimed(workdir: AnyPath, config: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Holds `workdir` for this run while the context lasts.
 
-    Yields the keys on whose change since the last start results hang; `starts.apply` is then still to be called.
+    Yields the keys that changed since the last start and that results depend on; the caller must then call `starts.apply`.
 
-    A workdir behind a URL cannot be locked: that no other job uses it is then for the user to see to.
+    A workdir behind a URL cannot be locked; the user must make sure that no other job uses it.
 
     Raises:
       UserError: it cannot be written or reached, is in use by another process, or see `starts.begin`.
@@ -49,7 +49,7 @@ def claimed(workdir: AnyPath, config: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def from_main_if_written(path: AnyPath) -> Any:
-    """What process 0 finds in a JSON file, or None where it is not there."""
+    """The content of a JSON file, as process 0 reads it; None if the file is missing."""
     return multihost.from_main(lambda: read_json(path) if path.exists() else None)
 
 
@@ -68,5 +68,5 @@ def _reached(workdir: AnyPath, act: Callable[[], Any]) -> Any:
         raise UserError(
             f"the workdir cannot be reached ({type(error).__name__}: {first_line(error, 160)})",
             file=workdir,
-            remedy="see to the bucket and the credentials; gs:// needs pip install 'rcsd_jax[gcs]'",
+            remedy="check the bucket and the credentials; gs:// needs pip install 'rcsd_jax[gcs]'",
         ) from error

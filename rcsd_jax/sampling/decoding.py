@@ -217,7 +217,7 @@ def decode_step(
       Tokens [B] int32, their log-probabilities [B] float32 as of `sample_token`, and the rows after them.
     """
     logits = head.logits(rows.hidden[:, None], weights.head)[:, 0]  # [B, V]
-    # Made with the vocabulary split, as the head is; then every device draws for some of the rows, of which it has all.
+    # Computed with the vocabulary split, like the head; then every device draws for some whole rows.
     decoder = in_sampling_layout(decoder)
     logits = constrain(logits, ("batch", "vocab"), LAYOUTS[decoder.config.layout])
     token, log_prob = sample_token(constrain(logits, ("batch", None), LAYOUTS["train"]), keys, sampling)

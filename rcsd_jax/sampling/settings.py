@@ -1,4 +1,4 @@
-"""Settings of the completions that a run learns from: who writes them, and how they are drawn."""
+"""Settings of the completions that a run learns from: their writer, and how they are sampled."""
 
 from __future__ import annotations
 

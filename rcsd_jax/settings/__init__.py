@@ -1,1 +1,1 @@
-"""The keys of a config, and the values that they are unpacked into."""
+"""The keys of a config, and the checked values that they are unpacked into."""

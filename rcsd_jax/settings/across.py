@@ -1,4 +1,4 @@
-"""What must hold among settings of several subjects."""
+"""Checks across the settings of several subjects."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Need = Callable[[bool, str, str, str], None]
 
 
 def check_across(settings: Settings, *, stage: str = "", trains: bool = True) -> None:
-    """Raises UserError, which names a key, where the settings of several subjects do not go together.
+    """Raises UserError, which names a key, if settings of several subjects do not fit together.
 
     Args:
       settings: of one stage.
-      stage: its name in a config of several.
-      trains: whether it trains; else it needs no data.
+      stage: its name, if the config has several stages.
+      trains: whether it trains; otherwise it needs no data.
     """
 
     def need(ok: bool, key: str, problem: str, remedy: str) -> None:
@@ -40,7 +40,7 @@ def check_across(settings: Settings, *, stage: str = "", trains: bool = True) ->
 
 
 def _check_batch(s: Settings, need: Need) -> None:
-    """The batch is shared out evenly, and a completion keeps tokens to learn from."""
+    """The batch divides evenly, and completions keep tokens to learn from."""
     batch, slots, group = s.train.batch_size, s.sampling.slots, s.sampling.group
     problem = f"does not divide train.batch_size = {batch}"
     remedy = "choose a divisor of the batch size, or 0 for the whole batch at once"
@@ -56,67 +56,77 @@ def _check_batch(s: Settings, need: Need) -> None:
 
 
 def _check_method(s: Settings, need: Need) -> None:
-    """Rewards, groups and references are those that the method needs."""
+    """Rewards, groups and references fit the method."""
     rewarded, attempts = METHODS[s.method].rewarded, s.teacher.attempts
     if rewarded or attempts:
         need(bool(s.reward.grader), "reward.grader", "nothing grades the completions", "set reward.grader")
     if "feedback" in attempts:
-        need(s.reward.grader != "judge", "reward.grader", "gives no feedback", "take 'feedback' from teacher.fields")
+        need(s.reward.grader != "judge", "reward.grader", "gives no feedback", "remove 'feedback' from teacher.fields")
     if rewarded or "success" in attempts:
         remedy = "set sampling.group, to 4 as in the paper"
-        need(s.sampling.group > 1, "sampling.group", "leaves nothing to compare a completion with", remedy)
+        need(s.sampling.group > 1, "sampling.group", "leaves no other completion to compare with", remedy)
     if s.sampling.source == "reference":
-        need(s.sampling.group == 1, "sampling.group", "a reference is one completion", "set 1")
+        need(s.sampling.group == 1, "sampling.group", "a question has only one reference", "set 1")
         need(not rewarded and not attempts, "sampling.source", "references are not graded", "set 'student'")
-    need(s.method == "grpo" or not s.policy.kl, "policy.kl", "is of the method 'grpo' alone", "set policy.kl=0")
+    need(s.method == "grpo" or not s.policy.kl, "policy.kl", "has an effect only with method 'grpo'", "set policy.kl=0")
 
 
 def _check_teacher(s: Settings, need: Need) -> None:
-    """What is asked of the teacher is asked of one that is there and knows what it needs to know."""
-    remedy = "leave 'success' and 'feedback' to the teacher"
-    need(not set(ATTEMPT_FIELDS) & set(s.student.fields), "student.fields", "are not known to it", remedy)
+    """The settings of the teacher fit a teacher that exists and knows its fields."""
+    remedy = "give 'success' and 'feedback' only to the teacher"
+    need(
+        not set(ATTEMPT_FIELDS) & set(s.student.fields),
+        "student.fields",
+        "has fields that the student cannot know",
+        remedy,
+    )
     attempts, there = s.teacher.attempts, s.teacher_weights != "none"
     if attempts:
-        remedy = "take 'teacher' out: what it sees is known in training alone"
-        need(not s.eval.grader or "teacher" not in s.eval.roles, "eval.roles", "asks the teacher", remedy)
-    problem = "is of the teacher, which this method has not"
+        remedy = "remove 'teacher': its attempts exist only during training"
+        need(
+            not s.eval.grader or "teacher" not in s.eval.roles,
+            "eval.roles",
+            "includes the teacher, which needs attempts",
+            remedy,
+        )
+    problem = "needs a teacher, and this method has none"
     need(there or s.teacher.guidance == 0.0, "teacher.guidance", problem, "set 0.0")
     need(there or s.teacher.reason_tokens == 0, "teacher.reason_tokens", problem, "set 0")
     if s.sampling.source == "teacher":
-        problem = "lets a teacher write that is not there, or does not know yet what it will see"
+        problem = "needs a teacher that exists and sees no attempts"
         need(there and not attempts, "sampling.source", problem, "set 'student'")
-        problem = "does not go with teacher.reason_tokens"
+        problem = "cannot be combined with teacher.reason_tokens"
         need(not s.teacher.reason_tokens, "sampling.source", problem, "set 'student'")
 
 
 def _check_int8(s: Settings, need: Need) -> None:
-    """Only weights that do not change are held as int8."""
+    """Only weights that do not change are stored as int8."""
     need(
         not s.model.int8_weights or s.lora.rank > 0 or s.teacher_weights == "fixed",
         "model.int8_weights",
-        "all weights change: none can be held as int8",
-        "train a LoRA (lora.rank), or take teacher.weights=fixed",
+        "all weights change, so none can be stored as int8",
+        "train a LoRA (lora.rank), or set teacher.weights=fixed",
     )
     need(
         not (s.model.int8_weights and s.sampling.merged_adapters),
         "sampling.merged_adapters",
         "adapters cannot be added into int8 weights",
-        "set it or model.int8_weights to False",
+        "set this or model.int8_weights to False",
     )
 
 
 def _check_graders(s: Settings, need: Need) -> None:
-    """Graders can grade the rows that there are, and where a judge grades, there is one."""
+    """Graders fit the rows, and a judge exists if one grades."""
     for key, grader in (("reward.grader", s.reward.grader), ("eval.grader", s.eval.grader)):
         source = GRADERS[grader].source if grader else ""
-        need(source in ("", s.data.source), key, f"grades rows of data.source={source} only", "use 'boxed' or 'rubric'")
+        need(source in ("", s.data.source), key, f"grades only rows of data.source={source}", "use 'boxed' or 'rubric'")
     if s.graded_by_judge:
         remedy = "name a model at judge.base_url, or give judge.checkpoint"
-        need(bool(s.judge.model) != bool(s.judge.checkpoint), "judge.model", "not one judge", remedy)
+        need(bool(s.judge.model) != bool(s.judge.checkpoint), "judge.model", "must name exactly one judge", remedy)
 
 
 def _check_paths(s: Settings, need: Need, flags: str, *, trains: bool) -> None:
-    """Everything that has to be read is named."""
+    """Every path that a run reads is set."""
     need(bool(s.model.path), "model.path", "no model given", f"pass {flags}model.path=HF_DIRECTORY")
     need(bool(s.data.path) or not trains, "data.path", "no data given", f"pass {flags}data.path=FILE.jsonl")
     names, known = s.rubric.writer_fields, tuple(FIELDS)

@@ -1,6 +1,6 @@
-"""What each key of a config decides: what is learnt, how long, which scores and files a run has, or nothing of these.
+"""What each key of a config decides: what is learned, for how long, which scores and files a run has, or none of these.
 
-A run whose folder was begun with other values goes on with those that do not decide what is learnt; see `run.starts`.
+A run may continue in its folder with other values of the keys that do not decide what is learned; see `run.starts`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 DECIDES: dict[str, tuple[str, ...]] = {
-    # What is learnt: a run with another value is another run.
+    # What is learned: a run with another value is another run.
     "learning": (
         "seed", "task", "method", "prompts",
         "model.path", "model.dtype", "model.param_dtype", "model.int8_weights",
@@ -33,9 +33,9 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "optimizer.b2", "optimizer.weight_decay",
         "train.batch_size",
     ),
-    # How far it is learnt. The steps that were made stay as they are, unless their rates hung on it.
+    # How long it is learned. Finished steps stay valid, unless their learning rates depended on it.
     "length": ("train.steps",),
-    # Scores: of every set, of the run's own sets, of one set, of what was sampled, of what a judge graded.
+    # Scores: of every set, of the run's own sets, of one set, of sampled answers, of a judge's grades.
     "scores": ("eval.count",),
     "scores of own sets": ("eval.grader",),
     "scores of a set": ("eval.path", "eval.splits", "eval.benchmarks"),
@@ -44,9 +44,9 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "judge.model", "judge.base_url", "judge.checkpoint", "judge.per_call", "judge.reasks", "judge.max_characters",
         "judge.temperature", "judge.seed", "judge.max_tokens", "judge.extra",
     ),
-    # What is wanted of a finished run: what is lacking is made.
+    # What a finished run should have: missing parts are made.
     "results": ("eval.roles", "eval.greedy", "export.merged", "export.adapter", "export.dtype"),
-    # How, how fast and in how much memory it is computed, what is told of it, and what is saved on the way.
+    # How, how fast and in how much memory it is computed, what is printed, and what is saved on the way.
     "nothing": (
         "model.remat", "model.kernels", "data.pad_to", "data.tfds_dir", "rubric.batch_size", "sampling.slots",
         "loss.chunk_size", "train.microbatches", "train.log_every", "checkpoint.every", "checkpoint.keep",
@@ -56,15 +56,15 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "judge.tokens_per_minute", "judge.input_price", "judge.output_price", "judge.batch_size",
     ),
 }  # fmt: skip
-"""What hangs on a key -> the keys; one with keys below it stands for all of them.
+"""What depends on a key -> the keys; a section stands for all of its keys.
 
-Those on which nothing hangs may still change the last bits of a number, as another mesh does.
+Keys on which nothing depends may still change the last bits of a number, as another mesh does.
 """
 _DECIDES = {key: what for what, keys in DECIDES.items() for key in keys}
 
 
 def decides(key: str, config: Mapping[str, Any]) -> str:
-    """What hangs on a key, an entry of `DECIDES`; "learning" for one that this version does not know."""
+    """What depends on a key, an entry of `DECIDES`; "learning" for a key that this version does not know."""
     place = key
     while place not in _DECIDES:
         place, dot, _ = place.rpartition(".")
@@ -76,7 +76,7 @@ def decides(key: str, config: Mapping[str, Any]) -> str:
 
 
 def at(config: Any, key: str) -> Any:
-    """The value of a dotted key of a config as a plain dict; None without one."""
+    """The value of a dotted key of a config given as a plain dict; None if it is missing."""
     for part in key.split("."):
         config = config.get(part) if isinstance(config, Mapping) else None
     return config

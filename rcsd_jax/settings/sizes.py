@@ -1,7 +1,7 @@
-"""Qwen3 sizes and the slices they train on: what a variant such as `configs/stage2.py:qwen3_8b` sets.
+"""Qwen3 sizes and the slices they train on, which a variant such as `configs/stage2.py:qwen3_8b` sets.
 
 A variant is names joined by commas, in any order: a size (`qwen3_8b`), `full` for full fine-tuning instead of LoRA, a
-slice (`v5e_4x4`; without one, the size's first below), and a variant of the config itself. `python -m rcsd_jax.plan` says
+slice (`v5e_4x4`; without one, the size's first below), and a variant of the config itself. `python -m rcsd_jax.plan` shows
 what each needs; experiments/tpu/README.md has the tables.
 """
 
@@ -24,8 +24,8 @@ def _slice(group: int, fsdp: int, tensor: int, microbatches: int, remat: str, **
     return dict(mesh=mesh, microbatches=microbatches, remat=remat, loss=loss)
 
 
-# Where memory allows, the loss takes more positions at once: the output matrix is read, and under full fine-tuning its
-# gradient added up over the devices, once for every chunk.
+# Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
+# fine-tuning its gradient is added up over the devices.
 # fsdp x tensor divides the 8 key/value heads, so that sampling can split the model over it.
 LORA = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 4, "mlp")},
@@ -55,7 +55,7 @@ FULL = {
 
 
 def split(variant: str, own: tuple[str, ...]) -> tuple[str, list[str]]:
-    """A variant's parts: the config's own name ("" without one) and the rest.
+    """A variant's parts: the config's own name ("" if there is none) and the rest.
 
     Raises:
       ValueError: two of the config's own names.
@@ -68,7 +68,7 @@ def split(variant: str, own: tuple[str, ...]) -> tuple[str, list[str]]:
 
 
 def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
-    """Sets model, mesh, microbatches and remat of a size on a slice; nothing where no part is given.
+    """Sets model, mesh, microbatches and remat of a size on a slice; does nothing without parts.
 
     Raises:
       ValueError: a part that is neither a size, a slice of it, nor `full`.

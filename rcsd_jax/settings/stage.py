@@ -59,10 +59,10 @@ class CheckpointSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a stage is to do, by subject: a field for every section of its config.
+    """The settings of a stage by subject: a field for every section of its config.
 
     Attributes:
-      prompts: the texts around what a role sees.
+      prompts: the texts of prompts around a row's fields.
       mesh: axis -> devices, the arguments of `models.sharding.make_mesh`, which checks them.
     """
 
@@ -97,7 +97,7 @@ class Settings:
 
     @property
     def teacher_weights(self) -> str:
-        """Which weights the teacher has; "none" where the method needs no teacher."""
+        """The teacher's weights; "none" if the method needs no teacher."""
         return self.teacher.weights if METHODS[self.method].teacher or self.policy.kl else "none"
 
     @property
@@ -112,7 +112,7 @@ class Settings:
 
     @property
     def questions_per_step(self) -> int:
-        """Rows of the data that a step takes."""
+        """The number of rows that a step takes."""
         return self.train.batch_size // self.sampling.group
 
     @property
@@ -138,7 +138,7 @@ class Settings:
 
     @property
     def encoding(self) -> Encoding:
-        """How rows become the prompts of both roles; where the method has no teacher, the student's twice."""
+        """How rows become the prompts of both roles; without a teacher, the student's twice."""
         return Encoding(
             student=self.student,
             teacher=self.student if self.teacher_weights == "none" else self.teacher.role,
@@ -161,7 +161,7 @@ class Settings:
 
     @property
     def required_fields(self) -> tuple[str, ...]:
-        """Fields that every row must have: what the roles see, less the rubric where it does not come from the row."""
+        """Fields that every row must have: those that the roles see, without the rubric if it does not come from the row."""
         encoding = self.encoding
         seen = dict.fromkeys((*encoding.student.fields, *encoding.teacher.fields))
         if self.sampling.source == "reference":

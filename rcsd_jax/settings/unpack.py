@@ -1,4 +1,4 @@
-"""From a config to the settings of its stages: the one place where a ConfigDict is read."""
+"""Unpacks a config into the settings of its stages. Only this file reads a ConfigDict."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def unpack(config: ConfigDict, *, name: str = "", trains: bool = True) -> Settin
     Args:
       config: with every key of `keys.stage`.
       name: of the stage, for messages.
-      trains: whether it trains; else it needs no data.
+      trains: whether it trains; otherwise it needs no data.
 
     Raises:
       UserError: a value that no stage can run with; it names the key.
@@ -41,7 +41,7 @@ def check(config: ConfigDict, *, trains: bool = True) -> None:
 
 
 def choices() -> dict[str, tuple[str, ...]]:
-    """Key -> what may be chosen, of every key with named choices, in the order of the sections."""
+    """Key -> its choices, for every key with named choices, in the order of the sections."""
     return dict(_choices(Settings, ""))
 
 
@@ -52,13 +52,13 @@ def _settings(config: ConfigDict) -> Settings:
             values[name] = _of_section(kind, config[name]) if dataclasses.is_dataclass(kind) else _plain(config[name])
         except UserError as error:
             raise error.under(f"{name}.") from None
-        except ValueError as error:  # the numerics know of no keys
+        except ValueError as error:  # the numerics know no keys
             raise UserError(str(error), field=name, remedy="set another value") from error
     return Settings(**values)
 
 
 def _of_section(kind: Any, section: ConfigDict) -> Any:
-    """A dataclass from the keys of a section. A dataclass that it holds takes its fields from the same section."""
+    """A dataclass from the keys of a section. A nested dataclass takes its fields from the same section."""
     values = {}
     for name, of_field in _fields(kind):
         if dataclasses.is_dataclass(of_field):

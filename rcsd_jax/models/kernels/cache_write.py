@@ -27,7 +27,7 @@ def write_places(pool: jax.Array, new: jax.Array, layer: jax.Array, index: jax.A
       index: [B] int32, below S.
     """
     kv_heads, _, batch, _, head_dim = pool.shape
-    tile = 32 // pool.dtype.itemsize  # places that lie together in memory
+    tile = 32 // pool.dtype.itemsize  # places that are together in memory
     copied = 2 * kv_heads * batch * tile * head_dim * pool.dtype.itemsize
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     grid = pltpu.PrefetchScalarGridSpec(
