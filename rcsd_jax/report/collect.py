@@ -24,7 +24,7 @@ from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.run import provenance
 from rcsd_jax.settings import keys
 from rcsd_jax.settings.stage import Settings
-from rcsd_jax.settings.unpack import unpack
+from rcsd_jax.settings.unpack import settings_of
 
 EXAMPLES = 24  # questions that are shown
 RUBRICS = 100
@@ -67,7 +67,7 @@ def _folders(workdir: AnyPath) -> list[tuple[str, AnyPath]]:
 
 def _stage(folder: AnyPath, name: str, tokens: bool, console: Console | None) -> dict[str, Any]:
     keyed = keys.with_defaults(read_json(folder / "config.json"))
-    config = unpack(keyed, trains=False)
+    config = settings_of(keyed)
     rows = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
     columns = dict.fromkeys(key for row in rows for key in row)
     records = {role: _completions(folder, role) for role in ROLES}

@@ -27,7 +27,7 @@ def unpack(config: ConfigDict, *, name: str = "", trains: bool = True) -> Settin
       UserError: a value that no stage can run with; it names the key.
     """
     try:
-        settings = _settings(config)
+        settings = settings_of(config)
         check_across(settings, stage=name, trains=trains)
     except UserError as error:
         raise error.under(f"{name}." if name else "") from None
@@ -45,7 +45,12 @@ def choices() -> dict[str, tuple[str, ...]]:
     return dict(_choices(Settings, ""))
 
 
-def _settings(config: ConfigDict) -> Settings:
+def settings_of(config: ConfigDict) -> Settings:
+    """As `unpack`, but each subject is only checked by itself. A report reads a run with it that could not start now.
+
+    Raises:
+      UserError: a value that its subject cannot have; it names the key.
+    """
     values = {}
     for name, kind in _fields(Settings):
         try:
