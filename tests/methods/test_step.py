@@ -94,7 +94,8 @@ def test_a_teacher_of_its_own_has_another_decoder_and_other_weights():
         return *learn(recipe, state, frozen, completions), completions
 
     new, metrics, completions = step(state, frozen, batch_of())
-    scored = score_both(roles.at(state, frozen), completions)
+    score = jax.jit(lambda state, frozen, completions: score_both(roles.at(state, frozen), completions))
+    scored = score(state, frozen, completions)
     assert scored.student_hidden.shape[-1] == 16 and scored.teacher_hidden.shape[-1] == 24
     student, teacher = (jax.nn.log_softmax(hidden @ head) for hidden, head in (scored[:2], scored[2:]))
     each = (jnp.exp(teacher) * (teacher - student)).sum(-1)
