@@ -30,7 +30,7 @@ def chunks_of(tree: Any, size: int) -> Any:
 
 
 def whole_of(tree: Any, length: int) -> Any:
-    """The inverse of `_chunks`."""
+    """The inverse of `chunks_of`."""
 
     def join(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x, 0, 1)
