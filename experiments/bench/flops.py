@@ -29,7 +29,7 @@ def main():
     args = parser.parse_args()
     sizes = sizes_of(args)
     step = random_step(sizes, chunk_size=args.chunk)
-    products = {size: _product(size) for size in SIZES}
+    products = {size: product(size) for size in SIZES}
     training, rates = [], {size: [] for size in SIZES}
     for repeat in range(args.repeats + 1):
         took = seconds(step.train)
@@ -53,7 +53,7 @@ def main():
     print(f"target {TARGET}")
 
 
-def _product(size: int):
+def product(size: int):
     """A function that multiplies two float32 matrices [size, size] and waits."""
     a, b = jnp.full((size, size), 0.5), jnp.full((size, size), 0.25)
     multiply = jax.jit(jnp.matmul)

@@ -17,7 +17,7 @@ from rcsd_jax.methods import rollout
 from rcsd_jax.methods.contract import Completions, LossOptions, Without
 from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
 from rcsd_jax.methods.optimizer import make_optimizer
-from rcsd_jax.methods.state import init_state
+from rcsd_jax.methods.state import TrainState, init_state
 from rcsd_jax.methods.step import Recipe, jit_step
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params
@@ -71,36 +71,50 @@ def prompts(sizes: Sizes, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens[:, : sizes.prompt], tokens
 
 
+def batch_of(
+    student_tokens: np.ndarray, student_mask: np.ndarray, teacher_tokens: np.ndarray, teacher_mask: np.ndarray
+) -> rollout.Batch:
+    """A batch of prompts [B, P] and [B, Q], left-padded, whose completions are drawn."""
+    rows = len(student_tokens)
+    return rollout.Batch(
+        np.arange(rows, dtype=np.int32),
+        student_tokens,
+        student_mask,
+        teacher_tokens,
+        teacher_mask,
+        np.zeros((rows, 0), np.int32),
+        np.zeros((rows, 0), np.int32),
+        np.zeros((rows, 0), bool),
+        Without(
+            np.zeros((rows, 0, 0), np.int32),
+            np.zeros((rows, 0, 0), bool),
+            np.zeros((rows, 0), np.float32),
+        ),
+    )
+
+
+def start(
+    decoder: Decoder, params: Any, new_tokens: int, *, chunk_size: int
+) -> tuple[Recipe, TrainState, dict[str, Any]]:
+    """The step's static choices, its first state, whose weights are a copy of `params`, and the fixed teacher's weights."""
+    roles = Roles(RoleNetwork(decoder, moving="trained"), RoleNetwork(decoder, frozen=BASE))
+    options = rollout.RolloutOptions(SamplingConfig(max_new_tokens=new_tokens))
+    optimizer, _ = make_optimizer(learning_rate=LEARNING_RATE, steps=1000)
+    copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)  # the step donates its state
+    # On its device, as the programs leave it: the first step would otherwise be compiled for itself.
+    state = jax.device_put(init_state(copy, optimizer, ema=False), jax.devices()[0])
+    return Recipe(roles, options, LossOptions(chunk_size=chunk_size), optimizer), state, {BASE: {"params": params}}
+
+
 class Step:
     """The trainer's step on its own copy of the weights: `whole()`, `sample()` and `train()` each run and wait."""
 
     def __init__(self, config: DecoderConfig, params: Any, sizes: Sizes, *, chunk_size: int = 256):
         self.decoder = Decoder(config)
-        self.frozen = {BASE: {"params": params}}
         student, teacher = prompts(sizes, config.vocab_size)
-        self.batch = rollout.Batch(
-            np.arange(sizes.batch, dtype=np.int32),
-            student,
-            np.ones(student.shape, bool),
-            teacher,
-            np.ones(teacher.shape, bool),
-            np.zeros((sizes.batch, 0), np.int32),
-            np.zeros((sizes.batch, 0), np.int32),
-            np.zeros((sizes.batch, 0), bool),
-            Without(
-                np.zeros((sizes.batch, 0, 0), np.int32),
-                np.zeros((sizes.batch, 0, 0), bool),
-                np.zeros((sizes.batch, 0), np.float32),
-            ),
-        )
-        roles = Roles(RoleNetwork(self.decoder, moving="trained"), RoleNetwork(self.decoder, frozen=BASE))
-        options = rollout.RolloutOptions(SamplingConfig(max_new_tokens=sizes.completion))
-        loss = LossOptions(chunk_size=chunk_size)
-        optimizer, _ = make_optimizer(learning_rate=LEARNING_RATE, steps=1000)
-        copy = jax.tree.map(lambda x: jnp.array(x, copy=True), params)  # the step donates its state
-        # On its device, as both programs below leave it: the first step would otherwise be compiled for itself.
-        self.state = jax.device_put(init_state(copy, optimizer, ema=False), jax.devices()[0])
-        self._programs = jit_step(Recipe(roles, options, loss, optimizer))
+        self.batch = batch_of(student, np.ones(student.shape, bool), teacher, np.ones(teacher.shape, bool))
+        recipe, self.state, self.frozen = start(self.decoder, params, sizes.completion, chunk_size=chunk_size)
+        self._programs = jit_step(recipe)
         self.completions = self.sample()
         self._train = self._programs.learn.lower(self.state, self.frozen, self.completions).compile()
 
@@ -134,21 +148,25 @@ def loaded_step(directory: str, sizes: Sizes, **options: Any) -> Step:
 def train_flops(config: DecoderConfig, sizes: Sizes) -> float:
     """Model FLOPs of the training part: forward and backward of the student, forward of the teacher.
 
-    A forward pass over B rows of T tokens of which N are scored: 2 * B * T * (kernels' entries) for the layers,
-    2 * B * N * D * V for the output matrix and 2 * 2 * B * (T * (T + 1) / 2) * H * Hd a layer for causal attention
-    (q k^T and probs v over the lower triangle). Backward counts twice its forward. Norms, softmax, divergence,
-    embedding, optimiser and recomputation count nothing.
+    Backward counts twice its forward. Optimiser and recomputation count nothing.
+    """
+    student = forward_flops(config, sizes.prompt + sizes.completion, sizes.completion)
+    teacher = forward_flops(config, sizes.teacher_prompt + sizes.completion, sizes.completion)
+    return sizes.batch * (3.0 * student + teacher)
+
+
+def forward_flops(config: DecoderConfig, length: int, scored: int) -> float:
+    """Model FLOPs of a forward pass over a row of T tokens of which N are scored.
+
+    2 * T * (kernels' entries) for the layers, 2 * N * D * V for the output matrix and 2 * 2 * (T * (T + 1) / 2) * H * Hd a
+    layer for causal attention (q k^T and probs v over the lower triangle). Norms, softmax, divergence and embedding count
+    nothing.
     """
     c = config
     attention = c.hidden_size * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
     kernels = c.num_layers * (attention + 3 * c.hidden_size * c.intermediate_size)
-
-    def forward(length: int) -> float:
-        layers = 2 * length * kernels
-        scores = 2 * length * (length + 1) * c.num_heads * c.head_dim * c.num_layers
-        return sizes.batch * (layers + scores + 2 * sizes.completion * c.hidden_size * c.vocab_size)
-
-    return 3.0 * forward(sizes.prompt + sizes.completion) + forward(sizes.teacher_prompt + sizes.completion)
+    scores = 2 * length * (length + 1) * c.num_heads * c.head_dim * c.num_layers
+    return 2.0 * length * kernels + scores + 2 * scored * c.hidden_size * c.vocab_size
 
 
 def clock() -> np.ndarray:

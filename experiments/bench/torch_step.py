@@ -17,6 +17,8 @@ from trl.experimental.gkd.gkd_trainer import GKDTrainer
 from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
 from experiments.bench.setting import LEARNING_RATE, Sizes, clock, decoder_config, prompts
+from experiments.bench.workload import Rows
+from rcsd_jax.host.padding import pad_left
 
 
 def write_model(directory: pathlib.Path, seed: int = 0) -> None:
@@ -48,38 +50,53 @@ def write_model(directory: pathlib.Path, seed: int = 0) -> None:
     ).save_pretrained(directory)
 
 
-class HandStep:
-    """transformers.generate, two forwards, TRL's generalized JSD on the completion's logits, AdamW with clipping."""
+class _Hand:
+    """Student, fixed teacher and optimizer."""
 
-    def __init__(self, directory: pathlib.Path, sizes: Sizes, *, attention: str = "sdpa"):
+    def __init__(self, directory: pathlib.Path, *, attention: str = "sdpa"):
         load = transformers.AutoModelForCausalLM.from_pretrained
         self.student = load(directory, dtype=torch.float32, attn_implementation=attention).train()
         self.teacher = load(directory, dtype=torch.float32, attn_implementation=attention).eval()
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-        self.sizes = sizes
-        self.prompt, self.teacher_prompt = (
-            torch.tensor(x, dtype=torch.long) for x in prompts(sizes, self.student.config.vocab_size)
-        )
-        self.generation = transformers.GenerationConfig(
+
+    def generate(self, prompt: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+        """`count` new tokens of every row, [B, count]."""
+        generation = transformers.GenerationConfig(
             do_sample=True,
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            min_new_tokens=sizes.completion,
-            max_new_tokens=sizes.completion,
+            min_new_tokens=count,
+            max_new_tokens=count,
             pad_token_id=0,
             eos_token_id=None,
+        )
+        with torch.no_grad():
+            out = self.student.generate(input_ids=prompt, attention_mask=mask, generation_config=generation)
+        return out[:, prompt.shape[1] :]
+
+    def update(self, loss: torch.Tensor) -> float:
+        """One update; returns the loss."""
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+class HandStep(_Hand):
+    """transformers.generate, two forwards, TRL's generalized JSD on the completion's logits, AdamW with clipping."""
+
+    def __init__(self, directory: pathlib.Path, sizes: Sizes, *, attention: str = "sdpa"):
+        super().__init__(directory, attention=attention)
+        self.sizes = sizes
+        self.prompt, self.teacher_prompt = (
+            torch.tensor(x, dtype=torch.long) for x in prompts(sizes, self.student.config.vocab_size)
         )
 
     def sample(self) -> torch.Tensor:
         """Completions [B, N]."""
-        with torch.no_grad():
-            out = self.student.generate(
-                input_ids=self.prompt,
-                attention_mask=torch.ones_like(self.prompt),
-                generation_config=self.generation,
-            )
-        return out[:, self.sizes.prompt :]
+        return self.generate(self.prompt, torch.ones_like(self.prompt), self.sizes.completion)
 
     def loss(self, completion: torch.Tensor) -> torch.Tensor:
         """Mean divergence per completion token."""
@@ -95,12 +112,44 @@ class HandStep:
 
     def train(self, completion: torch.Tensor) -> float:
         """One update on given completions; returns the loss."""
-        loss = self.loss(completion)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss.item()
+        return self.update(self.loss(completion))
+
+
+class PaddedHandStep(_Hand):
+    """The same for rows of different lengths: a batch is padded to its longest prompts and its longest completion."""
+
+    def sample(self, rows: Rows) -> torch.Tensor:
+        """Completions [B, N]. All rows go on until the longest ends."""
+        return self.generate(*_padded(rows.student), int(rows.lengths.completion.max()))
+
+    def loss(self, rows: Rows, completion: torch.Tensor) -> torch.Tensor:
+        """Mean divergence per completion token, of the tokens within each row's length."""
+        mask = torch.arange(completion.shape[1]) < torch.as_tensor(rows.lengths.completion)[:, None]
+        student = self._logits(self.student, rows.student, completion, mask)
+        with torch.no_grad():
+            teacher = self._logits(self.teacher, rows.teacher, completion, mask)
+        labels = completion.masked_fill(~mask, -100)
+        loss = GKDTrainer.generalized_jsd_loss(student, teacher, labels=labels, beta=0.0, reduction="sum")
+        return loss / mask.sum()
+
+    def _logits(self, model, prompts: list[np.ndarray], completion: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        prompt, prompt_mask = _padded(prompts)
+        tokens = torch.cat([prompt, completion], dim=1)
+        mask = torch.cat([prompt_mask, mask.long()], dim=1)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        keep = completion.shape[1] + 1
+        out = model(tokens, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep)
+        return out.logits[:, :-1]
+
+    def train(self, rows: Rows, completion: torch.Tensor) -> float:
+        """One update on given completions; returns the loss."""
+        return self.update(self.loss(rows, completion))
+
+
+def _padded(prompts: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded tokens and mask, [B, longest] int64."""
+    tokens, mask = pad_left(prompts, max(map(len, prompts)), 0)
+    return torch.as_tensor(tokens, dtype=torch.long), torch.as_tensor(mask, dtype=torch.long)
 
 
 class _TimedTrainer(SDFTTrainer):

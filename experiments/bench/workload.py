@@ -1,0 +1,155 @@
+"""A workload of real lengths, as numbers of tokens: prompts of both roles, completions that end early, and what padding adds.
+
+Prompts are those of RaR-Science by a byte-pair vocabulary of 49 thousand: 399 rows that fit the default limits, the teacher's
+with their rubric. Completions are lognormal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rcsd_jax.run.batch import padded_length
+
+STUDENT_PROMPTS = (
+    *((48, 64, 13), (64, 80, 25), (80, 96, 68), (96, 112, 92), (112, 128, 57), (128, 160, 67), (160, 192, 37)),
+    *((192, 224, 18), (224, 288, 11), (288, 384, 8), (416, 428, 1), (813, 825, 1), (1392, 1404, 1)),
+)
+"""The student's prompts: (shortest, longest, rows) of each bin."""
+TEACHER_MORE = (
+    *((224, 256, 7), (256, 288, 45), (288, 320, 106), (320, 352, 106), (352, 384, 56), (384, 416, 42), (416, 480, 31)),
+    *((480, 544, 3), (544, 546, 3)),
+)
+"""How much longer the teacher's prompt of a row is."""
+SIGMA = 0.8  # of the logarithm of a completion's length
+
+
+class Lengths(NamedTuple):
+    """Tokens of each row of a batch, [B] int."""
+
+    student: np.ndarray
+    teacher: np.ndarray
+    completion: np.ndarray
+
+
+class Rows(NamedTuple):
+    """A batch: its lengths, and each row's prompts as token ids."""
+
+    lengths: Lengths
+    student: list[np.ndarray]  # [P] int32 each
+    teacher: list[np.ndarray]  # [Q] int32 each, which begin with the student's
+
+
+class Tokens(NamedTuple):
+    """Tokens of a batch: those that are real, or those that a step computes."""
+
+    student_prompts: int
+    teacher_prompts: int
+    learning: int  # prompts and completions of both roles
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """The distribution of lengths, with every length divided by `shrink`.
+
+    Attributes:
+      shrink: 1 for the real lengths.
+      median: of the completions' real lengths.
+    """
+
+    shrink: int = 16
+    median: int = 800
+
+    @property
+    def limit(self) -> int:
+        """The longest completion: longer ones are cut."""
+        return 4096 // self.shrink
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Prompt lengths of student and teacher of all rows, [399] int each. They do not depend on a seed."""
+        student = expanded(STUDENT_PROMPTS)
+        more = np.random.default_rng(0).permutation(expanded(TEACHER_MORE))
+        return self._shrunk(student), self._shrunk(student + more)
+
+    def batches(self, size: int, count: int) -> list[Lengths]:
+        """The first `count` batches of `size` rows. Rows come in random order, each once before any comes again."""
+        rng = np.random.default_rng(1)
+        student, teacher = self.rows()
+        passes = -(-size * count // len(student))
+        order = np.concatenate([rng.permutation(len(student)) for _ in range(passes)])
+        drawn = np.minimum(rng.lognormal(np.log(self.median), SIGMA, size * count), self.limit * self.shrink)
+        completions = self._shrunk(drawn)
+        parts = [slice(i * size, (i + 1) * size) for i in range(count)]
+        return [Lengths(student[order[part]], teacher[order[part]], completions[part]) for part in parts]
+
+    def padded_prompts(self, lengths: Lengths) -> tuple[int, int]:
+        """The lengths that the trainer pads the prompts of student and teacher to, by the settings' defaults."""
+        student, teacher = self.rows()
+        pad_to = 128 // self.shrink
+        return (
+            padded_length(lengths.student.tolist(), int(student.max()), pad_to, 2048 // self.shrink),
+            padded_length(lengths.teacher.tolist(), int(teacher.max()), pad_to, 4096 // self.shrink),
+        )
+
+    def _shrunk(self, lengths: np.ndarray) -> np.ndarray:
+        return np.maximum(np.rint(lengths / self.shrink), 1).astype(int)
+
+
+def with_tokens(lengths: Lengths, vocab_size: int) -> Rows:
+    """A batch with random prompts. The first eight ids are left out: peers' tokenizers keep them for special tokens."""
+    rng = np.random.default_rng(0)
+    teacher = [rng.integers(8, vocab_size, n).astype(np.int32) for n in lengths.teacher]
+    return Rows(lengths, [row[:n] for row, n in zip(teacher, lengths.student, strict=True)], teacher)
+
+
+def expanded(histogram: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """The lengths of all rows of a histogram, those of a bin evenly spread.
+
+    Examples:
+      >>> expanded([(0, 8, 2), (10, 20, 1)]).tolist()
+      [2.0, 6.0, 15.0]
+    """
+    return np.concatenate([low + (np.arange(n) + 0.5) * (high - low) / n for low, high, n in histogram])
+
+
+def real(lengths: Lengths) -> Tokens:
+    """The real tokens of a batch."""
+    return _tokens(lengths.student.sum(), lengths.teacher.sum(), lengths.completion.sum())
+
+
+def padded(lengths: Lengths, student: int, teacher: int, completion: int) -> Tokens:
+    """The tokens of a batch whose rows are all padded to the same lengths."""
+    rows = len(lengths.student)
+    return _tokens(rows * student, rows * teacher, rows * completion)
+
+
+def padded_to_limit(workload: Workload, lengths: Lengths) -> Tokens:
+    """The tokens of the trainer's padded step: prompts padded to few lengths, completions to the longest there may be."""
+    return padded(lengths, *workload.padded_prompts(lengths), workload.limit)
+
+
+def padded_to_longest(workload: Workload, lengths: Lengths) -> Tokens:
+    """The tokens of a batch that is padded to its own longest prompts and completion."""
+    del workload
+    return padded(lengths, *(int(x.max()) for x in lengths))
+
+
+def decode_steps(completions: Sequence[int], slots: int) -> int:
+    """Decode steps of completions in order, if the next takes the slot of the first that ends.
+
+    Examples:
+      >>> decode_steps([4, 1, 2], slots=3), decode_steps([4, 1, 2], slots=2), decode_steps([4, 1, 2], slots=1)
+      (4, 4, 7)
+    """
+    ends = [0] * slots
+    for length in completions:
+        heapq.heapreplace(ends, ends[0] + int(length))
+    return max(ends)
+
+
+def _tokens(student: int, teacher: int, completion: int) -> Tokens:
+    return Tokens(int(student), int(teacher), int(student + teacher + 2 * completion))
