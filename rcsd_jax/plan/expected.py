@@ -27,12 +27,13 @@ BATCHES = 512
 SEED = 0
 
 
-def check(config: Settings) -> None:
-    """Refuses settings of which a histogram does not say all lengths.
+def check(config: Settings, histogram: Histogram) -> None:
+    """Refuses, before anything is compiled, what has no expected step.
 
     Raises:
-      UserError: there is such a setting.
+      UserError: a setting of which a histogram does not say all lengths, or no row is within the config's limits.
     """
+    _kept(config, histogram)
     teacher, sampling = config.teacher, config.sampling
     for key, value, unknown in (
         ("teacher.reason_tokens", teacher.reason_tokens, teacher.reason_tokens > 0),
@@ -66,8 +67,7 @@ def expected(
     Raises:
       UserError: no row of the histogram is within the config's limits.
     """
-    limits = {"student": config.data.max_student_prompt, "teacher": config.data.max_teacher_prompt}
-    histogram = lengths.within(histogram, **limits)
+    histogram = _kept(config, histogram)
     plan = programs.plan(config, devices)
     how = padding(config, plan, histogram)
     batches = lengths.draw(
@@ -81,6 +81,11 @@ def expected(
     works = [padded_step(batch, how) for batch in drawn]
     measured = _measured(config, devices, chip, {run for work in works for run in work.runs}, progress, folder)
     return summary(plan, chip, histogram, drawn, works, measured)
+
+
+def _kept(config: Settings, histogram: Histogram) -> Histogram:
+    data = config.data
+    return lengths.within(histogram, student=data.max_student_prompt, teacher=data.max_teacher_prompt)
 
 
 def padding(config: Settings, plan: Plan, histogram: Histogram) -> Padding:

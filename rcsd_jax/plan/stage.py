@@ -53,7 +53,7 @@ def plan_stage(
     chip, devices = chips.chip_of(topology), chips.open_topology(topology)
     planned = programs.plan(config, devices)
     if lengths:
-        expected.check(config)
+        expected.check(config, lengths)
     names = [name for name in names if name in planned.programs]  # a method may do without a teacher
     measured = measure.measure(planned, chip, names, decode_steps=decode_steps, report=progress, folder=folder)
     data = report.as_json(planned, chip, measured, title=title)

@@ -238,14 +238,15 @@ def test_the_expected_step_by_hand():
         ({"teacher": {"reason_tokens": 64}}, "'teacher.reason_tokens' = 64"),
         ({"teacher": {"guidance": 0.5, "guidance_by": "criteria"}}, "'teacher.guidance_by' = 'criteria'"),
         ({"sampling": {"source": "teacher"}}, "'sampling.source' = 'teacher'"),
+        ({"data": {"max_student_prompt": 8}}, "no row has prompts within 8 and 4096"),
     ],
 )
 def test_what_a_histogram_says_nothing_of_is_refused(changes, words):
-    config = stage2.get_config("ground_truth")
-    expected.check(settings_of(config))
+    config, histogram = stage2.get_config("ground_truth"), lengths.read("rar_science")
+    expected.check(settings_of(config), histogram)
     config.update(changes)
     with pytest.raises(UserError, match=words):
-        expected.check(settings_of(config))
+        expected.check(settings_of(config), histogram)
 
 
 def test_a_plan_with_slots_decodes_the_slots_and_prefills_as_the_queue_does():
