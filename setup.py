@@ -36,6 +36,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["rcsd_jax", "rcsd_jax.*"]),
     package_data={
         "rcsd_jax": ["py.typed"],
+        "rcsd_jax.plan": ["histograms/*.json"],
         "rcsd_jax.report": ["*.j2", "*.css", "script/*.js"],
         "rcsd_jax.world": ["base/*"],
     },

@@ -34,6 +34,7 @@ def test_both_hold_what_is_needed(built):
     wheel = set(zipfile.ZipFile(built[".whl"]).namelist())
     assert {
         "rcsd_jax/py.typed", "rcsd_jax/report/template.html.j2", "rcsd_jax/world/base/model.safetensors", "rcsd_jax/shipped/configs/tiny.py",
+        "rcsd_jax/plan/histograms/rar_science.json",
     } <= wheel  # fmt: skip
     assert {name.split("/")[0] for name in wheel} == {"rcsd_jax", f"rcsd_jax-{rcsd_jax.__version__}.dist-info"}
     with tarfile.open(built[".gz"]) as sdist:

@@ -36,6 +36,12 @@ _JSON = flags.DEFINE_string(
 )
 _ONLY = flags.DEFINE_list("only", None, "Compile only these programs.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch and completion that fit; takes minutes more.")
+_LENGTHS = flags.DEFINE_string(
+    "lengths",
+    None,
+    "Also say what a step is expected to take on lengths like these: a histogram in a JSON file, or the name of one that ships, "
+    "such as rar_science; takes minutes more. Whether the run fits is still said of the longest.",
+)
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     "",
@@ -55,11 +61,12 @@ def main(argv: list[str]) -> None:
     if topology is None:
         raise UserError("no slice given", field="--topology", remedy="pass --topology=v5e:4x4")
     logging.set_verbosity(logging.ERROR)
-    from rcsd_jax.plan import chips, report  # they import JAX, which takes seconds: flags are read before
+    from rcsd_jax.plan import chips, lengths, report  # they import JAX, which takes seconds: flags are read before
     from rcsd_jax.plan.stage import plan_stage, without_data
     from rcsd_jax.settings.unpack import unpack
 
     chips.open_topology(topology)  # known before what the config lacks is
+    histogram = lengths.read(_LENGTHS.value) if _LENGTHS.value else None
     stages = {name: unpack(without_data(stage)) for name, stage in keys.stages_of(config)}
     console = Console()
     progress = Console(stderr=True)
@@ -70,6 +77,7 @@ def main(argv: list[str]) -> None:
         only=_ONLY.value,
         search=_SEARCH.value,
         decode_steps=_DECODE_STEPS.value,
+        lengths=histogram,
     )
     for name, stage in stages.items():
         title = {"config": filename, "stage": name, "topology": topology, "model": stage.model.path}

@@ -33,6 +33,7 @@ from rcsd_jax.roles import opened_model
 from rcsd_jax.run import training_state
 from rcsd_jax.run.training_state import Setup
 from rcsd_jax.sampling import decoding
+from rcsd_jax.sampling.slots import usual_refill
 from rcsd_jax.settings.stage import Settings
 
 TRANSITION = 16
@@ -68,6 +69,22 @@ class Lengths(NamedTuple):
     completion: int
 
 
+class Queue(NamedTuple):
+    """How a queue of completions goes through slots.
+
+    Attributes:
+      slots: rows that are decoded together.
+      refill: prompts that are prefilled together.
+      shards: of rows on the mesh; each has its part of slots, prompts and refill.
+      group: completions of a prompt.
+    """
+
+    slots: int
+    refill: int
+    shards: int
+    group: int
+
+
 class Plan(NamedTuple):
     """What is to be compiled."""
 
@@ -78,6 +95,7 @@ class Plan(NamedTuple):
     lora_targets: tuple[str, ...]
     weight_bytes: float  # of one chip: what decoding reads for every token, as it lies in the program "decode"
     cache_bytes: float  # of one chip: keys and values of whole sequences there
+    queue: Queue | None  # how completions are sampled; None: all rows of the batch at once
     programs: dict[str, Program]
 
 
@@ -137,10 +155,13 @@ def plan(config: Settings, devices: Sequence[Any]) -> Plan:
         int8 = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
         setup = setup._replace(frozen={BASE: {"params": _on(param_shardings(shape, mesh, params=int8), int8)}})
     make = _Programs(config, mesh, setup, sizes)
+    queue, decoded, prefilled, prompts = make.queue, sizes.batch, sizes.batch, sizes.batch
+    if queue:
+        decoded, prefilled, prompts = queue.slots, queue.refill, sizes.batch // queue.group
     table = (
         Program("train step", 1, sizes.batch, make.train_step),
-        Program("prefill", 1, sizes.batch, make.prefill),
-        Program("decode", sizes.completion, sizes.batch, make.decode),
+        Program("prefill", -(-prompts // prefilled), prefilled, make.prefill),
+        Program("decode", sizes.completion * sizes.batch // decoded, decoded, make.decode),
         Program("teacher scoring", sizes.microbatches, rows, make.scoring),
         Program("student forward+backward", sizes.microbatches, rows, make.gradients),
         Program("update", 1, sizes.batch, make.update),
@@ -149,7 +170,7 @@ def plan(config: Settings, devices: Sequence[Any]) -> Plan:
     absent += ["prefill", "decode"] if config.sampling.source == "reference" else []
     programs = {program.name: program for program in table if program.name not in absent}
     held = make.weight_bytes(), make.cache_bytes()
-    return Plan(shape, mesh, sizes, config.lora.rank, tuple(config.lora.targets), *held, programs)
+    return Plan(shape, mesh, sizes, config.lora.rank, tuple(config.lora.targets), *held, queue, programs)
 
 
 def _on(placement: Any, tree: Any) -> Any:
@@ -169,6 +190,7 @@ class _Programs:
         self.recipe, self.decoder = setup.recipe, setup.recipe.roles.student.decoder
         self.sampling = setup.recipe.rollout.sampling
         self.rows = sharding.batch_sharding(mesh)
+        self.queue = self._queue()
 
     def _array(self, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.rows)
@@ -221,6 +243,15 @@ class _Programs:
         with jax.set_mesh(self.mesh):
             return sharding.LAYOUTS[sampling_layout(self.decoder.config)]
 
+    def _queue(self) -> Queue | None:
+        """What `slots.generate_queue` makes of the settings."""
+        slots = self.config.sampling.slots
+        if not slots:
+            return None
+        with jax.set_mesh(self.mesh):
+            shards = sharding.row_shards(sampling_layout(self.decoder.config))
+        return Queue(slots, usual_refill(slots, shards), shards, self.config.sampling.group)
+
     def _sampling_array(self, shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         place = jax.sharding.NamedSharding(self.mesh, sharding.spec(axes, self._rules()))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
@@ -258,36 +289,41 @@ class _Programs:
         return _bytes_of_a_chip(jax.tree.leaves(self._decoding_rows().cache))
 
     def prefill(self) -> jax.stages.Lowered:
-        s = self.sizes
-        prompts = self._array(s.batch, s.student_prompt), self._array(s.batch, s.student_prompt, dtype=bool)
+        length = self.sizes.student_prompt
+        rows = self.queue.refill if self.queue else self.sizes.batch
+        prompts = [self._array(rows, length, dtype=dtype) for dtype in (jnp.int32, bool)]
+        decoder, variables, cache_length = self.decoder, self._student().variables, length + self.sizes.completion
+        if self.queue:  # inside the loop, with the weights that are there; a prompt's cache is copied to its slot
+            with jax.set_mesh(self.mesh):
+                decoder = decoding.in_sampling_layout(decoder)
+            variables, cache_length = self._weights().variables, length
+            prompts = [self._sampling_array(x.shape, ("batch", None), x.dtype) for x in prompts]
         function = functools.partial(
-            decoding.prefill,
-            self.decoder,
-            cache_length=s.student_prompt + s.completion,
-            int8=self.sampling.int8_cache,
+            decoding.prefill, decoder, cache_length=cache_length, int8=self.sampling.int8_cache
         )
-        return self._lower(function, self._student().variables, *prompts)
+        return self._lower(function, variables, *prompts)
 
     def _decoding_rows(self) -> decoding.Rows:
         s, config = self.sizes, self.decoder.config
+        rows = self.queue.slots if self.queue else s.batch
         length = s.student_prompt + s.completion
         int8 = self.sampling.int8_cache
-        cache = jax.eval_shape(functools.partial(init_cache, config, s.batch, length, int8=int8))
+        cache = jax.eval_shape(functools.partial(init_cache, config, rows, length, int8=int8))
         return decoding.Rows(
-            self._sampling_array((s.batch, config.hidden_size), ("batch", None), config.dtype),
+            self._sampling_array((rows, config.hidden_size), ("batch", None), config.dtype),
             jax.tree.map(lambda x: self._sampling_array(x.shape, POOL_AXES, x.dtype), cache),
-            self._sampling_array((s.batch,), ("batch",), jnp.int32),
+            self._sampling_array((rows,), ("batch",), jnp.int32),
         )
 
     def decode(self) -> jax.stages.Lowered:
         rows = self._decoding_rows()
-        keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.zeros((self.sizes.batch,), jnp.uint32))
+        keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.zeros(rows.lengths.shape, jnp.uint32))
         token = functools.partial(decoding.decode_step, self.decoder, sampling=self.sampling)
         return self._lower(
             token,
             self._weights(),
             rows,
-            _on(self.rows, keys),
+            _on(rows.lengths.sharding if self.queue else self.rows, keys),
             donate_argnums=1,
             out_shardings=(None, None, self._shardings(rows)),
         )

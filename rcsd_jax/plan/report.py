@@ -24,7 +24,7 @@ HOW_FAR = (
     "bandwidth for their bytes, copies that run ahead at HBM's bandwidth next to the instructions, collectives at their group's "
     "links and 1 us a hop. Work that other work hides costs nothing.",
     "Nothing was run on a TPU: trust differences between programs more than sums, and sums to about 30%. Host, data, "
-    "checkpoints and evaluation are not included; every prompt and completion has its maximal length.",
+    "checkpoints and evaluation are not included. Every prompt and completion has its maximal length, except under --lengths.",
 )
 
 
@@ -99,14 +99,16 @@ def _program(plan: Plan, chip: Chip, m: Measured) -> dict[str, Any]:
 def step(plan: Plan, chip: Chip, measured: dict[str, Measured]) -> dict[str, Any]:
     """Time and cost of one step and of 100; None if a program is missing or does not fit.
 
-    The time is that of the whole step's schedule, or else the sum of its parts.
+    The time is that of the whole step's schedule, or else the sum of its parts. With a queue it is the sum: the schedule does not say how
+    often the queue's loops run.
     """
     parts = {name: m.cost.seconds * m.program.runs for name, m in measured.items() if name != "train step" and m.fits}
     whole = measured.get("train step")
     from_parts = sum(parts.values()) if set(parts) >= set(plan.programs) - {"train step"} else None
-    seconds = whole.cost.seconds if whole and whole.fits else from_parts
+    seconds = whole.cost.seconds if whole and whole.fits and not plan.queue else from_parts
     chip_hours = seconds * chips_of(plan, chip) / 3600 if seconds else None
-    tokens = plan.lengths.batch * (measured["decode"].program.runs if "decode" in measured else plan.lengths.completion)
+    decode = measured["decode"].program if "decode" in measured else plan.programs.get("decode")
+    tokens = decode.runs * decode.rows if decode else plan.lengths.batch * plan.lengths.completion
     return {
         "seconds": seconds,
         "seconds_from_parts": from_parts,
@@ -116,6 +118,36 @@ def step(plan: Plan, chip: Chip, measured: dict[str, Measured]) -> dict[str, Any
         "chip_hours": chip_hours,
         "hundred_steps_chip_hours": 100 * chip_hours if chip_hours else None,
     }
+
+
+def _expected(e: dict[str, Any], step: dict[str, Any]) -> list[str]:
+    """What the lengths of a histogram change, in lines."""
+    tokens, mean = e["tokens"], e["mean_lengths"]
+    lines = [
+        f"with the lengths of {e['lengths']} ({e['batches']} batches drawn; prompts of {mean['student_prompt']:.0f} and "
+        f"{mean['teacher_prompt']:.0f} tokens, completions of {mean['completion']:.0f} on average):"
+    ]
+    if e["does_not_fit"]:
+        return lines + [f"  no time: {', '.join(e['does_not_fit'])} does not fit"]
+    shares = ", ".join(f"{name} {_time(v)}" for name, v in e["parts"].items())
+    worst = f"; {_time(step['seconds_from_parts'])} in the worst case" if step["seconds_from_parts"] else ""
+    lines += [
+        f"  one step: {_time(e['seconds'])} modelled ({_time(e['seconds_5_95'][0])} to {_time(e['seconds_5_95'][1])} for nine in ten"
+        f"{worst}), {e['chip_hours']:.3g} chip-hours; 100 steps: {e['hundred_steps_hours']:.3g} h, "
+        f"{e['hundred_steps_chip_hours']:.3g} chip-hours",
+        f"  its parts, compiled separately: {shares}",
+    ]
+    if e["occupancy"] is not None:
+        lines.append(
+            f"  sampling: {e['decode_steps']:.0f} decode steps, {_percent(e['occupancy'])} of the slots busy, "
+            f"{_percent(e['cache_read'])} of the cache read"
+        )
+    lines.append(
+        f"  learning: {tokens['padded'] / 1e3:.0f}k tokens, of which {tokens['real'] / 1e3:.0f}k are real: "
+        f"{e['padded_over_real']:.2f} for each; student MFU {_percent(e['student_mfu']['padded'])} with padding, "
+        f"{_percent(e['student_mfu']['real'])} on real tokens"
+    )
+    return lines
 
 
 def print_report(console: Console, data: dict[str, Any]) -> None:
@@ -130,6 +162,9 @@ def print_report(console: Console, data: dict[str, Any]) -> None:
     console.print(_table(data))
     for line in _verdict(data):
         console.print(line)
+    if "expected" in data:
+        for line in _expected(data["expected"], data["step"]):
+            console.print(line)
     console.print()
     for line in data["how_far_to_trust_it"]:
         console.print(line, style="dim")

@@ -9,7 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.plan import chips, largest, measure, programs, report
+from rcsd_jax.plan import chips, expected, largest, measure, programs, report
+from rcsd_jax.plan.lengths import Histogram
 from rcsd_jax.settings.stage import Settings
 
 
@@ -23,6 +24,7 @@ def plan_stage(
     only: Sequence[str] | None = None,
     search: bool = False,
     decode_steps: int | None = None,
+    lengths: Histogram | None = None,
 ) -> dict[str, Any]:
     """Plans one stage.
 
@@ -35,9 +37,10 @@ def plan_stage(
       only: the programs to compile; None: all.
       search: find the largest batch and completion that fit.
       decode_steps: tokens of a batch's longest completion; None: the config's limit.
+      lengths: what a step on such lengths is expected to take.
 
     Returns:
-      What `report.as_json` documents, with "largest" after a search.
+      What `report.as_json` documents, with "largest" after a search, and "expected" of `lengths`.
 
     Raises:
       UserError: settings that cannot run, an unknown slice or model, or libtpu is missing.
@@ -49,6 +52,8 @@ def plan_stage(
             raise UserError("no such program", field="--only", value=name, remedy=remedy)
     chip, devices = chips.chip_of(topology), chips.open_topology(topology)
     planned = programs.plan(config, devices)
+    if lengths:
+        expected.check(config, lengths)
     names = [name for name in names if name in planned.programs]  # a method may do without a teacher
     measured = measure.measure(planned, chip, names, decode_steps=decode_steps, report=progress, folder=folder)
     data = report.as_json(planned, chip, measured, title=title)
@@ -56,6 +61,8 @@ def plan_stage(
         step = measured.get("train step")
         own = step.memory.needed if step and step.memory else None
         data["largest"] = largest.search(config, devices, chip.capacity, progress, own=own, folder=folder)
+    if lengths:
+        data["expected"] = expected.expected(config, devices, chip, lengths, progress=progress, folder=folder)
     return data
 
 

@@ -65,6 +65,11 @@ class _State(NamedTuple):
     occupancy: Occupancy
 
 
+def usual_refill(slots: int, shards: int) -> int:
+    """How many prompts are prefilled together: an eighth of the slots, and at least one for every shard of rows."""
+    return max(slots // 8 // shards, 1) * shards
+
+
 def generate_queue(
     decoder: Decoder,
     variables: Any,
@@ -91,7 +96,7 @@ def generate_queue(
       keys: [R * samples_per_prompt] random keys: token t uses fold_in(key, t).
       sampling: the settings.
       slots: rows that are decoded together.
-      refill: prompts that are prefilled together; an eighth of the slots by default.
+      refill: prompts that are prefilled together; by default `usual_refill`.
       samples_per_prompt: completions of each prompt, which is prefilled once for all of them.
       limits: [R * samples_per_prompt] int32, at least 1: a length limit of each completion, below the sampling's.
       pad_id: fills `tokens` after the end.
@@ -105,7 +110,7 @@ def generate_queue(
     config, count = decoder.config, prompt_tokens.shape[0]
     decoder = in_sampling_layout(decoder)
     shards = row_shards(decoder.config.layout)
-    refill = max(slots // 8 // shards, 1) * shards if refill is None else refill
+    refill = usual_refill(slots, shards) if refill is None else refill
     for name, value in (("prompts", count), ("slots", slots), ("refill", refill)):
         if value % shards or value < shards:
             raise ValueError(f"{name} = {value}: the mesh has {shards} shards of rows, which must divide it")

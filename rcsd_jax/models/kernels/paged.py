@@ -10,6 +10,11 @@ PAGE = 128
 """Places that the kernel copies at once."""
 
 
+def block(places: int) -> int:
+    """Places of a cache with `places`, a multiple of `PAGE`, that the kernel reads together: it reads the blocks in use."""
+    return PAGE * max(n for n in range(1, 9) if places // PAGE % n == 0)
+
+
 def attend(
     q: jax.Array, keys: jax.Array, values: jax.Array, index: jax.Array, layer: jax.Array, *, scale: float
 ) -> jax.Array:
@@ -29,6 +34,6 @@ def attend(
     count = places // PAGE
     pages = lambda x: x.reshape(kv_heads, layers * batch * count, PAGE, head_dim)
     table = (layer * batch + jnp.arange(batch, dtype=jnp.int32))[:, None] * count + jnp.arange(count, dtype=jnp.int32)
-    at_once = max(n for n in range(1, 9) if count % n == 0)
     q = q * jnp.asarray(scale, q.dtype)
+    at_once = block(places) // PAGE
     return paged_attention(q, pages(keys), pages(values), index + 1, table, pages_per_compute_block=at_once)

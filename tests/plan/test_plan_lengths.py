@@ -1,0 +1,295 @@
+"""The planner's `--lengths`: histograms, the work of a step by its lengths, and the expected step, by hand and asked of the compiler."""
+
+import itertools
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from configs import stage2
+from rcsd_jax.host.errors import UserError
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.plan import chips, expected, lengths, model_flops, programs
+from rcsd_jax.plan.cost import Cost, Kernel
+from rcsd_jax.plan.lengths import Drawn, Histogram, Lognormal
+from rcsd_jax.plan.programs import Queue
+from rcsd_jax.plan.work import Padding, Run, padded_step, queued
+from rcsd_jax.sampling import SamplingConfig
+from rcsd_jax.sampling.slots import generate_queue, usual_refill
+from tests import eight_devices
+from tests.plan.test_plan import SHORT, SMALL, needs_compiler, plan, shape_of
+from tests.sampling.test_continuous_batching import CONFIG, heavy_tailed, small
+from tests.settings_for_tests import settings_of
+
+
+def drawn(student, teacher, completion):
+    return Drawn(np.array(student), np.array(teacher), np.array(completion))
+
+
+HOW = Padding(pad_to=10, student=(75, 100), teacher=(95, 200), completion=50, microbatches=2)
+BATCH = drawn([3, 12, 21, 4], [15, 16, 17, 18], [5, 50, 20, 25])
+
+
+def test_the_work_of_a_padded_step_by_hand():
+    work = padded_step(BATCH, HOW)
+    assert work.runs == {
+        Run("prefill", 40): 1,  # 10 times a power of two that holds 21
+        Run("decode", 40): 50,  # until the longest ends
+        Run("student forward+backward", 40): 2,
+        Run("teacher scoring", None, 20): 2,
+        Run("update"): 1,
+    }
+    assert (work.decoded, work.places) == (100, 4 * 50)
+    assert work.real == (40 + 100) + (66 + 100) and work.padded == 4 * (40 + 50) + 4 * (20 + 50)
+
+
+def test_decoding_reads_the_blocks_of_the_cache_that_are_in_use():
+    # Prompts of 128 and completions of 1,280: a cache of 11 pages, which are read one by one.
+    how = HOW._replace(pad_to=128, student=(1000, 1000), completion=1280)
+    batch = drawn([100, 120], [1, 1], [30, 10])
+    work = padded_step(batch, how)
+    # 30 steps: the first row has 28 tokens up to place 128, then 2 in the second block; the other 8, then 22.
+    assert work.cache_read == pytest.approx(((28 + 8) * 128 + (2 + 22) * 256) / (60 * 1408))
+    queue = padded_step(batch, how._replace(queue=Queue(slots=2, refill=1, shards=1, group=1)))
+    # The other ends after 10 steps; its slot reads one block for the other 20.
+    assert queue.cache_read == pytest.approx(((28 + 8 + 20) * 128 + (2 + 2) * 256) / (60 * 1408))
+    assert padded_step(batch, how._replace(samples=False)).cache_read == 0
+
+
+def test_the_longest_prompt_of_the_data_takes_no_more_than_it_needs():
+    work = padded_step(BATCH._replace(student=np.array([75, 1, 1, 1])), HOW)
+    assert work.runs[Run("prefill", 80)] == 1 and Run("prefill", 160) not in work.runs
+
+
+def test_what_a_method_does_without_is_no_work():
+    no_teacher = padded_step(BATCH, HOW._replace(scores=False))
+    assert {run.program for run in no_teacher.runs} == {"prefill", "decode", "student forward+backward", "update"}
+    assert (no_teacher.real, no_teacher.padded) == (140, 360)
+    references = padded_step(BATCH, HOW._replace(samples=False))
+    assert {run.program for run in references.runs} == {"student forward+backward", "teacher scoring", "update"}
+    assert (references.decoded, references.places, references.real) == (0, 0, 306)
+    guided = padded_step(BATCH, HOW._replace(guided=True))
+    assert Run("teacher scoring", 40, 20) in guided.runs and guided.padded == 2 * 360 + 280
+
+
+def test_the_work_of_a_step_with_slots_by_hand():
+    # Two slots: 5, then 20 and 25 in the first, 50 in the second; one prompt is prefilled at a time.
+    work = padded_step(BATCH, HOW._replace(queue=Queue(slots=2, refill=1, shards=1, group=1)))
+    assert work.runs[Run("decode", 40)] == 50 and work.runs[Run("prefill", 40)] == 4
+    assert (work.decoded, work.places) == (100, 2 * 50)
+    # Two shards with a slot each: 5 and 50, 20 and 25. Who waits for a prompt has one prefilled for both.
+    assert queued([5, 50, 20, 25], Queue(slots=2, refill=2, shards=2, group=1)) == (55, 2)
+
+
+@pytest.mark.parametrize("slots, refill, samples", [(6, 2, 1), (5, 3, 3), (72, 24, 3), (1, 1, 1), (8, None, 2)])
+def test_steps_and_prefills_are_those_of_the_queue_itself(slots, refill, samples):
+    variables, tokens, mask, keys = small()
+    limits = heavy_tailed(24 * samples, 14)
+    sampling = SamplingConfig(max_new_tokens=14)  # without an end token the limits are the lengths
+    settings = dict(slots=slots, refill=refill, samples_per_prompt=samples, pad_id=2)
+    queue = jax.jit(lambda *a: generate_queue(Decoder(CONFIG), *a[:4], sampling, limits=a[4], **settings)[1])
+    found = queue(variables, tokens, mask, keys[: len(limits)], limits)
+    ours = queued(limits, Queue(slots, refill or usual_refill(slots, 1), 1, samples))
+    assert ours == (found.steps, found.prefills) and found.live == limits.sum()
+
+
+SHARDED = """
+import json
+import jax, numpy as np
+from rcsd_jax.models import sharding
+from rcsd_jax.plan.programs import Queue
+from rcsd_jax.plan.work import queued
+from rcsd_jax.sampling import SamplingConfig
+from tests.sampling.test_continuous_batching import CONFIG, Decoder, generate_queue, heavy_tailed, small
+
+variables, tokens, mask, keys = small()
+limits = heavy_tailed(72, 14)
+sampling, found = SamplingConfig(max_new_tokens=14), []
+for shards, refill in ((2, 2), (4, 4)):
+    mesh = sharding.make_mesh(data=shards, fsdp=1, devices=jax.devices()[:shards])
+    with jax.set_mesh(mesh):
+        queue = jax.jit(lambda *a: generate_queue(Decoder(CONFIG), *a[:4], sampling, limits=a[4], slots=8, refill=refill,
+            samples_per_prompt=3, pad_id=2)[1])
+        occupancy = queue(variables, tokens, mask, keys, limits)
+    found.append([[int(occupancy.steps), int(occupancy.prefills)], queued(limits, Queue(8, refill, shards, 3))])
+print(json.dumps(found))
+"""
+
+
+def test_steps_and_prefills_are_those_of_the_queue_on_a_mesh():
+    for theirs, ours in eight_devices.run(SHARDED):
+        assert ours == theirs
+
+
+def written(tmp_path, **changes):
+    fields = {"prompts": [[3, 20, 2], [9, 40, 1]], "completions": {"counts": [[5, 1], [60, 3]]}} | changes
+    path = tmp_path / "lengths.json"
+    path.write_text(json.dumps(fields))
+    return str(path)
+
+
+def test_a_file_is_read_and_drawn_from(tmp_path):
+    histogram = lengths.read(written(tmp_path))
+    batches = lambda seed: lengths.draw(histogram, questions=500, group=2, longest=50, seed=seed)
+    batch = next(batches(0))
+    assert set(zip(batch.student.tolist(), batch.teacher.tolist(), strict=True)) == {(3, 20), (9, 40)}  # jointly
+    assert (batch.student[::2] == batch.student[1::2]).all()  # a group has one question
+    assert set(batch.completion.tolist()) == {5, 50}  # cut
+    assert np.mean(batch.student == 3) == pytest.approx(2 / 3, abs=0.07)
+    assert np.mean(batch.completion == 5) == pytest.approx(1 / 4, abs=0.05)
+    assert all(map(np.array_equal, batch, next(batches(0)))) and not all(map(np.array_equal, batch, next(batches(1))))
+
+
+def test_rows_beyond_the_limits_are_left_out(tmp_path):
+    histogram = lengths.read(written(tmp_path))
+    assert lengths.within(histogram, student=8, teacher=40).student.tolist() == [3]
+    with pytest.raises(UserError, match="no row has prompts within 2 and 40 tokens.*; raise data.max_student_prompt"):
+        lengths.within(histogram, student=2, teacher=40)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"prompts": [[3, 20]]}, "'prompts'.*no table.*; write a list of .tokens of the student's prompt"),
+        ({"prompts": []}, "'prompts'"),
+        ({"prompts": [[3, 20, 0]]}, "'prompts'"),
+        ({"prompts": [[3, 20.5, 1]]}, "'prompts'"),
+        ({"completions": {"counts": [[0, 1]]}}, "'counts'"),
+        ({"completions": {"lognormal": {"median": 800}}}, "'completions'.*no distribution"),
+        ({"completions": {"lognormal": {"median": 0, "sigma": 1}}}, "'completions'"),
+        ({"completions": {"lognormal": {"median": "800", "sigma": 1}}}, "'completions'"),
+        ({"completions": {"gamma": {"median": 800, "sigma": 1}}}, "'completions'"),
+        ({"completions": 800}, "'completions'"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        lengths.read(written(tmp_path, **changes))
+
+
+def test_a_name_that_does_not_ship_and_a_file_that_is_no_json_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="'--lengths' = 'rar_sience'.*rar_science"):
+        lengths.read("rar_sience")
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match="x.json: is not JSON"):
+        lengths.read(str(tmp_path / "x.json"))
+
+
+def test_the_shipped_histogram_gives_the_batches_that_it_stands_for():
+    histogram = lengths.read("rar_science")
+    assert histogram.rows.sum() == 400
+    histogram = lengths.within(histogram, student=2048, teacher=4096)
+    assert histogram.rows.sum() == 399
+    assert np.average(histogram.student, weights=histogram.rows) == pytest.approx(107.4, abs=0.1)
+    assert np.average(histogram.teacher, weights=histogram.rows) == pytest.approx(446.1, abs=0.1)
+    batches = list(itertools.islice(lengths.draw(histogram, questions=32, group=1, longest=4096, seed=0), 512))
+    completions = np.concatenate([batch.completion for batch in batches])
+    assert np.median(completions) == pytest.approx(800, rel=0.02)
+    assert completions.mean() == pytest.approx(1065, rel=0.02)
+    assert (completions == 4096).mean() == pytest.approx(0.02, abs=0.003)
+    how = Padding(128, (1275, 2048), (1616, 4096), 4096, 2)
+    works = [padded_step(batch, how) for batch in batches]
+    assert sum(w.decoded for w in works) / sum(w.places for w in works) == pytest.approx(0.30, abs=0.01)
+    assert sum(w.padded for w in works) / sum(w.real for w in works) == pytest.approx(3.6, abs=0.1)
+
+
+def test_the_expected_step_by_hand():
+    shape, chip = shape_of("Qwen/Qwen3-0.6B"), chips.CHIPS["v5e"]
+    planned = SimpleNamespace(decoder=shape, mesh=SimpleNamespace(size=4), lora_rank=0, lora_targets=())
+    first, second = BATCH, BATCH._replace(student=np.array([3, 2, 1, 4]), completion=np.array([1, 2, 3, 4]))
+    works = [padded_step(batch, HOW) for batch in (first, second)]
+    seconds = {"prefill": 1, "decode": 0.1, "student forward+backward": 8, "teacher scoring": 3, "update": 2}
+
+    def measured(run, fits=True):
+        longer = 2 if run.student_prompt == 40 else 1
+        spent = Cost(compute=longer * seconds[run.program])
+        return SimpleNamespace(cost=spent, fits=fits, model_flops=1e15 * longer)
+
+    runs = {run for work in works for run in work.runs}
+    histogram = Histogram("mine", "made up", *np.zeros((3, 1)), Lognormal(1, 0))
+    e = expected.summary(planned, chip, histogram, [first, second], works, {run: measured(run) for run in runs})
+    one, other = 2 + 50 * 0.2 + 2 * 16 + 2 * 3 + 2, 1 + 4 * 0.1 + 2 * 8 + 2 * 3 + 2
+    assert e["seconds"] == pytest.approx((one + other) / 2) == pytest.approx(sum(e["parts"].values()))
+    assert e["hundred_steps_chip_hours"] == pytest.approx(100 * 4 * (one + other) / 2 / 3600)
+    assert e["decode_steps"] == 27 and e["occupancy"] == (100 + 10) / (4 * 54)
+    assert e["padded_over_real"] == (640 + 520) / (306 + 96)
+    peak = (32 + 16) * chip.bf16 * 4
+    pairs = [*zip(first.student, first.completion, strict=True), *zip(second.student, second.completion, strict=True)]
+    real = sum(model_flops.student(shape, 1, int(p), int(n), lora_rank=0) for p, n in pairs)
+    assert e["student_mfu"]["real"] == pytest.approx(real / peak)
+    assert e["student_mfu"]["padded"] == pytest.approx(6e15 / peak)
+    reads_half = {run: measured(run) for run in runs}
+    works = [work._replace(cache_read=0.5) for work in works]
+    for run, m in reads_half.items():
+        if run.program == "decode":
+            m.cost.kernels["paged_attention_kernel"] = Kernel(seconds=0.4 * m.cost.seconds)
+    e = expected.summary(planned, chip, histogram, [first, second], works, reads_half)
+    assert e["parts"]["decode"] == pytest.approx(0.8 * (10 + 0.4) / 2)
+    refused = {run: measured(run, fits=run.program != "decode") for run in runs}
+    e = expected.summary(planned, chip, histogram, [first, second], works, refused)
+    assert e["does_not_fit"] == ["decode"] and e["seconds"] is e["student_mfu"] is e["hundred_steps_chip_hours"] is None
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"teacher": {"reason_tokens": 64}}, "'teacher.reason_tokens' = 64"),
+        ({"teacher": {"guidance": 0.5, "guidance_by": "criteria"}}, "'teacher.guidance_by' = 'criteria'"),
+        ({"sampling": {"source": "teacher"}}, "'sampling.source' = 'teacher'"),
+        ({"data": {"max_student_prompt": 8}}, "no row has prompts within 8 and 4096"),
+    ],
+)
+def test_what_a_histogram_says_nothing_of_is_refused(changes, words):
+    config, histogram = stage2.get_config("ground_truth"), lengths.read("rar_science")
+    expected.check(settings_of(config), histogram)
+    config.update(changes)
+    with pytest.raises(UserError, match=words):
+        expected.check(settings_of(config), histogram)
+
+
+def test_a_plan_with_slots_decodes_the_slots_and_prefills_as_the_queue_does():
+    config = stage2.get_config("qwen3_0.6b")
+    config.mesh.fsdp = -1
+    whole = programs.plan(settings_of(config), jax.devices()[:1])
+    config.sampling.slots, config.sampling.group = 16, 2
+    planned = programs.plan(settings_of(config), jax.devices()[:1])
+    assert planned.queue == Queue(slots=16, refill=2, shards=1, group=2)
+    decode, prefill = planned.programs["decode"], planned.programs["prefill"]
+    assert (decode.rows, decode.runs) == (16, 2 * 4096) and (prefill.rows, prefill.runs) == (2, 8)
+    assert planned.cache_bytes == whole.cache_bytes / 2
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [0, 4])
+def test_a_small_run_is_planned_with_lengths(tmp_path, slots):
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    histogram = written(tmp_path, prompts=[[10, 30, 5], [60, 90, 1]], completions={"counts": [[4, 3], [32, 1]]})
+    code, out, err = plan(
+        "--config=configs/stage2.py:ground_truth",
+        "--topology=v5e:2x2",
+        f"--config.model.path={tmp_path}",
+        f"--json={tmp_path / 'plan.json'}",
+        f"--lengths={histogram}",
+        *(f"--config.{setting}" for setting in (*SHORT, f"sampling.slots={slots}", "data.pad_to=32")),
+    )
+    assert code == 0, err[-3000:]
+    data = json.loads((tmp_path / "plan.json").read_text())
+    assert data["lengths"]["student_prompt"] == 64 and data["fits"]  # of the worst case
+    e, worst = data["expected"], data["step"]
+    assert {(run["program"], run["student_prompt"], run["teacher_prompt"]) for run in e["runs"]} == {
+        ("prefill", 32, None), ("prefill", 64, None), ("decode", 32, None), ("decode", 64, None),
+        ("student forward+backward", 32, None), ("student forward+backward", 64, None),
+        ("teacher scoring", None, 32), ("teacher scoring", None, 96), ("update", None, None),
+    }  # fmt: skip
+    assert set(e["parts"]) == set(worst["parts"])
+    assert 0 < e["seconds"] < worst["seconds_from_parts"]
+    assert e["seconds"] == pytest.approx(sum(e["parts"].values()))
+    assert e["seconds_5_95"][0] <= e["seconds"] <= e["seconds_5_95"][1]
+    assert 0.3 < e["occupancy"] < 1 and e["padded_over_real"] > 1
+    assert 0 < e["student_mfu"]["real"] < e["student_mfu"]["padded"] < 1
+    assert f"with the lengths of {histogram}" in out.replace("\n", "") and "of the slots busy" in out
+    if slots:
+        assert worst["seconds"] == worst["seconds_from_parts"] and worst["completion_tokens"] == 8 * 32
