@@ -17,7 +17,7 @@ from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import AnyPath, read_json, write_json
 from rcsd_jax.host.metrics import read_metrics
-from rcsd_jax.report.examples import ROLES, has_weights, scored_completions
+from rcsd_jax.report.scored_completions import ROLES, has_weights, scored_completions
 from rcsd_jax.report.summary import SCORE_NAMES
 from rcsd_jax.rubrics import parsing
 from rcsd_jax.rubrics.schema import Rubric

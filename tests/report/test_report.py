@@ -23,7 +23,7 @@ from rcsd_jax.methods.state import init_state
 from rcsd_jax.models import quantization, sharding
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.report import __main__ as command
-from rcsd_jax.report import collect, examples
+from rcsd_jax.report import collect, scored_completions
 from rcsd_jax.report import tokens as tokens_module
 from rcsd_jax.report.tokens import TOP, score_tokens
 from rcsd_jax.roles import contexts
@@ -137,7 +137,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
     """A report of a batch's completions shows what the step that trains on them computes."""
-    monkeypatch.setattr(examples, "_attribution", lambda *_: None)
+    monkeypatch.setattr(scored_completions, "_attribution", lambda *_: None)
     changes = SETTINGS[name] | {"sampling": dict(source="reference", max_new_tokens=64)}
     config, model, params = exact(user_dir, **changes)
     teacher = config.teacher.weights
@@ -160,7 +160,7 @@ def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
     metrics, completion_mask = run_step(state, frozen, batch)
     networks = recipe.roles.at(state, frozen)
     chosen = [(example, {"trained": (example.reference, False)}) for example in rows]
-    shown = [one["trained"] for one in examples.scored_by(model, {"trained": networks}, config, chosen)]
+    shown = [one["trained"] for one in scored_completions.scored_by(model, {"trained": networks}, config, chosen)]
     counted = [np.asarray([x is not None for x in one["divergence"]]) for one in shown]
     assert [c.sum() for c in counted] == completion_mask.sum(axis=1).tolist()
     divergence = [np.asarray(one["divergence"], float)[keep] for one, keep in zip(shown, counted, strict=True)]
@@ -170,7 +170,7 @@ def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
     gaps = [np.subtract(x["teacher_log_prob"], x["student_log_prob"])[c] for x, c in zip(shown, counted, strict=True)]
     np.testing.assert_allclose(np.concatenate(gaps[::2]).mean(), metrics["teacher_advantage"], rtol=1e-3)
     # After its prompt alone, without what the case is about, the teacher says something else.
-    ids = examples._pieces(model, rows[0].reference, False)[0]
+    ids = scored_completions._pieces(model, rows[0].reference, False)[0]
     plain = plain_log_probs(model, networks.teacher.variables, data.teacher[0], ids, 1.0)[np.arange(len(ids)), ids]
     assert np.abs(plain - shown[0]["teacher_log_prob"]).max() > 0.05
 
@@ -193,16 +193,16 @@ def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, user_d
         kept = Checkpoints(tmp_path / "checkpoints", keep=1)
         kept.save(1, state, {})
         kept.close()
-        found = examples._networks(config, tmp_path, mesh)
+        found = scored_completions._networks(config, tmp_path, mesh)
     expected = setup.recipe.roles.at(state, {BASE: {"params": frozen}})
     jax.tree.map(np.testing.assert_array_equal, found[2], expected)
     for untrained in found[1]:
         jax.tree.map(np.testing.assert_array_equal, untrained.variables["params"], frozen)
         assert "lora" not in untrained.variables  # new adapters add nothing, and are left out
 
-    assert examples.has_weights(config, tmp_path)
+    assert scored_completions.has_weights(config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
-    assert examples.has_weights(config, tmp_path) == (weights != "ema")
+    assert scored_completions.has_weights(config, tmp_path) == (weights != "ema")
     with pytest.raises(UserError, match="no ema .* can be read"):
         checkpoints.read_part(tmp_path / "checkpoints", {"ema": first.trained})
 
@@ -222,7 +222,7 @@ def test_the_attribution_of_a_teacher_that_reasons_keeps_its_analysis(user_dir):
         return plain_log_probs(model, teacher.variables, whole, ids, loss.temperature)[np.arange(3), ids], transition
 
     whole, transition = log_probs(example)
-    matrix = examples._attribution(model, teacher, example, ids, analysis, transition, loss, config)
+    matrix = scored_completions._attribution(model, teacher, example, ids, analysis, transition, loss, config)
     less = dataclasses.replace(example, rubric=Rubric(example.rubric.criteria[:1] + example.rubric.criteria[2:]))
     np.testing.assert_allclose(matrix[1], whole - log_probs(less)[0], atol=1e-3)
     assert np.abs(matrix[1]).max() > 0.01
@@ -243,11 +243,11 @@ def test_pieces_are_the_text(user_dir):
     config = config_for(user_dir)
     model = open_model(config.model.path, config.model)
     for text in ("A plain one.", "ü–中文 🙂 two", " spaces  \n", "", "a\u0301 🏳️‍🌈"):
-        ids, pieces = examples._pieces(model, text, False)
-        assert len(ids) == len(pieces) and pieces[-1] == examples.END and "".join(pieces[:-1]) == text
+        ids, pieces = scored_completions._pieces(model, text, False)
+        assert len(ids) == len(pieces) and pieces[-1] == scored_completions.END and "".join(pieces[:-1]) == text
         assert ids[-1] in model.eos_ids
         if text:
-            assert "".join(examples._pieces(model, text, True)[1]) == text
+            assert "".join(scored_completions._pieces(model, text, True)[1]) == text
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def test_what_a_run_left_is_collected(finished):
         ) == 4
         for one in example["completions"]:
             count = len(one["tokens"])
-            assert "".join(one["tokens"]).rstrip(examples.END) == one["text"]
+            assert "".join(one["tokens"]).rstrip(scored_completions.END) == one["text"]
             assert len(one["divergence"]) == len(one["student_top"]) == len(one["teacher_top"]) == count
             assert np.shape(one["attribution"]) == (4, count) and min(one["divergence"]) > -1e-5
             assert all(len(top) == TOP and all(0 <= p <= 1 for _, p in top) for top in one["teacher_top"])
@@ -286,7 +286,7 @@ def test_base_and_trained_are_scored_as_they_are(finished):
     prompt = questions.prompts[[e.id for e in questions.examples].index(example["id"])]
 
     def as_base(one):
-        ids, _ = examples._pieces(model, one["text"], one["cut"])
+        ids, _ = scored_completions._pieces(model, one["text"], one["cut"])
         log_probs = plain_log_probs(model, {"params": params}, prompt, ids, config.sampling.temperature)
         return log_probs[np.arange(len(ids)), ids]
 
@@ -343,5 +343,5 @@ def test_pieces_of_the_likeliest_keep_their_space(user_dir):
     config = config_for(user_dir)
     model = open_model(config.model.path, config.model)
     ids = model.tokenizer("of the density", add_special_tokens=False)["input_ids"]
-    assert "".join(examples._piece(model, i) for i in ids) == "of the density"
-    assert examples._piece(model, model.eos_ids[0]) == examples.END
+    assert "".join(scored_completions._piece(model, i) for i in ids) == "of the density"
+    assert scored_completions._piece(model, model.eos_ids[0]) == scored_completions.END
