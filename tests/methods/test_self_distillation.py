@@ -296,7 +296,7 @@ def test_non_finite_step_keeps_the_state_and_says_so(model, tokenizer):
     np.testing.assert_array_equal(new.trained["embed"], params["embed"])
 
 
-@pytest.mark.parametrize("layers", ["model", "deep_model"])
+@pytest.mark.parametrize("layers", ["model", pytest.param("deep_model", marks=pytest.mark.slow)])
 def test_sampler_and_trainer_agree(layers, tokenizer, request):
     step, state, batch, frozen = make_step(request.getfixturevalue(layers), tokenizer)
     _, metrics, _ = step(state, frozen, batch, 0)

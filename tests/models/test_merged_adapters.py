@@ -41,7 +41,7 @@ def prompts():
     return np.random.default_rng(0).integers(4, 32, (6, 9)).astype(np.int32), mask, keys
 
 
-@pytest.mark.parametrize("config", [CONFIG, SCANNED], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("config", [pytest.param(CONFIG, marks=pytest.mark.slow), SCANNED], ids=["unrolled", "scanned"])
 def test_completions_are_those_with_adapters(config):
     given = variables(config, targets=("q", "v", "down"))
     run = jax.jit(decoding.generate, static_argnums=(0, 5))

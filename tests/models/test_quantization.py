@@ -63,7 +63,7 @@ def test_every_kernel_is_rounded_to_its_columns_scale(dtype):
         assert (error <= 0.51 * np.asarray(got.scale)).all() and error.max() > 0
 
 
-@pytest.mark.parametrize("num_layers", [3, 6], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("num_layers", [pytest.param(3, marks=pytest.mark.slow), 6], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("with_lora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_decoder_takes_int8_kernels(num_layers, with_lora):
     c = config(num_layers)

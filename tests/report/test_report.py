@@ -134,7 +134,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+SLOW = ("guided by criteria, live", "reasons first")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SETTINGS])
 def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
     """A report of a batch's completions shows what the step that trains on them computes."""
     monkeypatch.setattr(scored_completions, "_attribution", lambda *_: None)

@@ -90,6 +90,7 @@ def test_tokens_are_those_of_a_static_batch(slots, refill, samples, layers):
     assert slots != 72 or occupancy.steps == longest
 
 
+@pytest.mark.slow
 def test_slots_hardly_idle_on_the_worlds_model_and_tokens_are_those_of_one_row_at_a_time():
     directory, slots, longest = world.base_directory(), 8, 64
     config, params = loading.load_model(directory, dtype=jnp.float32)
