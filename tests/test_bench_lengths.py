@@ -10,8 +10,9 @@ import pytest
 
 from experiments.bench import lengths, setting, workload
 from experiments.bench.lengths_steps import STEPS
-from experiments.bench.workload import Lengths, Workload
+from experiments.bench.workload import Workload
 from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.plan.lengths import Drawn
 from rcsd_jax.sampling import SamplingConfig
 from rcsd_jax.sampling.slots import generate_queue
 from tests.sampling.test_continuous_batching import CONFIG, small
@@ -58,7 +59,7 @@ def test_padding_and_idle_slots_of_the_padded_step():
 
 def test_tokens_are_counted_row_by_row():
     work = Workload()
-    batch = Lengths(np.array([3, 17]), np.array([20, 33]), np.array([5, 100]))
+    batch = Drawn(np.array([3, 17]), np.array([20, 33]), np.array([5, 100]))
     assert workload.real(batch) == (20, 53, 20 + 53 + 2 * 105)
     assert workload.padded_to_longest(work, batch) == (34, 66, 34 + 66 + 2 * 200)
     assert work.padded_prompts(batch) == (32, 64) and work.limit == 256
@@ -88,7 +89,7 @@ def test_flops_of_full_rows_are_those_of_the_training_part_and_of_sampling():
     config, sizes = setting.decoder_config(), setting.Sizes()
     full = (np.full(sizes.batch, n) for n in (sizes.prompt, sizes.teacher_prompt, sizes.completion))
     sampling = sizes.batch * setting.forward_flops(config, sizes.prompt + sizes.completion, sizes.completion)
-    assert lengths.real_flops(config, Lengths(*full)) == pytest.approx(setting.train_flops(config, sizes) + sampling)
+    assert lengths.real_flops(config, Drawn(*full)) == pytest.approx(setting.train_flops(config, sizes) + sampling)
     assert setting.train_flops(config, sizes) == pytest.approx(125.9e9, rel=1e-3)
 
 

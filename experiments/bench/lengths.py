@@ -32,8 +32,9 @@ import torch
 from experiments.bench import flops, torch_step
 from experiments.bench.lengths_steps import BEFORE, OURS, STEPS, TORCH, Runner, Setup, Step
 from experiments.bench.setting import decoder_config, forward_flops, seconds
-from experiments.bench.workload import Lengths, Rows, Tokens, Workload, decode_steps, real, with_tokens
+from experiments.bench.workload import Rows, Tokens, Workload, decode_steps, real, with_tokens
 from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.plan.lengths import Drawn
 
 VOCABULARY = decoder_config().vocab_size
 
@@ -125,7 +126,7 @@ def grow(setup: Setup, steps: dict[str, Runner], size: int, repeats: int) -> lis
     ]
 
 
-def results(setup: Setup, batches: Sequence[Lengths], turns: Sequence[Turn], growth: Sequence[Grown]) -> dict[str, Any]:
+def results(setup: Setup, batches: Sequence[Drawn], turns: Sequence[Turn], growth: Sequence[Grown]) -> dict[str, Any]:
     """All that is printed, as JSON's types. Seconds are medians, and ratios are medians of the turns' ratios."""
     size = len(batches[0].student)
     bounds = [real_flops(decoder_config(), x) / turn.rate for x, turn in zip(batches, turns, strict=True)]
@@ -167,14 +168,14 @@ def results(setup: Setup, batches: Sequence[Lengths], turns: Sequence[Turn], gro
     }
 
 
-def padded_over_real(step: Step, workload: Workload, batches: Sequence[Lengths]) -> dict[str, float]:
+def padded_over_real(step: Step, workload: Workload, batches: Sequence[Drawn]) -> dict[str, float]:
     """Tokens that a step computes over real ones, of all batches together: of both prompts, and in learning."""
     computed = np.sum([step.tokens(workload, x) for x in batches], axis=0)
     ratios = computed / np.sum([real(x) for x in batches], axis=0)
     return dict(zip(Tokens._fields, ratios.tolist(), strict=True))
 
 
-def occupancy(batches: Sequence[Lengths], slots: int) -> float:
+def occupancy(batches: Sequence[Drawn], slots: int) -> float:
     """The share of slots that decode a completion's token, over the decode steps of all batches, each on its own."""
     live = sum(int(x.completion.sum()) for x in batches)
     return live / (slots * sum(decode_steps(x.completion.tolist(), slots) for x in batches))
@@ -226,7 +227,7 @@ def tables(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def real_flops(config: DecoderConfig, lengths: Lengths) -> float:
+def real_flops(config: DecoderConfig, lengths: Drawn) -> float:
     """Model FLOPs of a whole step on real tokens.
 
     They are one forward pass of the teacher and four of the student: drawing, scoring, and two for backward.

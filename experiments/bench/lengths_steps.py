@@ -13,12 +13,13 @@ import numpy as np
 
 from experiments.bench import torch_step
 from experiments.bench.setting import batch_of, start
-from experiments.bench.workload import Lengths, Rows, Tokens, Workload, padded_to_limit, padded_to_longest
+from experiments.bench.workload import Rows, Tokens, Workload, padded_to_limit, padded_to_longest
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.host.padding import pad_left
 from rcsd_jax.methods import rollout
 from rcsd_jax.methods.step import learn
 from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.plan.lengths import Drawn
 from rcsd_jax.sampling.slots import generate_queue
 
 
@@ -58,7 +59,7 @@ class Step:
     """
 
     make: Callable[[Setup, int], Runner]
-    tokens: Callable[[Workload, Lengths], Tokens]
+    tokens: Callable[[Workload, Drawn], Tokens]
     slots: Callable[[int], int]
     grows: bool = True
 

@@ -7,12 +7,14 @@ thousand (CLIP's), shifted to means of 131 and 472 tokens. Completions are logno
 from __future__ import annotations
 
 import dataclasses
-import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from rcsd_jax.plan.lengths import Drawn
+from rcsd_jax.plan.programs import Queue
+from rcsd_jax.plan.work import queued
 from rcsd_jax.run.batch import padded_length
 
 STUDENT_PROMPTS = (
@@ -28,18 +30,10 @@ TEACHER_MORE = (
 SIGMA = 0.8  # of the logarithm of a completion's length
 
 
-class Lengths(NamedTuple):
-    """Tokens of each row of a batch, [B] int."""
-
-    student: np.ndarray
-    teacher: np.ndarray
-    completion: np.ndarray
-
-
 class Rows(NamedTuple):
     """A batch: its lengths, and each row's prompts as token ids."""
 
-    lengths: Lengths
+    lengths: Drawn
     student: list[np.ndarray]  # [P] int32 each
     teacher: list[np.ndarray]  # [Q] int32 each, which begin with the student's
 
@@ -75,7 +69,7 @@ class Workload:
         more = np.random.default_rng(0).permutation(expanded(TEACHER_MORE))
         return self._shrunk(student), self._shrunk(student + more)
 
-    def batches(self, size: int, count: int) -> list[Lengths]:
+    def batches(self, size: int, count: int) -> list[Drawn]:
         """The first `count` batches of `size` rows. Rows come in random order, each once before any comes again."""
         rng = np.random.default_rng(1)
         student, teacher = self.rows()
@@ -84,9 +78,9 @@ class Workload:
         drawn = np.minimum(rng.lognormal(np.log(self.median), SIGMA, size * count), self.limit * self.shrink)
         completions = self._shrunk(drawn)
         parts = [slice(i * size, (i + 1) * size) for i in range(count)]
-        return [Lengths(student[order[part]], teacher[order[part]], completions[part]) for part in parts]
+        return [Drawn(student[order[part]], teacher[order[part]], completions[part]) for part in parts]
 
-    def padded_prompts(self, lengths: Lengths) -> tuple[int, int]:
+    def padded_prompts(self, lengths: Drawn) -> tuple[int, int]:
         """The lengths that the trainer pads the prompts of student and teacher to, by the settings' defaults."""
         student, teacher = self.rows()
         pad_to = 128 // self.shrink
@@ -99,7 +93,7 @@ class Workload:
         return np.maximum(np.rint(lengths / self.shrink), 1).astype(int)
 
 
-def with_tokens(lengths: Lengths, vocab_size: int) -> Rows:
+def with_tokens(lengths: Drawn, vocab_size: int) -> Rows:
     """A batch with random prompts. The first eight ids are left out: peers' tokenizers keep them for special tokens."""
     rng = np.random.default_rng(0)
     teacher = [rng.integers(8, vocab_size, n).astype(np.int32) for n in lengths.teacher]
@@ -116,23 +110,23 @@ def expanded(histogram: Sequence[tuple[int, int, int]]) -> np.ndarray:
     return np.concatenate([low + (np.arange(n) + 0.5) * (high - low) / n for low, high, n in histogram])
 
 
-def real(lengths: Lengths) -> Tokens:
+def real(lengths: Drawn) -> Tokens:
     """The real tokens of a batch."""
     return _tokens(lengths.student.sum(), lengths.teacher.sum(), lengths.completion.sum())
 
 
-def padded(lengths: Lengths, student: int, teacher: int, completion: int) -> Tokens:
+def padded(lengths: Drawn, student: int, teacher: int, completion: int) -> Tokens:
     """The tokens of a batch whose rows are all padded to the same lengths."""
     rows = len(lengths.student)
     return _tokens(rows * student, rows * teacher, rows * completion)
 
 
-def padded_to_limit(workload: Workload, lengths: Lengths) -> Tokens:
+def padded_to_limit(workload: Workload, lengths: Drawn) -> Tokens:
     """The tokens of the trainer's padded step: prompts padded to few lengths, completions to the longest there may be."""
     return padded(lengths, *workload.padded_prompts(lengths), workload.limit)
 
 
-def padded_to_longest(workload: Workload, lengths: Lengths) -> Tokens:
+def padded_to_longest(workload: Workload, lengths: Drawn) -> Tokens:
     """The tokens of a batch that is padded to its own longest prompts and completion."""
     del workload
     return padded(lengths, *(int(x.max()) for x in lengths))
@@ -145,10 +139,7 @@ def decode_steps(completions: Sequence[int], slots: int) -> int:
       >>> decode_steps([4, 1, 2], slots=3), decode_steps([4, 1, 2], slots=2), decode_steps([4, 1, 2], slots=1)
       (4, 4, 7)
     """
-    ends = [0] * slots
-    for length in completions:
-        heapq.heapreplace(ends, ends[0] + int(length))
-    return max(ends)
+    return queued(completions, Queue(slots=slots, refill=1, shards=1, group=1))[0]
 
 
 def _tokens(student: int, teacher: int, completion: int) -> Tokens:
