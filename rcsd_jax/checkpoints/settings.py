@@ -19,9 +19,8 @@ class ModelSettings:
     dtype: str = checks.one_of(DTYPES)
     param_dtype: str = checks.one_of(DTYPES)
     remat: str = checks.one_of(REMAT)
-    kernels: str = checks.one_of(
-        ("auto", *(name for name in KERNELS if name != "pallas_interpret"))
-    )  # which is for tests
+    # The interpreted kernels are for tests.
+    kernels: str = checks.one_of(("auto", *(name for name in KERNELS if name != "pallas_interpret")))
     int8_weights: bool
 
     def __post_init__(self) -> None:

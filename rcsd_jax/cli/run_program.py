@@ -29,9 +29,8 @@ def run_program(program: Callable[[list[str]], None], name: str, usage: str) -> 
       usage: its command line and purpose, the docstring of the module.
     """
     without_torch()
-    os.environ.setdefault(
-        "TRANSFORMERS_VERBOSITY", "error"
-    )  # otherwise its advice to install torch would be the first line
+    # Otherwise its advice to install torch would be the first line.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app.run(functools.partial(_and_finish, program), flags_parser=parser(name, usage))
     except UserError as error:

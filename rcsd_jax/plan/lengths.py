@@ -89,13 +89,10 @@ def _completions(path: Path, fields: Mapping[str, Any]) -> Lognormal | tuple[np.
     if isinstance(given, dict) and set(given) == {"counts"}:
         lengths, counts = _table(path, given, "counts", "tokens of a completion, and completions", 2).T
         return lengths, counts
-    try:
-        (parameters,) = given.values()  # type: ignore[union-attr]
-        found = Lognormal(**parameters)
-        if set(given) == {"lognormal"} and 0 < found.median < math.inf and 0 <= found.sigma < math.inf:  # type: ignore[arg-type]
-            return found
-    except (AttributeError, TypeError, ValueError):
-        pass
+    match given:
+        case {"lognormal": {"median": int() | float() as median, "sigma": int() | float() as sigma, **more}, **others}:
+            if not more and not others and 0 < median < math.inf and 0 <= sigma < math.inf:
+                return Lognormal(median, sigma)
     raise UserError(
         "is no distribution of lengths",
         file=path,

@@ -13,6 +13,7 @@ from rcsd_jax.checkpoints import loading
 from rcsd_jax.checkpoints.peft import is_peft, load_peft
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.files import AnyPath, fetched
+from rcsd_jax.host.padding import pad_right
 from rcsd_jax.methods.contract import LossOptions
 from rcsd_jax.methods.networks import BASE, Network, Networks, RoleNetwork
 from rcsd_jax.models import quantization, sharding
@@ -114,7 +115,7 @@ def scored_by(
 def _samples(completions: Sequence[np.ndarray], cut: Sequence[bool], model: Model, config: Settings) -> Samples:
     """Completions in the form of samples, [B, N], NumPy arrays."""
     length = -(-max(map(len, completions)) // config.data.pad_to) * config.data.pad_to
-    tokens, mask = contexts.pad_right(completions, length, model.pad_id)
+    tokens, mask = pad_right(completions, length, model.pad_id)
     arrays: tuple[Any, ...] = (tokens, mask, np.zeros(tokens.shape, np.float32), np.asarray(cut, bool))
     return Samples(*arrays)
 

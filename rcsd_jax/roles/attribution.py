@@ -18,10 +18,10 @@ import numpy as np
 
 from rcsd_jax import losses
 from rcsd_jax.data.examples import Example, rubric_of
+from rcsd_jax.host.padding import pad_left, pad_right
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.models.scoring import completion_hidden_shared
-from rcsd_jax.roles.contexts import pad_left, pad_right
 from rcsd_jax.rubrics import variants
 
 

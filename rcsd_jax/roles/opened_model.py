@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from rcsd_jax.checkpoints import loading
 from rcsd_jax.checkpoints.directory import digest, resolve
 from rcsd_jax.checkpoints.hf_config import read_config
 from rcsd_jax.checkpoints.peft import is_peft, load_peft, read_peft_config
+from rcsd_jax.checkpoints.settings import ModelSettings
 from rcsd_jax.checkpoints.tokenizer import end_token_ids, load_tokenizer
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import fetched
@@ -21,26 +22,6 @@ from rcsd_jax.models import lora
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.sampling.decoding import SamplingConfig
-
-
-class HowItComputes(Protocol):
-    """Settings of how a model computes, which its checkpoint does not decide: a config's section `model`."""
-
-    @property
-    def dtype(self) -> str:
-        """Of activations."""
-
-    @property
-    def param_dtype(self) -> str:
-        """Of parameters."""
-
-    @property
-    def remat(self) -> str:
-        """What the backward pass computes again, see `DecoderConfig`."""
-
-    @property
-    def kernels(self) -> str:
-        """Of attention, "pallas" or "xla"; "auto": Pallas on TPU, else XLA."""
 
 
 class Model(NamedTuple):
@@ -71,7 +52,7 @@ class Served(NamedTuple):
     load: Callable[[], dict[str, Any]]
 
 
-def open_model(path: str, settings: HowItComputes, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
+def open_model(path: str, settings: ModelSettings, *, lora_rank: int = 0, lora_alpha: float = 1.0) -> Model:
     """A model's configuration and tokenizer; no weights are loaded.
 
     Args:
@@ -101,7 +82,7 @@ def open_model(path: str, settings: HowItComputes, *, lora_rank: int = 0, lora_a
     return Model(Decoder(decoder_config), tokenizer, eos_ids, pad_id, directory)
 
 
-def open_unloaded(path: str, settings: HowItComputes) -> Model:
+def open_unloaded(path: str, settings: ModelSettings) -> Model:
     """The model at `path` or, if that is a LoRA adapter, its base. No weights are loaded."""
     path = fetched(path)
     if not is_peft(path):
@@ -110,7 +91,7 @@ def open_unloaded(path: str, settings: HowItComputes) -> Model:
     return open_model(base, settings, lora_rank=rank, lora_alpha=alpha)
 
 
-def open_served(path: str, settings: HowItComputes, mesh: jax.sharding.Mesh) -> Served:
+def open_served(path: str, settings: ModelSettings, mesh: jax.sharding.Mesh) -> Served:
     """A model that only writes: a model, or a LoRA adapter on its base.
 
     The adapter is not merged: in bfloat16 weights, rounding would remove most of what a small learning rate changed.
@@ -148,7 +129,7 @@ def load_weights(model: Model, mesh: jax.sharding.Mesh) -> Any:
     return loading.load_model(model.directory, shardings=placement, **precision)[1]
 
 
-def precision(settings: HowItComputes) -> dict[str, Any]:
+def precision(settings: ModelSettings) -> dict[str, Any]:
     """A model's settings other than its shape, as `read_config` takes them."""
     return dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)
 

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from rcsd_jax.host.padding import pad_left, pad_right
 from rcsd_jax.methods.contract import Without
 from rcsd_jax.methods.rollout import Batch
 from rcsd_jax.models import sharding
-from rcsd_jax.roles import contexts
 from rcsd_jax.roles.encode import Encoded
 from rcsd_jax.settings.stage import Settings
 
@@ -26,14 +26,14 @@ def make_batch(
     def padded(prompts: Sequence[np.ndarray], longest: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
         lengths = [len(prompts[i]) for i in rows]  # of all rows: the padded length is the same in every process
         length = padded_length(lengths, longest, config.data.pad_to, limit)
-        return contexts.pad_left([prompts[rows[i]] for i in own], length, pad_id)
+        return pad_left([prompts[rows[i]] for i in own], length, pad_id)
 
     arrays: tuple[Any, ...] = (  # NumPy arrays, until they are on the mesh
         own.astype(np.int32),
         *padded(data.student, data.longest.student, config.data.max_student_prompt),
         *padded(data.teacher, data.longest.teacher, config.data.max_teacher_prompt),
         np.tile(data.transition, (len(own), 1)),
-        *contexts.pad_right([data.references[rows[i]] for i in own], references, pad_id),
+        *pad_right([data.references[rows[i]] for i in own], references, pad_id),
         _without(rows, own, data, config, pad_id),
     )
     return Batch(*arrays)
@@ -58,7 +58,7 @@ def _without(rows: list[int], own: np.ndarray, data: Encoded, config: Settings, 
         at[: len(data.without[i].weights)] = data.without[i].weights
         # A rubric with fewer criteria has its whole prompt in the remaining places, with weight 0.
         prompts += (data.without[i].prompts + [data.teacher[i]] * count)[:count]
-    tokens, mask = (x.reshape(len(own), count, length) for x in contexts.pad_left(prompts, length, pad_id))
+    tokens, mask = (x.reshape(len(own), count, length) for x in pad_left(prompts, length, pad_id))
     return Without(tokens, mask, weights)
 
 

@@ -17,11 +17,11 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.evaluate.graders import GRADERS, grade_all
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.padding import pad_left
 from rcsd_jax.losses import policy_gradient
 from rcsd_jax.methods.contract import Completions
 from rcsd_jax.methods.step import Recipe
 from rcsd_jax.models import sharding
-from rcsd_jax.roles import contexts
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run.environment import Run
@@ -130,7 +130,7 @@ def _with_attempts(
     length = -(-config.data.max_teacher_prompt // config.data.pad_to) * config.data.pad_to
     nothing = np.asarray([model.pad_id], np.int32)
     rows = [nothing if prompts[i] is None else prompts[i] for i in own]
-    tokens, mask = contexts.pad_left(rows, length, model.pad_id)
+    tokens, mask = pad_left(rows, length, model.pad_id)
     tokens, mask, mine = sharding.to_mesh((tokens, mask, taught[own]), run.mesh)
     means["share_taught"] = float(taught.mean())
     return completions._replace(teacher_tokens=tokens, teacher_mask=mask, taught=mine), means

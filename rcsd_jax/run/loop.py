@@ -54,7 +54,7 @@ def train_loop(
     config = run.config
     steps = config.train.steps
     step_fn = _step_function(setup, model, run, examples)
-    take = functools.partial(rows.take, count=_questions(config))
+    take = functools.partial(rows.take, count=config.questions_per_step)
 
     def evaluated_after(step: int) -> bool:
         return bool(config.eval.every) and step % config.eval.every == 0 and 0 < step < steps
@@ -101,11 +101,6 @@ def train_loop(
             if evaluated_after(done):
                 evaluate_at(done, state)
     return state
-
-
-def _questions(config: Settings) -> int:
-    """Rows of the data that a step takes."""
-    return config.train.batch_size // config.sampling.group
 
 
 def _batch_rows(data: Encoded, config: Settings) -> list[int]:

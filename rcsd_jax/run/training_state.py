@@ -100,5 +100,6 @@ def begin(
         )
     run.console.print(f"{run.name}: continuing at step {restored.step}")
     # A checkpoint without a place in the data is older; its run drew only the rows that it used.
-    questions = config.train.batch_size // config.sampling.group
-    return restored.state, Start(restored.step, restored.position.get("place", restored.step * questions))
+    return restored.state, Start(
+        restored.step, restored.position.get("place", restored.step * config.questions_per_step)
+    )
