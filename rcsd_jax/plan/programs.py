@@ -245,7 +245,7 @@ class _Programs:
 
     def _queue(self) -> Queue | None:
         """What `slots.generate_queue` makes of the settings."""
-        slots = self.config.sampling.slots
+        slots = self.recipe.rollout.slots
         if not slots:
             return None
         with jax.set_mesh(self.mesh):

@@ -138,8 +138,9 @@ def _expected(e: dict[str, Any], step: dict[str, Any]) -> list[str]:
         f"  its parts, compiled separately: {shares}",
     ]
     if e["occupancy"] is not None:
+        together = f" of a rollout of {e['batches_per_rollout']} batches" if e["batches_per_rollout"] > 1 else ""
         lines.append(
-            f"  sampling: {e['decode_steps']:.0f} decode steps, {_percent(e['occupancy'])} of the slots busy, "
+            f"  sampling{together}: {e['decode_steps']:.0f} decode steps for each batch, {_percent(e['occupancy'])} of the slots busy, "
             f"{_percent(e['cache_read'])} of the cache read"
         )
     lines.append(
