@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,6 +38,40 @@ def whole_of(tree: Any, length: int) -> Any:
         return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
     return jax.tree.map(join, tree)
+
+
+def scan_chunks(
+    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, tree: Any, size: int, there: jax.Array | None = None
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` of a step over chunks of arrays [B, T, ...]; what the step gives a chunk is joined to [B, T, ...].
+
+    Args:
+      step: (carry, a chunk of the tree [B, size, ...]) -> (carry, a tree of arrays [B, size, ...]).
+      carry: the first.
+      tree: arrays [B, T, ...].
+      size: of a chunk; T need not be a multiple.
+      there: [B, T] bool, the tokens that matter. The loop ends with the last chunk that has one; beyond it the results
+        are 0. None: all chunks.
+    """
+    chunks = chunks_of(tree, size)
+    length = jax.tree.leaves(tree)[0].shape[1]
+    if there is None:
+        carry, results = jax.lax.scan(step, carry, chunks)
+        return carry, whole_of(results, length)
+    used = chunks_of(there, size).any(axis=(1, 2))  # [chunks]
+    last = jnp.where(used, jnp.arange(1, used.shape[0] + 1), 0).max()
+    first = jax.tree.map(lambda x: x[0], chunks)
+    shapes = jax.eval_shape(lambda carry, chunk: step(carry, chunk)[1], carry, first)
+    nothing = jax.tree.map(lambda s: jnp.zeros((*used.shape, *s.shape), s.dtype), shapes)
+
+    def body(i: jax.Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, results = state
+        carry, result = step(carry, jax.tree.map(lambda x: x[i], chunks))
+        return carry, jax.tree.map(lambda x, new: x.at[i].set(new), results, result)
+
+    # A loop and not a conditional for each chunk, because a loop's carry is updated in place.
+    carry, results = jax.lax.fori_loop(0, last, body, (carry, nothing))
+    return carry, whole_of(results, length)
 
 
 def logits_of(hidden: jax.Array, head: jax.Array) -> jax.Array:

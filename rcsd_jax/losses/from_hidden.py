@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from rcsd_jax.losses.array_checks import check_both_roles, checked_tokens
-from rcsd_jax.losses.chunks import add_head_gradient, chunk_size_of, chunks_of, logits_of, whole_of
+from rcsd_jax.losses.chunks import add_head_gradient, chunk_size_of, logits_of, scan_chunks
 from rcsd_jax.losses.divergences import divergence_of, gradient_of, has_closed_gradient
 from rcsd_jax.losses.explicit_mesh import automatic
 from rcsd_jax.losses.log_probs import entropy_of, log_softmax, of_tokens, without_ignored
@@ -127,7 +127,8 @@ def weighted_divergence_from_hidden(
 
     Args:
       student_hidden, student_head, teacher_hidden, teacher_head, tokens, chunk_size, options: as in `score_from_hidden`.
-      weights: [B, T], no gradient; a token of weight 0 never matters, even if its divergence is inf or NaN.
+      weights: [B, T], no gradient; a token of weight 0 never matters, even if its divergence is inf or NaN. Chunks after
+        the last token with a weight are not computed, and the quantities are 0 there.
       sampler_log_probs: [B, T], of the tokens as the sampler saw them; with `importance_clip` every token's weight is
         multiplied by its `importance_weight`.
       importance_clip: the clip of that weight; None: no importance weight.
@@ -235,7 +236,7 @@ def _weighted(
     sampler_log_probs: jax.Array,
 ) -> tuple[jax.Array, DivergenceStats]:
     options = together(static, traced)
-    stats = _stats(options, student_hidden, student_head, teacher_hidden, teacher_head, tokens)
+    stats = _stats(options, student_hidden, student_head, teacher_hidden, teacher_head, tokens, weights)
     return _total(options, stats, weights, sampler_log_probs), stats
 
 
@@ -308,14 +309,17 @@ def _stats(
     teacher_hidden: jax.Array,
     teacher_head: jax.Array,
     tokens: jax.Array,
+    weights: jax.Array | None = None,
 ) -> DivergenceStats:
+    """The stats; those of chunks after the last token with a weight are 0."""
+
     def step(_: None, chunk: tuple[jax.Array, ...]) -> tuple[None, DivergenceStats]:
         hidden, teacher_hidden, tokens = chunk
         student, teacher = logits_of(hidden, student_head), logits_of(teacher_hidden, teacher_head)
         return None, _stats_of_logits(options, student, teacher, tokens)
 
-    _, stats = jax.lax.scan(step, None, chunks_of((student_hidden, teacher_hidden, tokens), options.chunk_size))
-    return whole_of(stats, student_hidden.shape[1])
+    there = None if weights is None else weights != 0
+    return scan_chunks(step, None, (student_hidden, teacher_hidden, tokens), options.chunk_size, there)[1]
 
 
 def _stats_and_gradients(
@@ -338,9 +342,9 @@ def _stats_and_gradients(
         return add_head_gradient(head_gradient, hidden, gradient), (stats, pull(gradient)[0])
 
     by_token = (student_hidden, teacher_hidden, tokens, weights, sampler_log_probs)
-    chunks = chunks_of(by_token, options.chunk_size)
-    head_gradient, (stats, hidden_gradient) = jax.lax.scan(step, jnp.zeros(student_head.shape, jnp.float32), chunks)
-    stats, hidden_gradient = whole_of((stats, hidden_gradient), student_hidden.shape[1])
+    head_gradient, (stats, hidden_gradient) = scan_chunks(
+        step, jnp.zeros(student_head.shape, jnp.float32), by_token, options.chunk_size, weights != 0
+    )
     return stats, hidden_gradient, head_gradient.astype(student_head.dtype)
 
 

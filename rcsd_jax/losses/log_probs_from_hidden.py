@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rcsd_jax.losses.array_checks import check_role, checked_tokens
-from rcsd_jax.losses.chunks import add_head_gradient, chunk_size_of, chunks_of, logits_of, whole_of
+from rcsd_jax.losses.array_checks import check_role, check_shape, checked_tokens
+from rcsd_jax.losses.chunks import add_head_gradient, chunk_size_of, logits_of, scan_chunks
 from rcsd_jax.losses.explicit_mesh import automatic
 from rcsd_jax.losses.log_probs import entropy_of, log_softmax, of_tokens, without_ignored
 from rcsd_jax.losses.options import number
@@ -24,6 +24,7 @@ def token_log_probs_from_hidden(
     *,
     chunk_size: int,
     temperature: ArrayLike = 1.0,
+    mask: jax.Array | None = None,
     ignore_index: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of `tokens` under hidden @ head, and entropies, holding one chunk of logits at a time.
@@ -35,6 +36,7 @@ def token_log_probs_from_hidden(
       hidden: [B, T, D]; head: [D, V]; tokens: [B, T] int32.
       chunk_size: positions per chunk; T need not be a multiple.
       temperature: divides the logits; at least `SMALLEST_TEMPERATURE`.
+      mask: [B, T], outside of which both are 0, without gradient. Chunks after its last token are not computed. None: all.
       ignore_index: a token where both are 0, without gradient, wherever it stands.
 
     Returns:
@@ -55,8 +57,13 @@ def token_log_probs_from_hidden(
     tokens = checked_tokens(tokens, hidden.shape[:2], "the hidden states [B, T, D]")
     options = number("temperature", temperature), chunk_size_of(chunk_size, hidden)
     tokens, ignored = without_ignored(tokens, ignore_index)
+    if mask is not None:
+        check_shape("mask", mask, tokens.shape, "tokens [B, T]")
+        mask = jnp.asarray(mask).astype(bool)
+        ignored = ~mask if ignored is None else ignored | ~mask
+    inputs = (hidden, head, tokens) if mask is None else (hidden, head, tokens, mask)
     log_probs, entropies = automatic(
-        lambda options, *x: _token_log_probs(*apart(options), *x), options, hidden, head, tokens, axes=2
+        lambda options, *x: _token_log_probs(*apart(options), *x), options, *inputs, axes=2
     )
     if ignored is not None:
         log_probs, entropies = (jnp.where(ignored, 0.0, x) for x in (log_probs, entropies))
@@ -65,7 +72,12 @@ def token_log_probs_from_hidden(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _token_log_probs(
-    static: Any, traced: list[jax.Array], hidden: jax.Array, head: jax.Array, tokens: jax.Array
+    static: Any,
+    traced: list[jax.Array],
+    hidden: jax.Array,
+    head: jax.Array,
+    tokens: jax.Array,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     temperature, chunk_size = together(static, traced)
 
@@ -74,8 +86,7 @@ def _token_log_probs(
         log_probs = log_softmax(logits_of(hidden, head), temperature)
         return None, (of_tokens(log_probs, tokens), entropy_of(log_probs))
 
-    _, both = jax.lax.scan(step, None, chunks_of((hidden, tokens), chunk_size))
-    return whole_of(both, tokens.shape[1])
+    return scan_chunks(step, None, (hidden, tokens), chunk_size, mask)[1]
 
 
 def _token_log_probs_forward(static: Any, *inputs: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
@@ -84,8 +95,8 @@ def _token_log_probs_forward(static: Any, *inputs: Any) -> tuple[tuple[jax.Array
 
 def _token_log_probs_backward(
     static: Any, inputs: tuple[Any, ...], cotangents: tuple[jax.Array, jax.Array]
-) -> tuple[None, jax.Array, jax.Array, None]:
-    traced, hidden, head, tokens = inputs
+) -> tuple[jax.Array | None, ...]:
+    traced, hidden, head, tokens, *mask = inputs
     temperature, chunk_size = together(static, traced)
     # As their log-probability is NaN, so is the gradient of tokens out of the vocabulary, unless they weigh nothing.
     weights, _ = cotangents
@@ -100,10 +111,10 @@ def _token_log_probs_backward(
         gradient = (weights / temperature)[..., None] * (here - probs)  # [B, C, V] float32
         return add_head_gradient(head_gradient, hidden, gradient), pull(gradient)[0]
 
-    chunks = chunks_of((hidden, tokens, weights), chunk_size)
-    head_gradient, hidden_gradient = jax.lax.scan(step, jnp.zeros(head.shape, jnp.float32), chunks)
-    hidden_gradient = whole_of(hidden_gradient, tokens.shape[1])
-    return None, hidden_gradient.astype(hidden.dtype), head_gradient.astype(head.dtype), None
+    head_gradient, hidden_gradient = scan_chunks(
+        step, jnp.zeros(head.shape, jnp.float32), (hidden, tokens, weights), chunk_size, weights != 0
+    )
+    return None, hidden_gradient.astype(hidden.dtype), head_gradient.astype(head.dtype), None, *[None] * len(mask)
 
 
 _token_log_probs.defvjp(_token_log_probs_forward, _token_log_probs_backward)

@@ -1,6 +1,6 @@
 """Methods: losses of completions that student and teacher score. A new one is a file here and a line in `METHODS`.
 
-A method is `loss_and_sums(scored, completions, weights, options)`, whose contract `self_distillation` spells out. Sampling,
+A method is `loss_and_sums(scored, completions, weights, options)` of completion tokens, whose contract `self_distillation` spells out. Sampling,
 scoring, microbatches, updates, checkpoints and metrics are the same for all.
 """
 

@@ -1,4 +1,4 @@
-"""The inputs of a method and helpers for it: completions, both roles' scores of them, and the tokens' weights."""
+"""The inputs of a method and helpers for it: completions, both roles' scores of their tokens, and the tokens' weights."""
 
 from __future__ import annotations
 
@@ -39,8 +39,16 @@ class Completions(NamedTuple):
     taught: jax.Array  # [B] bool, whether the teacher's context is complete: False if there is no attempt to show
 
 
+class CompletionTokens(NamedTuple):
+    """Completions' tokens in rows [R, T], as a method sees them. A row holds one completion, or several: see `packed_learning`."""
+
+    tokens: jax.Array  # [R, T] int32
+    sampler_log_probs: jax.Array  # [R, T] float32, under the policy that sampled them
+    advantages: jax.Array  # [R, T] float32, each token has its completion's
+
+
 class Weights(NamedTuple):
-    """The completion mask as weights of a mean, [B, N] float32: 0 outside the mask, normalised over the whole batch.
+    """The completion mask as weights of a mean, [R, T] float32: 0 outside the mask, normalised over the whole batch.
 
     They are made before the batch is split, so the losses of its parts add up, however tokens are split or packed. A method
     uses the same one of the two for its loss and for the means that it logs.
@@ -52,11 +60,11 @@ class Weights(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The inputs of a method's loss. Only the student's get gradient."""
+    """The roles' hidden states that predict completion tokens [R, T], and their heads. Only the student's get gradient."""
 
-    student_hidden: jax.Array  # [B, N, D], the t-th predicts completion token t
+    student_hidden: jax.Array  # [R, T, D]
     student_head: jax.Array  # [D, V]
-    teacher_hidden: jax.Array | None  # [B, N, D]; None for a method without a teacher
+    teacher_hidden: jax.Array | None  # [R, T, D]; None for a method without a teacher
     teacher_head: jax.Array | None  # [D, V]
 
 
@@ -91,12 +99,19 @@ def weigh(completions: Completions, reduction: str) -> Weights:
     return Weights(all_rows, losses.token_weights(mask, reduction, counted=completions.taught))
 
 
+def tokens_of(completions: Completions) -> CompletionTokens:
+    """A row for each completion, [B, N]."""
+    samples = completions.samples
+    advantages = jnp.broadcast_to(completions.advantages[:, None], samples.tokens.shape)
+    return CompletionTokens(samples.tokens, samples.log_probs, advantages)
+
+
 def total(weights: jax.Array, values: jax.Array) -> jax.Array:
-    """The sum of values [B, N] over tokens with a weight, and the number of these tokens, [2] float32: a mean to be logged."""
+    """The sum of values [R, T] over tokens with a weight, and the number of these tokens, [2] float32: a mean to be logged."""
     there = weights > 0
     return jnp.stack([jnp.where(there, values, 0.0).sum(), there.sum().astype(jnp.float32)])
 
 
-def row_loss(weights: jax.Array, token_loss: jax.Array) -> jax.Array:
-    """Each row's sum [B] of token losses [B, N] over tokens with a weight; it shows which row's loss is not finite."""
-    return jnp.where(weights > 0, token_loss, 0.0).sum(axis=1)
+def counted(weights: jax.Array, token_loss: jax.Array) -> jax.Array:
+    """Token losses [R, T], 0 at tokens without a weight. Added up by completion they show whose loss is not finite."""
+    return jnp.where(weights > 0, jax.lax.stop_gradient(token_loss), 0.0)

@@ -13,36 +13,36 @@ import jax.numpy as jnp
 
 from rcsd_jax import losses
 from rcsd_jax.losses import policy_gradient
-from rcsd_jax.methods.contract import Completions, LossOptions, Scored, Weights, row_loss, total
+from rcsd_jax.methods.contract import CompletionTokens, LossOptions, Scored, Weights, counted, total
 
 
 def loss_and_sums(
-    scored: Scored, completions: Completions, weights: Weights, options: LossOptions
+    scored: Scored, completions: CompletionTokens, weights: Weights, options: LossOptions
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The clipped policy loss (+ kl * the reference's KL); arguments and results as in `self_distillation.loss_and_sums`."""
-    samples, policy = completions.samples, options.policy
-    of_tokens: dict[str, Any] = dict(chunk_size=options.chunk_size, temperature=options.temperature)
+    policy, counts = options.policy, weights.all_rows
+    of_tokens: dict[str, Any] = dict(chunk_size=options.chunk_size, temperature=options.temperature, mask=counts > 0)
     log_probs, entropy = losses.token_log_probs_from_hidden(
-        scored.student_hidden, scored.student_head, samples.tokens, **of_tokens
+        scored.student_hidden, scored.student_head, completions.tokens, **of_tokens
     )
     clips = dict(clip_low=policy.clip_low, clip_high=policy.clip_high)
-    token_loss = policy_gradient.clipped_policy_loss(log_probs, samples.log_probs, completions.advantages, **clips)
-    ratio = jnp.exp(jax.lax.stop_gradient(log_probs) - samples.log_probs)
+    token_loss = policy_gradient.clipped_policy_loss(
+        log_probs, completions.sampler_log_probs, completions.advantages, **clips
+    )
+    ratio = jnp.exp(jax.lax.stop_gradient(log_probs) - completions.sampler_log_probs)
     logged = {
         "policy_loss": token_loss,
         "ratio_clipped": (ratio < 1 - clips["clip_low"]) | (ratio > 1 + clips["clip_high"]),
         "student_entropy": entropy,
-        "sampler_trainer_log_prob_difference": jnp.abs(log_probs - samples.log_probs),
+        "sampler_trainer_log_prob_difference": jnp.abs(log_probs - completions.sampler_log_probs),
     }
     if policy.kl:
         assert scored.teacher_hidden is not None and scored.teacher_head is not None, "it is the reference model"
         reference, _ = losses.token_log_probs_from_hidden(
-            scored.teacher_hidden, scored.teacher_head, samples.tokens, **of_tokens
+            scored.teacher_hidden, scored.teacher_head, completions.tokens, **of_tokens
         )
         kl = policy_gradient.reference_kl(log_probs, reference)
         token_loss += policy.kl * kl
         logged["reference_kl"] = kl
-    sums = {name: total(weights.all_rows, jax.lax.stop_gradient(values)) for name, values in logged.items()}
-    return losses.weighted_sum(token_loss, weights.all_rows), sums | {
-        "row_loss": row_loss(weights.all_rows, token_loss)
-    }
+    sums = {name: total(counts, jax.lax.stop_gradient(values)) for name, values in logged.items()}
+    return losses.weighted_sum(token_loss, counts), sums | {"token_loss": counted(counts, token_loss)}

@@ -8,15 +8,15 @@ from __future__ import annotations
 import jax
 
 from rcsd_jax.methods import grpo, self_distillation
-from rcsd_jax.methods.contract import Completions, LossOptions, Scored, Weights
+from rcsd_jax.methods.contract import CompletionTokens, LossOptions, Scored, Weights
 
 
 def loss_and_sums(
-    scored: Scored, completions: Completions, weights: Weights, options: LossOptions
+    scored: Scored, completions: CompletionTokens, weights: Weights, options: LossOptions
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Arguments and results as in `self_distillation.loss_and_sums`; a row without a teacher's context is still rewarded."""
     share = options.policy.weight
     distilled, sums = self_distillation.loss_and_sums(scored, completions, weights, options)
     rewarded, more = grpo.loss_and_sums(scored, completions, weights, options)
-    rows = sums["row_loss"] + share * more["row_loss"]
-    return distilled + share * rewarded, more | sums | {"row_loss": rows}
+    token_loss = sums["token_loss"] + share * more["token_loss"]
+    return distilled + share * rewarded, more | sums | {"token_loss": token_loss}

@@ -61,6 +61,21 @@ def score_teacher(teacher: Network | None, completions: Completions, *, guidance
     return jax.lax.stop_gradient(hidden)
 
 
+def scored_tokens(completions: Completions, *, teacher: bool, guidance: float = 0.0) -> jax.Array:
+    """[2] float32: the real tokens of all sequences that the roles score, and the same with padding."""
+    c = completions
+    masks = [c.student_mask]  # [B, Q] or [B, K, Q]
+    if teacher:
+        without = c.without.mask if c.without.mask.shape[1] else c.student_mask
+        masks += [c.teacher_mask, without] if guidance else [c.teacher_mask]
+    real, places = jnp.float32(0), 0
+    for mask in masks:
+        rows = mask.size // max(mask.shape[0] * mask.shape[-1], 1)  # of one completion
+        real += (mask.sum() + rows * c.samples.mask.sum()).astype(jnp.float32)
+        places += mask.size + rows * c.samples.mask.size
+    return jnp.stack([real, jnp.float32(places)])
+
+
 def _without_each(teacher: Network, c: Completions) -> jax.Array:
     """The teacher's hidden states when it is shown all criteria but one, [B, K, N, D]."""
     batch, count, _ = c.without.tokens.shape

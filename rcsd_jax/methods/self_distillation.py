@@ -12,50 +12,49 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax import losses
-from rcsd_jax.methods.contract import Completions, LossOptions, Scored, Weights, row_loss, total
+from rcsd_jax.methods.contract import CompletionTokens, LossOptions, Scored, Weights, counted, total
 
 
 def loss_and_sums(
-    scored: Scored, completions: Completions, weights: Weights, options: LossOptions
+    scored: Scored, completions: CompletionTokens, weights: Weights, options: LossOptions
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """A (micro)batch's part of the loss, differentiable in the student's scores, and sums for logging.
 
     Args:
-      scored: both roles' scores of the completions.
-      completions: the sampled completions.
-      weights: the result of `contract.weigh`, or some of its rows.
+      scored: both roles' scores of the completions' tokens [R, T].
+      completions: these tokens.
+      weights: theirs, of `contract.weigh`.
       options: static choices.
 
     Returns:
       loss: scalar float32, sum_t weights_t D_t over the taught rows.
-      sums: results of `contract.total` over the tokens that the loss counts, and `row_loss` [B], each row's summed loss.
+      sums: results of `contract.total` over the tokens that the loss counts, and `token_loss` [R, T] of `contract.counted`.
     """
-    samples = completions.samples
     assert scored.teacher_hidden is not None and scored.teacher_head is not None, "this method has a teacher"
     loss, scores = losses.weighted_divergence_from_hidden(
         scored.student_hidden,
         scored.student_head,
         scored.teacher_hidden,
         scored.teacher_head,
-        samples.tokens,
+        completions.tokens,
         weights.taught_rows,
         chunk_size=options.chunk_size,
         temperature=options.temperature,
-        sampler_log_probs=samples.log_probs,
+        sampler_log_probs=completions.sampler_log_probs,
         importance_clip=options.importance_clip,
         **vars(options.divergence),
     )
-    token_loss = scores.divergence  # [B, N]
+    token_loss = scores.divergence  # [R, T]
     if options.importance_clip is not None:
         token_loss *= losses.importance_weight(
-            scores.student_log_probs, samples.log_probs, clip=options.importance_clip
+            scores.student_log_probs, completions.sampler_log_probs, clip=options.importance_clip
         )
     logged = {
         "divergence": scores.divergence,
         "student_entropy": scores.student_entropy,
         "teacher_entropy": scores.teacher_entropy,
         "teacher_advantage": scores.teacher_log_probs - scores.student_log_probs,
-        "sampler_trainer_log_prob_difference": jnp.abs(scores.student_log_probs - samples.log_probs),
+        "sampler_trainer_log_prob_difference": jnp.abs(scores.student_log_probs - completions.sampler_log_probs),
     }
     sums = {name: total(weights.taught_rows, values) for name, values in logged.items()}
-    return loss, sums | {"row_loss": row_loss(weights.taught_rows, token_loss)}
+    return loss, sums | {"token_loss": counted(weights.taught_rows, token_loss)}

@@ -2,8 +2,8 @@
 
     draw     completions of both roles' prompts        rollout.py
     learn    how much each token weighs                contract.py
-             both roles' scores of the completions     score_both.py
-             the loss and its gradient                 the method's own file, microbatches.py
+             both roles' scores of the completions     packed_learning.py; score_both.py without packing
+             the loss and its gradient                 the method's own file
              the update                                state.py
 
 If the host grades completions, `draw` and `learn` are two programs. Otherwise `train_step` is both in one program.
@@ -17,28 +17,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from rcsd_jax.methods import METHODS, rollout
-from rcsd_jax.methods.contract import Completions, LossOptions, Weights, weigh
+from rcsd_jax.methods import METHODS, packed_learning, rollout
+from rcsd_jax.methods.contract import Completions, Weights, tokens_of, weigh
 from rcsd_jax.methods.microbatches import summed
-from rcsd_jax.methods.networks import Frozen, Network, Roles
-from rcsd_jax.methods.rollout import Batch, RolloutOptions
-from rcsd_jax.methods.score_both import score, score_teacher
+from rcsd_jax.methods.networks import Frozen, Network
+from rcsd_jax.methods.recipe import Recipe
+from rcsd_jax.methods.rollout import Batch
+from rcsd_jax.methods.score_both import score, score_teacher, scored_tokens
 from rcsd_jax.methods.state import Params, TrainState, update
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """The static choices of a step."""
-
-    roles: Roles
-    rollout: RolloutOptions
-    loss: LossOptions
-    optimizer: optax.GradientTransformation
-    method: str = "self_distillation"  # of `METHODS`
-    ema_decay: float = 0.999  # of the state's average, a step
-    microbatches: int = 1  # parts of the batch that are processed one after the other
 
 
 def draw(recipe: Recipe, state: TrainState, frozen: Frozen, batch: Batch, seed: jax.Array) -> Completions:
@@ -57,16 +44,26 @@ def learn(
 
     A non-finite loss, gradient or update leaves the state as it was and reports `finite` = 0: the caller stops.
     """
-    teacher = jax.lax.stop_gradient(recipe.roles.at(state, frozen).teacher)
     weights = weigh(completions, recipe.loss.reduction)  # of the whole batch, before it is split
+    of_batch = packed_learning.loss_and_gradient if recipe.row_lengths else padded_loss_and_gradient
+    (loss, sums), gradient = of_batch(recipe, state, frozen, completions, weights)
+    new_state, grad_norm, finite = update(state, loss, gradient, recipe.optimizer, ema_decay=recipe.ema_decay)
+    return new_state, _metrics(loss, grad_norm, finite, sums, completions)
+
+
+def padded_loss_and_gradient(
+    recipe: Recipe, state: TrainState, frozen: Frozen, completions: Completions, weights: Weights
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+    """As `packed_learning.loss_and_gradient`, with a row for every sequence."""
+    teacher = jax.lax.stop_gradient(recipe.roles.at(state, frozen).teacher)
 
     def of_rows(rows: tuple[Completions, Weights]) -> Any:
         hidden = score_teacher(teacher, rows[0], guidance=recipe.loss.guidance)
         return loss_and_gradient(recipe, state, frozen, teacher, hidden, *rows)
 
     (loss, sums), gradient = summed(of_rows, (completions, weights), recipe.microbatches)
-    new_state, grad_norm, finite = update(state, loss, gradient, recipe.optimizer, ema_decay=recipe.ema_decay)
-    return new_state, _metrics(loss, grad_norm, finite, sums, completions)
+    sums["scored"] = scored_tokens(completions, teacher=teacher is not None, guidance=recipe.loss.guidance)
+    return (loss, sums), gradient
 
 
 def loss_and_gradient(
@@ -83,7 +80,8 @@ def loss_and_gradient(
     def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         student = recipe.roles.student.at(dataclasses.replace(state, trained=trained), frozen)
         scored = score(student, teacher, teacher_hidden, completions)
-        return METHODS[recipe.method].loss_and_sums(scored, completions, weights, recipe.loss)
+        loss, sums = METHODS[recipe.method].loss_and_sums(scored, tokens_of(completions), weights, recipe.loss)
+        return loss, sums | {"row_loss": sums.pop("token_loss").sum(axis=1)}
 
     return jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
 
@@ -118,7 +116,7 @@ def _metrics(
     loss: jax.Array, grad_norm: jax.Array, finite: jax.Array, sums: dict[str, jax.Array], completions: Completions
 ) -> dict[str, jax.Array]:
     mask, cut = completions.samples.mask, completions.samples.cut
-    row_loss = sums.pop("row_loss")
+    row_loss, (real, places) = sums.pop("row_loss"), sums.pop("scored")
     return {
         "loss": loss,
         "grad_norm": grad_norm,
@@ -127,5 +125,7 @@ def _metrics(
         "completion_length": mask.sum(axis=1).mean(),
         "share_cut": cut.mean(),
         "completion_tokens": mask.sum(),
+        "real_tokens": real,
+        "padded_tokens": places,
         "row_loss": row_loss,
     }

@@ -20,7 +20,7 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.padding import pad_left
 from rcsd_jax.losses import policy_gradient
 from rcsd_jax.methods.contract import Completions
-from rcsd_jax.methods.step import Recipe
+from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import Model

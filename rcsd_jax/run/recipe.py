@@ -8,8 +8,8 @@ import optax
 
 from rcsd_jax.methods.contract import LossOptions
 from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
+from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import RolloutOptions
-from rcsd_jax.methods.step import Recipe
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.roles.opened_model import Model, sampling_of
 from rcsd_jax.settings.stage import Settings
@@ -25,6 +25,7 @@ def recipe_of(config: Settings, model: Model, optimizer: optax.GradientTransform
         method=config.method,
         ema_decay=config.teacher.ema_decay,
         microbatches=config.train.microbatches,
+        row_lengths=config.train.row_lengths,
     )
 
 

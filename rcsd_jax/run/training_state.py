@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods.networks import BASE, Frozen
 from rcsd_jax.methods.optimizer import make_optimizer
+from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.state import TrainState, abstract_state, init_state, shardings_of
-from rcsd_jax.methods.step import Recipe
 from rcsd_jax.models import lora
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.roles.opened_model import Model

@@ -142,7 +142,9 @@ def stage() -> ConfigDict:
                 learning_rate=5e-6, schedule="constant", warmup_steps=0, clip=1.0, b1=0.9, b2=0.999, weight_decay=0.0
             ),
             # batch_size: completions per step; they are split into `microbatches`, which run one after the other.
-            train=dict(steps=100, batch_size=32, microbatches=1, log_every=1),
+            # row_lengths: sequences are packed into rows, which have one of so many lengths; 0: each is padded to the longest.
+            # With packed rows, a microbatch has as many rows as it would have without, and an update takes as many as it needs.
+            train=dict(steps=100, batch_size=32, microbatches=1, row_lengths=2, log_every=1),
             # every: steps between checkpoints; keep: how many are kept.
             checkpoint=dict(every=20, keep=2),
             # Sizes of the axes; `models.sharding.LAYOUTS` says what they split. -1: all remaining devices.

@@ -37,10 +37,12 @@ class TrainSettings:
     steps: int
     batch_size: int
     microbatches: int
+    row_lengths: int
     log_every: int
 
     def __post_init__(self) -> None:
         checks.at_least_one(self, "steps", "batch_size", "microbatches", "log_every")
+        checks.at_least_zero(self, "row_lengths")
         problem = f"does not divide train.batch_size = {self.batch_size}"
         even = self.batch_size % self.microbatches == 0
         checks.need(even, self, "microbatches", problem, "choose a divisor of the batch size")

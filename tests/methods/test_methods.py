@@ -61,6 +61,10 @@ def scored_completions():
     )
 
 
+def loss_and_sums(method, scored, completions, weights, options):
+    return METHODS[method].loss_and_sums(scored, contract.tokens_of(completions), weights, options)
+
+
 def nothing_without(rows):
     return contract.Without(
         jnp.zeros((rows, 0, 0), jnp.int32), jnp.zeros((rows, 0, 0), bool), jnp.zeros((rows, 0), jnp.float32)
@@ -114,11 +118,11 @@ def test_token_log_probs_from_hidden_refuse_bad_options():
 def test_sft_is_cross_entropy_whatever_the_sampling_temperature():
     scored, completions = scored_completions()
     weights = contract.weigh(completions, "tokens")
-    loss, sums = METHODS["sft"].loss_and_sums(contract.Scored(*scored[:2], None, None), completions, weights, options())
+    loss, sums = loss_and_sums("sft", contract.Scored(*scored[:2], None, None), completions, weights, options())
     mask = np.asarray(completions.completion_mask)
     want = -of_tokens(*scored[:2], completions.samples.tokens, 1.0)
     np.testing.assert_allclose(loss, want[mask].mean(), rtol=1e-5)
-    np.testing.assert_allclose(sums["row_loss"], (want * mask).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(sums["token_loss"].sum(1), (want * mask).sum(1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.2])
@@ -127,7 +131,7 @@ def test_grpo_by_hand(reduction, kl):
     scored, completions = scored_completions()
     mask, tokens = np.asarray(completions.completion_mask), completions.samples.tokens
     weights = contract.weigh(completions, reduction)
-    loss, sums = METHODS["grpo"].loss_and_sums(scored, completions, weights, options(policy=dict(kl=kl)))
+    loss, sums = loss_and_sums("grpo", scored, completions, weights, options(policy=dict(kl=kl)))
     new = of_tokens(*scored[:2], tokens, 1.3)
     ratio, advantage = np.exp(new - np.asarray(completions.samples.log_probs)), np.asarray(completions.advantages)
     each = -np.minimum(ratio * advantage[:, None], np.clip(ratio, 0.9, 1.3) * advantage[:, None])
@@ -146,7 +150,7 @@ def test_grpo_by_hand(reduction, kl):
 def test_grpo_lets_gradient_to_the_student_alone():
     scored, completions = scored_completions()
     weights = contract.weigh(completions, "completions")
-    loss = lambda scored: METHODS["grpo"].loss_and_sums(scored, completions, weights, options(policy=dict(kl=0.1)))[0]
+    loss = lambda scored: loss_and_sums("grpo", scored, completions, weights, options(policy=dict(kl=0.1)))[0]
     gradient = jax.grad(loss)(scored)
     assert all(bool(jnp.abs(x).max() > 0) for x in gradient[:2])
     assert all(bool((x == 0).all()) for x in gradient[2:])
@@ -154,7 +158,7 @@ def test_grpo_lets_gradient_to_the_student_alone():
 
 def test_mixed_is_the_sum_of_both_and_untaught_rows_are_rewarded_only():
     scored, completions = scored_completions()
-    both = lambda name, c: METHODS[name].loss_and_sums(scored, c, contract.weigh(c, "tokens"), options())[0]
+    both = lambda name, c: loss_and_sums(name, scored, c, contract.weigh(c, "tokens"), options())[0]
     want = both("self_distillation", completions) + 0.5 * both("grpo", completions)
     np.testing.assert_allclose(both("self_distillation_and_grpo", completions), want, rtol=1e-6)
 
@@ -175,7 +179,7 @@ def test_rows_that_nobody_teaches_leave_numerator_and_denominator(method, reduct
 
     def value(hidden, scored, completions):
         weights = contract.weigh(completions, settings.reduction)
-        return METHODS[method].loss_and_sums(scored._replace(student_hidden=hidden), completions, weights, settings)
+        return loss_and_sums(method, scored._replace(student_hidden=hidden), completions, weights, settings)
 
     whole = completions._replace(taught=taught)
     (loss, sums), gradient = jax.value_and_grad(value, has_aux=True)(scored.student_hidden, scored, whole)
@@ -196,7 +200,7 @@ def test_what_is_logged_has_the_mask_of_the_loss():
     masked = completions._replace(
         completion_mask=completions.completion_mask & (jnp.arange(N) >= 2) & (jnp.arange(B) != 3)[:, None]
     )
-    loss, sums = METHODS["self_distillation"].loss_and_sums(scored, masked, contract.weigh(masked, "tokens"), options())
+    loss, sums = loss_and_sums("self_distillation", scored, masked, contract.weigh(masked, "tokens"), options())
     value, count = sums["divergence"]
     assert count == masked.completion_mask.sum() < completions.samples.mask.sum()
     np.testing.assert_allclose(value / count, loss, rtol=1e-6)

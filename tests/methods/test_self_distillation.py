@@ -81,7 +81,7 @@ def make_model(tokenizer, layers):
 @functools.partial(jax.jit, static_argnums=3)
 def loss_and_sums(networks, completions, weights, options):
     scored = score_both.score_both(networks, completions, guidance=options.guidance)
-    return self_distillation.loss_and_sums(scored, completions, weights, options)
+    return self_distillation.loss_and_sums(scored, contract.tokens_of(completions), weights, options)
 
 
 def data_for(config, tokenizer):
@@ -183,7 +183,7 @@ def check_scores(module, variant, changes, tokenizer, model):
             samples.log_probs[row][samples.mask[row]], p[range(len(completion)), completion], atol=1e-4
         )
         expected.append(losses_by_hand(p, q, completion, config.loss).sum())
-    np.testing.assert_allclose(np.asarray(sums["row_loss"]), expected, rtol=2e-4)
+    np.testing.assert_allclose(np.asarray(sums["token_loss"]).sum(1), expected, rtol=2e-4)
     np.testing.assert_allclose(float(loss), sum(expected) / 10, rtol=2e-4)
 
 

@@ -1,0 +1,278 @@
+"""A batch's loss and gradient with the sequences of both roles packed into rows, so that work follows from real tokens.
+
+    deal          completions go to the shards of rows, each shard has as many tokens        packing.py
+    teacher       trips over its packed rows: hidden states that predict completion tokens
+    student       trips over its packed rows: the loss and its gradient, added up
+
+All of it is inside the jitted step: two `lax.while_loop`s whose lengths follow from the completions' lengths. The sequences of
+a completion stay on its shard, so only tokens, masks and weights move between devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rcsd_jax.methods import METHODS, packing
+from rcsd_jax.methods.contract import Completions, CompletionTokens, Scored, Weights, tokens_of
+from rcsd_jax.methods.networks import Frozen, Network
+from rcsd_jax.methods.packing import Places, Rows
+from rcsd_jax.methods.recipe import Recipe
+from rcsd_jax.methods.state import Params, TrainState
+from rcsd_jax.models.scoring import pack
+from rcsd_jax.models.sharding import LAYOUTS, constrain, row_shards
+
+
+class Sequences(NamedTuple):
+    """Contexts with their completions, S of each of G shards, and where they stand in packed rows."""
+
+    tokens: jax.Array  # [G, S, T] int32, real ones first
+    context: jax.Array  # [G, S] int32, tokens before the completion
+    completion: jax.Array  # [G, S] int32, which of the shard's completions follows
+    coefficient: jax.Array  # [G, S] float32, of its hidden states in the completion's; 0: left out
+    places: Places
+
+
+class Trip(NamedTuple):
+    """The rows of a trip, and which completion token each place predicts: those that predict one come first in their row."""
+
+    tokens: jax.Array  # [R, L] int32
+    segment_ids: jax.Array  # [R, L] int32
+    positions: jax.Array  # [R, L] int32
+    order: jax.Array  # [R, L] int32, places of the row
+    completion: jax.Array  # [G, R / G, L] int32, of the shard, in `order`
+    token: jax.Array  # [G, R / G, L] int32, of the completion; N where a place predicts none
+    coefficient: jax.Array  # [G, R / G, L] float32
+
+
+def loss_and_gradient(
+    recipe: Recipe, state: TrainState, frozen: Frozen, completions: Completions, weights: Weights
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+    """((loss, sums), gradient) of a whole batch; `sums` has the method's sums, and
+
+    row_loss: [B] float32, the loss of each completion.
+    scored: [2] float32, real tokens of both roles' sequences, and the places of the rows that were run.
+    """
+    shards = row_shards("train")
+    count = completions.taught.shape[0]
+    order = packing.deal(_load(completions), shards)
+    # From here [G, B / G, ...]: the completions of each shard.
+    completions, weights = jax.tree.map(lambda x: _by_shard(x[order], shards), (completions, weights))
+    rows = count // shards // recipe.microbatches
+    teacher = jax.lax.stop_gradient(recipe.roles.at(state, frozen).teacher)
+    hidden, of_teacher = None, jnp.zeros(2, jnp.float32)
+    if teacher is not None:
+        hidden, of_teacher = score_teacher(recipe, teacher, completions, rows)
+    (loss, sums), gradient = learn_student(recipe, state, frozen, teacher, hidden, completions, weights, rows)
+    sums["row_loss"] = jnp.zeros(count, jnp.float32).at[order].set(sums["row_loss"].reshape(-1))
+    sums["scored"] += of_teacher
+    return (loss, sums), gradient
+
+
+def score_teacher(recipe: Recipe, teacher: Network, completions: Completions, rows: int) -> tuple[jax.Array, jax.Array]:
+    """The teacher's hidden states [G, B / G, N, D] that predict the completions, see `score_both.score_teacher`, and `scored`.
+
+    With guidance they are sums over several contexts. Each context is a sequence of its own, with a coefficient.
+    """
+    sequences = teacher_sequences(completions, recipe.loss.guidance)
+    shards, count, limit = completions.samples.tokens.shape
+    config = teacher.decoder.config
+    dtype = jnp.float32 if recipe.loss.guidance else config.dtype
+    hidden = _constrain(jnp.zeros((shards, count, limit, config.hidden_size), dtype))
+
+    def step(hidden: jax.Array, trip: Trip) -> jax.Array:
+        new = score_trip(teacher, trip)
+        new = (new.astype(dtype) * trip.coefficient.reshape(*new.shape[:2], 1).astype(dtype)).astype(dtype)
+        put = jax.vmap(lambda x, i, t, value: x.at[i, t].add(value, mode="drop"))
+        return _constrain(put(hidden, trip.completion, trip.token, new.reshape(*trip.token.shape, -1)))
+
+    hidden, scored = over_trips(step, hidden, sequences, completions, rows, recipe.row_lengths)
+    return jax.lax.stop_gradient(hidden.astype(config.dtype)), scored
+
+
+def score_trip(teacher: Network, trip: Trip) -> jax.Array:
+    """The final hidden states of a trip's rows, those that predict completion tokens first in each row, [R, L, D]."""
+    hidden, _ = teacher.decoder.apply(
+        teacher.variables, trip.tokens, segment_ids=trip.segment_ids, positions=trip.positions
+    )
+    return jnp.take_along_axis(hidden, trip.order[..., None], axis=1)
+
+
+def learn_student(
+    recipe: Recipe,
+    state: TrainState,
+    frozen: Frozen,
+    teacher: Network | None,
+    teacher_hidden: jax.Array | None,
+    completions: Completions,
+    weights: Weights,
+    rows: int,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+    """((loss, sums), gradient) from the student's trips; `row_loss` is [G, B / G]."""
+    sequences = student_sequences(completions)
+    of_completions = jax.vmap(tokens_of)(completions)
+
+    def of_trip(trip: Trip) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+        there, at = trip.token < of_completions.tokens.shape[2], (trip.completion, trip.token)
+        look_up = jax.vmap(lambda x, i, t: x.at[i, t].get(mode="clip"))
+        tokens = CompletionTokens(*(_rows(look_up(x, *at)) for x in of_completions))
+        counts = Weights(*(_rows(jnp.where(there, look_up(x, *at), 0.0)) for x in weights))
+        hidden = None if teacher_hidden is None else _rows(look_up(teacher_hidden, *at))
+        (loss, sums), gradient = trip_loss_and_gradient(recipe, state, frozen, teacher, hidden, trip, tokens, counts)
+        add = jax.vmap(lambda x, i, value: x.at[i].add(value))
+        nothing = jnp.zeros(completions.taught.shape, jnp.float32)
+        row_loss = add(nothing, trip.completion, sums.pop("token_loss").reshape(trip.token.shape))
+        return (loss, sums | {"row_loss": row_loss}), gradient
+
+    def step(total: Any, trip: Trip) -> Any:
+        return jax.tree.map(jnp.add, total, of_trip(trip))
+
+    example = jax.eval_shape(lambda: _trip(sequences, completions, jnp.int32(0), rows, 1))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_trip, example))
+    ((loss, sums), gradient), scored = over_trips(step, zeros, sequences, completions, rows, recipe.row_lengths)
+    return (loss, sums | {"scored": scored}), gradient
+
+
+def trip_loss_and_gradient(
+    recipe: Recipe,
+    state: TrainState,
+    frozen: Frozen,
+    teacher: Network | None,
+    teacher_hidden: jax.Array | None,
+    trip: Trip,
+    tokens: CompletionTokens,
+    weights: Weights,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+    """((loss, sums), gradient) of the method on a trip's rows: `teacher_hidden` [R, L, D], tokens and weights [R, L] in its order."""
+
+    def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+        student = recipe.roles.student.at(dataclasses.replace(state, trained=trained), frozen)
+        hidden = score_trip(student, trip)
+        head = None if teacher is None else jax.lax.stop_gradient(teacher.head)
+        scored = Scored(hidden, student.head, teacher_hidden, head)
+        return METHODS[recipe.method].loss_and_sums(scored, tokens, weights, recipe.loss)
+
+    return jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
+
+
+def student_sequences(completions: Completions) -> Sequences:
+    """One for each completion of [G, B / G]."""
+    c = completions
+    contexts = c.student_tokens[:, :, None], c.student_mask[:, :, None]
+    return _sequences(c, *contexts, jnp.ones((*c.taught.shape, 1), jnp.float32))
+
+
+def teacher_sequences(completions: Completions, guidance: float) -> Sequences:
+    """The teacher's of each completion of [G, B / G]: one, or more with guidance."""
+    c = completions
+    contexts = [(c.teacher_tokens[:, :, None], c.teacher_mask[:, :, None])]
+    ones = jnp.ones((*c.taught.shape, 1), jnp.float32)
+    coefficients = [ones]
+    if guidance and c.without.tokens.shape[2]:
+        contexts.append((c.without.tokens, c.without.mask))
+        coefficients = [1 + guidance * c.without.weights.sum(axis=2, keepdims=True), -guidance * c.without.weights]
+    elif guidance:
+        contexts.append((c.student_tokens[:, :, None], c.student_mask[:, :, None]))
+        coefficients = [(1 + guidance) * ones, -guidance * ones]
+    longest = max(tokens.shape[3] for tokens, _ in contexts)
+    padded = [[_pad(x, longest) for x in both] for both in contexts]
+    tokens, mask = (jnp.concatenate(x, axis=2) for x in zip(*padded, strict=True))
+    return _sequences(c, tokens, mask, jnp.concatenate(coefficients, axis=2))
+
+
+def _sequences(completions: Completions, tokens: jax.Array, mask: jax.Array, coefficient: jax.Array) -> Sequences:
+    """Contexts [G, B / G, C, Q], each followed by its completion, with coefficients [G, B / G, C]."""
+    samples = completions.samples
+    shards, count, contexts, _ = tokens.shape
+
+    def joined(context: jax.Array, completion: jax.Array) -> jax.Array:
+        completion = jnp.broadcast_to(completion[:, :, None], (*context.shape[:3], completion.shape[2]))
+        return jnp.concatenate([context, completion], axis=3).reshape(shards * count * contexts, -1)
+
+    packed, lengths = pack(joined(tokens, samples.tokens), joined(mask, samples.mask))
+    flat = lambda x: jnp.broadcast_to(x, (shards, count, contexts)).reshape(shards, count * contexts)
+    of_completion = samples.mask.sum(axis=2).astype(jnp.int32)[..., None]
+    lengths = flat(lengths.reshape(shards, count, contexts))
+    # The last token of a completion predicts none of it. Of completions that nothing is learnt from, nothing is needed.
+    learnt = flat(completions.completion_mask.any(axis=2, keepdims=True)) & (flat(coefficient) != 0)
+    places = packing.place(jnp.where(learnt, lengths - 1, 0), packed.shape[1])
+    which = flat(jnp.arange(count, dtype=jnp.int32)[None, :, None])
+    packed = packed.reshape(shards, count * contexts, -1)
+    return Sequences(packed, lengths - flat(of_completion), which, flat(coefficient), places)
+
+
+def over_trips(
+    step: Callable[[Any, Trip], Any],
+    carry: Any,
+    sequences: Sequences,
+    completions: Completions,
+    rows: int,
+    row_lengths: int,
+) -> tuple[Any, jax.Array]:
+    """The carry after `step(carry, trip)` for all trips, and [2] float32: real tokens, and places of the rows."""
+    lengths = packing.row_lengths(sequences.tokens.shape[2], row_lengths)
+    counts = packing.trips(sequences.places, rows, lengths)
+    first = jnp.int32(0)
+    # A loop for each length, and not one with a choice in it, because a loop's carry is updated in place.
+    for length, count in reversed(list(zip(lengths, counts, strict=True))):
+
+        def body(trip: jax.Array, carry: Any, length: int = length) -> Any:
+            return step(carry, _trip(sequences, completions, trip, rows, length))
+
+        carry = jax.lax.fori_loop(first, first + count, body, carry)
+        first += count
+    run = (counts * jnp.asarray(lengths, jnp.float32)).sum() * len(sequences.tokens) * rows
+    return carry, jnp.stack([sequences.places.length.sum().astype(jnp.float32), run])
+
+
+def _trip(sequences: Sequences, completions: Completions, trip: jax.Array, rows: int, length: int) -> Trip:
+    """The rows of a trip, `rows` of every shard."""
+    row: Rows = packing.rows_of(sequences.places, trip, rows, length)
+    none = completions.samples.tokens.shape[2]
+    take = jax.vmap(lambda x, i: x[i])
+    tokens = jax.vmap(lambda x, i, t: x[i, t])(sequences.tokens, row.sequence, row.place)
+    # The place before a completion's first token predicts that.
+    token = row.place - (take(sequences.context, row.sequence) - 1)
+    predicts = row.real & (token >= 0)
+    order = jnp.argsort(~predicts, axis=2, stable=True)
+    ordered = lambda x: jnp.take_along_axis(x, order, axis=2)
+    return Trip(
+        _rows(jnp.where(row.real, tokens, 0)),
+        _rows(row.segment_ids),
+        _rows(row.positions),
+        _rows(order),
+        ordered(take(sequences.completion, row.sequence)),
+        ordered(jnp.where(predicts, token, none)),
+        ordered(take(sequences.coefficient, row.sequence)),
+    )
+
+
+def _load(completions: Completions) -> jax.Array:
+    """What a completion costs, [B] float32: passes over tokens, the student's with its backward pass as three."""
+    c = completions
+    of_completion = c.samples.mask.sum(axis=1)
+    student, teacher = c.student_mask.sum(axis=1) + of_completion, c.teacher_mask.sum(axis=1) + of_completion
+    return jnp.where(c.completion_mask.any(axis=1), 3.0 * student + teacher, 0.0)
+
+
+def _by_shard(x: jax.Array, shards: int) -> jax.Array:
+    return _constrain(x.reshape(shards, x.shape[0] // shards, *x.shape[1:]))
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """[G, R / G, ...] or [R, L] as rows over the devices, [R, ...]."""
+    return _constrain(x.reshape(-1, *x.shape[2:]) if x.ndim > 2 else x)
+
+
+def _constrain(x: jax.Array) -> jax.Array:
+    """Its first axis, shards or rows, over the devices."""
+    return constrain(x, ("batch", *[None] * (x.ndim - 1)), LAYOUTS["train"])
+
+
+def _pad(x: jax.Array, length: int) -> jax.Array:
+    """Contexts [G, B / G, C, Q] to a length; what is added is masked out."""
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (length - x.shape[3], 0)))
