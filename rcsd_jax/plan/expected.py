@@ -121,7 +121,7 @@ def how(config: Settings, plan: Plan, histogram: Histogram) -> How:
             scores="teacher scoring" in plan.programs,
             guided=bool(config.teacher.guidance),
             shards=sharding.row_shards("train", plan.mesh),
-            row_lengths=getattr(config.train, "row_lengths", 0),
+            row_lengths=config.train.row_lengths,
         ),
         getattr(config.train, "passes_per_rollout", 1),
     )
@@ -188,7 +188,7 @@ def _at_lengths(config: Settings, run: Run, drawn: Sequence[Drawn]) -> Settings:
 
 
 def _trip(config: Settings, run: Run, drawn: Sequence[Drawn]) -> Settings:
-    """The config of one trip over packed rows: a row stands for a prompt and a completion with the usual share of completion tokens."""
+    """The config of one trip over packed rows: a row has the usual share of completion tokens."""
     role = "teacher" if run.program == "teacher scoring" else "student"
     completions = sum(int(batch.completion.sum()) for batch in drawn)
     prompts = sum(int(getattr(batch, role).sum()) for batch in drawn)

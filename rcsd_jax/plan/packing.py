@@ -1,26 +1,10 @@
-"""How a batch is packed: its completions are dealt to the mesh's shards of rows, and each shard packs its sequences into rows.
-
-Plain numbers, no arrays of tokens: what `methods` does on the device, for the planner to count.
-"""
+"""`methods.packing` in plain numbers, for the planner to count: completions dealt to shards of rows, sequences packed into rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-
-UNIT = 128
-"""Lengths of rows are multiples of it."""
-
-
-def row_lengths(longest: int, count: int) -> list[int]:
-    """The lengths that a row may have: `count` steps up to the longest, rounded up to multiples of `UNIT`.
-
-    Examples:
-      >>> row_lengths(1000, 4)
-      [256, 512, 768, 1024]
-    """
-    return sorted({-(-longest * i // (count * UNIT)) * UNIT for i in range(1, count + 1)})
 
 
 def deal(weights: np.ndarray, shards: int) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from rcsd_jax.checkpoints.hf_config import config_of_fields, read_config
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.methods import contract, rollout, step
+from rcsd_jax.methods import contract, packed_learning, rollout, step
 from rcsd_jax.methods.networks import BASE, Network, RoleNetwork
 from rcsd_jax.methods.score_both import score_teacher
 from rcsd_jax.methods.state import shardings_of, update
@@ -48,12 +48,14 @@ class Program(NamedTuple):
       runs: how often a step runs it; of "train step", 1.
       rows: of the batch that one run takes.
       lower: traces it; compiling what it returns takes the time.
+      trips: how often its loops run whose end the compiler does not know; None: it knows all.
     """
 
     name: str
     runs: int
     rows: int
     lower: Callable[[], jax.stages.Lowered]
+    trips: int | None = None
 
 
 NAMES = ("train step", "prefill", "decode", "teacher scoring", "student forward+backward", "update")
@@ -96,6 +98,7 @@ class Plan(NamedTuple):
     weight_bytes: float  # of one chip: what decoding reads for every token, as it lies in the program "decode"
     cache_bytes: float  # of one chip: keys and values of whole sequences there
     queue: Queue | None  # how completions are sampled; None: all rows of the batch at once
+    packed: bool  # sequences are learned from in packed rows; a run of a program over them is a trip
     programs: dict[str, Program]
 
 
@@ -163,14 +166,15 @@ def plan(config: Settings, devices: Sequence[Any]) -> Plan:
         Program("prefill", -(-prompts // prefilled), prefilled, make.prefill),
         Program("decode", sizes.completion * sizes.batch // decoded, decoded, make.decode),
         Program("teacher scoring", sizes.microbatches, rows, make.scoring),
-        Program("student forward+backward", sizes.microbatches, rows, make.gradients),
+        Program("student forward+backward", sizes.microbatches, rows, make.gradients, make.chunks()),
         Program("update", 1, sizes.batch, make.update),
     )
     absent = ["teacher scoring"] if setup.recipe.roles.teacher is None else []
     absent += ["prefill", "decode"] if config.sampling.source == "reference" else []
     programs = {program.name: program for program in table if program.name not in absent}
     held = make.weight_bytes(), make.cache_bytes()
-    return Plan(shape, mesh, sizes, config.lora.rank, tuple(config.lora.targets), *held, queue, programs)
+    targets, packed = tuple(config.lora.targets), bool(setup.recipe.row_lengths)
+    return Plan(shape, mesh, sizes, config.lora.rank, targets, *held, queue, packed, programs)
 
 
 def _on(placement: Any, tree: Any) -> Any:
@@ -362,10 +366,34 @@ class _Programs:
     def scoring(self) -> jax.stages.Lowered:
         teacher = self.recipe.roles.teacher
         assert teacher is not None, "a method without one has no such program"
+        if self.recipe.row_lengths:
+            s, guided = self.sizes, self.recipe.loss.guidance
+            prompt = max(s.teacher_prompt, s.student_prompt) if guided else s.teacher_prompt
+            trip = self._trip(prompt + s.completion)
+            return self._lower(packed_learning.score_trip, self._network(teacher), trip, out_shardings=self.rows)
         score = functools.partial(score_teacher, guidance=self.recipe.loss.guidance)
         return self._lower(score, self._network(teacher), self._completions(), out_shardings=self.rows)
 
+    def chunks(self) -> int | None:
+        """Chunks of the loss in a trip, whose loop ends with the last completion token; None without packing."""
+        return -(-self.sizes.completion // self.recipe.loss.chunk_size) if self.recipe.row_lengths else None
+
+    def _trip(self, length: int) -> packed_learning.Trip:
+        """A trip over rows of this length, as many as a microbatch has."""
+        rows, shards = self.sizes.batch // self.sizes.microbatches, sharding.row_shards("train", self.mesh)
+        row, of_shard = self._array(rows, length), (shards, rows // shards, length)
+        places = self._array(*of_shard)
+        return packed_learning.Trip(row, row, row, row, places, places, self._array(*of_shard, dtype=jnp.float32))
+
+    def _tokens(self, length: int) -> tuple[contract.CompletionTokens, contract.Weights]:
+        """A trip's completion tokens and their weights."""
+        rows = self.sizes.batch // self.sizes.microbatches
+        number = self._array(rows, length, dtype=jnp.float32)
+        return contract.CompletionTokens(self._array(rows, length), number, number), contract.Weights(number, number)
+
     def gradients(self) -> jax.stages.Lowered:
+        if self.recipe.row_lengths:
+            return self._trip_gradients(self.sizes.student_prompt + self.sizes.completion)
         completions, teacher = self._completions(), None
         hidden: jax.ShapeDtypeStruct | None = None
         if self.recipe.roles.teacher is not None:
@@ -377,6 +405,20 @@ class _Programs:
         return self._lower(
             functools.partial(step.loss_and_gradient, self.recipe),
             state, self.setup.frozen, teacher, hidden, completions, weights,
+            out_shardings=(None, self._shardings(state.trained)),
+        )  # fmt: skip
+
+    def _trip_gradients(self, length: int) -> jax.stages.Lowered:
+        trip, teacher = self._trip(length), None
+        hidden: jax.ShapeDtypeStruct | None = None
+        if self.recipe.roles.teacher is not None:
+            teacher = self._network(self.recipe.roles.teacher)
+            config = teacher.decoder.config
+            hidden = self._array(*trip.tokens.shape, config.hidden_size, dtype=config.dtype)
+        state = self.setup.abstract
+        return self._lower(
+            functools.partial(packed_learning.trip_loss_and_gradient, self.recipe),
+            state, self.setup.frozen, teacher, hidden, trip, *self._tokens(length),
             out_shardings=(None, self._shardings(state.trained)),
         )  # fmt: skip
 

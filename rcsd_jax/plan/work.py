@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rcsd_jax.methods.packing import row_lengths
 from rcsd_jax.models.kernels import paged
 from rcsd_jax.plan.lengths import Drawn
-from rcsd_jax.plan.packing import deal, lengths_of_trips, row_lengths
+from rcsd_jax.plan.packing import deal, lengths_of_trips
 from rcsd_jax.plan.programs import Queue
 from rcsd_jax.run.batch import padded_length
 
@@ -259,27 +260,29 @@ def padded_step(drawn: Drawn, prompts: tuple[int, int], how: Learning) -> Work:
 
 
 def packed_step(drawn: Drawn, prompts: tuple[int, int], how: Learning) -> Work:
-    """The work of learning from a batch whose sequences are packed into rows; arguments as of `padded_step`."""
+    """The work of learning from a batch whose sequences are packed into rows; arguments as of `padded_step`.
+
+    It is that of `methods.packed_learning`.
+    """
     rows = len(drawn.completion) // (how.microbatches * how.shards)  # of a shard in a trip
-    # The last token of a completion predicts nothing.
-    student = drawn.student + drawn.completion - 1
-    teacher = drawn.teacher + drawn.completion - 1
-    scored = [teacher, student] if how.guided else [teacher]
-    own = deal(student + sum(scored) if how.scores else student, how.shards)
+    student, teacher = drawn.student + drawn.completion, drawn.teacher + drawn.completion
+    own = deal(3 * student + (teacher if how.scores else student), how.shards)
     runs: dict[Run, float] = defaultdict(float)
     real, padded = 0, 0
 
     def pack(program: str, sequences: Sequence[np.ndarray], prompt: int) -> None:
         nonlocal real, padded
-        shards = [np.concatenate([lengths[mine] for lengths in sequences]).tolist() for mine in own]
-        steps = row_lengths(prompt + how.completion, how.row_lengths)
-        for length in lengths_of_trips(shards, rows, steps):
+        # The last token of a completion predicts nothing.
+        shards = [np.concatenate([lengths[mine] - 1 for lengths in sequences]).tolist() for mine in own]
+        for length in lengths_of_trips(shards, rows, row_lengths(prompt + how.completion, how.row_lengths)):
             runs[Run(program, row=length)] += 1
             padded += rows * how.shards * length
-        real += int(sum(lengths.sum() for lengths in sequences))
+        real += sum(map(sum, shards))
 
-    if how.scores:
-        pack("teacher scoring", scored, prompts[1])
+    if how.scores and how.guided:
+        pack("teacher scoring", [teacher, student], max(prompts))
+    elif how.scores:
+        pack("teacher scoring", [teacher], prompts[1])
     pack("student forward+backward", [student], prompts[0])
     runs[Run("update")] = 1
     return Work(dict(runs), real=real, padded=padded)

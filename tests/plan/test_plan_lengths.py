@@ -5,17 +5,19 @@ import json
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import stage2
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.methods import packing as methods_packing
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.plan import chips, expected, lengths, model_flops, packing, programs
 from rcsd_jax.plan.expected import Price
 from rcsd_jax.plan.lengths import Drawn, Histogram, Lognormal
 from rcsd_jax.plan.programs import Queue
-from rcsd_jax.plan.work import How, Learning, Prompts, Run, Sampling, packed_step, queued, rollout, update
+from rcsd_jax.plan.work import How, Learning, Prompts, Run, Sampling, queued, rollout, update
 from rcsd_jax.sampling import SamplingConfig
 from rcsd_jax.sampling.slots import generate_queue, usual_refill
 from rcsd_jax.settings import sizes
@@ -107,40 +109,39 @@ def test_the_updates_of_a_rollout_share_its_work():
 
 
 def test_the_work_of_a_packed_update_by_hand():
-    # Two shards. Sequences of 7, 61, 40 and 28 tokens, with the teacher's 19, 65, 36 and 42: weights of 26, 126, 76 and 70.
-    # The first shard has rows 1 and 0, the second 2 and 3. Rows hold up to 90 and 70 tokens: all fit in 128.
-    work = update([BATCH], learning(shards=2, row_lengths=2, microbatches=2))
-    assert work.runs[Run("student forward+backward", row=128)] == 1 == work.runs[Run("teacher scoring", row=128)]
-    assert work.padded == 2 * 2 * 128 and work.real == 7 + 61 + 40 + 28 + 19 + 65 + 36 + 42
-    ten = 10  # times as long
-    batch = BATCH._replace(**{name: ten * x for name, x in BATCH._asdict().items()})
-    how = How(PROMPTS._replace(pad_to=100), None, Learning(500, microbatches=2, shards=2, row_lengths=4))
-    work = packed_step(batch, (300, 200), how.learning)
-    # The student's rows have 256, 512, 640 or 896 tokens: 619 + 79 of the first shard, 409 + 289 of the second.
-    # The teacher's have 256, 384, 640 or 768: 659 and 199, which is another row; 369 and 429 do not fit in one either.
-    assert work.runs == {
-        Run("student forward+backward", row=896): 1,
-        Run("teacher scoring", row=768): 1,
-        Run("teacher scoring", row=384): 1,
-        Run("update"): 1,
+    # Two shards. Sequences of 7, 61, 40 and 28 tokens, with the teacher's 19, 65, 36 and 42. The first shard has 1 and 0, the second
+    # 2 and 3. The student's rows have 48 or 90 tokens: 61 + 7 and 40 + 28 are one row each. The teacher's have 40 or 70: none holds
+    # 65 + 19 or 42 + 36, so there is a second trip, for 19 and 36.
+    work = update([BATCH], learning(shards=2, row_lengths=2))
+    learnt = {run: count for run, count in work.runs.items() if run.row}
+    assert learnt == {
+        Run("student forward+backward", row=90): 1,
+        Run("teacher scoring", row=70): 1,
+        Run("teacher scoring", row=40): 1,
     }
-    assert work.padded == 2 * (896 + 768 + 384) and work.real == 10 * (140 + 166) - 8
-    whole = packed_step(batch, (300, 200), how.learning._replace(microbatches=1))
-    assert whole.runs[Run("teacher scoring", row=768)] == 1  # two rows of a shard in a trip
-    assert whole.padded == 2 * 2 * (896 + 768)
-    guided = packed_step(batch, (300, 200), how.learning._replace(guided=True))
-    assert guided.real == work.real + 10 * 140 - 4
+    assert work.padded == 2 * (90 + 70 + 40) and work.real == 7 + 61 + 40 + 28 + 19 + 65 + 36 + 42
+    whole = update([BATCH], learning(shards=2, row_lengths=2, microbatches=1))  # two rows of a shard in a trip
+    assert whole.runs[Run("teacher scoring", row=70)] == 1 and whole.padded == 2 * 2 * (90 + 70)
+    # With guidance the teacher's rows have 48 or 90 tokens: 65 + 19 and 61 + 7, 42 + 40 and 36 + 28.
+    guided = update([BATCH], learning(shards=2, row_lengths=2, guided=True))
+    assert guided.runs[Run("teacher scoring", row=90)] == 2 and guided.real == work.real + 7 + 61 + 40 + 28
+    no_teacher = update([BATCH], learning(shards=2, row_lengths=2, scores=False))
+    assert no_teacher.real == 7 + 61 + 40 + 28 and no_teacher.padded == 2 * 90
 
 
-def test_a_batch_is_dealt_evenly_and_packed_without_loss():
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        weights = random.integers(1, 1000, 32)
-        own = packing.deal(weights, 8)
-        assert sorted(np.concatenate(own).tolist()) == list(range(32)) and {len(mine) for mine in own} == {4}
-        rows = packing.fills(weights.tolist(), 1000)
-        assert sum(rows) == weights.sum() and max(rows) <= 1000 and rows == sorted(rows, reverse=True)
-        assert all(a + b > 1000 for a, b in itertools.combinations(rows, 2))  # else they were one row
+@pytest.mark.parametrize("shards, rows", [(1, 2), (4, 1), (4, 2)])
+def test_a_batch_is_dealt_and_packed_as_the_step_does_it(shards, rows):
+    random = np.random.default_rng(shards)
+    lengths_of = methods_packing.row_lengths(4096, 4)
+    for _ in range(3):
+        lengths = np.minimum(random.lognormal(6.5, 1, 16).astype(int) + 1, 4096)
+        own = packing.deal(lengths, shards)
+        if shards > 1:
+            assert np.concatenate(own).tolist() == methods_packing.deal(jnp.asarray(lengths), shards).tolist()
+        mine = [lengths[part].tolist() for part in own]
+        counts = methods_packing.trips(methods_packing.place(jnp.asarray(mine), 4096), rows, lengths_of)
+        trips = packing.lengths_of_trips(mine, rows, lengths_of)
+        assert [trips.count(length) for length in lengths_of] == counts.tolist()
 
 
 @pytest.mark.parametrize("order", [np.asarray, np.sort, lambda lengths: np.sort(lengths)[::-1]])
