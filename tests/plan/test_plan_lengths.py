@@ -360,8 +360,8 @@ def test_a_plan_with_slots_decodes_the_slots_and_prefills_as_the_queue_does():
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [0, 4])
-def test_a_small_run_is_planned_with_lengths(tmp_path, slots):
+@pytest.mark.parametrize("slots, row_lengths", [(0, 0), (4, 2)])
+def test_a_small_run_is_planned_with_lengths(tmp_path, slots, row_lengths):
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     histogram = written(tmp_path, prompts=[[10, 30, 5], [60, 90, 1]], completions={"counts": [[4, 3], [32, 1]]})
     code, out, err = plan(
@@ -370,17 +370,25 @@ def test_a_small_run_is_planned_with_lengths(tmp_path, slots):
         f"--config.model.path={tmp_path}",
         f"--json={tmp_path / 'plan.json'}",
         f"--lengths={histogram}",
-        *(f"--config.{setting}" for setting in (*SHORT, f"sampling.slots={slots}", "data.pad_to=32")),
+        *(f"--config.{setting}" for setting in (*SHORT, "data.pad_to=32")),
+        f"--config.sampling.slots={slots}",
+        f"--config.train.row_lengths={row_lengths}",
     )
     assert code == 0, err[-3000:]
     data = json.loads((tmp_path / "plan.json").read_text())
     assert data["lengths"]["student_prompt"] == 64 and data["fits"]  # of the worst case
     e, worst = data["expected"], data["step"]
-    assert {(run["program"], run["student_prompt"], run["teacher_prompt"]) for run in e["runs"]} == {
-        ("prefill", 32, None), ("prefill", 64, None), ("decode", None, None),
+    sampled = {("prefill", 32, None), ("prefill", 64, None), ("decode", None, None), ("update", None, None)}
+    padded = {
         ("student forward+backward", 32, None), ("student forward+backward", 64, None),
-        ("teacher scoring", None, 32), ("teacher scoring", None, 96), ("update", None, None),
+        ("teacher scoring", None, 32), ("teacher scoring", None, 96),
     }  # fmt: skip
+    packed = {("student forward+backward", None, None), ("teacher scoring", None, None)}
+    programs_run = {(run["program"], run["student_prompt"], run["teacher_prompt"]) for run in e["runs"]}
+    assert programs_run == sampled | (packed if row_lengths else padded)
+    # Prompts of 32 or 64 tokens and completions of 32 in one of two lengths, the teacher's of 32 or 96.
+    rows = {run["row"] for run in e["runs"] if run["program"] == "student forward+backward"}
+    assert rows <= {32, 64, 48, 96} if row_lengths else rows == {None}
     assert set(e["parts"]) == set(worst["parts"])
     assert 0 < e["seconds"] < worst["seconds_from_parts"]
     assert e["seconds"] == pytest.approx(sum(e["parts"].values()))
