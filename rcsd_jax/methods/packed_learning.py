@@ -35,6 +35,7 @@ class Sequences(NamedTuple):
     completion: jax.Array  # [G, S] int32, which of the shard's completions follows
     coefficient: jax.Array  # [G, S] float32, of its hidden states in the completion's; 0: left out
     places: Places
+    rows: int  # of a trip on each shard, static
 
 
 class Trip(NamedTuple):
@@ -62,7 +63,7 @@ def loss_and_gradient(
     order = packing.deal(_load(completions), shards)
     # From here [G, B / G, ...]: the completions of each shard.
     completions, weights = jax.tree.map(lambda x: _by_shard(x[order], shards), (completions, weights))
-    rows = count // shards // recipe.microbatches
+    rows = count // shards // recipe.microbatches  # of a trip, at most
     teacher = jax.lax.stop_gradient(recipe.roles.at(state, frozen).teacher)
     hidden, of_teacher = None, jnp.zeros(2, jnp.float32)
     if teacher is not None:
@@ -78,7 +79,7 @@ def score_teacher(recipe: Recipe, teacher: Network, completions: Completions, ro
 
     With guidance they are sums over several contexts. Each context is a sequence of its own, with a coefficient.
     """
-    sequences = teacher_sequences(completions, recipe.loss.guidance)
+    sequences = teacher_sequences(completions, recipe.loss.guidance, rows)
     shards, count, limit = completions.samples.tokens.shape
     config = teacher.decoder.config
     dtype = jnp.float32 if recipe.loss.guidance else config.dtype
@@ -90,7 +91,7 @@ def score_teacher(recipe: Recipe, teacher: Network, completions: Completions, ro
         put = jax.vmap(lambda x, i, t, value: x.at[i, t].add(value, mode="drop"))
         return _constrain(put(hidden, trip.completion, trip.token, new.reshape(*trip.token.shape, -1)))
 
-    hidden, scored = over_trips(step, hidden, sequences, completions, rows, recipe.row_lengths)
+    hidden, scored = over_trips(step, hidden, sequences, completions, recipe.row_lengths)
     return jax.lax.stop_gradient(hidden.astype(config.dtype)), scored
 
 
@@ -113,7 +114,7 @@ def learn_student(
     rows: int,
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
     """((loss, sums), gradient) from the student's trips; `row_loss` is [G, B / G]."""
-    sequences = student_sequences(completions)
+    sequences = student_sequences(completions, rows)
     of_completions = jax.vmap(tokens_of)(completions)
 
     def of_trip(trip: Trip) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
@@ -131,9 +132,9 @@ def learn_student(
     def step(total: Any, trip: Trip) -> Any:
         return jax.tree.map(jnp.add, total, of_trip(trip))
 
-    example = jax.eval_shape(lambda: _trip(sequences, completions, jnp.int32(0), rows, 1))
+    example = jax.eval_shape(lambda: _trip(sequences, completions, jnp.int32(0), 1))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_trip, example))
-    ((loss, sums), gradient), scored = over_trips(step, zeros, sequences, completions, rows, recipe.row_lengths)
+    ((loss, sums), gradient), scored = over_trips(step, zeros, sequences, completions, recipe.row_lengths)
     return (loss, sums | {"scored": scored}), gradient
 
 
@@ -159,15 +160,15 @@ def trip_loss_and_gradient(
     return jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
 
 
-def student_sequences(completions: Completions) -> Sequences:
-    """One for each completion of [G, B / G]."""
+def student_sequences(completions: Completions, rows: int) -> Sequences:
+    """One for each completion of [G, B / G]; a trip has at most so many rows."""
     c = completions
     contexts = c.student_tokens[:, :, None], c.student_mask[:, :, None]
-    return _sequences(c, *contexts, jnp.ones((*c.taught.shape, 1), jnp.float32))
+    return _sequences(c, *contexts, jnp.ones((*c.taught.shape, 1), jnp.float32), rows)
 
 
-def teacher_sequences(completions: Completions, guidance: float) -> Sequences:
-    """The teacher's of each completion of [G, B / G]: one, or more with guidance."""
+def teacher_sequences(completions: Completions, guidance: float, rows: int) -> Sequences:
+    """The teacher's of each completion of [G, B / G]: one, or more with guidance; a trip has at most so many rows."""
     c = completions
     contexts = [(c.teacher_tokens[:, :, None], c.teacher_mask[:, :, None])]
     ones = jnp.ones((*c.taught.shape, 1), jnp.float32)
@@ -181,10 +182,12 @@ def teacher_sequences(completions: Completions, guidance: float) -> Sequences:
     longest = max(tokens.shape[3] for tokens, _ in contexts)
     padded = [[_pad(x, longest) for x in both] for both in contexts]
     tokens, mask = (jnp.concatenate(x, axis=2) for x in zip(*padded, strict=True))
-    return _sequences(c, tokens, mask, jnp.concatenate(coefficients, axis=2))
+    return _sequences(c, tokens, mask, jnp.concatenate(coefficients, axis=2), rows)
 
 
-def _sequences(completions: Completions, tokens: jax.Array, mask: jax.Array, coefficient: jax.Array) -> Sequences:
+def _sequences(
+    completions: Completions, tokens: jax.Array, mask: jax.Array, coefficient: jax.Array, rows: int
+) -> Sequences:
     """Contexts [G, B / G, C, Q], each followed by its completion, with coefficients [G, B / G, C]."""
     samples = completions.samples
     shards, count, contexts, _ = tokens.shape
@@ -199,10 +202,11 @@ def _sequences(completions: Completions, tokens: jax.Array, mask: jax.Array, coe
     lengths = flat(lengths.reshape(shards, count, contexts))
     # The last token of a completion predicts none of it. Of completions that nothing is learnt from, nothing is needed.
     learnt = flat(completions.completion_mask.any(axis=2, keepdims=True)) & (flat(coefficient) != 0)
-    places = packing.place(jnp.where(learnt, lengths - 1, 0), packed.shape[1])
+    rows = packing.rows_of_trip(packed.shape[1], rows)
+    places = packing.place(jnp.where(learnt, lengths - 1, 0), packed.shape[1], rows)
     which = flat(jnp.arange(count, dtype=jnp.int32)[None, :, None])
     packed = packed.reshape(shards, count * contexts, -1)
-    return Sequences(packed, lengths - flat(of_completion), which, flat(coefficient), places)
+    return Sequences(packed, lengths - flat(of_completion), which, flat(coefficient), places, rows)
 
 
 def over_trips(
@@ -210,28 +214,26 @@ def over_trips(
     carry: Any,
     sequences: Sequences,
     completions: Completions,
-    rows: int,
     row_lengths: int,
 ) -> tuple[Any, jax.Array]:
     """The carry after `step(carry, trip)` for all trips, and [2] float32: real tokens, and places of the rows."""
     lengths = packing.row_lengths(sequences.tokens.shape[2], row_lengths)
-    counts = packing.trips(sequences.places, rows, lengths)
+    counts = packing.trips(sequences.places, sequences.rows, lengths)
     first = jnp.int32(0)
     # A loop for each length, and not one with a choice in it, because a loop's carry is updated in place.
     for length, count in reversed(list(zip(lengths, counts, strict=True))):
 
         def body(trip: jax.Array, carry: Any, length: int = length) -> Any:
-            return step(carry, _trip(sequences, completions, trip, rows, length))
+            return step(carry, _trip(sequences, completions, trip, length))
 
         carry = jax.lax.fori_loop(first, first + count, body, carry)
         first += count
-    run = (counts * jnp.asarray(lengths, jnp.float32)).sum() * len(sequences.tokens) * rows
+    run = (counts * jnp.asarray(lengths, jnp.float32)).sum() * len(sequences.tokens) * sequences.rows
     return carry, jnp.stack([sequences.places.length.sum().astype(jnp.float32), run])
 
 
-def _trip(sequences: Sequences, completions: Completions, trip: jax.Array, rows: int, length: int) -> Trip:
-    """The rows of a trip, `rows` of every shard."""
-    row: Rows = packing.rows_of(sequences.places, trip, rows, length)
+def _trip(sequences: Sequences, completions: Completions, trip: jax.Array, length: int) -> Trip:
+    row: Rows = packing.rows_of(sequences.places, trip, sequences.rows, length)
     none = completions.samples.tokens.shape[2]
     take = jax.vmap(lambda x, i: x[i])
     tokens = jax.vmap(lambda x, i, t: x[i, t])(sequences.tokens, row.sequence, row.place)

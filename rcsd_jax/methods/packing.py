@@ -1,15 +1,17 @@
 """Packs sequences of different lengths into rows of few static lengths. Pure functions of arrays; they know no model.
 
     deal       completions to the shards of rows, so that every shard has as many tokens
-    place      a shard's sequences in its rows: first-fit decreasing
-    Row        what stands in the places of a row
+    place      a shard's sequences in its rows
+    rows_of    what stands in the places of some rows
 
-Rows are used a few at a time, in trips: all trips of a batch have the same number of rows, and each has the smallest length
+Rows are run a few at a time, in trips: all trips of a batch have the same number of rows, and each has the smallest length
 of a few (`row_lengths`) that holds its rows. All shapes are static. How many trips there are follows from the sequences.
+Rows of all trips but the last are as full as can be. Those of the last are about equally full, so that it can be short.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,15 +19,16 @@ import jax.numpy as jnp
 
 _LANES = 128  # long rows are multiples of it, as kernels have them
 _SHORT = 512  # shorter ones are multiples of 8
+_TRIP = 2048  # tokens of a trip on one shard, about, if rows are shorter
 
 
 class Places(NamedTuple):
-    """Where the sequences [G, S] of G shards stand: each in one row of its shard, whose rows are sorted by fill."""
+    """Where the sequences [G, S] of G shards stand: each in one row of its shard."""
 
     row: jax.Array  # [G, S] int32; S, which is no row, for a sequence of length 0
     start: jax.Array  # [G, S] int32, its first place in the row
     length: jax.Array  # [G, S] int32
-    fill: jax.Array  # [G, S] int32, places in use of each row, descending
+    fill: jax.Array  # [G, S] int32, places in use of each row; they fall from trip to trip
 
 
 class Rows(NamedTuple):
@@ -85,41 +88,71 @@ def deal(load: jax.Array, shards: int) -> jax.Array:
     return jnp.zeros(count, jnp.int32).at[places].set(largest_first.astype(jnp.int32))
 
 
-def place(lengths: jax.Array, row_length: int) -> Places:
-    """Puts the sequences of each shard into rows: the longest first, each into the first row with room for it.
+def rows_of_trip(row_length: int, most: int) -> int:
+    """How many rows a shard has in a trip: so many that products are not thin, at most `most`.
+
+    Examples:
+      >>> rows_of_trip(6144, 2), rows_of_trip(100, 64), rows_of_trip(100, 8)
+      (1, 20, 8)
+    """
+    return min(max(_TRIP // row_length, 1), most)
+
+
+def place(lengths: jax.Array, row_length: int, rows: int) -> Places:
+    """Puts the sequences of each shard into rows, the longest first: each into the first row with room for it.
+
+    Those of the last trip are then put again, each into the row that has least so far, if that makes the trip shorter.
 
     Args:
       lengths: [G, S] int32, none above `row_length`; a sequence of length 0 is left out.
       row_length: places of a row.
+      rows: of a trip.
     """
-    return jax.vmap(lambda x: _place(x, row_length))(lengths)
+    return jax.vmap(lambda x: _place(x.astype(jnp.int32), row_length, rows))(lengths)
 
 
-def _place(lengths: jax.Array, row_length: int) -> Places:
+def _place(lengths: jax.Array, row_length: int, rows: int) -> Places:
     count = lengths.shape[0]
-
-    def put(fill: jax.Array, one: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        length = lengths[one]
-        row = jnp.where(length > 0, jnp.argmax(fill + length <= row_length), count)
-        start = fill[jnp.minimum(row, count - 1)]
-        return fill.at[row].add(length, mode="drop"), (row, start)
-
     longest_first = jnp.argsort(-lengths, stable=True)
-    fill, placed = jax.lax.scan(put, jnp.zeros(count, jnp.int32), longest_first)
-    row, start = (jnp.zeros(count, jnp.int32).at[longest_first].set(x.astype(jnp.int32)) for x in placed)
+
+    def put(lengths: jax.Array, choose: Callable[[jax.Array, jax.Array], jax.Array]) -> tuple[jax.Array, ...]:
+        """Rows and first places [S] of sequences with a length, each in the row that `choose(fill, length)` gives; fills [S]."""
+
+        def one(fill: jax.Array, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            row = jnp.where(lengths[i] > 0, choose(fill, lengths[i]).astype(jnp.int32), count)
+            return fill.at[row].add(lengths[i], mode="drop"), (row, fill.at[row].get(mode="clip"))
+
+        fill, placed = jax.lax.scan(one, jnp.zeros(count, jnp.int32), longest_first)
+        row, start = (jnp.zeros(count, jnp.int32).at[longest_first].set(x) for x in placed)
+        return row, start, fill
+
+    row, start, fill = put(lengths, lambda fill, length: jnp.argmax(fill + length <= row_length))
     fullest_first = jnp.argsort(-fill, stable=True)
-    rank = (
-        jnp.zeros(count + 1, jnp.int32).at[fullest_first].set(jnp.arange(count, dtype=jnp.int32)).at[count].set(count)
-    )
-    return Places(rank[row], start, lengths.astype(jnp.int32), fill[fullest_first])
+    fill = fill[fullest_first]
+    rank = jnp.zeros(count, jnp.int32).at[fullest_first].set(jnp.arange(count, dtype=jnp.int32))
+    row = jnp.where(row < count, rank.at[row].get(mode="clip"), count)
+
+    # The last trip again.
+    at = jnp.arange(count)
+    first = jnp.maximum(((fill > 0).sum() - 1) // rows * rows, 0)
+    last = (row >= first) & (row < count)
+    emptiest = lambda fill, _: jnp.argmin(jnp.where(at < rows, fill, row_length + 1))
+    again, again_start, again_fill = put(jnp.where(last, lengths, 0), emptiest)
+    shorter = again_fill.max() < fill[first]
+    row = jnp.where(last & shorter, first + again, row)
+    start = jnp.where(last & shorter, again_start, start)
+    moved = again_fill.at[jnp.maximum(at - first, 0)].get(mode="clip")
+    fill = jnp.where(shorter & (at >= first), moved, fill)
+    return Places(row, start, lengths, fill)
 
 
 def trips(places: Places, rows: int, lengths: tuple[int, ...]) -> jax.Array:
     """How many trips of `rows` rows a shard have each of the lengths (ascending), [lengths] int32.
 
-    As rows are sorted by fill, the trips of the longest rows come first.
+    The trips of the longest rows come first.
     """
-    fullest = places.fill[:, ::rows].max(axis=0)  # rows are sorted, so a trip's first is its fullest
+    fill = jnp.pad(places.fill, ((0, 0), (0, -places.fill.shape[1] % rows)))
+    fullest = fill.reshape(fill.shape[0], -1, rows).max(axis=(0, 2))
     rung = (fullest[:, None] > jnp.asarray(lengths, jnp.int32)).sum(axis=1)
     return ((rung[:, None] == jnp.arange(len(lengths))) & (fullest > 0)[:, None]).sum(axis=0).astype(jnp.int32)
 

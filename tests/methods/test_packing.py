@@ -15,7 +15,7 @@ LONGEST = 10
 
 @pytest.fixture(scope="module")
 def places():
-    return packing.place(jnp.asarray(LENGTHS), LONGEST)
+    return packing.place(jnp.asarray(LENGTHS), LONGEST, 1)
 
 
 def first_fit_decreasing(lengths, row_length):
@@ -34,7 +34,7 @@ def first_fit_decreasing(lengths, row_length):
 @pytest.mark.parametrize("seed", range(3))
 def test_sequences_go_where_first_fit_decreasing_puts_them(seed):
     lengths = np.random.default_rng(seed).integers(0, 30, (3, 12)).astype(np.int32)
-    places = packing.place(jnp.asarray(lengths), 32)
+    places = packing.place(jnp.asarray(lengths), 32, 1)
     for shard, row in enumerate(lengths):
         want, fill = first_fit_decreasing(row.tolist(), 32)
         at = [
@@ -46,7 +46,8 @@ def test_sequences_go_where_first_fit_decreasing_puts_them(seed):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_every_token_stands_in_one_place_of_the_trips(places, rows):
+def test_every_token_stands_in_one_place_of_the_trips(rows):
+    places = packing.place(jnp.asarray(LENGTHS), LONGEST, rows)
     lengths = packing.row_lengths(LONGEST, 2)
     assert lengths == (8, 10)
     counts = packing.trips(places, rows, lengths)
@@ -59,15 +60,15 @@ def test_every_token_stands_in_one_place_of_the_trips(places, rows):
                 seen.append((int(g), int(one.sequence[g, r, p]), int(one.place[g, r, p])))
             trip += 1
     assert sorted(seen) == [(g, s, p) for g, row in enumerate(LENGTHS) for s, n in enumerate(row) for p in range(n)]
-    used = (np.asarray(places.fill) > 0).sum(axis=1).max()
+    used = max(len(first_fit_decreasing(row.tolist(), LONGEST)[1]) for row in LENGTHS)
     assert trip == -(-used // rows)  # no trip is empty on all shards
 
 
 def test_a_trip_has_the_shortest_length_that_holds_its_rows():
-    places = packing.place(jnp.asarray([[10, 8, 3], [10, 9, 1]]), 10)
+    places = packing.place(jnp.asarray([[10, 8, 3], [10, 9, 1]]), 10, 1)
     assert packing.trips(places, 1, (4, 8, 10)).tolist() == [1, 0, 2]  # fills: 10 and 10, 8 and 10, 3 and 0
-    assert packing.trips(packing.place(jnp.asarray([[4, 0]]), 10), 1, (4, 8, 10)).tolist() == [1, 0, 0]
-    assert packing.trips(packing.place(jnp.zeros((2, 3), jnp.int32), 10), 1, (4, 8, 10)).tolist() == [0, 0, 0]
+    assert packing.trips(packing.place(jnp.asarray([[4, 0]]), 10, 1), 1, (4, 8, 10)).tolist() == [1, 0, 0]
+    assert packing.trips(packing.place(jnp.zeros((2, 3), jnp.int32), 10, 1), 1, (4, 8, 10)).tolist() == [0, 0, 0]
 
 
 def test_segments_and_positions_of_a_row(places):
@@ -95,3 +96,12 @@ def test_shards_get_as_many_completions_and_about_as_many_tokens(shards):
 def test_a_shard_that_has_all_its_completions_gets_no_more():
     order = packing.deal(jnp.asarray([9.0, 1.0, 1.0, 1.0]), 2)
     assert order.tolist() == [0, 3, 1, 2]  # the first shard has one more completion, though it has the largest load
+
+
+def test_rows_of_the_last_trip_are_about_equally_full():
+    lengths = [9, 8, 4, 3, 2, 1, 1]  # rows 10, 10 and 8 by first fit
+    places = packing.place(jnp.asarray([lengths]), 10, 2)
+    assert places.fill[0, :4].tolist() == [10, 10, 4, 4]  # 4 and 3 + 1
+    assert packing.trips(places, 2, (4, 8, 10)).tolist() == [1, 0, 1]
+    alone = packing.place(jnp.asarray([lengths]), 10, 8)
+    assert alone.fill[0].tolist() == [9, 8, 4, 3, 2, 1, 1]  # one trip of many rows
