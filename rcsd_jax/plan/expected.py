@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,13 +192,12 @@ def _trip(config: Settings, run: Run, drawn: Sequence[Drawn]) -> Settings:
     role = "teacher" if run.program == "teacher scoring" else "student"
     completions = sum(int(batch.completion.sum()) for batch in drawn)
     prompts = sum(int(getattr(batch, role).sum()) for batch in drawn)
-    assert run.row is not None
+    assert run.row is not None and run.rows is not None
     completion = round(run.row * completions / (prompts + completions))
-    rows = config.train.batch_size // config.train.microbatches
     given: dict[str, Any] = {f"max_{role}_prompt": run.row - completion}
     return dataclasses.replace(
         config,
-        train=dataclasses.replace(config.train, batch_size=rows, microbatches=1),
+        train=dataclasses.replace(config.train, batch_size=run.rows, microbatches=1),
         sampling=dataclasses.replace(config.sampling, max_new_tokens=completion, slots=0, group=1),
         data=dataclasses.replace(config.data, **given),
     )
@@ -212,7 +211,7 @@ def price(m: Measured) -> Price:
 
 def _length(run: Run) -> int:
     """The sum of its lengths."""
-    return sum(n or 0 for n in run[1:])
+    return (run.student_prompt or 0) + (run.teacher_prompt or 0) + (run.row or 0)
 
 
 def to_compile(runs: Mapping[Run, float]) -> set[Run]:
@@ -222,7 +221,7 @@ def to_compile(runs: Mapping[Run, float]) -> set[Run]:
       runs: how often each runs.
     """
     chosen = set()
-    for own in _by_program(runs).values():
+    for own in _alike(runs):
         if len(own) <= COMPILED or any(run.student_prompt and run.teacher_prompt for run in own):
             chosen |= set(own)
             continue
@@ -238,9 +237,9 @@ def interpolated(found: Mapping[Run, Price], runs: Mapping[Run, float]) -> dict[
     Work grows faster than a row, because attention does: the line lies above it.
     """
     prices = dict(found)
-    for own in _by_program(found).values():
+    for own in _alike(found):
         for run in runs:
-            if run.program == own[0].program and run not in prices:
+            if (run.program, run.rows) == (own[0].program, own[0].rows) and run not in prices:
                 shorter = max((one for one in own if _length(one) <= _length(run)), key=_length)
                 longer = min((one for one in own if _length(one) >= _length(run)), key=_length)
                 share = (_length(run) - _length(shorter)) / (_length(longer) - _length(shorter))
@@ -259,12 +258,12 @@ def _between(shorter: Price, longer: Price, share: float) -> Price:
     )
 
 
-def _by_program(runs: Mapping[Run, Any]) -> dict[str, list[Run]]:
-    """The runs of each program, the shortest first."""
-    grouped: dict[str, list[Run]] = defaultdict(list)
+def _alike(runs: Iterable[Run]) -> list[list[Run]]:
+    """The runs of each program with as many rows, the shortest first."""
+    grouped: dict[Any, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=_length):
-        grouped[run.program].append(run)
-    return grouped
+        grouped[run.program, run.rows].append(run)
+    return list(grouped.values())
 
 
 # --- the sum ---------------------------------------------------------------------------------------------------------

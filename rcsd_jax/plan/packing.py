@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 
@@ -31,48 +32,53 @@ def deal(weights: np.ndarray, shards: int) -> list[np.ndarray]:
     return [np.array(mine, int) for mine in own]
 
 
-def fills(lengths: Sequence[int], row: int) -> list[int]:
-    """Tokens in each row when sequences are packed: the longest first, each into the first row that has the space.
+def fills(lengths: Sequence[int], row_length: int, rows: int) -> list[list[int]]:
+    """Tokens in each row of each trip when a shard's sequences are packed.
+
+    The longest go first, each into the first row with room for it; the fullest rows are the first trip's. The sequences of the last trip
+    are then put again, each into the row that has least so far, if that makes it shorter.
 
     Args:
-      lengths: of the sequences.
-      row: tokens that a row can hold, at least the longest.
-
-    Returns:
-      The rows' tokens, the fullest first.
+      lengths: of the sequences, none above `row_length`.
+      row_length: tokens that a row can hold.
+      rows: of a trip.
 
     Examples:
-      >>> fills([3, 5, 7, 4], row=10)  # 7 + 3, 5 + 4
-      [10, 9]
+      >>> fills([3, 5, 7, 4], row_length=10, rows=1)  # 7 + 3, 5 + 4
+      [[10], [9]]
+      >>> fills([3, 5, 7, 4], row_length=20, rows=2)  # all would fit in one row: 7 + 3, 5 + 4 is shorter
+      [[10, 9]]
     """
-    rows: list[int] = []
+    packed: list[list[int]] = []
     for length in sorted(lengths, reverse=True):
-        first = next((i for i, fill in enumerate(rows) if fill + length <= row), None)
+        first = next((row for row in packed if sum(row) + length <= row_length), None)
         if first is None:
-            rows.append(length)
+            packed.append([length])
         else:
-            rows[first] += length
-    return sorted(rows, reverse=True)
+            first.append(length)
+    packed.sort(key=sum, reverse=True)
+    trips = [packed[i : i + rows] for i in range(0, len(packed), rows)]
+    found = [[sum(row) for row in trip] for trip in trips]
+    again = [0] * rows
+    for length in sorted((length for row in trips[-1] for length in row), reverse=True):
+        again[again.index(min(again))] += length
+    if max(again) < max(found[-1]):
+        found[-1] = again
+    return found
 
 
-def lengths_of_trips(shards: Sequence[Sequence[int]], rows: int, steps: Sequence[int]) -> list[int]:
-    """How long the rows of each trip are: a trip takes the next `rows` rows of every shard, at the shortest length that holds them.
+def lengths_of_trips(shards: Sequence[Sequence[int]], rows: int, lengths: Sequence[int]) -> list[int]:
+    """How long the rows of each trip are: it takes `rows` rows of every shard, at the shortest length that holds them.
 
     Args:
       shards: for every shard, the lengths of its sequences.
       rows: of a shard in a trip.
-      steps: the lengths that there are, ascending.
+      lengths: that rows may have, ascending; the last holds the longest sequence.
 
     Examples:
-      >>> lengths_of_trips([[300, 100], [900, 500]], rows=1, steps=[256, 512, 768, 1024])  # 400 and 900, none and 500
+      >>> lengths_of_trips([[300, 100], [900, 500]], rows=1, lengths=[256, 512, 768, 1024])  # 400 and 900, none and 500
       [1024, 512]
     """
-    packed = [fills(lengths, steps[-1]) for lengths in shards]
-    fullest = [
-        max(fill[trip * rows] for fill in packed if trip * rows < len(fill)) for trip in range(_trips(packed, rows))
-    ]
-    return [next(step for step in steps if step >= most) for most in fullest]
-
-
-def _trips(packed: Sequence[Sequence[int]], rows: int) -> int:
-    return max(-(-len(fill) // rows) for fill in packed)
+    packed = [fills(mine, lengths[-1], rows) for mine in shards]
+    fullest = [max(map(max, trips)) for trips in zip_longest(*packed, fillvalue=[0])]
+    return [next(length for length in lengths if length >= most) for most in fullest]

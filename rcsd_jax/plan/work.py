@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rcsd_jax.methods.packing import row_lengths
+from rcsd_jax.methods.packing import row_lengths, rows_of_trip
 from rcsd_jax.models.kernels import paged
 from rcsd_jax.plan.lengths import Drawn
 from rcsd_jax.plan.packing import deal, lengths_of_trips
@@ -28,12 +28,14 @@ class Run(NamedTuple):
       program: its name.
       student_prompt, teacher_prompt: padded prompts.
       row: tokens of a packed row.
+      rows: packed rows of one run, of all shards.
     """
 
     program: str
     student_prompt: int | None = None
     teacher_prompt: int | None = None
     row: int | None = None
+    rows: int | None = None
 
 
 class Work(NamedTuple):
@@ -264,7 +266,7 @@ def packed_step(drawn: Drawn, prompts: tuple[int, int], how: Learning) -> Work:
 
     It is that of `methods.packed_learning`.
     """
-    rows = len(drawn.completion) // (how.microbatches * how.shards)  # of a shard in a trip
+    most = len(drawn.completion) // (how.microbatches * how.shards)
     student, teacher = drawn.student + drawn.completion, drawn.teacher + drawn.completion
     own = deal(3 * student + (teacher if how.scores else student), how.shards)
     runs: dict[Run, float] = defaultdict(float)
@@ -272,10 +274,12 @@ def packed_step(drawn: Drawn, prompts: tuple[int, int], how: Learning) -> Work:
 
     def pack(program: str, sequences: Sequence[np.ndarray], prompt: int) -> None:
         nonlocal real, padded
+        longest = prompt + how.completion
+        rows = rows_of_trip(longest, most)  # of a shard
         # The last token of a completion predicts nothing.
         shards = [np.concatenate([lengths[mine] - 1 for lengths in sequences]).tolist() for mine in own]
-        for length in lengths_of_trips(shards, rows, row_lengths(prompt + how.completion, how.row_lengths)):
-            runs[Run(program, row=length)] += 1
+        for length in lengths_of_trips(shards, rows, row_lengths(longest, how.row_lengths)):
+            runs[Run(program, row=length, rows=rows * how.shards)] += 1
             padded += rows * how.shards * length
         real += sum(map(sum, shards))
 

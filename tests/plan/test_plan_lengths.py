@@ -112,24 +112,22 @@ def test_the_work_of_a_packed_update_by_hand():
     # Two shards. Sequences of 7, 61, 40 and 28 tokens, with the teacher's 19, 65, 36 and 42. The first shard has 1 and 0, the second
     # 2 and 3. The student's rows have 48 or 90 tokens: 61 + 7 and 40 + 28 are one row each. The teacher's have 40 or 70: none holds
     # 65 + 19 or 42 + 36, so there is a second trip, for 19 and 36.
+    student, teacher = Run("student forward+backward", rows=2), Run("teacher scoring", rows=2)
     work = update([BATCH], learning(shards=2, row_lengths=2))
     learnt = {run: count for run, count in work.runs.items() if run.row}
-    assert learnt == {
-        Run("student forward+backward", row=90): 1,
-        Run("teacher scoring", row=70): 1,
-        Run("teacher scoring", row=40): 1,
-    }
+    assert learnt == {student._replace(row=90): 1, teacher._replace(row=70): 1, teacher._replace(row=40): 1}
     assert work.padded == 2 * (90 + 70 + 40) and work.real == 7 + 61 + 40 + 28 + 19 + 65 + 36 + 42
-    whole = update([BATCH], learning(shards=2, row_lengths=2, microbatches=1))  # two rows of a shard in a trip
-    assert whole.runs[Run("teacher scoring", row=70)] == 1 and whole.padded == 2 * 2 * (90 + 70)
+    # With two rows of a shard in a trip, 61 and 7, 40 and 28.
+    wide = update([BATCH], learning(shards=2, row_lengths=2, microbatches=1))
+    assert wide.runs[Run("teacher scoring", row=70, rows=4)] == 1 and wide.padded == 2 * 2 * (90 + 70)
     # With guidance the teacher's rows have 48 or 90 tokens: 65 + 19 and 61 + 7, 42 + 40 and 36 + 28.
     guided = update([BATCH], learning(shards=2, row_lengths=2, guided=True))
-    assert guided.runs[Run("teacher scoring", row=90)] == 2 and guided.real == work.real + 7 + 61 + 40 + 28
+    assert guided.runs[teacher._replace(row=90)] == 2 and guided.real == work.real + 7 + 61 + 40 + 28
     no_teacher = update([BATCH], learning(shards=2, row_lengths=2, scores=False))
     assert no_teacher.real == 7 + 61 + 40 + 28 and no_teacher.padded == 2 * 90
 
 
-@pytest.mark.parametrize("shards, rows", [(1, 2), (4, 1), (4, 2)])
+@pytest.mark.parametrize("shards, rows", [(1, 3), (4, 1), (4, 2)])
 def test_a_batch_is_dealt_and_packed_as_the_step_does_it(shards, rows):
     random = np.random.default_rng(shards)
     lengths_of = methods_packing.row_lengths(4096, 4)
@@ -139,7 +137,7 @@ def test_a_batch_is_dealt_and_packed_as_the_step_does_it(shards, rows):
         if shards > 1:
             assert np.concatenate(own).tolist() == methods_packing.deal(jnp.asarray(lengths), shards).tolist()
         mine = [lengths[part].tolist() for part in own]
-        counts = methods_packing.trips(methods_packing.place(jnp.asarray(mine), 4096), rows, lengths_of)
+        counts = methods_packing.trips(methods_packing.place(jnp.asarray(mine), 4096, rows), rows, lengths_of)
         trips = packing.lengths_of_trips(mine, rows, lengths_of)
         assert [trips.count(length) for length in lengths_of] == counts.tolist()
 
