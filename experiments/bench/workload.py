@@ -1,7 +1,7 @@
 """A workload of real lengths, as numbers of tokens: prompts of both roles, completions that end early, and what padding adds.
 
-The histograms of prompts have the shape of 399 rows of RaR-Science, the teacher's with their rubric, in a byte-pair vocabulary of 49
-thousand (CLIP's), shifted to means of 131 and 472 tokens. Completions are lognormal.
+Prompts are those of the planner's `--lengths=rar_science`: 399 rows of RaR-Science, the teacher's with their rubric, counted with
+Qwen3's tokenizer. Completions are lognormal, as there.
 """
 
 from __future__ import annotations
@@ -12,22 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rcsd_jax.plan.lengths import Drawn
+from rcsd_jax.plan.lengths import Drawn, Lognormal, read, within
 from rcsd_jax.plan.programs import Queue
 from rcsd_jax.plan.work import queued
 from rcsd_jax.run.batch import padded_length
 
-STUDENT_PROMPTS = (
-    *((48, 64, 13), (64, 80, 25), (80, 96, 68), (96, 112, 92), (112, 128, 57), (128, 160, 67), (160, 192, 37)),
-    *((192, 224, 18), (224, 288, 11), (288, 384, 8), (416, 428, 1), (813, 825, 1), (1392, 1404, 1)),
-)
-"""The student's prompts: (shortest, longest, rows) of each bin."""
-TEACHER_MORE = (
-    *((224, 256, 7), (256, 288, 45), (288, 320, 106), (320, 352, 106), (352, 384, 56), (384, 416, 42), (416, 480, 31)),
-    *((480, 544, 3), (544, 546, 3)),
-)
-"""How much longer the teacher's prompt of a row is."""
-SIGMA = 0.8  # of the logarithm of a completion's length
+HISTOGRAM = read("rar_science")
+assert isinstance(HISTOGRAM.completions, Lognormal), "the one that ships"
+COMPLETIONS = HISTOGRAM.completions
+LIMITS = 2048, 4096
+"""The longest prompts of student and teacher: the settings' defaults."""
 
 
 class Rows(NamedTuple):
@@ -56,7 +50,7 @@ class Workload:
     """
 
     shrink: int = 16
-    median: int = 800
+    median: int = round(COMPLETIONS.median)
 
     @property
     def limit(self) -> int:
@@ -65,9 +59,8 @@ class Workload:
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Prompt lengths of student and teacher of all rows, [399] int each. They do not depend on a seed."""
-        student = expanded(STUDENT_PROMPTS)
-        more = np.random.default_rng(0).permutation(expanded(TEACHER_MORE))
-        return self._shrunk(student), self._shrunk(student + more)
+        kept = within(HISTOGRAM, student=LIMITS[0], teacher=LIMITS[1])
+        return self._shrunk(np.repeat(kept.student, kept.rows)), self._shrunk(np.repeat(kept.teacher, kept.rows))
 
     def batches(self, size: int, count: int) -> list[Drawn]:
         """The first `count` batches of `size` rows. Rows come in random order, each once before any comes again."""
@@ -75,7 +68,9 @@ class Workload:
         student, teacher = self.rows()
         passes = -(-size * count // len(student))
         order = np.concatenate([rng.permutation(len(student)) for _ in range(passes)])
-        drawn = np.minimum(rng.lognormal(np.log(self.median), SIGMA, size * count), self.limit * self.shrink)
+        drawn = np.minimum(
+            rng.lognormal(np.log(self.median), COMPLETIONS.sigma, size * count), self.limit * self.shrink
+        )
         completions = self._shrunk(drawn)
         parts = [slice(i * size, (i + 1) * size) for i in range(count)]
         return [Drawn(student[order[part]], teacher[order[part]], completions[part]) for part in parts]
@@ -85,8 +80,8 @@ class Workload:
         student, teacher = self.rows()
         pad_to = 128 // self.shrink
         return (
-            padded_length(lengths.student.tolist(), int(student.max()), pad_to, 2048 // self.shrink),
-            padded_length(lengths.teacher.tolist(), int(teacher.max()), pad_to, 4096 // self.shrink),
+            padded_length(lengths.student.tolist(), int(student.max()), pad_to, LIMITS[0] // self.shrink),
+            padded_length(lengths.teacher.tolist(), int(teacher.max()), pad_to, LIMITS[1] // self.shrink),
         )
 
     def _shrunk(self, lengths: np.ndarray) -> np.ndarray:
@@ -98,16 +93,6 @@ def with_tokens(lengths: Drawn, vocab_size: int) -> Rows:
     rng = np.random.default_rng(0)
     teacher = [rng.integers(8, vocab_size, n).astype(np.int32) for n in lengths.teacher]
     return Rows(lengths, [row[:n] for row, n in zip(teacher, lengths.student, strict=True)], teacher)
-
-
-def expanded(histogram: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """The lengths of all rows of a histogram, those of a bin evenly spread.
-
-    Examples:
-      >>> expanded([(0, 8, 2), (10, 20, 1)]).tolist()
-      [2.0, 6.0, 15.0]
-    """
-    return np.concatenate([low + (np.arange(n) + 0.5) * (high - low) / n for low, high, n in histogram])
 
 
 def real(lengths: Drawn) -> Tokens:

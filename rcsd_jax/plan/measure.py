@@ -129,7 +129,8 @@ def _measured(
 ) -> Measured:
     spent = Cost()
     if answer.text:
-        spent = cost_of(hlo.parse(answer.text), rates(chip, plan), dynamic_trips=decode_steps)
+        trips = decode_steps if program.trips is None else program.trips
+        spent = cost_of(hlo.parse(answer.text), rates(chip, plan), dynamic_trips=trips)
     if decode_steps is not None and program.name == "decode":
         program = program._replace(runs=program.runs // plan.lengths.completion * decode_steps)
     bound = (plan.weight_bytes + plan.cache_bytes) / chip.hbm if program.name == "decode" else None

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from rcsd_jax.checkpoints.hf_config import config_of_fields, read_config
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.methods import contract, rollout, step
+from rcsd_jax.methods import contract, packed_learning, packing, rollout, step
 from rcsd_jax.methods.networks import BASE, Network, RoleNetwork
 from rcsd_jax.methods.score_both import score_teacher
 from rcsd_jax.methods.state import shardings_of, update
@@ -48,12 +48,14 @@ class Program(NamedTuple):
       runs: how often a step runs it; of "train step", 1.
       rows: of the batch that one run takes.
       lower: traces it; compiling what it returns takes the time.
+      trips: how often its loops run whose end the compiler does not know; None: it knows all.
     """
 
     name: str
     runs: int
     rows: int
     lower: Callable[[], jax.stages.Lowered]
+    trips: int | None = None
 
 
 NAMES = ("train step", "prefill", "decode", "teacher scoring", "student forward+backward", "update")
@@ -96,6 +98,7 @@ class Plan(NamedTuple):
     weight_bytes: float  # of one chip: what decoding reads for every token, as it lies in the program "decode"
     cache_bytes: float  # of one chip: keys and values of whole sequences there
     queue: Queue | None  # how completions are sampled; None: all rows of the batch at once
+    packed: bool  # sequences are learned from in packed rows; a run of a program over them is a trip
     programs: dict[str, Program]
 
 
@@ -158,19 +161,21 @@ def plan(config: Settings, devices: Sequence[Any]) -> Plan:
     queue, decoded, prefilled, prompts = make.queue, sizes.batch, sizes.batch, sizes.batch
     if queue:
         decoded, prefilled, prompts = queue.slots, queue.refill, sizes.batch // queue.group
+    scored, learnt = make.rows_together(make.teacher_length), make.rows_together(make.student_length)
     table = (
         Program("train step", 1, sizes.batch, make.train_step),
         Program("prefill", -(-prompts // prefilled), prefilled, make.prefill),
         Program("decode", sizes.completion * sizes.batch // decoded, decoded, make.decode),
-        Program("teacher scoring", sizes.microbatches, rows, make.scoring),
-        Program("student forward+backward", sizes.microbatches, rows, make.gradients),
+        Program("teacher scoring", sizes.batch // scored, scored, make.scoring),
+        Program("student forward+backward", sizes.batch // learnt, learnt, make.gradients, make.chunks()),
         Program("update", 1, sizes.batch, make.update),
     )
     absent = ["teacher scoring"] if setup.recipe.roles.teacher is None else []
     absent += ["prefill", "decode"] if config.sampling.source == "reference" else []
     programs = {program.name: program for program in table if program.name not in absent}
     held = make.weight_bytes(), make.cache_bytes()
-    return Plan(shape, mesh, sizes, config.lora.rank, tuple(config.lora.targets), *held, queue, programs)
+    targets, packed = tuple(config.lora.targets), bool(setup.recipe.row_lengths)
+    return Plan(shape, mesh, sizes, config.lora.rank, targets, *held, queue, packed, programs)
 
 
 def _on(placement: Any, tree: Any) -> Any:
@@ -191,6 +196,11 @@ class _Programs:
         self.sampling = setup.recipe.rollout.sampling
         self.rows = sharding.batch_sharding(mesh)
         self.queue = self._queue()
+        # Of the longest sequences; with guidance the teacher also scores completions after the student's prompts.
+        self.student_length = sizes.student_prompt + sizes.completion
+        self.teacher_length = sizes.teacher_prompt + sizes.completion
+        if self.recipe.loss.guidance:
+            self.teacher_length = max(self.teacher_length, self.student_length)
 
     def _array(self, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.rows)
@@ -245,7 +255,7 @@ class _Programs:
 
     def _queue(self) -> Queue | None:
         """What `slots.generate_queue` makes of the settings."""
-        slots = self.config.sampling.slots
+        slots = self.recipe.rollout.slots
         if not slots:
             return None
         with jax.set_mesh(self.mesh):
@@ -362,10 +372,32 @@ class _Programs:
     def scoring(self) -> jax.stages.Lowered:
         teacher = self.recipe.roles.teacher
         assert teacher is not None, "a method without one has no such program"
+        if self.recipe.row_lengths:
+            trip = self._trip(self.teacher_length)
+            return self._lower(packed_learning.score_trip, self._network(teacher), trip, out_shardings=self.rows)
         score = functools.partial(score_teacher, guidance=self.recipe.loss.guidance)
         return self._lower(score, self._network(teacher), self._completions(), out_shardings=self.rows)
 
+    def chunks(self) -> int | None:
+        """Chunks of the loss in a trip, whose loop ends with the last completion token; None without packing."""
+        return -(-self.sizes.completion // self.recipe.loss.chunk_size) if self.recipe.row_lengths else None
+
+    def rows_together(self, length: int) -> int:
+        """Rows of the batch that one run of a learning program takes, with sequences up to this length."""
+        rows = self.sizes.batch // self.sizes.microbatches
+        shards = sharding.row_shards("train", self.mesh)
+        return packing.rows_of_trip(length, rows // shards) * shards if self.recipe.row_lengths else rows
+
+    def _trip(self, length: int) -> packed_learning.Trip:
+        """A trip over rows of this length."""
+        rows, shards = self.rows_together(length), sharding.row_shards("train", self.mesh)
+        row, of_shard = self._array(rows, length), (shards, rows // shards, length)
+        places = self._array(*of_shard)
+        return packed_learning.Trip(row, row, row, row, places, places, self._array(*of_shard, dtype=jnp.float32))
+
     def gradients(self) -> jax.stages.Lowered:
+        if self.recipe.row_lengths:
+            return self._trip_gradients(self.student_length)
         completions, teacher = self._completions(), None
         hidden: jax.ShapeDtypeStruct | None = None
         if self.recipe.roles.teacher is not None:
@@ -377,6 +409,22 @@ class _Programs:
         return self._lower(
             functools.partial(step.loss_and_gradient, self.recipe),
             state, self.setup.frozen, teacher, hidden, completions, weights,
+            out_shardings=(None, self._shardings(state.trained)),
+        )  # fmt: skip
+
+    def _trip_gradients(self, length: int) -> jax.stages.Lowered:
+        trip, teacher = self._trip(length), None
+        hidden: jax.ShapeDtypeStruct | None = None
+        if self.recipe.roles.teacher is not None:
+            teacher = self._network(self.recipe.roles.teacher)
+            config = teacher.decoder.config
+            hidden = self._array(*trip.tokens.shape, config.hidden_size, dtype=config.dtype)
+        state, tokens = self.setup.abstract, trip.tokens
+        number = self._array(*tokens.shape, dtype=jnp.float32)
+        of_tokens = contract.CompletionTokens(tokens, number, number), contract.Weights(number, number)
+        return self._lower(
+            functools.partial(packed_learning.trip_loss_and_gradient, self.recipe),
+            state, self.setup.frozen, teacher, hidden, trip, *of_tokens,
             out_shardings=(None, self._shardings(state.trained)),
         )  # fmt: skip
 

@@ -99,13 +99,13 @@ def _program(plan: Plan, chip: Chip, m: Measured) -> dict[str, Any]:
 def step(plan: Plan, chip: Chip, measured: dict[str, Measured]) -> dict[str, Any]:
     """Time and cost of one step and of 100; None if a program is missing or does not fit.
 
-    The time is that of the whole step's schedule, or else the sum of its parts. With a queue it is the sum: the schedule does not say how
-    often the queue's loops run.
+    The time is that of the whole step's schedule, or else the sum of its parts. With a queue or packed rows it is the sum: the schedule does
+    not say how often their loops run.
     """
     parts = {name: m.cost.seconds * m.program.runs for name, m in measured.items() if name != "train step" and m.fits}
     whole = measured.get("train step")
     from_parts = sum(parts.values()) if set(parts) >= set(plan.programs) - {"train step"} else None
-    seconds = whole.cost.seconds if whole and whole.fits and not plan.queue else from_parts
+    seconds = whole.cost.seconds if whole and whole.fits and not (plan.queue or plan.packed) else from_parts
     chip_hours = seconds * chips_of(plan, chip) / 3600 if seconds else None
     decode = measured["decode"].program if "decode" in measured else plan.programs.get("decode")
     tokens = decode.runs * decode.rows if decode else plan.lengths.batch * plan.lengths.completion
@@ -138,8 +138,9 @@ def _expected(e: dict[str, Any], step: dict[str, Any]) -> list[str]:
         f"  its parts, compiled separately: {shares}",
     ]
     if e["occupancy"] is not None:
+        together = f" of a rollout of {e['batches_per_rollout']} batches" if e["batches_per_rollout"] > 1 else ""
         lines.append(
-            f"  sampling: {e['decode_steps']:.0f} decode steps, {_percent(e['occupancy'])} of the slots busy, "
+            f"  sampling{together}: {e['decode_steps']:.0f} decode steps for each batch, {_percent(e['occupancy'])} of the slots busy, "
             f"{_percent(e['cache_read'])} of the cache read"
         )
     lines.append(

@@ -1,104 +1,183 @@
-"""From the lengths of a batch to the work of its step: which program runs how often, and at which padded lengths.
+"""From the lengths of batches to the work of an update: which program runs how often, and at which lengths.
 
-`padded_step` is the step as it is: prompts padded as `run/batch.py` pads them, completions to the longest that there may be. Another way
-to fill shapes is another function from `Drawn` to `Work`.
+A rollout samples the completions of some batches, which are then learned from one by one. `rollout` is the work of sampling;
+`padded_step` and `packed_step` are two ways to learn from a batch. Another way to fill shapes is another function from `Drawn` to `Work`.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from rcsd_jax.methods.packing import row_lengths, rows_of_trip
 from rcsd_jax.models.kernels import paged
 from rcsd_jax.plan.lengths import Drawn
+from rcsd_jax.plan.packing import deal, lengths_of_trips
 from rcsd_jax.plan.programs import Queue
 from rcsd_jax.run.batch import padded_length
 
 
 class Run(NamedTuple):
-    """A program of `programs.NAMES` at padded prompt lengths; None where it does not depend on a role's prompts."""
+    """A program of `programs.NAMES`, and the lengths that it is compiled for: None where it does not depend on them.
+
+    Attributes:
+      program: its name.
+      student_prompt, teacher_prompt: padded prompts.
+      row: tokens of a packed row.
+      rows: packed rows of one run, of all shards.
+    """
 
     program: str
     student_prompt: int | None = None
     teacher_prompt: int | None = None
+    row: int | None = None
+    rows: int | None = None
 
 
 class Work(NamedTuple):
-    """The work of one step.
+    """Some work.
 
     Attributes:
       runs: how often each program runs.
       decoded: tokens of completions.
       places: tokens that decoding had room for: its steps times its slots.
-      cache_read: the share of the cache that a decode step reads, if it reads the blocks in use; 0 without decoding.
+      read: places of the cache that decoding reads, if it reads the blocks in use.
+      cache: places that it would read if it read all of the cache.
       real: tokens that student and teacher score, prompts and completions.
       padded: the same with padding.
     """
 
-    runs: dict[Run, int]
-    decoded: int
-    places: int
-    cache_read: float
-    real: int
-    padded: int
+    runs: Mapping[Run, float]
+    decoded: float = 0
+    places: float = 0
+    read: float = 0
+    cache: float = 0
+    real: float = 0
+    padded: float = 0
 
 
-class Padding(NamedTuple):
-    """What decides how a step pads.
+class Sampling(NamedTuple):
+    """What decides the work of a rollout.
+
+    Attributes:
+      queue: how its completions are sampled; None: all at once.
+      completion: the longest completion.
+    """
+
+    queue: Queue | None
+    completion: int
+
+
+class Learning(NamedTuple):
+    """What decides the work of a step.
+
+    Attributes:
+      completion: tokens that every completion is padded to.
+      microbatches: parts of a batch.
+      scores: a teacher scores the completions.
+      guided: it also scores them without its context, after the student's prompt.
+      shards: of rows on the mesh; packing deals a batch to them.
+      row_lengths: how many static lengths a packed row can have; 0: rows are not packed.
+    """
+
+    completion: int
+    microbatches: int
+    scores: bool = True
+    guided: bool = False
+    shards: int = 1
+    row_lengths: int = 0
+
+
+class Prompts(NamedTuple):
+    """How the prompts of a rollout are padded.
 
     Attributes:
       pad_to: `data.pad_to`.
       student, teacher: (longest prompt of the data, limit) of each role.
-      completion: tokens that every completion is padded to.
-      microbatches: parts of a batch.
-      samples: completions are sampled, not taken from the data.
-      queue: how they are sampled; None: all rows of the batch at once.
-      scores: a teacher scores them.
-      guided: it also scores them without its context, after the student's prompt.
     """
 
     pad_to: int
     student: tuple[int, int]
     teacher: tuple[int, int]
-    completion: int
-    microbatches: int
-    samples: bool = True
-    queue: Queue | None = None
-    scores: bool = True
-    guided: bool = False
+
+    def padded(self, batches: Sequence[Drawn]) -> tuple[int, int]:
+        """The lengths that the prompts of student and teacher are padded to."""
+        student = [length for batch in batches for length in batch.student.tolist()]
+        teacher = [length for batch in batches for length in batch.teacher.tolist()]
+        return (
+            padded_length(student, self.student[0], self.pad_to, self.student[1]),
+            padded_length(teacher, self.teacher[0], self.pad_to, self.teacher[1]),
+        )
 
 
-def padded_step(drawn: Drawn, how: Padding) -> Work:
-    """The work of a step on a batch with these lengths."""
-    rows, completions = len(drawn.completion), int(drawn.completion.sum())
-    student = padded_length(drawn.student.tolist(), how.student[0], how.pad_to, how.student[1])
-    teacher = padded_length(drawn.teacher.tolist(), how.teacher[0], how.pad_to, how.teacher[1])
-    runs = {Run("student forward+backward", student): how.microbatches, Run("update"): 1}
-    real, padded = int(drawn.student.sum()) + completions, rows * (student + how.completion)
-    places, cache_read = 0, 0.0
-    if how.samples:
-        slots = how.queue.slots if how.queue else rows
-        longest = int(drawn.completion.max())
-        steps, prefills = queued(drawn.completion.tolist(), how.queue) if how.queue else (longest, 1)
-        runs |= {Run("prefill", student): prefills, Run("decode", student): steps}
-        places = steps * slots
-        cache = -(-(student + how.completion) // paged.PAGE) * paged.PAGE
-        block = paged.block(cache)
-        # In a batch, ended rows go on until the longest ends; in a queue, free slots begin again.
-        tokens = drawn.completion if how.queue else np.full(rows, longest)
-        read = _read(drawn.student, tokens, block).sum() + (places - tokens.sum()) * block
-        cache_read = float(read / (places * cache))
-    if how.scores:
-        runs[Run("teacher scoring", student if how.guided else None, teacher)] = how.microbatches
-        real += int(drawn.teacher.sum()) + completions
-        padded += rows * (teacher + how.completion)
-        if how.guided:
-            real += int(drawn.student.sum()) + completions
-            padded += rows * (student + how.completion)
-    return Work(runs, completions if how.samples else 0, places, cache_read, real, padded)
+class How(NamedTuple):
+    """What decides the work of an update.
+
+    Attributes:
+      prompts: how they are padded.
+      sampling: how completions are sampled; None: they are the data's.
+      learning: how a batch is learned from.
+      passes: how often each batch of a rollout is learned from.
+    """
+
+    prompts: Prompts
+    sampling: Sampling | None
+    learning: Learning
+    passes: int = 1
+
+
+def update(batches: Sequence[Drawn], how: How) -> Work:
+    """The work of an update, on average over those that a rollout of these batches serves."""
+    prompts = how.prompts.padded(batches)
+    learn = packed_step if how.learning.row_lengths else padded_step
+    parts = [learn(batch, prompts, how.learning) for batch in batches] * how.passes
+    if how.sampling:
+        parts.append(rollout(batches, prompts[0], how.sampling))
+    return _sum(parts, 1 / (len(batches) * how.passes))
+
+
+def _sum(works: Iterable[Work], factor: float) -> Work:
+    """The sum of works, times a factor."""
+    works = list(works)
+    runs: dict[Run, float] = defaultdict(float)
+    for work in works:
+        for run, count in work.runs.items():
+            runs[run] += factor * count
+    return Work(dict(runs), *(factor * sum(values) for values in zip(*(work[1:] for work in works), strict=True)))
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def rollout(batches: Sequence[Drawn], prompt: int, how: Sampling) -> Work:
+    """The work of sampling the completions of some batches.
+
+    Args:
+      batches: their lengths.
+      prompt: tokens that prompts are padded to.
+      how: they are sampled.
+    """
+    student, completion = (np.concatenate([getattr(b, name) for b in batches]) for name in ("student", "completion"))
+    rows, longest = len(completion), int(completion.max())
+    slots = how.queue.slots if how.queue else rows
+    steps, prefills = queued(completion.tolist(), how.queue) if how.queue else (longest, 1)
+    places = steps * slots
+    cache = cache_places(prompt, how.completion)
+    block = paged.block(cache)
+    # All at once, ended rows go on until the longest ends; in a queue, free slots begin again.
+    tokens = completion if how.queue else np.full(rows, longest)
+    read = float(_read(student, tokens, block).sum() + (places - tokens.sum()) * block)
+    runs = {Run("prefill", prompt): prefills, Run("decode"): steps}
+    return Work(runs, decoded=int(completion.sum()), places=places, read=read, cache=places * cache)
+
+
+def cache_places(prompt: int, completion: int) -> int:
+    """Places of a row in the cache: whole pages of `models.kernels.paged`."""
+    return -(-(prompt + completion) // paged.PAGE) * paged.PAGE
 
 
 def _read(prompt: np.ndarray, tokens: np.ndarray, block: int) -> np.ndarray:
@@ -128,7 +207,8 @@ def queued(completions: Sequence[int], queue: Queue) -> tuple[int, int]:
       >>> queued([3, 1, 1, 2], Queue(slots=2, refill=1, shards=1, group=1))  # one slot writes 3 + 0, the other 1 + 1 + 2
       (4, 4)
     """
-    parts = np.reshape(completions, (queue.shards, -1))
+    # Prompts are dealt to the shards in turn.
+    parts = np.reshape(completions, (-1, queue.shards, queue.group)).swapaxes(0, 1).reshape(queue.shards, -1)
     samples, slots, refill = parts.shape[1], queue.slots // queue.shards, queue.refill // queue.shards
     shelf = refill if queue.shards == 1 else 2 * refill
     ends = [[0] * slots for _ in parts]  # heaps: the step at which each slot is free
@@ -154,3 +234,59 @@ def queued(completions: Sequence[int], queue: Queue) -> tuple[int, int]:
                     heapq.heapreplace(ends[s], now + int(parts[s][given[s]]))
                     given[s] += 1
     return max(max(e) for e in ends), prefills
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+def padded_step(drawn: Drawn, prompts: tuple[int, int], how: Learning) -> Work:
+    """The work of learning from a batch whose rows are all as long as they may be.
+
+    Args:
+      drawn: its lengths.
+      prompts: tokens that the prompts of student and teacher are padded to.
+      how: it is learned from.
+    """
+    rows, completions = len(drawn.completion), int(drawn.completion.sum())
+    student, teacher = prompts
+    runs = {Run("student forward+backward", student): how.microbatches, Run("update"): 1}
+    real, padded = int(drawn.student.sum()) + completions, rows * (student + how.completion)
+    if how.scores:
+        runs[Run("teacher scoring", student if how.guided else None, teacher)] = how.microbatches
+        real += int(drawn.teacher.sum()) + completions
+        padded += rows * (teacher + how.completion)
+        if how.guided:
+            real += int(drawn.student.sum()) + completions
+            padded += rows * (student + how.completion)
+    return Work(runs, real=real, padded=padded)
+
+
+def packed_step(drawn: Drawn, prompts: tuple[int, int], how: Learning) -> Work:
+    """The work of learning from a batch whose sequences are packed into rows; arguments as of `padded_step`.
+
+    It is that of `methods.packed_learning`.
+    """
+    most = len(drawn.completion) // (how.microbatches * how.shards)
+    student, teacher = drawn.student + drawn.completion, drawn.teacher + drawn.completion
+    own = deal(3 * student + (teacher if how.scores else student), how.shards)
+    runs: dict[Run, float] = defaultdict(float)
+    real, padded = 0, 0
+
+    def pack(program: str, sequences: Sequence[np.ndarray], prompt: int) -> None:
+        nonlocal real, padded
+        longest = prompt + how.completion
+        rows = rows_of_trip(longest, most)  # of a shard
+        # The last token of a completion predicts nothing.
+        shards = [np.concatenate([lengths[mine] - 1 for lengths in sequences]).tolist() for mine in own]
+        for length in lengths_of_trips(shards, rows, row_lengths(longest, how.row_lengths)):
+            runs[Run(program, row=length, rows=rows * how.shards)] += 1
+            padded += rows * how.shards * length
+        real += sum(map(sum, shards))
+
+    if how.scores and how.guided:
+        pack("teacher scoring", [teacher, student], max(prompts))
+    elif how.scores:
+        pack("teacher scoring", [teacher], prompts[1])
+    pack("student forward+backward", [student], prompts[0])
+    runs[Run("update")] = 1
+    return Work(dict(runs), real=real, padded=padded)

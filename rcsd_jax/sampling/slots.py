@@ -5,6 +5,7 @@ free slots (prefilling the next prompts when those prefilled before are used up)
 Looking at the queue after every token costs a few sums over slots, less than slots that idle until the end of a chunk.
 
 On a mesh each of the G shards of rows (in the sampling layout: data x group) has its own slots and its own part of the queue, so no keys or values travel.
+Prompts are dealt to the shards in turn: if lengths rise or fall along the queue, every shard still gets as much work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from rcsd_jax.models.cache import copy_rows, init_cache
 from rcsd_jax.models.decoder import Decoder
-from rcsd_jax.models.sharding import row_shards
+from rcsd_jax.models.sharding import LAYOUTS, constrain, row_shards
 from rcsd_jax.sampling.decoding import (
     Rows,
     Samples,
@@ -118,8 +119,7 @@ def generate_queue(
         limits = jnp.full((count * samples_per_prompt,), sampling.max_new_tokens, jnp.int32)
     limits = jnp.minimum(limits, sampling.max_new_tokens)
     weights = decoding_weights(decoder, variables, merge_adapters=sampling.merged_adapters)
-    by_shard = lambda x: x.reshape(shards, x.shape[0] // shards, *x.shape[1:])
-    queue = _Queue(*map(by_shard, (prompt_tokens, prompt_mask, keys, limits)))
+    queue = _Queue(*(_deal(x, count, shards) for x in (prompt_tokens, prompt_mask, keys, limits)))
     state = _empty(config, queue, sampling, slots // shards, refill // shards, pad_id)
 
     def fill(state: _State) -> _State:
@@ -140,12 +140,25 @@ def generate_queue(
     samples = queue.keys.shape[1]
     unfinished = lambda s: (s.given < samples).any() | (s.sample < samples).any()
     state = jax.lax.while_loop(unfinished, body, state)
-    flat = lambda x: x.reshape(shards * samples, *x.shape[2:])
-    tokens, lengths = flat(state.tokens), flat(state.lengths)
+    collect = lambda x: _collect(x, count, decoder.config.layout)
+    tokens, lengths = collect(state.tokens), collect(state.lengths)
     last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
     mask = jnp.arange(sampling.max_new_tokens) < lengths[:, None]
     cut = ~jnp.isin(last, jnp.asarray(sampling.eos_ids, jnp.int32))
-    return Samples(tokens, mask, flat(state.log_probs), cut), state.occupancy
+    return Samples(tokens, mask, collect(state.log_probs), cut), state.occupancy
+
+
+def _deal(x: jax.Array, prompts: int, shards: int) -> jax.Array:
+    """[R * n, ...], n for each of R prompts, -> [G, R / G * n, ...]: prompt r goes to shard r % G."""
+    rest = x.shape[1:]
+    return x.reshape(prompts // shards, shards, -1, *rest).swapaxes(0, 1).reshape(shards, -1, *rest)
+
+
+def _collect(x: jax.Array, prompts: int, layout: str) -> jax.Array:
+    """The inverse of `_deal`; the rows stay split over the shards."""
+    shards, rest = x.shape[0], x.shape[2:]
+    x = x.reshape(shards, prompts // shards, -1, *rest).swapaxes(0, 1).reshape(-1, *rest)
+    return constrain(x, ("batch", *(None for _ in rest)), LAYOUTS[layout])
 
 
 def _empty(config: Any, queue: _Queue, sampling: SamplingConfig, slots: int, refill: int, pad_id: int) -> _State:

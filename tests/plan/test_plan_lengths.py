@@ -5,19 +5,22 @@ import json
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import stage2
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.methods import packing as methods_packing
 from rcsd_jax.models.decoder import Decoder
-from rcsd_jax.plan import chips, expected, lengths, model_flops, programs
-from rcsd_jax.plan.cost import Cost, Kernel
+from rcsd_jax.plan import chips, expected, lengths, model_flops, packing, programs
+from rcsd_jax.plan.expected import Price
 from rcsd_jax.plan.lengths import Drawn, Histogram, Lognormal
 from rcsd_jax.plan.programs import Queue
-from rcsd_jax.plan.work import Padding, Run, padded_step, queued
+from rcsd_jax.plan.work import How, Learning, Prompts, Run, Sampling, queued, rollout, update
 from rcsd_jax.sampling import SamplingConfig
 from rcsd_jax.sampling.slots import generate_queue, usual_refill
+from rcsd_jax.settings import sizes
 from tests import eight_devices
 from tests.plan.test_plan import SHORT, SMALL, needs_compiler, plan, shape_of
 from tests.sampling.test_continuous_batching import CONFIG, heavy_tailed, small
@@ -28,15 +31,20 @@ def drawn(student, teacher, completion):
     return Drawn(np.array(student), np.array(teacher), np.array(completion))
 
 
-HOW = Padding(pad_to=10, student=(75, 100), teacher=(95, 200), completion=50, microbatches=2)
+PROMPTS = Prompts(pad_to=10, student=(75, 100), teacher=(95, 200))
+HOW = How(PROMPTS, Sampling(None, 50), Learning(50, microbatches=2))
 BATCH = drawn([3, 12, 21, 4], [15, 16, 17, 18], [5, 50, 20, 25])
 
 
-def test_the_work_of_a_padded_step_by_hand():
-    work = padded_step(BATCH, HOW)
+def learning(**changes):
+    return HOW._replace(learning=HOW.learning._replace(**changes))
+
+
+def test_the_work_of_a_padded_update_by_hand():
+    work = update([BATCH], HOW)
     assert work.runs == {
         Run("prefill", 40): 1,  # 10 times a power of two that holds 21
-        Run("decode", 40): 50,  # until the longest ends
+        Run("decode"): 50,  # until the longest ends
         Run("student forward+backward", 40): 2,
         Run("teacher scoring", None, 20): 2,
         Run("update"): 1,
@@ -47,40 +55,107 @@ def test_the_work_of_a_padded_step_by_hand():
 
 def test_decoding_reads_the_blocks_of_the_cache_that_are_in_use():
     # Prompts of 128 and completions of 1,280: a cache of 11 pages, which are read one by one.
-    how = HOW._replace(pad_to=128, student=(1000, 1000), completion=1280)
     batch = drawn([100, 120], [1, 1], [30, 10])
-    work = padded_step(batch, how)
+    work = rollout([batch], 128, Sampling(None, 1280))
     # 30 steps: the first row has 28 tokens up to place 128, then 2 in the second block; the other 8, then 22.
-    assert work.cache_read == pytest.approx(((28 + 8) * 128 + (2 + 22) * 256) / (60 * 1408))
-    queue = padded_step(batch, how._replace(queue=Queue(slots=2, refill=1, shards=1, group=1)))
+    assert work.read == (28 + 8) * 128 + (2 + 22) * 256 and work.cache == 60 * 1408
+    queue = rollout([batch], 128, Sampling(Queue(slots=2, refill=1, shards=1, group=1), 1280))
     # The other ends after 10 steps; its slot reads one block for the other 20.
-    assert queue.cache_read == pytest.approx(((28 + 8 + 20) * 128 + (2 + 2) * 256) / (60 * 1408))
-    assert padded_step(batch, how._replace(samples=False)).cache_read == 0
+    assert queue.read == (28 + 8 + 20) * 128 + (2 + 2) * 256
+    assert update([BATCH], HOW._replace(sampling=None)).read == 0
 
 
 def test_the_longest_prompt_of_the_data_takes_no_more_than_it_needs():
-    work = padded_step(BATCH._replace(student=np.array([75, 1, 1, 1])), HOW)
+    work = update([BATCH._replace(student=np.array([75, 1, 1, 1]))], HOW)
     assert work.runs[Run("prefill", 80)] == 1 and Run("prefill", 160) not in work.runs
 
 
 def test_what_a_method_does_without_is_no_work():
-    no_teacher = padded_step(BATCH, HOW._replace(scores=False))
+    no_teacher = update([BATCH], learning(scores=False))
     assert {run.program for run in no_teacher.runs} == {"prefill", "decode", "student forward+backward", "update"}
     assert (no_teacher.real, no_teacher.padded) == (140, 360)
-    references = padded_step(BATCH, HOW._replace(samples=False))
+    references = update([BATCH], HOW._replace(sampling=None))
     assert {run.program for run in references.runs} == {"student forward+backward", "teacher scoring", "update"}
     assert (references.decoded, references.places, references.real) == (0, 0, 306)
-    guided = padded_step(BATCH, HOW._replace(guided=True))
+    guided = update([BATCH], learning(guided=True))
     assert Run("teacher scoring", 40, 20) in guided.runs and guided.padded == 2 * 360 + 280
 
 
-def test_the_work_of_a_step_with_slots_by_hand():
+def test_the_work_of_a_queue_by_hand():
     # Two slots: 5, then 20 and 25 in the first, 50 in the second; one prompt is prefilled at a time.
-    work = padded_step(BATCH, HOW._replace(queue=Queue(slots=2, refill=1, shards=1, group=1)))
-    assert work.runs[Run("decode", 40)] == 50 and work.runs[Run("prefill", 40)] == 4
+    work = rollout([BATCH], 40, Sampling(Queue(slots=2, refill=1, shards=1, group=1), 50))
+    assert work.runs == {Run("decode"): 50, Run("prefill", 40): 4}
     assert (work.decoded, work.places) == (100, 2 * 50)
-    # Two shards with a slot each: 5 and 50, 20 and 25. Who waits for a prompt has one prefilled for both.
-    assert queued([5, 50, 20, 25], Queue(slots=2, refill=2, shards=2, group=1)) == (55, 2)
+    # Two shards with a slot each: 5 and 20, 50 and 25. Who waits for a prompt has one prefilled for both.
+    assert queued([5, 50, 20, 25], Queue(slots=2, refill=2, shards=2, group=1)) == (75, 2)
+    # Two completions of each prompt stay together: 5 and 50, 20 and 25.
+    assert queued([5, 50, 20, 25], Queue(slots=2, refill=2, shards=2, group=2)) == (55, 1)
+
+
+def test_the_updates_of_a_rollout_share_its_work():
+    other = drawn([4, 4, 4, 4], [60, 16, 17, 18], [5, 5, 5, 5])
+    queue = Queue(slots=4, refill=4, shards=1, group=1)
+    work = update([BATCH, other], HOW._replace(sampling=Sampling(queue, 50), passes=3))
+    # Prompts are as long as the rollout's longest. 50 in one slot, 5 + 20 + 5, 25 + 5 and 5 + 5 in others.
+    assert work.runs == {
+        Run("prefill", 40): pytest.approx(2 / 6),
+        Run("decode"): pytest.approx(50 / 6),
+        Run("student forward+backward", 40): pytest.approx(2),
+        Run("teacher scoring", None, 80): pytest.approx(2),
+        Run("update"): pytest.approx(1),
+    }
+    assert (work.decoded, work.places) == (pytest.approx(120 / 6), pytest.approx(200 / 6))
+    assert work.real == pytest.approx((140 + 166 + 36 + 131) / 2)
+
+
+def test_the_work_of_a_packed_update_by_hand():
+    # Two shards. Sequences of 7, 61, 40 and 28 tokens, with the teacher's 19, 65, 36 and 42. The first shard has 1 and 0, the second
+    # 2 and 3. The student's rows have 48 or 90 tokens: 61 + 7 and 40 + 28 are one row each. The teacher's have 40 or 70: none holds
+    # 65 + 19 or 42 + 36, so there is a second trip, for 19 and 36.
+    student, teacher = Run("student forward+backward", rows=2), Run("teacher scoring", rows=2)
+    work = update([BATCH], learning(shards=2, row_lengths=2))
+    learnt = {run: count for run, count in work.runs.items() if run.row}
+    assert learnt == {student._replace(row=90): 1, teacher._replace(row=70): 1, teacher._replace(row=40): 1}
+    assert work.padded == 2 * (90 + 70 + 40) and work.real == 7 + 61 + 40 + 28 + 19 + 65 + 36 + 42
+    # With two rows of a shard in a trip, 61 and 7, 40 and 28.
+    wide = update([BATCH], learning(shards=2, row_lengths=2, microbatches=1))
+    assert wide.runs[Run("teacher scoring", row=70, rows=4)] == 1 and wide.padded == 2 * 2 * (90 + 70)
+    # With guidance the teacher's rows have 48 or 90 tokens: 65 + 19 and 61 + 7, 42 + 40 and 36 + 28.
+    guided = update([BATCH], learning(shards=2, row_lengths=2, guided=True))
+    assert guided.runs[teacher._replace(row=90)] == 2 and guided.real == work.real + 7 + 61 + 40 + 28
+    no_teacher = update([BATCH], learning(shards=2, row_lengths=2, scores=False))
+    assert no_teacher.real == 7 + 61 + 40 + 28 and no_teacher.padded == 2 * 90
+
+
+@pytest.mark.parametrize("shards, rows", [(1, 3), (4, 1), (4, 2)])
+def test_a_batch_is_dealt_and_packed_as_the_step_does_it(shards, rows):
+    random = np.random.default_rng(shards)
+    lengths_of = methods_packing.row_lengths(4096, 4)
+    for _ in range(3):
+        lengths = np.minimum(random.lognormal(6.5, 1, 16).astype(int) + 1, 4096)
+        own = packing.deal(lengths, shards)
+        if shards > 1:
+            assert np.concatenate(own).tolist() == methods_packing.deal(jnp.asarray(lengths), shards).tolist()
+        mine = [lengths[part].tolist() for part in own]
+        counts = methods_packing.trips(methods_packing.place(jnp.asarray(mine), 4096, rows), rows, lengths_of)
+        trips = packing.lengths_of_trips(mine, rows, lengths_of)
+        assert [trips.count(length) for length in lengths_of] == counts.tolist()
+
+
+@pytest.mark.parametrize("order", [np.asarray, np.sort, lambda lengths: np.sort(lengths)[::-1]])
+def test_sixteen_batches_keep_the_slots_of_every_size_busy(order):
+    entries = [
+        entry for sizes_of in (sizes.LORA, sizes.FULL) for table in sizes_of.values() for entry in table.values()
+    ]
+    histogram = lengths.within(lengths.read("rar_science"), student=2048, teacher=4096)
+    batches = lengths.draw(histogram, questions=16 * 32, group=1, longest=4096, seed=0)
+    rollouts = [order(batch.completion) for batch in itertools.islice(batches, 8)]
+    shards_of = {entry["mesh"]["data"] * entry["mesh"]["group"] for entry in entries}
+    assert len(shards_of) > 2
+    for shards in shards_of:
+        queue = Queue(32, usual_refill(32, shards), shards, 1)
+        steps = sum(queued(completions.tolist(), queue)[0] for completions in rollouts)
+        assert sum(completions.sum() for completions in rollouts) / (32 * steps) >= 0.85
 
 
 @pytest.mark.parametrize("slots, refill, samples", [(6, 2, 1), (5, 3, 3), (72, 24, 3), (1, 1, 1), (8, None, 2)])
@@ -189,28 +264,30 @@ def test_the_shipped_histogram_gives_the_batches_that_it_stands_for():
     assert np.median(completions) == pytest.approx(800, rel=0.02)
     assert completions.mean() == pytest.approx(1065, rel=0.02)
     assert (completions == 4096).mean() == pytest.approx(0.02, abs=0.003)
-    how = Padding(128, (1275, 2048), (1616, 4096), 4096, 2)
-    works = [padded_step(batch, how) for batch in batches]
+    how = How(Prompts(128, (1275, 2048), (1616, 4096)), Sampling(None, 4096), Learning(4096, 2))
+    works = [update([batch], how) for batch in batches]
     assert sum(w.decoded for w in works) / sum(w.places for w in works) == pytest.approx(0.30, abs=0.01)
     assert sum(w.padded for w in works) / sum(w.real for w in works) == pytest.approx(3.6, abs=0.1)
 
 
-def test_the_expected_step_by_hand():
+def test_the_expected_update_by_hand():
     shape, chip = shape_of("Qwen/Qwen3-0.6B"), chips.CHIPS["v5e"]
-    planned = SimpleNamespace(decoder=shape, mesh=SimpleNamespace(size=4), lora_rank=0, lora_targets=())
+    longest = SimpleNamespace(student_prompt=78, completion=50)  # a cache of 128 places
+    planned = SimpleNamespace(
+        decoder=shape, mesh=SimpleNamespace(size=4), lora_rank=0, lora_targets=(), lengths=longest
+    )
     first, second = BATCH, BATCH._replace(student=np.array([3, 2, 1, 4]), completion=np.array([1, 2, 3, 4]))
-    works = [padded_step(batch, HOW) for batch in (first, second)]
+    works = [update([batch], HOW) for batch in (first, second)]
     seconds = {"prefill": 1, "decode": 0.1, "student forward+backward": 8, "teacher scoring": 3, "update": 2}
-
-    def measured(run, fits=True):
-        longer = 2 if run.student_prompt == 40 else 1
-        spent = Cost(compute=longer * seconds[run.program])
-        return SimpleNamespace(cost=spent, fits=fits, model_flops=1e15 * longer)
-
-    runs = {run for work in works for run in work.runs}
+    longer = lambda run: 2 if run.student_prompt == 40 else 1
+    prices = {
+        run: Price(longer(run) * seconds[run.program], 0.0, 1e15 * longer(run), True)
+        for run in expected.mean_runs(works)
+    }
     histogram = Histogram("mine", "made up", *np.zeros((3, 1)), Lognormal(1, 0))
-    e = expected.summary(planned, chip, histogram, [first, second], works, {run: measured(run) for run in runs})
-    one, other = 2 + 50 * 0.2 + 2 * 16 + 2 * 3 + 2, 1 + 4 * 0.1 + 2 * 8 + 2 * 3 + 2
+    both = [first, second]
+    e = expected.summary(planned, chip, histogram, both, works, prices)
+    one, other = 2 + 50 * 0.1 + 2 * 16 + 2 * 3 + 2, 1 + 4 * 0.1 + 2 * 8 + 2 * 3 + 2
     assert e["seconds"] == pytest.approx((one + other) / 2) == pytest.approx(sum(e["parts"].values()))
     assert e["hundred_steps_chip_hours"] == pytest.approx(100 * 4 * (one + other) / 2 / 3600)
     assert e["decode_steps"] == 27 and e["occupancy"] == (100 + 10) / (4 * 54)
@@ -220,16 +297,34 @@ def test_the_expected_step_by_hand():
     real = sum(model_flops.student(shape, 1, int(p), int(n), lora_rank=0) for p, n in pairs)
     assert e["student_mfu"]["real"] == pytest.approx(real / peak)
     assert e["student_mfu"]["padded"] == pytest.approx(6e15 / peak)
-    reads_half = {run: measured(run) for run in runs}
-    works = [work._replace(cache_read=0.5) for work in works]
-    for run, m in reads_half.items():
-        if run.program == "decode":
-            m.cost.kernels["paged_attention_kernel"] = Kernel(seconds=0.4 * m.cost.seconds)
-    e = expected.summary(planned, chip, histogram, [first, second], works, reads_half)
-    assert e["parts"]["decode"] == pytest.approx(0.8 * (10 + 0.4) / 2)
-    refused = {run: measured(run, fits=run.program != "decode") for run in runs}
-    e = expected.summary(planned, chip, histogram, [first, second], works, refused)
+    # Decoding is priced with a cache of 128 places, of which each token reads 32.
+    reads = [work._replace(read=32 * work.places) for work in works]
+    prices[Run("decode")] = Price(0.1, 0.04, 0.0, True)
+    e = expected.summary(planned, chip, histogram, both, reads, prices)
+    assert e["parts"]["decode"] == pytest.approx((0.1 - 0.75 * 0.04) * 27)
+    prices[Run("decode")] = Price(0.1, 0.04, 0.0, False)
+    e = expected.summary(planned, chip, histogram, both, works, prices)
     assert e["does_not_fit"] == ["decode"] and e["seconds"] is e["student_mfu"] is e["hundred_steps_chip_hours"] is None
+
+
+def test_three_lengths_of_a_program_are_compiled_and_the_others_lie_between():
+    row = lambda n: Run("teacher scoring", row=n)
+    runs = {row(1): 1, row(2): 1, row(3): 1, row(4): 20, row(9): 1, Run("decode"): 5, Run("update"): 1}
+    assert expected.to_compile(runs) == {row(1), row(4), row(9), Run("decode"), Run("update")}
+    found = {
+        row(1): Price(10.0, 0.0, 1e3, True),
+        row(4): Price(40.0, 0.0, 4e3, True),
+        row(9): Price(140.0, 0.0, 9e3, False),
+        Run("decode"): Price(1.0, 0.5, 0.0, True),
+        Run("update"): Price(2.0, 0.0, 0.0, True),
+    }
+    prices = expected.interpolated(found, runs | {row(6): 1})
+    assert prices[row(2)] == pytest.approx((20.0, 0.0, 2e3, True))
+    assert prices[row(6)] == pytest.approx((80.0, 0.0, 6e3, False))  # the longer one does not fit
+    assert {run: prices[run] for run in found} == found
+    # Guided scoring depends on two lengths: there is no line between.
+    guided = {Run("teacher scoring", student, 64): 1 for student in (1, 2, 3, 4)}
+    assert expected.to_compile(guided) == set(guided)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +358,8 @@ def test_a_plan_with_slots_decodes_the_slots_and_prefills_as_the_queue_does():
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [0, 4])
-def test_a_small_run_is_planned_with_lengths(tmp_path, slots):
+@pytest.mark.parametrize("slots, row_lengths", [(0, 0), (4, 2)])
+def test_a_small_run_is_planned_with_lengths(tmp_path, slots, row_lengths):
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     histogram = written(tmp_path, prompts=[[10, 30, 5], [60, 90, 1]], completions={"counts": [[4, 3], [32, 1]]})
     code, out, err = plan(
@@ -273,17 +368,25 @@ def test_a_small_run_is_planned_with_lengths(tmp_path, slots):
         f"--config.model.path={tmp_path}",
         f"--json={tmp_path / 'plan.json'}",
         f"--lengths={histogram}",
-        *(f"--config.{setting}" for setting in (*SHORT, f"sampling.slots={slots}", "data.pad_to=32")),
+        *(f"--config.{setting}" for setting in (*SHORT, "data.pad_to=32")),
+        f"--config.sampling.slots={slots}",
+        f"--config.train.row_lengths={row_lengths}",
     )
     assert code == 0, err[-3000:]
     data = json.loads((tmp_path / "plan.json").read_text())
     assert data["lengths"]["student_prompt"] == 64 and data["fits"]  # of the worst case
     e, worst = data["expected"], data["step"]
-    assert {(run["program"], run["student_prompt"], run["teacher_prompt"]) for run in e["runs"]} == {
-        ("prefill", 32, None), ("prefill", 64, None), ("decode", 32, None), ("decode", 64, None),
+    sampled = {("prefill", 32, None), ("prefill", 64, None), ("decode", None, None), ("update", None, None)}
+    padded = {
         ("student forward+backward", 32, None), ("student forward+backward", 64, None),
-        ("teacher scoring", None, 32), ("teacher scoring", None, 96), ("update", None, None),
+        ("teacher scoring", None, 32), ("teacher scoring", None, 96),
     }  # fmt: skip
+    packed = {("student forward+backward", None, None), ("teacher scoring", None, None)}
+    programs_run = {(run["program"], run["student_prompt"], run["teacher_prompt"]) for run in e["runs"]}
+    assert programs_run == sampled | (packed if row_lengths else padded)
+    # Prompts of 32 or 64 tokens and completions of 32 in one of two lengths, the teacher's of 32 or 96.
+    rows = {run["row"] for run in e["runs"] if run["program"] == "student forward+backward"}
+    assert rows <= {32, 64, 48, 96} if row_lengths else rows == {None}
     assert set(e["parts"]) == set(worst["parts"])
     assert 0 < e["seconds"] < worst["seconds_from_parts"]
     assert e["seconds"] == pytest.approx(sum(e["parts"].values()))
