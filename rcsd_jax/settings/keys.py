@@ -85,7 +85,7 @@ def stage() -> ConfigDict:
                 top_p=0.95,  # 1: all tokens
                 source="student",  # who writes the completions: a role, or "reference", the data
                 group=1,  # completions of each question; a batch has batch_size / group questions
-                slots=0,  # > 0: rows sampled at a time; the next prompt takes a finished row's place; 0: the whole batch
+                slots=0,  # > 0: rows sampled at a time; the next prompt takes a finished row's place; 0: as many as a batch has
                 int8_cache=False,  # store keys and values as int8; never in evaluation
                 merged_adapters=False,  # decode with LoRA merged into the weights, which is faster; never in evaluation
             ),
@@ -142,7 +142,14 @@ def stage() -> ConfigDict:
                 learning_rate=5e-6, schedule="constant", warmup_steps=0, clip=1.0, b1=0.9, b2=0.999, weight_decay=0.0
             ),
             # batch_size: completions per step; they are split into `microbatches`, which run one after the other.
-            train=dict(steps=100, batch_size=32, microbatches=1, log_every=1),
+            train=dict(
+                steps=100,  # updates; whole rollouts
+                batch_size=32,
+                microbatches=1,
+                batches_per_rollout=1,  # sampled together; each then serves its own update, in order
+                passes_per_rollout=1,  # how often the updates go over a rollout's batches
+                log_every=1,
+            ),
             # every: steps between checkpoints; keep: how many are kept.
             checkpoint=dict(every=20, keep=2),
             # Sizes of the axes; `models.sharding.LAYOUTS` says what they split. -1: all remaining devices.
