@@ -22,6 +22,7 @@ def _common() -> ConfigDict:
     config.rubric.update(style="strings", min_criteria=1, max_criteria=12)
     config.loss.chunk_size = 256
     config.sampling.update(temperature=1.0, top_k=0, top_p=1.0)
+    config.train.row_lengths = 1  # each more takes seconds to compile, and saves less in a run of minutes
     config.checkpoint.every = 20
     config.mesh.fsdp = 1
     config.eval.batch_size = 256
