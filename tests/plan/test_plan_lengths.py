@@ -143,13 +143,13 @@ def test_a_batch_is_dealt_and_packed_as_the_step_does_it(shards, rows):
 
 
 @pytest.mark.parametrize("order", [np.asarray, np.sort, lambda lengths: np.sort(lengths)[::-1]])
-def test_sixteen_batches_keep_the_slots_of_every_size_busy(order):
+def test_twenty_batches_keep_the_slots_of_every_size_busy(order):
     entries = [
         entry for sizes_of in (sizes.LORA, sizes.FULL) for table in sizes_of.values() for entry in table.values()
     ]
     histogram = lengths.within(lengths.read("rar_science"), student=2048, teacher=4096)
-    batches = lengths.draw(histogram, questions=16 * 32, group=1, longest=4096, seed=0)
-    rollouts = [order(batch.completion) for batch in itertools.islice(batches, 8)]
+    batches = lengths.draw(histogram, questions=20 * 32, group=1, longest=4096, seed=0)
+    rollouts = [order(batch.completion) for batch in itertools.islice(batches, 20)]
     shards_of = {entry["mesh"]["data"] * entry["mesh"]["group"] for entry in entries}
     assert len(shards_of) > 2
     for shards in shards_of:
