@@ -15,6 +15,9 @@ from rcsd_jax.world import documents
 FLAWED = (0.0, 0.25, documents.FLAWED, 0.5, 0.75, 1.0)  # shares of references with a wrong step; the world's own is one
 _OTHER_FLAWED = tuple(x for x in FLAWED if x != documents.FLAWED)  # shares with their own arms
 
+ROLLOUTS = (1, 2, 4, 8)  # batches of a rollout, each for one update
+IMPORTANCE_CLIP = 2.0
+
 # Arms that are evaluated every quarter of the steps, for `experiments.curves` and `experiments.cost`.
 CURVES = (
     "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema",
@@ -44,6 +47,21 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f}"
 
 
+def _rollout(batches: int, *, weighted: bool) -> Arm:
+    number = "1 batch" if batches == 1 else f"{batches} batches"
+    changes: dict[str, Any] = dict(train=dict(batches_per_rollout=batches))
+    if weighted:
+        changes["loss"] = dict(importance_clip=IMPORTANCE_CLIP)
+    return Arm(f"{number} a rollout" + (", weighted" if weighted else ""), "ground_truth", changes)
+
+
+def stale(batches: int, *, weighted: bool) -> str:
+    """The arm with rollouts of so many batches, with importance weights or without."""
+    if batches == 1 and not weighted:
+        return "rcsd_true"
+    return f"rollouts_of_{batches}" + ("_weighted" if weighted else "")
+
+
 ARMS: dict[str, Arm] = {
     "rcsd": _paper("RCSD"),
     "sft": Arm("SFT", "sft"),
@@ -70,6 +88,13 @@ ARMS: dict[str, Arm] = {
     "rcsd_entry_clip": _paper("forward KL, entries clipped at 0.05", loss=dict(entry_clip=0.05)),
     "rcsd_token_clip": _paper("forward KL, tokens clipped at 0.5", loss=dict(token_clip=0.5)),
     "rcsd_sampled": _paper("sampled token", loss=dict(divergence="sampled_token")),
+    # rollouts of several batches
+    **{
+        stale(k, weighted=weighted): _rollout(k, weighted=weighted)
+        for weighted in (False, True)
+        for k in ROLLOUTS
+        if weighted or k > 1
+    },
     # rubrics
     "rcsd_true": Arm("ground truth", "ground_truth"),
     "rcsd_untrained": Arm("untrained writer", "paper", writer="base"),
@@ -131,7 +156,7 @@ def stage1(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
 
 def _shortened(config: ConfigDict) -> ConfigDict:
     """The same configuration, shortened to seconds, to see that it runs."""
-    config.train.steps, config.train.batch_size, config.data.count = 4, 8, 32
+    config.train.steps, config.train.batch_size, config.data.count = max(4, config.train.batches_per_rollout), 8, 32
     config.eval.update(count=16, batch_size=16, greedy=(False,))
     if config.eval.every:
         config.eval.every = 2

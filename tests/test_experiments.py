@@ -13,7 +13,20 @@ import rich.console
 import scipy.stats
 
 from configs import world as world_config
-from experiments import arms, bases, cost, curves, divergences, main_table, noise, rubrics, scale, statistics, workers
+from experiments import (
+    arms,
+    bases,
+    cost,
+    curves,
+    divergences,
+    main_table,
+    noise,
+    rubrics,
+    scale,
+    staleness,
+    statistics,
+    workers,
+)  # fmt: skip
 from experiments.world import make_base
 from rcsd_jax.checkpoints.hf_config import read_config
 from rcsd_jax.host.errors import UserError
@@ -39,6 +52,7 @@ def test_arms_differ_and_tables_name_arms_that_exist(tmp_path):
     for table in (main_table, divergences, rubrics, curves):
         assert set(table.ARMS) <= set(arms.ARMS) and "rcsd" in table.ARMS
     assert cost.main_table is main_table and noise.arms is arms
+    assert set(staleness.ARMS) <= set(arms.ARMS) and len(set(staleness.ARMS)) == 8 and staleness.FRESH == "rcsd_true"
     assert {arms.flawed(m, x) for m in ("opsd", "rcsd") for x in arms.FLAWED} <= set(arms.ARMS)
     assert set(main_table.ARMS) | set(curves.ARMS) == set(arms.CURVES)  # cost is of the former
 
@@ -51,6 +65,17 @@ def test_an_arm_has_the_share_of_flawed_references_that_it_names(method, share, 
     if method == "rcsd":
         configs_of_run.append(arms.stage1(arms.ARMS[name].writer, 0, tmp_path, quick=False))
     assert {documents.FLAWED if c.data.flawed is None else c.data.flawed for c in configs_of_run} == {share}
+
+
+@pytest.mark.parametrize("weighted", (False, True))
+@pytest.mark.parametrize("batches", arms.ROLLOUTS)
+def test_an_arm_has_the_rollouts_that_it_names(batches, weighted, tmp_path):
+    config = arms.stage2(arms.stale(batches, weighted=weighted), 0, tmp_path, quick=False)
+    assert (config.train.batches_per_rollout, config.train.passes_per_rollout) == (batches, 1)
+    assert config.loss.importance_clip == (2.0 if weighted else None) and config.teacher.fields == (
+        "question",
+        "rubric",
+    )
 
 
 def test_all_methods_have_the_same_budget(tmp_path):

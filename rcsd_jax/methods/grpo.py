@@ -32,6 +32,7 @@ def loss_and_sums(
     ratio = jnp.exp(jax.lax.stop_gradient(log_probs) - completions.sampler_log_probs)
     logged = {
         "policy_loss": token_loss,
+        "ratio": ratio,
         "ratio_clipped": (ratio < 1 - clips["clip_low"]) | (ratio > 1 + clips["clip_high"]),
         "student_entropy": entropy,
         "sampler_trainer_log_prob_difference": jnp.abs(log_probs - completions.sampler_log_probs),

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 _LANES = 128  # long rows are multiples of it, as kernels have them
 _SHORT = 512  # shorter ones are multiples of 8
-_TRIP = 2048  # tokens of a trip on one shard, about, if rows are shorter
+_TRIP = 1024  # tokens of a trip on one shard, about, if rows are shorter
 
 
 class Places(NamedTuple):
@@ -93,7 +93,7 @@ def rows_of_trip(row_length: int, most: int) -> int:
 
     Examples:
       >>> rows_of_trip(6144, 2), rows_of_trip(100, 64), rows_of_trip(100, 8)
-      (1, 20, 8)
+      (1, 10, 8)
     """
     return min(max(_TRIP // row_length, 1), most)
 

@@ -39,6 +39,7 @@ class RolloutOptions:
     sampling: SamplingConfig
     source: str = "student"  # who writes the completions: "student", "teacher", or "reference", the data
     group: int = 1  # completions of a prompt: rows of the batch that follow each other
+    batches: int = 1  # that are drawn together; their rows lie as `dealing` says
     slots: int = 0  # rows that are sampled at a time; the next prompt takes a finished row's slot; 0: all at once
     reason_tokens: int = 0  # longest analysis that the teacher writes first; 0: none
     skip_first: int = 0  # learn nothing from the first n completion tokens (SDFT)
@@ -53,9 +54,16 @@ def row_keys(batch: Batch, key: jax.Array) -> jax.Array:
 
 def draw(networks: Networks, batch: Batch, keys: jax.Array, options: RolloutOptions) -> Samples:
     """The completions [B, N] of a batch, written by `options.source`; `keys` [B] come from `row_keys`."""
+    return draw_and_occupancy(networks, batch, keys, options)[0]
+
+
+def draw_and_occupancy(
+    networks: Networks, batch: Batch, keys: jax.Array, options: RolloutOptions
+) -> tuple[Samples, jax.Array | None]:
+    """As `draw`, and the share of the slots that were busy, [] float32; None if no role writes the completions."""
     if options.source == "reference":
         tokens, mask = batch.reference_tokens, batch.reference_mask
-        return Samples(tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.zeros(tokens.shape[:1], bool))
+        return Samples(tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.zeros(tokens.shape[:1], bool)), None
     if options.source == "teacher":
         assert networks.teacher is not None, "this method has a teacher"
         prompts = networks.teacher, batch.teacher_tokens, batch.teacher_mask
@@ -71,7 +79,7 @@ def draw_analysis(teacher: Network | None, batch: Batch, keys: jax.Array, option
     assert teacher is not None, "who reasons first is there"
     reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, 2**32 - 1))(keys)  # apart from every token's own fold
-    return _write(teacher, batch.teacher_tokens, batch.teacher_mask, keys, options, reason)
+    return _write(teacher, batch.teacher_tokens, batch.teacher_mask, keys, options, reason)[0]
 
 
 def assemble(batch: Batch, samples: Samples, analysis: Samples | None, options: RolloutOptions) -> Completions:
@@ -108,11 +116,14 @@ def _write(
     options: RolloutOptions,
     sampling: SamplingConfig,
     group: int = 1,
-) -> Samples:
-    """A completion of every prompt; the number of slots does not change it."""
+) -> tuple[Samples, jax.Array]:
+    """A completion of every prompt, which the number of slots does not change; and the share of the slots that were busy."""
     decoder, variables = network.decoder, network.variables
     if options.slots:
         queue = tokens[::group], mask[::group], keys, sampling  # one prefill for all samples of a prompt
         bound: dict[str, Any] = dict(slots=options.slots, samples_per_prompt=group, pad_id=options.pad_id)
-        return generate_queue(decoder, variables, *queue, **bound)[0]
-    return generate(decoder, variables, tokens, mask, keys, sampling, pad_id=options.pad_id)
+        samples, occupancy = generate_queue(decoder, variables, *queue, **bound)
+        return samples, occupancy.live / (options.slots * occupancy.steps)
+    samples = generate(decoder, variables, tokens, mask, keys, sampling, pad_id=options.pad_id)
+    lengths = samples.mask.sum(axis=1)
+    return samples, lengths.sum() / (lengths.size * lengths.max())  # it ends with the longest

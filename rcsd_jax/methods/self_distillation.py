@@ -49,12 +49,16 @@ def loss_and_sums(
         token_loss *= losses.importance_weight(
             scores.student_log_probs, completions.sampler_log_probs, clip=options.importance_clip
         )
+    ratio = jnp.exp(scores.student_log_probs - completions.sampler_log_probs)
     logged = {
         "divergence": scores.divergence,
         "student_entropy": scores.student_entropy,
         "teacher_entropy": scores.teacher_entropy,
         "teacher_advantage": scores.teacher_log_probs - scores.student_log_probs,
         "sampler_trainer_log_prob_difference": jnp.abs(scores.student_log_probs - completions.sampler_log_probs),
+        "ratio": ratio,
     }
+    if options.importance_clip is not None:
+        logged["importance_clipped"] = ratio > options.importance_clip
     sums = {name: total(weights.taught_rows, values) for name, values in logged.items()}
     return loss, sums | {"token_loss": counted(weights.taught_rows, token_loss)}

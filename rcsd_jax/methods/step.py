@@ -6,7 +6,8 @@
              the loss and its gradient                 the method's own file
              the update                                state.py
 
-If the host grades completions, `draw` and `learn` are two programs. Otherwise `train_step` is both in one program.
+If the host grades completions, or several updates learn from them, `draw` and `learn` are two programs. Otherwise `train_step` is both
+in one program.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.methods import METHODS, packed_learning, rollout
+from rcsd_jax.methods import METHODS, dealing, packed_learning, rollout
 from rcsd_jax.methods.contract import Completions, Weights, tokens_of, weigh
 from rcsd_jax.methods.microbatches import summed
 from rcsd_jax.methods.networks import Frozen, Network
@@ -26,15 +27,29 @@ from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import Batch
 from rcsd_jax.methods.score_both import score, score_teacher, scored_tokens
 from rcsd_jax.methods.state import Params, TrainState, update
+from rcsd_jax.models import sharding
 
 
 def draw(recipe: Recipe, state: TrainState, frozen: Frozen, batch: Batch, seed: jax.Array) -> Completions:
-    """The completions of one step. Random keys come from (seed, step, row), so any step can be recomputed by itself."""
-    networks = recipe.roles.at(state, frozen)
-    keys = rollout.row_keys(batch, jax.random.fold_in(jax.random.key(seed), state.step))
-    samples = rollout.draw(networks, batch, keys, recipe.rollout)
-    analysis = rollout.draw_analysis(networks.teacher, batch, keys, recipe.rollout)
-    return rollout.assemble(batch, samples, analysis, recipe.rollout)
+    """The completions of a rollout. Random keys come from (seed, step, row), so any rollout can be recomputed by itself.
+
+    A rollout of several batches (`recipe.rollout.batches`) has the keys that each batch has when it is drawn by its own step; see
+    `dealing`, which also says how their rows lie.
+    """
+    return draw_and_metrics(recipe, state, frozen, batch, seed)[0]
+
+
+def draw_and_metrics(
+    recipe: Recipe, state: TrainState, frozen: Frozen, batch: Batch, seed: jax.Array
+) -> tuple[Completions, dict[str, jax.Array]]:
+    """As `draw`, and scalar metrics: `occupancy`, the share of the sampler's slots that were busy, if a role writes."""
+    networks, options = recipe.roles.at(state, frozen), recipe.rollout
+    key = jax.random.key(seed)
+    keys = dealing.row_keys(batch.row, key, state.step, batches=options.batches, group=options.group)
+    samples, occupancy = rollout.draw_and_occupancy(networks, batch, keys, options)
+    analysis = rollout.draw_analysis(networks.teacher, batch, keys, options)
+    completions = rollout.assemble(batch, samples, analysis, options)
+    return completions, {} if occupancy is None else {"occupancy": occupancy}
 
 
 def learn(
@@ -89,15 +104,16 @@ def loss_and_gradient(
 def train_step(
     recipe: Recipe, state: TrainState, frozen: Frozen, batch: Batch, seed: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array], Completions]:
-    """`draw` and `learn` in one."""
-    completions = draw(recipe, state, frozen, batch, seed)
-    return *learn(recipe, state, frozen, completions), completions
+    """`draw` and `learn` in one, for a rollout of one batch that serves one update."""
+    completions, drawn = draw_and_metrics(recipe, state, frozen, batch, seed)
+    state, metrics = learn(recipe, state, frozen, completions)
+    return state, metrics | drawn, completions
 
 
 class JittedStep(NamedTuple):
     """The step's programs, each compiled when it is first called. `learn` and `train_step` donate the state they are given."""
 
-    draw: jax.stages.Wrapped  # (state, frozen, batch, seed) -> completions
+    draw: jax.stages.Wrapped  # (state, frozen, batch, seed) -> (completions, metrics)
     learn: jax.stages.Wrapped  # (state, frozen, completions) -> (state, metrics)
     train_step: jax.stages.Wrapped  # (state, frozen, batch, seed) -> (state, metrics, completions)
 
@@ -105,8 +121,10 @@ class JittedStep(NamedTuple):
 def jit_step(recipe: Recipe, shardings: TrainState | None = None) -> JittedStep:
     """Compiles the step for a recipe. Over a mesh, give the state's `shardings`, which the new state keeps."""
     out = lambda *others: None if shardings is None else (shardings, *others)
+    mesh = None if shardings is None else jax.tree.leaves(shardings)[0].mesh
+    rows = None if mesh is None else (sharding.batch_sharding(mesh), None)
     return JittedStep(
-        jax.jit(functools.partial(draw, recipe)),
+        jax.jit(functools.partial(draw_and_metrics, recipe), out_shardings=rows),
         jax.jit(functools.partial(learn, recipe), donate_argnums=0, out_shardings=out(None)),
         jax.jit(functools.partial(train_step, recipe), donate_argnums=0, out_shardings=out(None, None)),
     )

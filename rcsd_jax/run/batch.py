@@ -23,15 +23,21 @@ def make_batch(
     own = np.arange(len(rows)) if mesh is None else sharding.own_rows(len(rows), mesh)
     references = config.sampling.max_new_tokens if config.sampling.source == "reference" else 0
 
-    def padded(prompts: Sequence[np.ndarray], longest: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    # A teacher that only scores packed rows reads real tokens, so one length for all batches saves compilations.
+    writes = not config.train.row_lengths or config.teacher.reason_tokens or config.sampling.source == "teacher"
+
+    def padded(
+        prompts: Sequence[np.ndarray], longest: int, limit: int, *, whole: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         lengths = [len(prompts[i]) for i in rows]  # of all rows: the padded length is the same in every process
+        lengths += [longest] if whole else []
         length = padded_length(lengths, longest, config.data.pad_to, limit)
         return pad_left([prompts[rows[i]] for i in own], length, pad_id)
 
     arrays: tuple[Any, ...] = (  # NumPy arrays, until they are on the mesh
         own.astype(np.int32),
         *padded(data.student, data.longest.student, config.data.max_student_prompt),
-        *padded(data.teacher, data.longest.teacher, config.data.max_teacher_prompt),
+        *padded(data.teacher, data.longest.teacher, config.data.max_teacher_prompt, whole=not writes),
         np.tile(data.transition, (len(own), 1)),
         *pad_right([data.references[rows[i]] for i in own], references, pad_id),
         _without(rows, own, data, config, pad_id),

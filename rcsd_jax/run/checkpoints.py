@@ -1,4 +1,4 @@
-"""Checkpoints of everything that a run needs to continue exactly: state, step and the data position (orbax).
+"""Checkpoints of everything that a run needs to continue exactly: state, step, the data position, and a rollout in use (orbax).
 
 A checkpoint may be restored onto another mesh, or by another number of processes.
 """
@@ -38,6 +38,7 @@ class Restored(NamedTuple):
     state: Any
     position: dict[str, Any]
     damaged: list[tuple[epath.Path, str]]
+    rollout: dict[str, jax.Array] | None = None  # as it was given to `save`
 
 
 def newest_step(directory: epath.PathLike) -> int:
@@ -68,8 +69,12 @@ class Checkpoints:
         """The newest checkpoint's step, or None."""
         return multihost.from_main(self._manager.latest_step)
 
-    def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
+    def save(
+        self, step: int, state: Any, position: dict[str, Any], rollout: dict[str, jax.Array] | None = None
+    ) -> None:
         """Starts to save `state` and `position` (JSON: data position, seed, rubric cache) as of `step`.
+
+        `rollout`: arrays [rows, ...], none of them empty, if the next step learns from completions that are there.
 
         Raises:
           WriteFailed: this checkpoint or the one before cannot be written. (With several processes, any exception of orbax
@@ -77,10 +82,12 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        position = position | {_CHECK_SUM: _check_sum(state, position)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
+        position = position | {_CHECK_SUM: _check_sum((state, rollout), position)}
+        items: dict[str, Any] = dict(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
+        if rollout is not None:
+            items["rollout"] = ocp.args.StandardSave(rollout)
         with self._telling_of_the_storage():
-            self._manager.save(step, args=args)
+            self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """State and position of `step`, placed like `like` (arrays or ShapeDtypeStructs with shardings).
@@ -96,8 +103,18 @@ class Checkpoints:
         state = ocp.StandardCheckpointHandler().restore(folder / "state", args=args)
         return state, position
 
-    def restore_newest(self, like: Any) -> Restored | None:
-        """The newest intact checkpoint, or None if there is none at all.
+    def _restore_rollout(self, step: int, rows: jax.sharding.Sharding | None) -> dict[str, jax.Array] | None:
+        """The rollout of `step`, with its rows placed like `rows`; None if it holds none."""
+        folder = self._directory / str(step) / "rollout"
+        if not folder.exists():
+            return None
+        saved = ocp.StandardCheckpointHandler().metadata(folder)
+        saved = saved.tree if hasattr(saved, "tree") else saved
+        abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in saved.items()}
+        return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(abstract))
+
+    def restore_newest(self, like: Any, *, rows: jax.sharding.Sharding | None = None) -> Restored | None:
+        """The newest intact checkpoint, or None if there is none at all; a rollout's `rows` are placed like this.
 
         Newer damaged ones are renamed to `damaged_<step>`, so that no later run uses them.
 
@@ -107,9 +124,9 @@ class Checkpoints:
         steps = multihost.from_main(lambda: sorted(self._manager.all_steps(), reverse=True))
         problems: list[str] = []
         for step in steps:
-            state, position, problem = self._try(step, like)
+            state, position, rollout, problem = self._try(step, like, rows)
             if problem is None:
-                return Restored(step, state, position, self._move_aside(steps[: len(problems)], problems))
+                return Restored(step, state, position, self._move_aside(steps[: len(problems)], problems), rollout)
             if _NOT_DAMAGE.search(problem):
                 raise UserError(
                     f"the checkpoint cannot be read now ({problem})",
@@ -125,22 +142,24 @@ class Checkpoints:
             remedy="restore the folder from a copy, or delete it, and the same command starts from the first step",
         )
 
-    def _try(self, step: int, like: Any) -> tuple[Any, Any, str | None]:
-        """State and position, or the problem, which is the same in every process."""
+    def _try(self, step: int, like: Any, rows: jax.sharding.Sharding | None) -> tuple[Any, Any, Any, str | None]:
+        """State, position and rollout, or the problem, which is the same in every process."""
         state: Any = None
         position: Any = None
+        rollout: Any = None
         problem: str | None = None
         with _without_noise():
             try:
                 problem = _difference(self._directory / str(step) / "state", like)
                 if problem is None:
                     state, position = self.restore(step, like)
+                    rollout = self._restore_rollout(step, rows)
             except Exception as error:  # whatever orbax and its readers raise on a damaged file
                 problem = f"{type(error).__name__}: {first_line(error, 200)}"
         problem = next((p for p in multihost.gather(problem) if p), None)
-        if problem is None and position.pop(_CHECK_SUM, None) != _check_sum(state, position):
+        if problem is None and position.pop(_CHECK_SUM, None) != _check_sum((state, rollout), position):
             problem = "its bytes differ from those that were saved"
-        return (None, None, problem) if problem else (state, position, None)
+        return (None, None, None, problem) if problem else (state, position, rollout, None)
 
     def _move_aside(self, steps: list[int], problems: list[str]) -> list[tuple[epath.Path, str]]:
         def move() -> list[str]:
@@ -255,18 +274,19 @@ def _name(path: tuple) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def _check_sum(state: Any, position: dict[str, Any]) -> int:
-    return (int(_fingerprint(state)) + zlib.crc32(json.dumps(position, sort_keys=True).encode())) % 2**32
+def _check_sum(arrays: Any, position: dict[str, Any]) -> int:
+    return (int(_fingerprint(arrays)) + zlib.crc32(json.dumps(position, sort_keys=True).encode())) % 2**32
 
 
 @jax.jit
-def _fingerprint(state: Any) -> jax.Array:
-    """[] uint32 that changes with any bit of the state, and does not depend on the mesh.
+def _fingerprint(arrays: Any) -> jax.Array:
+    """[] uint32 that changes with any bit of the arrays, and does not depend on the mesh.
 
     A sum modulo 2^32 of all words, each with an odd weight for its place: exact in any order of addition.
     """
     total = jnp.uint32(0)
-    for number, x in enumerate(jax.tree.leaves(state)):
+    for number, x in enumerate(jax.tree.leaves(arrays)):
+        x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
         bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
         weight = jnp.uint32(2 * number + 1)
         for axis in range(x.ndim):

@@ -1,6 +1,6 @@
 """Grades completions during training, on the host between sampling and learning: for rewards, and for teachers that see attempts.
 
-A group is the completions of one question, which follow each other in the batch.
+A group is the completions of one question, which follow each other. All batches of a rollout are graded at once.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jax.experimental import multihost_utils
@@ -19,6 +18,7 @@ from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.padding import pad_left
 from rcsd_jax.losses import policy_gradient
+from rcsd_jax.methods import dealing
 from rcsd_jax.methods.contract import Completions
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.models import sharding
@@ -36,12 +36,12 @@ def graded(
     recipe: Recipe,
     model: Model,
     run: Run,
-) -> tuple[Completions, dict[str, float]]:
-    """Adds advantages to completions and, if the teacher sees attempts, its prompts; also returns metrics.
+) -> tuple[Completions, list[dict[str, float]]]:
+    """Adds advantages to completions and, if the teacher sees attempts, its prompts; also returns the metrics of each batch.
 
     Args:
-      completions: as sampled, B rows on the mesh.
-      asked: the B rows' examples, as they are graded.
+      completions: of a rollout, k * B rows on the mesh.
+      asked: the rows' examples, as they are graded.
       shown: the same examples as the roles see them, perhaps with other rubrics.
       recipe: of the step that sampled them.
       model: decodes and encodes.
@@ -65,11 +65,9 @@ def graded(
 
     own = sharding.own_rows(len(asked), run.mesh)
     completions = completions._replace(advantages=sharding.to_mesh(advantages[own], run.mesh))
-    graded = ~np.isnan(rewards)  # a judge may not have answered
-    means = {f"graded_{name}": _mean(np.array([one[name] for one in scores])[graded]) for name in scores[0]}
-    means["groups_alike"] = float(np.mean([_alike(group) for group in rewards.reshape(-1, group)]))
-    if not graded.all():
-        means["share_graded"] = float(graded.mean())
+    batches = recipe.rollout.batches
+    parts = [dealing.places(number, len(asked), batches=batches, group=group) for number in range(batches)]
+    means = [_means([scores[i] for i in rows], rewards[rows], group) for rows in parts]
     if not config.teacher.attempts:
         return completions, means
     feedback = grader.feedback or (lambda truth, text: None)
@@ -77,7 +75,18 @@ def graded(
         dataclasses.replace(one, extra={**one.extra, "success": success, "feedback": feedback(truth, text)})
         for one, truth, text, success in zip(shown, asked, texts, _successes(texts, rewards, config), strict=True)
     ]
-    return _with_attempts(completions, told, own, means, model, run)
+    completions, taught = _with_attempts(completions, told, own, model, run)
+    return completions, [
+        of_batch | {"share_taught": float(taught[rows].mean())} for of_batch, rows in zip(means, parts, strict=True)
+    ]
+
+
+def _means(scores: Sequence[dict[str, float]], rewards: np.ndarray, group: int) -> dict[str, float]:
+    """The metrics of a batch's scores and rewards [B]."""
+    graded = ~np.isnan(rewards)  # a judge may not have answered
+    means = {f"graded_{name}": _mean(np.array([one[name] for one in scores])[graded]) for name in scores[0]}
+    means["groups_alike"] = float(np.mean([_alike(one) for one in rewards.reshape(-1, group)]))
+    return means if graded.all() else means | {"share_graded": float(graded.mean())}
 
 
 def _mean(values: np.ndarray) -> float:
@@ -113,9 +122,9 @@ def _successes(texts: Sequence[str], rewards: np.ndarray, config: Settings) -> l
 
 
 def _with_attempts(
-    completions: Completions, told: Sequence[Example], own: np.ndarray, means: dict, model: Model, run: Run
-) -> tuple[Completions, dict[str, Any]]:
-    """The teacher's prompts of examples with attempts; a row without an attempt, or with too long a prompt, is not taught."""
+    completions: Completions, told: Sequence[Example], own: np.ndarray, model: Model, run: Run
+) -> tuple[Completions, np.ndarray]:
+    """The teacher's prompts of examples with attempts, and which rows are taught: not without an attempt or with too long a prompt."""
     config = run.config
 
     def encode(example: Example) -> np.ndarray | None:
@@ -132,5 +141,4 @@ def _with_attempts(
     rows = [nothing if prompts[i] is None else prompts[i] for i in own]
     tokens, mask = pad_left(rows, length, model.pad_id)
     tokens, mask, mine = sharding.to_mesh((tokens, mask, taught[own]), run.mesh)
-    means["share_taught"] = float(taught.mean())
-    return completions._replace(teacher_tokens=tokens, teacher_mask=mask, taught=mine), means
+    return completions._replace(teacher_tokens=tokens, teacher_mask=mask, taught=mine), taught

@@ -12,6 +12,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.data.rubrics_of_rows import with_rubrics
 from rcsd_jax.evaluate.questions import Questions, evaluation_questions
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.models import sharding
 from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles.opened_model import Model, open_model
 from rcsd_jax.run.environment import Run
@@ -32,6 +33,7 @@ def open_inputs(
     """
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     check_divisible(model.decoder.config, mesh, _batch_sizes(config))
+    _check_queue(config, mesh)
     reading = config.reading(require=config.required_fields, say=say)
     questions = evaluation_questions(config.eval, reading, config.encoding, config.limits, model.tokenizer, say=say)
     return model, questions, sources.read_as(config.data.path, reading)
@@ -82,6 +84,19 @@ def check_positions(model: Model, rows: Rows, config: Settings) -> None:
             field="sampling.max_new_tokens",
             value=config.sampling.max_new_tokens,
             remedy="lower it, data.max_student_prompt or data.max_teacher_prompt",
+        )
+
+
+def _check_queue(config: Settings, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError if the prompts of a rollout go through a queue whose shards do not divide them."""
+    prompts, shards = config.questions_per_rollout, sharding.row_shards("sampling", mesh)
+    queued = config.sampling.slots or config.train.batches_per_rollout > 1
+    if queued and prompts % shards:
+        raise UserError(
+            f"the mesh samples in {shards} shards, which do not divide the {prompts} questions of a rollout",
+            field="train.batches_per_rollout",
+            value=config.train.batches_per_rollout,
+            remedy="raise it or train.batch_size, or lower mesh.data",
         )
 
 

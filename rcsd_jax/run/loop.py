@@ -15,19 +15,14 @@ from jax.experimental import multihost_utils
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.metrics import MetricWriter, Progress, compilations
-from rcsd_jax.methods.rollout import Batch
-from rcsd_jax.methods.state import TrainState, shardings_of
-from rcsd_jax.methods.step import jit_step
-from rcsd_jax.models import sharding
-from rcsd_jax.roles.encode import Encoded
+from rcsd_jax.methods.state import TrainState
 from rcsd_jax.roles.opened_model import Model
-from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run import rollouts
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
-from rcsd_jax.run.grading import graded
+from rcsd_jax.run.rollouts import Rollout
 from rcsd_jax.run.rows import Rows
 from rcsd_jax.run.training_state import Setup, Start
-from rcsd_jax.settings.stage import Settings
 
 
 def train_loop(
@@ -53,8 +48,8 @@ def train_loop(
     """
     config = run.config
     steps = config.train.steps
-    step_fn = _step_function(setup, model, run, examples)
-    take = functools.partial(rows.take, count=config.questions_per_step)
+    programs = rollouts.programs_of(setup, model, run, examples)
+    take = functools.partial(rows.take, count=config.questions_per_rollout)
 
     def evaluated_after(step: int) -> bool:
         return bool(config.eval.every) and step % config.eval.every == 0 and 0 < step < steps
@@ -62,76 +57,61 @@ def train_loop(
     # A checkpoint also holds what the remaining steps depend on. Their random keys follow from seed and step.
     position = {"seed": config.seed, "data": rows.digest, "rubric_cache": "rubrics.jsonl"}
 
-    def save(step: int, place: int, writer: MetricWriter) -> None:
+    def save(step: int, place: int, rollout: Rollout | None, writer: MetricWriter) -> None:
+        """Saves the state of `step`; `rollout`: from which the next step learns, None if that draws its own, from `place` on."""
         try:
             writer.sync()  # a run that goes on from this checkpoint has the rows of all steps before it
         finally:
-            checkpoints.save(step, state, position | {"place": place})
+            held = None if rollout is None else rollouts.kept(rollout)
+            of_rollout = {} if held is None else {"rollout": held.position}
+            arrays = None if held is None else held.arrays
+            checkpoints.save(step, state, position | {"place": place} | of_rollout, arrays)
 
-    first, place = start
+    first, place, held = start
+    rollout: Rollout | None = None
+    if held is not None:
+        rollout = programs.again(state, held, take(held.position["place"])[0])
     if evaluated_after(first):
         evaluate_at(first, state)
     if first < steps:
         told = f"compiling a step of {config.train.batch_size} completions, then training steps {first + 1} to {steps}"
         run.console.print(f"{run.name}: {told}")
+        if line := rollouts.note(config):
+            run.console.print(f"{run.name}: {line}", soft_wrap=True)
     progress = Progress(run.console, f"{run.name}: train", steps, done=first)
     with progress, contextlib.closing(MetricWriter(run.workdir, first_step=first)) as writer:
-        if first < steps:
+        if first < steps and rollout is None:
             upcoming = take(place)
         for step in range(first, steps):
-            began = time.monotonic()
-            at, (data, place) = place, upcoming
-            state, metrics = step_fn(state, data)
-            if step + 1 < steps:
-                upcoming = take(place)  # while the devices work
+            before = rollout
+            if rollout is None:
+                at, (data, place) = place, upcoming
+                rollout = programs.begin(state, data, step, at)
+            share = rollout.seconds / config.train.updates_per_rollout  # of the time that its updates have in common
+            began = time.monotonic() - share
+            state, metrics = programs.update(state, rollout, step)
+            current, ends = rollout, (step + 1) % config.train.updates_per_rollout == 0
+            if ends:
+                rollout = None
+                if step + 1 < steps:
+                    upcoming = take(place)  # while the devices work
             scalars = _scalars(metrics, setup.rate(step), began)
-            if not metrics["finite"]:
-                save(step, at, writer)  # the step kept the state that it was given
+            if not metrics["finite"]:  # the step kept the state that it was given
+                save(step, current.place if before is None else place, before, writer)
                 checkpoints.wait()
-                raise _not_finite(step, metrics, [data.examples[i] for i in _batch_rows(data, config)])
+                raise _not_finite(step, metrics, rollouts.examples_of(current, step, config))
             if step % config.train.log_every == 0 or step == steps - 1:
                 writer.write(step, scalars)
             progress.advance(1, int(scalars["completion_tokens"]), f"loss {scalars['loss']:.4f}")
             done, stopping = step + 1, run.stop.is_set()  # read once: what is saved and whether to go on must agree
             if done % config.checkpoint.every == 0 or done == steps or stopping or evaluated_after(done):
-                save(done, place, writer)
+                save(done, place, rollout, writer)
             if stopping:
                 checkpoints.wait()
                 run.stop.raise_if_set(f"saved at step {done} of {steps}")
             if evaluated_after(done):
                 evaluate_at(done, state)
     return state
-
-
-def _batch_rows(data: Encoded, config: Settings) -> list[int]:
-    """The rows of a step's data as they are in its batch: each as often as it has completions."""
-    return [i for i in range(len(data.examples)) for _ in range(config.sampling.group)]
-
-
-def _step_function(setup: Setup, model: Model, run: Run, examples: Mapping[str, Example]) -> Callable:
-    """(state, a step's data) -> (state, metrics): a step with everything else bound; the state is donated.
-
-    One program, unless completions are graded: then the host does so between the program that draws and the one that learns.
-    """
-    config, recipe = run.config, setup.recipe
-    programs = jit_step(recipe, shardings_of(setup.abstract))
-
-    def batch_of(data: Encoded) -> tuple[Batch, np.uint32]:
-        batch = make_batch(_batch_rows(data, config), data, config, model.pad_id, run.mesh)
-        return sharding.to_mesh(batch, run.mesh), np.uint32(config.seed)
-
-    def plain_step(state: TrainState, data: Encoded) -> tuple[TrainState, dict[str, Any]]:
-        return programs.train_step(state, setup.frozen, *batch_of(data))[:2]
-
-    def graded_step(state: TrainState, data: Encoded) -> tuple[TrainState, dict[str, Any]]:
-        completions = programs.draw(state, setup.frozen, *batch_of(data))
-        shown = [data.examples[i] for i in _batch_rows(data, config)]
-        asked = [examples[example.id] for example in shown]
-        completions, grades = graded(completions, asked, shown, recipe, model, run)
-        state, metrics = programs.learn(state, setup.frozen, completions)
-        return state, metrics | grades
-
-    return graded_step if config.reward.grader else plain_step
 
 
 def _scalars(metrics: dict[str, jax.Array], rate: Any, began: float) -> dict[str, float]:
@@ -141,6 +121,11 @@ def _scalars(metrics: dict[str, jax.Array], rate: Any, began: float) -> dict[str
         "learning_rate": float(rate),
         "step_seconds": seconds,
         "tokens_per_second": scalars["completion_tokens"] / seconds,
+        **{
+            f"{name}_per_second": scalars[name] / seconds
+            for name in ("real_tokens", "padded_tokens")
+            if name in scalars
+        },
         "compilations": compilations(),
     }
 

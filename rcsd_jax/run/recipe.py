@@ -43,11 +43,14 @@ def roles_of(config: Settings, decoder: Decoder) -> Roles:
 
 def rollout_options(config: Settings, model: Model) -> RolloutOptions:
     """How completions are made."""
+    batches = config.train.batches_per_rollout
     return RolloutOptions(
         sampling=sampling_of(config.sampling, model),
         source=config.sampling.source,
         group=config.sampling.group,
-        slots=config.sampling.slots,
+        # Several batches go through a queue, so that the cache does not grow with their number.
+        slots=config.sampling.slots or (config.train.batch_size if batches > 1 else 0),
+        batches=batches,
         reason_tokens=config.teacher.reason_tokens,
         skip_first=config.loss.skip_first,
         mask_cut=config.loss.mask_cut,

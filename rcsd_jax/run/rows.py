@@ -118,7 +118,8 @@ class Rows:
 
     def _questions(self) -> int:
         """The number of rows of all steps."""
-        return self._settings.train.steps * self._settings.questions_per_step
+        settings = self._settings
+        return settings.train.steps // settings.train.updates_per_rollout * settings.questions_per_rollout
 
     def _drawn(self, place: int, count: int) -> list[int]:
         return [int(self._order[i]) for i in range(place, place + count)]

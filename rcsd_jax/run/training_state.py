@@ -15,7 +15,7 @@ from rcsd_jax.methods.networks import BASE, Frozen
 from rcsd_jax.methods.optimizer import make_optimizer
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.state import TrainState, abstract_state, init_state, shardings_of
-from rcsd_jax.models import lora
+from rcsd_jax.models import lora, sharding
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run.checkpoints import Checkpoints
@@ -71,11 +71,19 @@ def _first_trained(model: Model, params: Any, *, config: Settings) -> Any:
     return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
 
 
+class Kept(NamedTuple):
+    """What a checkpoint between two updates of a rollout holds of it; see `rollouts`."""
+
+    arrays: dict[str, jax.Array]  # of its completions, by name; without empty ones
+    position: dict[str, Any]  # the rest, as JSON
+
+
 class Start(NamedTuple):
-    """The beginning of training: its step and its place in the data."""
+    """The beginning of training: its step, its place in the data, and the rollout in whose middle it is."""
 
     step: int
-    place: int  # in the order of rows, see `rows.Rows.take`
+    place: int  # of the next rollout in the order of rows, see `rows.Rows.take`
+    rollout: Kept | None = None  # None: the step begins one
 
 
 def begin(
@@ -87,7 +95,7 @@ def begin(
       UserError: no checkpoint is intact, or it was trained with other prompts.
     """
     config = run.config
-    restored = checkpoints.restore_newest(setup.abstract)
+    restored = checkpoints.restore_newest(setup.abstract, rows=sharding.batch_sharding(run.mesh))
     if restored is None:
         return first_state(model, params, config, setup), Start(0, 0)
     for folder, problem in restored.damaged:
@@ -100,6 +108,6 @@ def begin(
         )
     run.console.print(f"{run.name}: continuing at step {restored.step}")
     # A checkpoint without a place in the data is older; its run drew only the rows that it used.
-    return restored.state, Start(
-        restored.step, restored.position.get("place", restored.step * config.questions_per_step)
-    )
+    place = restored.position.get("place", restored.step * config.questions_per_step)
+    rollout = Kept(restored.rollout, restored.position["rollout"]) if restored.rollout else None
+    return restored.state, Start(restored.step, place, rollout)

@@ -42,9 +42,10 @@ def check_across(settings: Settings, *, stage: str = "", trains: bool = True) ->
 def _check_batch(s: Settings, need: Need) -> None:
     """The batch divides evenly, and completions keep tokens to learn from."""
     batch, slots, group = s.train.batch_size, s.sampling.slots, s.sampling.group
-    problem = f"does not divide train.batch_size = {batch}"
-    remedy = "choose a divisor of the batch size, or 0 for the whole batch at once"
-    need(slots == 0 or batch % slots == 0, "sampling.slots", problem, remedy)
+    rollout = s.train.batches_per_rollout * batch
+    problem = f"does not divide the {rollout} completions of a rollout"
+    remedy = "choose a divisor of them, or 0 for as many as a batch has"
+    need(slots == 0 or rollout % slots == 0, "sampling.slots", problem, remedy)
     need(
         batch % group == 0 and (slots == 0 or slots % group == 0 or group % slots == 0),
         "sampling.group",
@@ -66,6 +67,9 @@ def _check_method(s: Settings, need: Need) -> None:
         remedy = "set sampling.group, to 4 as in the paper"
         need(s.sampling.group > 1, "sampling.group", "leaves no other completion to compare with", remedy)
     if s.sampling.source == "reference":
+        for key in ("batches_per_rollout", "passes_per_rollout"):
+            once = getattr(s.train, key) == 1
+            need(once, f"train.{key}", "needs sampled completions, and sampling.source=reference has none", "set 1")
         need(s.sampling.group == 1, "sampling.group", "a question has only one reference", "set 1")
         need(not rewarded and not attempts, "sampling.source", "references are not graded", "set 'student'")
     need(s.method == "grpo" or not s.policy.kl, "policy.kl", "has an effect only with method 'grpo'", "set policy.kl=0")

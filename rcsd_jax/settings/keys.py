@@ -85,7 +85,7 @@ def stage() -> ConfigDict:
                 top_p=0.95,  # 1: all tokens
                 source="student",  # who writes the completions: a role, or "reference", the data
                 group=1,  # completions of each question; a batch has batch_size / group questions
-                slots=0,  # > 0: rows sampled at a time; the next prompt takes a finished row's place; 0: the whole batch
+                slots=0,  # > 0: rows sampled at a time; the next prompt takes a finished row's place; 0: as many as a batch has
                 int8_cache=False,  # store keys and values as int8; never in evaluation
                 merged_adapters=False,  # decode with LoRA merged into the weights, which is faster; never in evaluation
             ),
@@ -144,7 +144,15 @@ def stage() -> ConfigDict:
             # batch_size: completions per step; they are split into `microbatches`, which run one after the other.
             # row_lengths: sequences are packed into rows, which have one of so many lengths; 0: each is padded to the longest.
             # With packed rows, a microbatch has as many rows as it would have without, and an update takes as many as it needs.
-            train=dict(steps=100, batch_size=32, microbatches=1, row_lengths=2, log_every=1),
+            train=dict(
+                steps=100,  # updates; whole rollouts
+                batch_size=32,
+                microbatches=1,
+                row_lengths=2,
+                batches_per_rollout=1,  # sampled together; each then serves its own update, in order
+                passes_per_rollout=1,  # how often the updates go over a rollout's batches
+                log_every=1,
+            ),
             # every: steps between checkpoints; keep: how many are kept.
             checkpoint=dict(every=20, keep=2),
             # Sizes of the axes; `models.sharding.LAYOUTS` says what they split. -1: all remaining devices.

@@ -38,14 +38,27 @@ class TrainSettings:
     batch_size: int
     microbatches: int
     row_lengths: int
+    batches_per_rollout: int
+    passes_per_rollout: int
     log_every: int
 
     def __post_init__(self) -> None:
-        checks.at_least_one(self, "steps", "batch_size", "microbatches", "log_every")
+        sizes = ("steps", "batch_size", "microbatches", "batches_per_rollout", "passes_per_rollout", "log_every")
+        checks.at_least_one(self, *sizes)
         checks.at_least_zero(self, "row_lengths")
         problem = f"does not divide train.batch_size = {self.batch_size}"
         even = self.batch_size % self.microbatches == 0
         checks.need(even, self, "microbatches", problem, "choose a divisor of the batch size")
+        served = self.updates_per_rollout
+        problem = f"is not whole rollouts: each serves {served} updates, batches_per_rollout x passes_per_rollout"
+        below, above = self.steps // served * served, -(-self.steps // served) * served
+        remedy = f"set {above}" + (f" or {below}" if below else "")
+        checks.need(self.steps % served == 0, self, "steps", problem, remedy)
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """The number of updates that learn from one rollout."""
+        return self.batches_per_rollout * self.passes_per_rollout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,8 +127,13 @@ class Settings:
 
     @property
     def questions_per_step(self) -> int:
-        """The number of rows that a step takes."""
+        """The number of rows that an update learns from."""
         return self.train.batch_size // self.sampling.group
+
+    @property
+    def questions_per_rollout(self) -> int:
+        """The number of rows that are sampled together."""
+        return self.train.batches_per_rollout * self.questions_per_step
 
     @property
     def generic_rubric(self) -> Rubric:

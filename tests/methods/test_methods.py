@@ -245,7 +245,7 @@ def rows_of_texts(texts, model, length):
     return Samples(jnp.asarray(tokens), jnp.asarray(mask), jnp.zeros(tokens.shape), jnp.zeros(len(texts), bool))
 
 
-def grade_texts(config, tmp_path, texts, examples, judge=None):
+def grade_texts(config, tmp_path, texts, examples, judge=None, batches=1):
     run, model = context(config, tmp_path)
     run, asked = run._replace(judge=judge), run.config
     with jax.set_mesh(run.mesh):
@@ -257,7 +257,9 @@ def grade_texts(config, tmp_path, texts, examples, judge=None):
             *batch[1:5], rows_of_texts(texts, model, 64), jnp.ones((len(rows), 64), bool), jnp.zeros(len(rows)),
             nothing_without(len(rows)), jnp.ones(len(rows), bool),
         )  # fmt: skip
-        return *grading.graded(written, examples, data.examples, recipe, model, run), model
+        completions, metrics = grading.graded(written, examples, data.examples, recipe, model, run)
+        assert len(metrics) == batches
+        return completions, metrics[0] if batches == 1 else metrics, model
 
 
 def group_of(example, right):
@@ -281,6 +283,22 @@ def test_advantages_and_teachers_that_see_the_groups_own_success(tmp_path):
         shown = np.asarray(completions.teacher_tokens[row])[np.asarray(completions.teacher_mask[row])]
         text = model.decode(shown)
         assert f"reference : {success}" in " ".join(text.split()), text
+
+
+def test_a_rollout_is_graded_at_once_and_each_batch_has_its_own_metrics(tmp_path):
+    config = config_of("sdpo", tmp_path)
+    config.sampling.group = 2
+    config.train.update(steps=4, batch_size=4, batches_per_rollout=2)
+    examples = world.examples("stage2", 4, seed=5)
+    right = [[1, 1], [0, 0], [1, 0], [0, 0]]  # the first question of each batch, then the second of each
+    texts = [text for example, group in zip(examples, right, strict=True) for text in group_of(example, group)]
+    rows = [example for example in examples for _ in range(2)]
+    completions, metrics, _ = grade_texts(config, tmp_path, texts, rows, batches=2)
+    wanted = [{"graded_accuracy": 3 / 4, "groups_alike": 1 / 2, "share_taught": 3 / 4}]
+    wanted += [{"graded_accuracy": 0.0, "groups_alike": 1.0, "share_taught": 0.0}]
+    assert [{name: one[name] for name in wanted[0]} for one in metrics] == wanted
+    assert completions.taught.tolist() == [True, True, False, False, False, True, False, False]
+    np.testing.assert_allclose(np.sign(completions.advantages), [0, 0, 0, 0, 1, -1, 0, 0])
 
 
 def test_a_success_that_a_judge_found_is_shown(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rcsd_jax.host.errors import UserError, WriteFailed
+from rcsd_jax.models import sharding
 from rcsd_jax.run.checkpoints import Checkpoints, newest_step
 from tests import eight_devices
 
@@ -115,6 +116,34 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(case, of_two_steps, tmp_pa
     again = restore(tmp_path)
     assert_is(again, 2)
     assert not again.damaged
+
+
+def rollout_of(step):
+    return {
+        "samples.tokens": jax.random.randint(jax.random.key(step), (8, 300), 0, 1000),
+        "samples.mask": jax.random.bernoulli(jax.random.key(step), shape=(8, 3)),
+        "advantages": jax.random.normal(jax.random.key(step), (8,)),
+    }
+
+
+def test_a_rollout_in_use_is_part_of_a_checkpoint(tmp_path):
+    rows = sharding.batch_sharding(sharding.make_mesh())
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    for step, rollout in ((1, None), (2, rollout_of(2)), (3, rollout_of(3))):
+        checkpoints.save(step, state_of(step), {"data_position": step}, rollout)
+    for step in (3, 2, 1):
+        checkpoints.wait()
+        restored = checkpoints.restore_newest(state_of(0), rows=rows)
+        assert_is(restored, step)
+        if step == 1:
+            assert restored.rollout is None
+            break
+        jax.tree.map(np.testing.assert_array_equal, restored.rollout, rollout_of(step))
+        assert {x.sharding for x in restored.rollout.values()} == {rows}
+        file = data_file(tmp_path / str(step) / "rollout")
+        file.write_bytes((flipped if step == 3 else torn)(file.read_bytes()))
+    assert [path.name for path, _ in restored.damaged] == ["damaged_2"]
+    checkpoints.close()
 
 
 def test_two_damaged_ones_and_none_that_is_intact(tmp_path):

@@ -1,6 +1,7 @@
 """Several processes train as one does: same losses, one report; and when one fails, none of the others waits for it."""
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -107,6 +108,23 @@ def test_two_processes_grade_as_one(user_dir, tmp_path):
     run_all(2, *ground_truth(user_dir, tmp_path / "two", *flags))
     assert_same_run(tmp_path / "two", tmp_path / "one", rtol=1e-5, atol=1e-5)
     assert all(row["share_taught"] == 1.0 and row["divergence"] > 0 for row in rows_of(tmp_path / "two"))
+
+
+@pytest.mark.slow
+def test_a_rollout_of_two_processes_goes_on_in_one(user_dir, tmp_path):
+    flags = [
+        *FLAGS, "--config.train.steps=4", "--config.train.batches_per_rollout=2", "--config.checkpoint.every=1",
+        "--config.checkpoint.keep=4", "--config.loss.importance_clip=2.0",
+    ]  # fmt: skip
+    code, _, err = run(*ground_truth(user_dir, tmp_path / "one", *flags))
+    assert code == 0, err
+    run_all(2, *ground_truth(user_dir, tmp_path / "two", *flags))
+    assert_same_run(tmp_path / "two", tmp_path / "one", rtol=1e-5, atol=1e-5)
+    (tmp_path / "two" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "4")
+    code, out, err = run(*ground_truth(user_dir, tmp_path / "two", *flags))
+    assert code == 0 and "continuing at step 3" in out, err
+    assert_same_run(tmp_path / "two", tmp_path / "one", rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.cluster

@@ -23,7 +23,7 @@ from rcsd_jax.methods.networks import BASE
 from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.opened_model import load_weights, open_model, open_served, sampling_of
-from rcsd_jax.run import evaluation, loop, rubrics, stage, training_state
+from rcsd_jax.run import evaluation, loop, rollouts, rubrics, stage, training_state
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from tests import user_inputs
@@ -82,7 +82,7 @@ def test_all_steps_are_one_program(user_dir, tmp_path, monkeypatch):
         made.append(jit_step(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(loop, "jit_step", kept)
+    monkeypatch.setattr(rollouts, "jit_step", kept)
     config = config_for(user_dir)
     config.train.steps = 3
     run(config, tmp_path / "run")
@@ -147,7 +147,7 @@ def test_the_writer_s_weights_are_not_read_where_every_text_is_cached(user_dir, 
     "module, moment, number",
     [
         (rubrics, "write_rubrics", signal.SIGINT),
-        (loop, "make_batch", signal.SIGTERM),
+        (rollouts, "make_batch", signal.SIGTERM),
         (stage, "evaluate_role", signal.SIGTERM),
     ],
 )

@@ -131,3 +131,29 @@ def test_an_older_config_has_the_defaults_of_younger_keys():
     config.model.path, config.data.path = "model", "rows.jsonl"
     settings = unpack(config)
     assert settings.train.steps == 7 and settings.teacher.guidance_by == "context" and settings.export.merged
+
+
+def test_rollouts_are_whole_and_sampled():
+    config = keys.stage()
+    config.train.update(steps=12, batch_size=8, batches_per_rollout=3, passes_per_rollout=2)
+    settings = settings_of(config)
+    assert settings.train.updates_per_rollout == 6 and settings.questions_per_rollout == 24
+    config.sampling.update(group=2, slots=12)
+    assert settings_of(config).questions_per_rollout == 12
+    config.sampling.slots = 10
+    with pytest.raises(UserError, match=r"sampling\.slots' = 10: does not divide the 24 completions of a rollout"):
+        settings_of(config)
+    config.sampling.update(group=1, slots=0, source="reference")
+    config.method = "sft"
+    for key, other in (("batches_per_rollout", "passes_per_rollout"), ("passes_per_rollout", "batches_per_rollout")):
+        config.train.update({key: 2, other: 1})
+        with pytest.raises(UserError, match=rf"train\.{key}' = 2: needs sampled completions.*; set 1"):
+            settings_of(config)
+    config.train.update(steps=100, batches_per_rollout=4, passes_per_rollout=3)
+    with pytest.raises(
+        UserError, match=r"train\.steps' = 100: is not whole rollouts: each serves 12 .*; set 108 or 96"
+    ):
+        settings_of(config)
+    config.train.steps = 7
+    with pytest.raises(UserError, match=r"; set 12$"):
+        settings_of(config)
