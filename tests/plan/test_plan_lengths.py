@@ -356,6 +356,35 @@ def test_a_plan_with_slots_decodes_the_slots_and_prefills_as_the_queue_does():
     assert planned.cache_bytes == whole.cache_bytes / 2
 
 
+def test_a_rollout_of_several_batches_is_planned_as_two_programs(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    config = stage2.get_config("ground_truth")
+    config.update(
+        model=dict(path=str(tmp_path), kernels="xla"),
+        data=dict(max_student_prompt=16, max_teacher_prompt=24),
+        sampling=dict(max_new_tokens=8),
+        train=dict(batch_size=4, batches_per_rollout=3, passes_per_rollout=2, steps=12),
+    )
+    planned = programs.plan(settings_of(config), jax.devices()[:1])
+    assert planned.queue == Queue(slots=4, refill=1, shards=1, group=1) and planned.packed
+    runs = {name: (program.runs, program.rows) for name, program in planned.programs.items()}
+    assert runs == {
+        "rollout": (pytest.approx(1 / 6), 12),
+        "learning": (1, 4),
+        "prefill": (4 / 2, 1),
+        "decode": (8 / 2, 4),
+        "teacher scoring": (1, 4),
+        "student forward+backward": (1, 4),
+        "update": (1, 4),
+    }
+    drawn = planned.programs["rollout"].lower().out_info[0]
+    assert drawn.samples.tokens.shape == (12, 8)
+    state = planned.programs["learning"].lower().out_info[0]
+    assert jax.tree.structure(state.trained) == jax.tree.structure(
+        planned.programs["student forward+backward"].lower().out_info[1]
+    )
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("slots, row_lengths", [(0, 0), (4, 2)])
