@@ -55,6 +55,9 @@ def test_padding_and_idle_slots_of_the_padded_step():
         )
         assert lengths.occupancy(batches, 32) == pytest.approx(0.30, abs=0.01)
         assert 0.7 < lengths.occupancy(batches, 8) < 0.8
+        packed = lengths.padded_over_real(STEPS["packed"], work, batches)
+        assert packed["learning"] < 1.15 and packed["student_prompts"] == 1.0
+        assert lengths.occupancy(batches, 8, 4) > 0.9
 
 
 def test_tokens_are_counted_row_by_row():
@@ -106,7 +109,7 @@ def test_the_benchmark_on_real_lengths_prints_one_object(capsys):
     lengths.main(["--quick", "--json"])
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
-    assert found["times_before"] == 1.0 and found["times_torch"] > 0 and found["bound_seconds"] > 0
+    assert found["times_before"] > 0 and found["times_torch"] > 0 and found["bound_seconds"] > 0
     assert found["padded_over_real"] > 1 and 0 < found["occupancy"] < 1
     assert set(found["steps"]) == set(STEPS)
     assert all(np.isfinite(x["seconds"]) for x in found["steps"].values())

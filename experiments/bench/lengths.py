@@ -3,8 +3,9 @@
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 taskset -c 0,1 python -m experiments.bench.lengths [--quick] [--json]
 
 The workload is that of `workload.py` at 1/16 of its lengths, on the model of `setting.py`, with 32 rows a batch. The steps of
-`STEPS` take turns on the same batches; turn t uses batch t. Every completion ends at a length that is given, and there is no
-end token, so all steps do the same work. The first pass compiles and compares each step's loss with PyTorch's.
+`STEPS` take turns on the same batches; each turn has some batches of its own, as many as the largest rollout samples. Seconds are
+those of one batch. Every completion ends at a length that is given, and there is no end token, so all steps do the same work. The
+first pass compiles and compares each step's loss with PyTorch's.
 
 The bound is the time of the real tokens' FLOPs at the best measured rate of a matrix product: drawing and scoring by the
 student, its backward pass, and scoring by the teacher.
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 
 from experiments.bench import flops, torch_step
-from experiments.bench.lengths_steps import BEFORE, OURS, STEPS, TORCH, Runner, Setup, Step
+from experiments.bench.lengths_steps import BEFORE, OURS, ROLLOUT, STEPS, TORCH, Runner, Setup, Step
 from experiments.bench.setting import decoder_config, forward_flops, seconds
 from experiments.bench.workload import Rows, Tokens, Workload, decode_steps, real, with_tokens
 from rcsd_jax.models.config import DecoderConfig
@@ -40,7 +41,7 @@ VOCABULARY = decoder_config().vocab_size
 
 
 class Turn(NamedTuple):
-    """Wall seconds of every step in one turn, and the best rate of a matrix product, FLOP/s."""
+    """Wall seconds of every step for a batch of one turn, and the best rate of a matrix product, FLOP/s."""
 
     sampling: dict[str, float]
     whole: dict[str, float]
@@ -52,7 +53,7 @@ class Grown(NamedTuple):
 
     rows: int
     median: int  # of the completions' real lengths
-    tokens: int  # real ones, in learning
+    tokens: int  # real ones of a batch, in learning
     seconds: dict[str, float]
 
 
@@ -73,35 +74,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         torch_step.write_model(pathlib.Path(scratch))
         setup = Setup(pathlib.Path(scratch), workload)
-        batches = [with_tokens(x, VOCABULARY) for x in workload.batches(args.batch, args.repeats)]
+        drawn = [with_tokens(x, VOCABULARY) for x in workload.batches(args.batch, args.repeats * ROLLOUT)]
+        batches = [drawn[i : i + ROLLOUT] for i in range(0, len(drawn), ROLLOUT)]
         steps = {name: step.make(setup, args.batch) for name, step in STEPS.items()}
         turns = take_turns(setup, steps, batches)
         growth = grow(setup, steps, args.batch, args.repeats)
-    found = results(setup, [rows.lengths for rows in batches], turns, growth)
+    found = results(setup, [[rows.lengths for rows in some] for some in batches], turns, growth)
     print(json.dumps(found) if args.json else tables(found))
 
 
-def take_turns(setup: Setup, steps: dict[str, Runner], batches: Sequence[Rows]) -> list[Turn]:
-    """The seconds of every step on every batch."""
+def take_turns(setup: Setup, steps: dict[str, Runner], batches: Sequence[Sequence[Rows]]) -> list[Turn]:
+    """The seconds of every step on the batches of every turn."""
     _check_losses(setup, steps, batches[0])
-    for rows in _new_shapes(setup.workload, batches):
-        for step in steps.values():
-            step.sample(rows)
-            step.whole(rows)
+    for name, step in steps.items():
+        if name != TORCH:  # nothing of it is compiled
+            for some in batches:
+                step.whole(some)
     products = {size: flops.product(size) for size in flops.SIZES}
     for product in products.values():
         product()
     turns = []
-    for rows in batches:
+    for some in batches:
         rate = max(2.0 * size**3 / _wall(product) for size, product in products.items())
-        sampling = {name: _wall(step.sample, rows) for name, step in steps.items()}
-        whole = {name: _wall(step.whole, rows) for name, step in steps.items()}
+        sampling = {name: _wall(step.sample, some) / len(some) for name, step in steps.items()}
+        whole = {name: _wall(step.whole, some) / len(some) for name, step in steps.items()}
         turns.append(Turn(sampling, whole, rate))
     return turns
 
 
 def grow(setup: Setup, steps: dict[str, Runner], size: int, repeats: int) -> list[Grown]:
-    """Whole steps of fewer rows, and of as many rows with shorter completions; all take turns, each on one batch.
+    """Whole steps of fewer rows, and of as many rows with shorter completions; all take turns, each on one rollout.
 
     `steps` are those of `size` rows.
     """
@@ -111,25 +113,34 @@ def grow(setup: Setup, steps: dict[str, Runner], size: int, repeats: int) -> lis
     made = smaller | {(name, size): steps[name] for name in names}
     median = setup.workload.median
     workloads = [dataclasses.replace(setup.workload, median=median // part) for _, part in settings]
-    lengths = [workload.batches(rows, 1)[0] for workload, (rows, _) in zip(workloads, settings, strict=True)]
-    batches = [with_tokens(x, VOCABULARY) for x in lengths]
+    lengths = [workload.batches(rows, ROLLOUT) for workload, (rows, _) in zip(workloads, settings, strict=True)]
+    batches = [[with_tokens(x, VOCABULARY) for x in some] for some in lengths]
     times: dict[tuple[str, int], list[float]] = {}
     for repeat in range(repeats + 1):
         for i, (rows, _) in enumerate(settings):
             for name in names:
-                took = _wall(made[name, rows].whole, batches[i])
+                took = _wall(made[name, rows].whole, batches[i]) / ROLLOUT
                 if repeat:  # the first pass compiles
                     times.setdefault((name, i), []).append(took)
     return [
-        Grown(rows, median // part, real(batch.lengths).learning, {n: float(np.median(times[n, i])) for n in names})
-        for i, ((rows, part), batch) in enumerate(zip(settings, batches, strict=True))
+        Grown(
+            rows,
+            median // part,
+            round(float(np.mean([real(x).learning for x in some]))),
+            {n: float(np.median(times[n, i])) for n in names},
+        )
+        for i, ((rows, part), some) in enumerate(zip(settings, lengths, strict=True))
     ]
 
 
-def results(setup: Setup, batches: Sequence[Drawn], turns: Sequence[Turn], growth: Sequence[Grown]) -> dict[str, Any]:
+def results(
+    setup: Setup, of_turns: Sequence[Sequence[Drawn]], turns: Sequence[Turn], growth: Sequence[Grown]
+) -> dict[str, Any]:
     """All that is printed, as JSON's types. Seconds are medians, and ratios are medians of the turns' ratios."""
+    batches = [x for some in of_turns for x in some]
     size = len(batches[0].student)
-    bounds = [real_flops(decoder_config(), x) / turn.rate for x, turn in zip(batches, turns, strict=True)]
+    flops_of = lambda some: float(np.mean([real_flops(decoder_config(), x) for x in some]))
+    bounds = [flops_of(some) / turn.rate for some, turn in zip(of_turns, turns, strict=True)]
     steps = {}
     for name, step in STEPS.items():
         steps[name] = {
@@ -137,7 +148,7 @@ def results(setup: Setup, batches: Sequence[Drawn], turns: Sequence[Turn], growt
             "sampling_seconds": _median([turn.sampling[name] for turn in turns]),
             "times_ours": _median([turn.whole[name] / turn.whole[OURS] for turn in turns]),
             "padded_over_real": padded_over_real(step, setup.workload, batches),
-            "occupancy": occupancy(batches, step.slots(size)),
+            "occupancy": occupancy(batches, step.slots(size), step.batches),
         }
         if step.grows:
             rows_vary, lengths_vary = growth[:3], growth[2:]
@@ -163,7 +174,7 @@ def results(setup: Setup, batches: Sequence[Drawn], turns: Sequence[Turn], growt
         "growth": [g._asdict() for g in growth],
         "of_200_batches": {
             "padded_over_real": padded_over_real(STEPS[OURS], setup.workload, many)["learning"],
-            "occupancy": occupancy(many, STEPS[OURS].slots(size)),
+            "occupancy": occupancy(many, STEPS[OURS].slots(size), STEPS[OURS].batches),
         },
     }
 
@@ -175,10 +186,12 @@ def padded_over_real(step: Step, workload: Workload, batches: Sequence[Drawn]) -
     return dict(zip(Tokens._fields, ratios.tolist(), strict=True))
 
 
-def occupancy(batches: Sequence[Drawn], slots: int) -> float:
-    """The share of slots that decode a completion's token, over the decode steps of all batches, each on its own."""
+def occupancy(batches: Sequence[Drawn], slots: int, together: int = 1) -> float:
+    """The share of slots that decode a completion's token, over the decode steps of all batches, so many in a rollout."""
     live = sum(int(x.completion.sum()) for x in batches)
-    return live / (slots * sum(decode_steps(x.completion.tolist(), slots) for x in batches))
+    lengths = [x.completion.tolist() for x in batches]
+    rollouts = [sum(lengths[i : i + together], []) for i in range(0, len(lengths), together)]
+    return live / (slots * sum(decode_steps(x, slots) for x in rollouts))
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -207,8 +220,7 @@ def tables(found: dict[str, Any]) -> str:
         f"of 200 batches, {found['ours']}: {many['padded_over_real']:.2f} padded over real tokens in learning, "
         f"occupancy {many['occupancy']:.0%}",
         f"ours ({found['ours']}) against PyTorch by hand: {found['times_torch']:.2f} times as fast",
-        f"ours ({found['ours']}) against the step before ({found['before']}): {found['times_before']:.2f} times as fast"
-        + (", by definition: they are the same step" if found["ours"] == found["before"] else ""),
+        f"ours ({found['ours']}) against the step before ({found['before']}): {found['times_before']:.2f} times as fast",
         "",
         "growth with real tokens, whole steps",
         "",
@@ -246,20 +258,16 @@ def exponent(tokens: Sequence[float], times: Sequence[float]) -> float:
     return float(np.polyfit(np.log(tokens), np.log(times), 1)[0])
 
 
-def _check_losses(setup: Setup, steps: dict[str, Runner], rows: Rows) -> None:
+def _check_losses(setup: Setup, steps: dict[str, Runner], batches: Sequence[Rows]) -> None:
     """Every step's first loss is that of PyTorch on the same completions and weights; raises if not."""
     hand = torch_step.PaddedHandStep(setup.directory)
+    rows = batches[0]
     longest = int(rows.lengths.completion.max())
     for name, step in steps.items():
-        ran = step.whole(rows)
+        ran = step.whole([rows])[0]
         with torch.no_grad():
             expected = hand.loss(rows, torch.tensor(ran.completions[:, :longest]).long()).item()
         np.testing.assert_allclose(ran.loss, expected, rtol=1e-3, err_msg=name)
-
-
-def _new_shapes(workload: Workload, batches: Sequence[Rows]) -> list[Rows]:
-    """One batch of each shape that prompts are padded to."""
-    return list({workload.padded_prompts(rows.lengths): rows for rows in batches}.values())
 
 
 def _wall(function: Callable, *args: Any) -> float:

@@ -34,6 +34,7 @@ class Places(NamedTuple):
 class Rows(NamedTuple):
     """What stands in rows of length L: G x R rows of G shards."""
 
+    segment: jax.Array  # [G, R, L] int32, the sequences of a row counted from 1, rising along it; 0: padding
     sequence: jax.Array  # [G, R, L] int32, of the shard
     place: jax.Array  # [G, R, L] int32, within the sequence
     real: jax.Array  # [G, R, L] bool; False: padding, whose sequence and place mean nothing
@@ -41,7 +42,7 @@ class Rows(NamedTuple):
     @property
     def segment_ids(self) -> jax.Array:
         """[G R, L] int32, 0 for padding."""
-        return _flat(jnp.where(self.real, self.sequence + 1, 0))
+        return _flat(self.segment)
 
     @property
     def positions(self) -> jax.Array:
@@ -168,10 +169,11 @@ def rows_of(places: Places, trip: jax.Array, rows: int, length: int) -> Rows:
         begun = jnp.zeros(rows * length, jnp.int32).at[first].set(sequences + 1, mode="drop").reshape(rows, length)
         at = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), begun.shape)
         start = jax.lax.cummax(jnp.where(begun > 0, at, 0), axis=1)
-        sequence = jnp.maximum(jnp.take_along_axis(begun, start, axis=1) - 1, 0)
-        within = at - start
-        marked = jnp.take_along_axis(begun, start, axis=1) > 0
-        return Rows(sequence, within, marked & (within < places.length[sequence]))
+        last = jnp.take_along_axis(begun, start, axis=1)
+        sequence, within = jnp.maximum(last - 1, 0), at - start
+        real = (last > 0) & (within < places.length[sequence])
+        segment = jnp.where(real, jnp.cumsum(begun > 0, axis=1), 0).astype(jnp.int32)
+        return Rows(segment, sequence, within, real)
 
     return jax.vmap(of_shard)(places)
 

@@ -79,7 +79,8 @@ def test_segments_and_positions_of_a_row(places):
         for s, at in enumerate(want):
             if at is not None and at[0] == 1:
                 span = slice(at[1], at[1] + LENGTHS[shard][s])
-                segments[span], positions[span] = s + 1, np.arange(LENGTHS[shard][s])
+                segments[span], positions[span] = 1, np.arange(LENGTHS[shard][s])
+        segments = np.where(segments, np.cumsum(positions == 0), 0)  # counted along the row
         assert one.segment_ids[shard].tolist() == segments.tolist()
         assert one.positions[shard].tolist() == positions.tolist()
 

@@ -11,6 +11,7 @@ from rcsd_jax.models import attention
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params
 from rcsd_jax.models.decoder import Decoder, positions_from_mask
+from rcsd_jax.models.kernels import splash
 
 
 def inputs(length, dtype=jnp.float32, batch=2, heads=4, kv_heads=2, head_dim=32):
@@ -21,7 +22,7 @@ def inputs(length, dtype=jnp.float32, batch=2, heads=4, kv_heads=2, head_dim=32)
     # Left padding in one row, two segments in the other.
     segment_ids = np.ones((batch, length), np.int32)
     segment_ids[0, : length // 3] = 0
-    segment_ids[1, length // 2 :] = 2
+    segment_ids[1:, length // 2 :] = 2
     return q, k, v, weight, jnp.asarray(segment_ids)
 
 
@@ -37,15 +38,61 @@ def test_splash_is_masked_attention_with_its_gradients(length):
     plain = jax.value_and_grad(
         loss(lambda q, k, v: attention.masked_attention(q, k, v, mask, scale=32**-0.5)), argnums=(0, 1, 2)
     )
-    splash = jax.value_and_grad(
+    kernel = jax.value_and_grad(
         loss(lambda q, k, v: attention.splash_attention(q, k, v, segment_ids, scale=32**-0.5, interpret=True)),
         argnums=(0, 1, 2),
     )
     expected, expected_gradients = plain(q, k, v)
-    value, gradients = splash(q, k, v)
+    value, gradients = kernel(q, k, v)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     for gradient, reference in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, reference, rtol=2e-4, atol=2e-4)
+
+
+# Packed rows: three segments and padding, of which the kernel skips blocks; one segment; and padding first.
+PACKED = {
+    "three": [1] * 150 + [2] * 200 + [3] * 90 + [0] * 72,
+    "one": [1] * 512,
+    "padding first": [0] * 300 + [1] * 212,
+}
+
+
+def packed(segment_ids, computed=None):
+    """(value, gradients) of splash attention of one row in blocks of 128, and of attention with its scores in memory."""
+    q, k, v, weight, _ = inputs(512, batch=1)
+    ids = jnp.asarray([segment_ids], jnp.int32)
+    real = (ids != 0)[:, None, :, None]
+
+    def loss(f):
+        return jax.value_and_grad(lambda q, k, v: jnp.sum(jnp.where(real, f(q, k, v) * weight, 0.0)), argnums=(0, 1, 2))
+
+    mask = attention.segment_mask(ids)
+    plain = loss(lambda q, k, v: attention.masked_attention(q, k, v, mask, scale=32**-0.5))(q, k, v)
+    kernel = loss(lambda q, k, v: attention.splash_attention(q, k, v, ids, scale=32**-0.5, interpret=True))(q, k, v)
+    return kernel, plain
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_splash_skips_blocks_without_changing_values_or_gradients(name, monkeypatch):
+    monkeypatch.setattr(splash, "_BLOCK", 128)
+    (value, gradients), (expected, theirs) = packed(PACKED[name])
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    for gradient, reference in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(gradient, reference, rtol=2e-4, atol=2e-4)
+
+
+def test_a_block_that_is_skipped_is_not_computed(monkeypatch):
+    """Without the pairs of blocks that two segments share, the values are wrong: so what is skipped is really left out."""
+    monkeypatch.setattr(splash, "_BLOCK", 128)
+    monkeypatch.setattr(splash, "blocks_of_segments", lambda ids, block: jnp.eye(ids.shape[0] // block, dtype=bool))
+    (value, _), (expected, _) = packed(PACKED["one"])
+    assert np.isfinite(value) and abs(float(value) - float(expected)) > 1e-2
+
+
+def test_blocks_that_share_a_segment():
+    ids = jnp.asarray([0, 1, 1, 1, 2, 2, 3, 3, 3, 3, 0, 0, 0, 0, 0])
+    want = [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+    assert splash.blocks_of_segments(ids, 3).astype(int).tolist() == want
 
 
 @pytest.mark.parametrize("remat", ["attention", "projections"])

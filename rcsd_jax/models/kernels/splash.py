@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from rcsd_jax.models.kernels import LANES
@@ -20,6 +23,9 @@ def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, scale: float, interpret: bool
 ) -> jax.Array:
     """Causal attention within segments, of one device's rows and heads.
+
+    Of a single row it computes only the pairs of blocks that share a segment. Rows that are packed come singly, and short rows
+    are one block, so several rows at a time are not worth a loop over them.
 
     Args:
       q: [b, h, T, Hd]; k, v: [b, k, T, Hd], with T of `padding`.
@@ -52,4 +58,36 @@ def attend(
         residual_checkpoint_name="attention",
         interpret=interpret,
     )
-    return jax.vmap(kernel)(q * jnp.asarray(scale, q.dtype), k, v, splash.SegmentIds(segment_ids, segment_ids))
+    q = q * jnp.asarray(scale, q.dtype)
+    if len(q) > 1 or block == length:
+        return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment_ids, segment_ids))
+    ids = segment_ids[0]
+    return _of_segments(kernel, blocks_of_segments(ids, block))(q[0], k[0], v[0], splash.SegmentIds(ids, ids))[None]
+
+
+def blocks_of_segments(segment_ids: jax.Array, block: int) -> jax.Array:
+    """Which blocks of queries and keys may share a segment, besides those on the diagonal, where all tokens see themselves.
+
+    Args:
+      segment_ids: [T] int32, rising along the row; 0 is padding.
+      block: tokens of a block, which divides T.
+
+    Returns:
+      [T / block, T / block] bool, queries first.
+    """
+    ids = segment_ids.reshape(-1, block)
+    last = ids.max(axis=1)
+    first = jnp.where(ids > 0, ids, np.iinfo(np.int32).max).min(axis=1)
+    shared = (first[:, None] <= last[None, :]) & (first[None, :] <= last[:, None])
+    return shared | jnp.eye(len(ids), dtype=bool)
+
+
+def _of_segments(kernel: Any, shared: jax.Array) -> Any:
+    """The kernel without the blocks of a causal mask that share no segment."""
+
+    def without(info: Any) -> Any:
+        return info._replace(block_mask=jnp.where(shared, info.block_mask, 0).astype(info.block_mask.dtype))
+
+    (forward, queries, keys_and_values), static = kernel.tree_flatten()
+    assert queries is None, "the fused backward kernel needs none"
+    return type(kernel).tree_unflatten(static, (without(forward), None, without(keys_and_values)))
