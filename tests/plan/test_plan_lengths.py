@@ -387,8 +387,8 @@ def test_a_rollout_of_several_batches_is_planned_as_two_programs(tmp_path):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("slots, row_lengths", [(0, 0), (4, 2)])
-def test_a_small_run_is_planned_with_lengths(tmp_path, slots, row_lengths):
+@pytest.mark.parametrize("slots, row_lengths, batches", [(0, 0, 1), (4, 2, 2)])
+def test_a_small_run_is_planned_with_lengths(tmp_path, slots, row_lengths, batches):
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     histogram = written(tmp_path, prompts=[[10, 30, 5], [60, 90, 1]], completions={"counts": [[4, 3], [32, 1]]})
     code, out, err = plan(
@@ -400,6 +400,7 @@ def test_a_small_run_is_planned_with_lengths(tmp_path, slots, row_lengths):
         *(f"--config.{setting}" for setting in (*SHORT, "data.pad_to=32")),
         f"--config.sampling.slots={slots}",
         f"--config.train.row_lengths={row_lengths}",
+        f"--config.train.batches_per_rollout={batches}",
     )
     assert code == 0, err[-3000:]
     data = json.loads((tmp_path / "plan.json").read_text())
@@ -416,7 +417,9 @@ def test_a_small_run_is_planned_with_lengths(tmp_path, slots, row_lengths):
     # Prompts of 32 or 64 tokens and completions of 32 in one of two lengths, the teacher's of 32 or 96.
     rows = {run["row"] for run in e["runs"] if run["program"] == "student forward+backward"}
     assert rows <= {32, 64, 48, 96} if row_lengths else rows == {None}
-    assert set(e["parts"]) == set(worst["parts"])
+    assert set(e["parts"]) == set(worst["parts"]) and e["batches_per_rollout"] == batches
+    assert set(data["programs"]) - set(e["parts"]) == ({"train step"} if batches == 1 else {"rollout", "learning"})
+    assert ("verdict: fits" in out) and (f"of a rollout of {batches} batches" in out) == (batches > 1)
     assert 0 < e["seconds"] < worst["seconds_from_parts"]
     assert e["seconds"] == pytest.approx(sum(e["parts"].values()))
     assert e["seconds_5_95"][0] <= e["seconds"] <= e["seconds_5_95"][1]
