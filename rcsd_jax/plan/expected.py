@@ -90,7 +90,7 @@ def expected(
     histogram = _kept(config, histogram)
     plan = programs.plan(config, devices)
     drawn = drawn_batches(config, histogram)
-    works = works_of(drawn, batches_per_rollout(config), how(config, plan, histogram))
+    works = works_of(drawn, config.train.batches_per_rollout, how(config, plan, histogram))
     prices = _prices(config, devices, chip, drawn, mean_runs(works), progress, folder)
     return summary(plan, chip, histogram, drawn, works, prices)
 
@@ -98,11 +98,6 @@ def expected(
 def _kept(config: Settings, histogram: Histogram) -> Histogram:
     data = config.data
     return lengths.within(histogram, student=data.max_student_prompt, teacher=data.max_teacher_prompt)
-
-
-def batches_per_rollout(config: Settings) -> int:
-    """Batches whose completions are sampled together."""
-    return getattr(config.train, "batches_per_rollout", 1)
 
 
 def how(config: Settings, plan: Plan, histogram: Histogram) -> How:
@@ -123,7 +118,7 @@ def how(config: Settings, plan: Plan, histogram: Histogram) -> How:
             shards=sharding.row_shards("train", plan.mesh),
             row_lengths=config.train.row_lengths,
         ),
-        getattr(config.train, "passes_per_rollout", 1),
+        config.train.passes_per_rollout,
     )
 
 
@@ -136,7 +131,7 @@ def drawn_batches(config: Settings, histogram: Histogram) -> list[Drawn]:
         longest=config.sampling.max_new_tokens,
         seed=SEED,
     )
-    each = batches_per_rollout(config)
+    each = config.train.batches_per_rollout
     return list(itertools.islice(batches, max(BATCHES // each, 1) * each))
 
 
@@ -197,7 +192,9 @@ def _trip(config: Settings, run: Run, drawn: Sequence[Drawn]) -> Settings:
     given: dict[str, Any] = {f"max_{role}_prompt": run.row - completion}
     return dataclasses.replace(
         config,
-        train=dataclasses.replace(config.train, batch_size=run.rows, microbatches=1),
+        train=dataclasses.replace(
+            config.train, batch_size=run.rows, microbatches=1, batches_per_rollout=1, passes_per_rollout=1
+        ),
         sampling=dataclasses.replace(config.sampling, max_new_tokens=completion, slots=0, group=1),
         data=dataclasses.replace(config.data, **given),
     )

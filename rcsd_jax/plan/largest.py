@@ -75,11 +75,16 @@ def search(
 
 
 def _needed(config: Settings, devices: Sequence[Any], capacity: float, folder: Path | None) -> float:
-    """Bytes that the step needs on a chip; more than its capacity where the compiler refuses it."""
-    memory, refused = measure.compile_one(programs.plan(config, devices), "train step", folder)
-    if memory is not None:
-        return memory.needed
-    return max(measure.needed_bytes(refused) or math.inf, math.nextafter(capacity, math.inf))
+    """Bytes that the step, or the larger of its two parts, needs on a chip; more than its capacity where the compiler refuses it."""
+    plan = programs.plan(config, devices)
+    found = 0.0
+    for name in programs.WHOLE:
+        if name in plan.programs:
+            memory, refused = measure.compile_one(plan, name, folder)
+            if memory is None:
+                return max(measure.needed_bytes(refused) or math.inf, math.nextafter(capacity, math.inf))
+            found = max(found, memory.needed)
+    return found
 
 
 def largest(

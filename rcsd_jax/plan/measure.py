@@ -132,7 +132,7 @@ def _measured(
         trips = decode_steps if program.trips is None else program.trips
         spent = cost_of(hlo.parse(answer.text), rates(chip, plan), dynamic_trips=trips)
     if decode_steps is not None and program.name == "decode":
-        program = program._replace(runs=program.runs // plan.lengths.completion * decode_steps)
+        program = program._replace(runs=program.runs / plan.lengths.completion * decode_steps)
     bound = (plan.weight_bytes + plan.cache_bytes) / chip.hbm if program.name == "decode" else None
     needed = answer.memory.needed if answer.memory else needed_bytes(answer.refused)
     flops = _model_flops(plan, program)

@@ -45,20 +45,23 @@ class Program(NamedTuple):
 
     Attributes:
       name: one of `NAMES`.
-      runs: how often a step runs it; of "train step", 1.
+      runs: how often a step runs it, on average.
       rows: of the batch that one run takes.
       lower: traces it; compiling what it returns takes the time.
       trips: how often its loops run whose end the compiler does not know; None: it knows all.
     """
 
     name: str
-    runs: int
+    runs: float
     rows: int
     lower: Callable[[], jax.stages.Lowered]
     trips: int | None = None
 
 
-NAMES = ("train step", "prefill", "decode", "teacher scoring", "student forward+backward", "update")
+WHOLE = ("train step", "rollout", "learning")
+"""Programs that the trainer runs: a whole step, or, if a rollout serves several, its two parts. The others are parts of these."""
+
+NAMES = (*WHOLE, "prefill", "decode", "teacher scoring", "student forward+backward", "update")
 
 
 class Lengths(NamedTuple):
@@ -162,15 +165,20 @@ def plan(config: Settings, devices: Sequence[Any]) -> Plan:
     if queue:
         decoded, prefilled, prompts = queue.slots, queue.refill, sizes.batch // queue.group
     scored, learnt = make.rows_together(make.teacher_length), make.rows_together(make.student_length)
+    updates, passes = config.train.updates_per_rollout, config.train.passes_per_rollout
+    drawn = sizes.batch * updates // passes
     table = (
         Program("train step", 1, sizes.batch, make.train_step),
-        Program("prefill", -(-prompts // prefilled), prefilled, make.prefill),
-        Program("decode", sizes.completion * sizes.batch // decoded, decoded, make.decode),
+        Program("rollout", 1 / updates, drawn, make.rollout),
+        Program("learning", 1, sizes.batch, make.learning),
+        Program("prefill", -(-prompts // prefilled) / passes, prefilled, make.prefill),
+        Program("decode", sizes.completion * sizes.batch / decoded / passes, decoded, make.decode),
         Program("teacher scoring", sizes.batch // scored, scored, make.scoring),
         Program("student forward+backward", sizes.batch // learnt, learnt, make.gradients, make.chunks()),
         Program("update", 1, sizes.batch, make.update),
     )
-    absent = ["teacher scoring"] if setup.recipe.roles.teacher is None else []
+    absent = ["train step"] if updates > 1 else ["rollout", "learning"]
+    absent += ["teacher scoring"] if setup.recipe.roles.teacher is None else []
     absent += ["prefill", "decode"] if config.sampling.source == "reference" else []
     programs = {program.name: program for program in table if program.name not in absent}
     held = make.weight_bytes(), make.cache_bytes()
@@ -226,26 +234,42 @@ class _Programs:
     def _shardings(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: x.sharding, tree)
 
-    def train_step(self) -> jax.stages.Lowered:
-        """The whole step, as the training loop makes it."""
+    def _batch(self, rows: int) -> rollout.Batch:
         s = self.sizes
         reason = self.config.teacher.reason_tokens
         prompt = s.teacher_prompt - (reason + TRANSITION if reason else 0)
         references = s.completion if self.config.sampling.source == "reference" else 0
-        batch = rollout.Batch(
-            self._array(s.batch),
-            self._array(s.batch, s.student_prompt),
-            self._array(s.batch, s.student_prompt, dtype=bool),
-            self._array(s.batch, prompt),
-            self._array(s.batch, prompt, dtype=bool),
-            self._array(s.batch, TRANSITION if reason else 0),
-            self._array(s.batch, references),
-            self._array(s.batch, references, dtype=bool),
-            self._without(s.batch),
+        return rollout.Batch(
+            self._array(rows),
+            self._array(rows, s.student_prompt),
+            self._array(rows, s.student_prompt, dtype=bool),
+            self._array(rows, prompt),
+            self._array(rows, prompt, dtype=bool),
+            self._array(rows, TRANSITION if reason else 0),
+            self._array(rows, references),
+            self._array(rows, references, dtype=bool),
+            self._without(rows),
         )
-        train_step = step.jit_step(self.recipe, shardings_of(self.setup.abstract)).train_step
+
+    def _step(self) -> step.JittedStep:
+        """The programs that the training loop runs."""
+        return step.jit_step(self.recipe, shardings_of(self.setup.abstract))
+
+    def train_step(self) -> jax.stages.Lowered:
         with jax.set_mesh(self.mesh):
-            return train_step.lower(self.setup.abstract, self.setup.frozen, batch, self._scalar(jnp.uint32))
+            batch, seed = self._batch(self.sizes.batch), self._scalar(jnp.uint32)
+            return self._step().train_step.lower(self.setup.abstract, self.setup.frozen, batch, seed)
+
+    def rollout(self) -> jax.stages.Lowered:
+        with jax.set_mesh(self.mesh):
+            rows = self.sizes.batch * self.recipe.rollout.batches
+            batch, seed = self._batch(rows), self._scalar(jnp.uint32)
+            return self._step().draw.lower(self.setup.abstract, self.setup.frozen, batch, seed)
+
+    def learning(self) -> jax.stages.Lowered:
+        with jax.set_mesh(self.mesh):
+            completions = self._completions(self.sizes.batch)
+            return self._step().learn.lower(self.setup.abstract, self.setup.frozen, completions)
 
     # --- sampling: what `decoding.generate` does before and inside its loop ------------------------------------------
 
@@ -340,9 +364,9 @@ class _Programs:
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def _completions(self) -> contract.Completions:
+    def _completions(self, rows: int) -> contract.Completions:
         s = self.sizes
-        rows, n = s.batch // s.microbatches, s.completion
+        n = s.completion
         samples = decoding.Samples(
             self._array(rows, n),
             self._array(rows, n, dtype=bool),
@@ -376,7 +400,8 @@ class _Programs:
             trip = self._trip(self.teacher_length)
             return self._lower(packed_learning.score_trip, self._network(teacher), trip, out_shardings=self.rows)
         score = functools.partial(score_teacher, guidance=self.recipe.loss.guidance)
-        return self._lower(score, self._network(teacher), self._completions(), out_shardings=self.rows)
+        completions = self._completions(self.rows_together(self.teacher_length))
+        return self._lower(score, self._network(teacher), completions, out_shardings=self.rows)
 
     def chunks(self) -> int | None:
         """Chunks of the loss in a trip, whose loop ends with the last completion token; None without packing."""
@@ -398,7 +423,7 @@ class _Programs:
     def gradients(self) -> jax.stages.Lowered:
         if self.recipe.row_lengths:
             return self._trip_gradients(self.student_length)
-        completions, teacher = self._completions(), None
+        completions, teacher = self._completions(self.rows_together(self.student_length)), None
         hidden: jax.ShapeDtypeStruct | None = None
         if self.recipe.roles.teacher is not None:
             teacher = self._network(self.recipe.roles.teacher)

@@ -13,7 +13,7 @@ from rcsd_jax.host.console import Console
 from rcsd_jax.plan import measure, model_flops
 from rcsd_jax.plan.chips import GIB, Chip
 from rcsd_jax.plan.measure import Measured
-from rcsd_jax.plan.programs import Plan
+from rcsd_jax.plan.programs import WHOLE, Plan
 
 HOW_FAR = (
     "Memory is the compiler's own allocation; a program that it refuses does not run on the slice.",
@@ -102,13 +102,13 @@ def step(plan: Plan, chip: Chip, measured: dict[str, Measured]) -> dict[str, Any
     The time is that of the whole step's schedule, or else the sum of its parts. With a queue or packed rows it is the sum: the schedule does
     not say how often their loops run.
     """
-    parts = {name: m.cost.seconds * m.program.runs for name, m in measured.items() if name != "train step" and m.fits}
+    parts = {name: m.cost.seconds * m.program.runs for name, m in measured.items() if name not in WHOLE and m.fits}
     whole = measured.get("train step")
-    from_parts = sum(parts.values()) if set(parts) >= set(plan.programs) - {"train step"} else None
+    from_parts = sum(parts.values()) if set(parts) >= set(plan.programs) - set(WHOLE) else None
     seconds = whole.cost.seconds if whole and whole.fits and not (plan.queue or plan.packed) else from_parts
     chip_hours = seconds * chips_of(plan, chip) / 3600 if seconds else None
     decode = measured["decode"].program if "decode" in measured else plan.programs.get("decode")
-    tokens = decode.runs * decode.rows if decode else plan.lengths.batch * plan.lengths.completion
+    tokens = round(decode.runs * decode.rows) if decode else plan.lengths.batch * plan.lengths.completion
     return {
         "seconds": seconds,
         "seconds_from_parts": from_parts,
@@ -192,7 +192,7 @@ def _table(data: dict[str, Any]) -> rich.table.Table:
     def sent(kind: str) -> Callable[[dict[str, Any]], str]:
         return lambda p: f"{p['ici'][kind]['bytes'] / 1e9:.3g}" if kind in p["ici"] else ""
 
-    row("runs a step", lambda p: str(p["runs_per_step"]))
+    row("runs a step", lambda p: f"{p['runs_per_step']:g}")
     row("HBM, GiB: allocated", gib("needed"))
     row("  of capacity", gib("capacity"))
     row("  arguments", gib("arguments"))
@@ -232,7 +232,7 @@ def _verdict(data: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{name}: counted once, because the text does not say how often they run: {', '.join(unknown)}"
             )
-    whole = "train step" in programs
+    whole = "train step" in programs or {"rollout", "learning"} <= set(programs)
     most = max((p["hbm"]["needed"] or 0) for p in programs.values())
     if data["fits"]:
         which = "fits" if whole else "these programs fit"

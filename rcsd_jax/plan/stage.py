@@ -59,7 +59,7 @@ def plan_stage(
     data = report.as_json(planned, chip, measured, title=title)
     if search:
         step = measured.get("train step")
-        own = step.memory.needed if step and step.memory else None
+        own = step.memory.needed if step and step.memory else None  # else it is asked for
         data["largest"] = largest.search(config, devices, chip.capacity, progress, own=own, folder=folder)
     if lengths:
         data["expected"] = expected.expected(config, devices, chip, lengths, progress=progress, folder=folder)

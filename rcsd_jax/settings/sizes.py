@@ -27,6 +27,7 @@ def _slice(group: int, fsdp: int, tensor: int, microbatches: int, remat: str, **
 # Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
 # fine-tuning its gradient is added up over the devices.
 # fsdp x tensor divides the 8 key/value heads, so that sampling can split the model over it.
+# None sets `sampling.slots`: as many as the batch has rows fit where the step fits, and rollouts of 20 batches keep 85% of them busy.
 LORA = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 4, "mlp")},
     "qwen3_1.7b": {"v5e_2x2": _slice(1, 4, 1, 8, "projections", chunk_size=512)},

@@ -143,13 +143,13 @@ def test_a_batch_is_dealt_and_packed_as_the_step_does_it(shards, rows):
 
 
 @pytest.mark.parametrize("order", [np.asarray, np.sort, lambda lengths: np.sort(lengths)[::-1]])
-def test_sixteen_batches_keep_the_slots_of_every_size_busy(order):
+def test_twenty_batches_keep_the_slots_of_every_size_busy(order):
     entries = [
         entry for sizes_of in (sizes.LORA, sizes.FULL) for table in sizes_of.values() for entry in table.values()
     ]
     histogram = lengths.within(lengths.read("rar_science"), student=2048, teacher=4096)
-    batches = lengths.draw(histogram, questions=16 * 32, group=1, longest=4096, seed=0)
-    rollouts = [order(batch.completion) for batch in itertools.islice(batches, 8)]
+    batches = lengths.draw(histogram, questions=20 * 32, group=1, longest=4096, seed=0)
+    rollouts = [order(batch.completion) for batch in itertools.islice(batches, 20)]
     shards_of = {entry["mesh"]["data"] * entry["mesh"]["group"] for entry in entries}
     assert len(shards_of) > 2
     for shards in shards_of:
@@ -356,10 +356,39 @@ def test_a_plan_with_slots_decodes_the_slots_and_prefills_as_the_queue_does():
     assert planned.cache_bytes == whole.cache_bytes / 2
 
 
+def test_a_rollout_of_several_batches_is_planned_as_two_programs(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    config = stage2.get_config("ground_truth")
+    config.update(
+        model=dict(path=str(tmp_path), kernels="xla"),
+        data=dict(max_student_prompt=16, max_teacher_prompt=24),
+        sampling=dict(max_new_tokens=8),
+        train=dict(batch_size=4, batches_per_rollout=3, passes_per_rollout=2, steps=12),
+    )
+    planned = programs.plan(settings_of(config), jax.devices()[:1])
+    assert planned.queue == Queue(slots=4, refill=1, shards=1, group=1) and planned.packed
+    runs = {name: (program.runs, program.rows) for name, program in planned.programs.items()}
+    assert runs == {
+        "rollout": (pytest.approx(1 / 6), 12),
+        "learning": (1, 4),
+        "prefill": (4 / 2, 1),
+        "decode": (8 / 2, 4),
+        "teacher scoring": (1, 4),
+        "student forward+backward": (1, 4),
+        "update": (1, 4),
+    }
+    drawn = planned.programs["rollout"].lower().out_info[0]
+    assert drawn.samples.tokens.shape == (12, 8)
+    state = planned.programs["learning"].lower().out_info[0]
+    assert jax.tree.structure(state.trained) == jax.tree.structure(
+        planned.programs["student forward+backward"].lower().out_info[1]
+    )
+
+
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("slots, row_lengths", [(0, 0), (4, 2)])
-def test_a_small_run_is_planned_with_lengths(tmp_path, slots, row_lengths):
+@pytest.mark.parametrize("slots, row_lengths, batches", [(0, 0, 1), (4, 2, 2)])
+def test_a_small_run_is_planned_with_lengths(tmp_path, slots, row_lengths, batches):
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     histogram = written(tmp_path, prompts=[[10, 30, 5], [60, 90, 1]], completions={"counts": [[4, 3], [32, 1]]})
     code, out, err = plan(
@@ -371,6 +400,7 @@ def test_a_small_run_is_planned_with_lengths(tmp_path, slots, row_lengths):
         *(f"--config.{setting}" for setting in (*SHORT, "data.pad_to=32")),
         f"--config.sampling.slots={slots}",
         f"--config.train.row_lengths={row_lengths}",
+        f"--config.train.batches_per_rollout={batches}",
     )
     assert code == 0, err[-3000:]
     data = json.loads((tmp_path / "plan.json").read_text())
@@ -387,7 +417,9 @@ def test_a_small_run_is_planned_with_lengths(tmp_path, slots, row_lengths):
     # Prompts of 32 or 64 tokens and completions of 32 in one of two lengths, the teacher's of 32 or 96.
     rows = {run["row"] for run in e["runs"] if run["program"] == "student forward+backward"}
     assert rows <= {32, 64, 48, 96} if row_lengths else rows == {None}
-    assert set(e["parts"]) == set(worst["parts"])
+    assert set(e["parts"]) == set(worst["parts"]) and e["batches_per_rollout"] == batches
+    assert set(data["programs"]) - set(e["parts"]) == ({"train step"} if batches == 1 else {"rollout", "learning"})
+    assert ("verdict: fits" in out) and (f"of a rollout of {batches} batches" in out) == (batches > 1)
     assert 0 < e["seconds"] < worst["seconds_from_parts"]
     assert e["seconds"] == pytest.approx(sum(e["parts"].values()))
     assert e["seconds_5_95"][0] <= e["seconds"] <= e["seconds_5_95"][1]
