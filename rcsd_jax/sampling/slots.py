@@ -26,6 +26,7 @@ from rcsd_jax.sampling.decoding import (
     decoding_weights,
     in_sampling_layout,
     prefill,
+    sampled_variables,
 )
 
 
@@ -108,6 +109,7 @@ def generate_queue(
       ValueError: the mesh's shards of rows do not divide prompts, slots or refill.
     """
     config, count = decoder.config, prompt_tokens.shape[0]
+    variables = sampled_variables(config, variables, sampling)
     decoder = in_sampling_layout(decoder)
     shards = row_shards(decoder.config.layout)
     refill = usual_refill(slots, shards) if refill is None else refill
