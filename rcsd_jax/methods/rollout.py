@@ -77,7 +77,8 @@ def draw_analysis(teacher: Network | None, batch: Batch, keys: jax.Array, option
     if not options.reason_tokens:
         return None
     assert teacher is not None, "who reasons first is there"
-    reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens)
+    # Importance weights correct what the student's int8 copy writes. Nothing would correct an analysis.
+    reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens, int8_weights=False)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, 2**32 - 1))(keys)  # apart from every token's own fold
     return _write(teacher, batch.teacher_tokens, batch.teacher_mask, keys, options, reason)[0]
 

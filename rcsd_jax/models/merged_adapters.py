@@ -10,10 +10,14 @@ import jax.numpy as jnp
 
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import layer_matrices
+from rcsd_jax.models.quantization import int8_matrix
 from rcsd_jax.models.sharding import constrain
+from rcsd_jax.models.weights import Matrix, placed
 
 
-def merged(config: DecoderConfig, variables: Mapping[str, Any], rules: Mapping[str, Any]) -> dict[str, Any]:
+def merged(
+    config: DecoderConfig, variables: Mapping[str, Any], rules: Mapping[str, Any], *, int8: bool = False
+) -> dict[str, Any]:
     """Variables without adapters that give what these give with them, up to rounding (inside jit).
 
     If `config.dtype` is bfloat16, W + scale * a @ b is rounded up or down at random, in proportion to how near each is.
@@ -21,14 +25,18 @@ def merged(config: DecoderConfig, variables: Mapping[str, Any], rules: Mapping[s
     weight: in early steps nearly all of an adapter. Random rounding keeps it on average over the thousands of weights that
     an output sums up. The random numbers are the same every time, so equal adapters give equal weights.
 
+    In int8 the sum is rounded to the nearest. Stored weights are bfloat16 numbers themselves, but they lie anywhere between two
+    int8 numbers. So an update that is much smaller than int8's step still moves its share of them to the next.
+
     Args:
       config: of the decoder.
       variables: "params", none of them in int8, and "lora".
       rules: of the layout that the weights are wanted in, see `sharding.LAYOUTS`.
+      int8: whether the sums are stored as `quantization.int8_kernels` stores matrices.
 
     Returns:
-      {"params"}: matrices with adapters in `config.dtype`, on a mesh as `rules` say; all else as it was. One layer at a
-      time is in float32.
+      {"params"}: matrices with adapters in `config.dtype` or int8, on a mesh as `rules` say; all else as it was. One layer at
+      a time is in float32.
     """
     params = variables["params"]
     layers = dict(params["layers"])
@@ -36,15 +44,17 @@ def merged(config: DecoderConfig, variables: Mapping[str, Any], rules: Mapping[s
     for number, (target, adapter) in enumerate(sorted(variables["lora"].items())):
         rows, columns = matrices[target].axes[1:]
 
-        def one_layer(layer: Any, number: int = number, rows: Any = rows, columns: Any = columns) -> jax.Array:
+        def one_layer(layer: Any, number: int = number, rows: Any = rows, columns: Any = columns) -> Matrix:
             index, w, a, b = layer  # [], [in, out], [in, r], [r, out]
             w, a, b = (
                 constrain(x.astype(jnp.float32), axes, rules)
                 for x, axes in ((w, (rows, columns)), (a, (rows, None)), (b, (None, columns)))
             )
             total = w + config.lora_scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+            if int8:
+                return placed(int8_matrix(total), (rows, columns), rules, config.dtype)
             key = jax.random.fold_in(jax.random.key(number), index)
-            return constrain(rounded_at_random(total, config.dtype, key), (rows, columns), rules)
+            return placed(rounded_at_random(total, config.dtype, key), (rows, columns), rules, config.dtype)
 
         stacks = (jnp.arange(config.num_layers), layers[target], adapter["a"], adapter["b"])
         layers[target] = jax.lax.map(one_layer, stacks)

@@ -17,6 +17,7 @@ import qwix
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import layer_matrices
 from rcsd_jax.models.placement import param_shardings
+from rcsd_jax.models.weights import Matrix
 
 
 def int8_kernels(config: DecoderConfig, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def int8_kernels(config: DecoderConfig, params: Mapping[str, Any]) -> dict[str, 
 
     Args:
       config: of the decoder.
-      params: decoder parameters; not changed.
+      params: decoder parameters; not changed. Matrices that are in int8 already stay as they are.
 
     Returns:
       Their tree, with `qwix.QArray`s for matrices [L, in, out]: values [L, in, out] int8, and scales [L, 1, out] float32, the
@@ -35,10 +36,16 @@ def int8_kernels(config: DecoderConfig, params: Mapping[str, Any]) -> dict[str, 
     return {**params, "layers": layers}
 
 
-def _int8(kernel: jax.Array) -> qwix.QArray:
-    quantize = functools.partial(qwix.quantize, qtype=jnp.int8, channelwise_axes=(1,), scale_dtype=jnp.float32)
+def _int8(kernel: Matrix) -> qwix.QArray:
+    if isinstance(kernel, qwix.QArray):
+        return kernel
     # One layer at a time: in float32 a whole stack of kernels would take twice its own memory.
-    return jax.lax.map(lambda x: quantize(x.astype(jnp.float32)), kernel)
+    return jax.lax.map(lambda x: int8_matrix(x.astype(jnp.float32)), kernel)
+
+
+def int8_matrix(matrix: jax.Array) -> qwix.QArray:
+    """A float32 matrix [in, out] in int8, rounded to the nearest, with a scale for each column."""
+    return qwix.quantize(matrix, qtype=jnp.int8, channelwise_axes=(1,), scale_dtype=jnp.float32)
 
 
 def on_mesh(config: DecoderConfig, params: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def matmul(h: jax.Array, matrix: Matrix, dtype: Any = None) -> jax.Array:
     """h [B, T, in] times a matrix [in, out]: [B, T, out] in `dtype`, by default the dtype of h."""
     dtype = dtype or h.dtype
     if isinstance(matrix, qwix.QArray):
-        y = jnp.matmul(h, matrix.qvalue.astype(h.dtype), preferred_element_type=jnp.float32)
+        # A mesh adds up partial sums before they are scaled: in the dtype of h, as without int8, they are half of float32.
+        y = jnp.matmul(h, matrix.qvalue.astype(h.dtype), preferred_element_type=h.dtype)
         return (y * matrix.scale).astype(dtype)
     if isinstance(matrix, Transposed) and h.shape[1] == 1:
         # The matrix first. The barrier keeps XLA from swapping the two, which is the same product.

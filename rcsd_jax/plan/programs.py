@@ -290,9 +290,23 @@ class _Programs:
         place = jax.sharding.NamedSharding(self.mesh, sharding.spec(axes, self._rules()))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
+    def _sampled_variables(self) -> Any:
+        """What `decoding.sampled_variables` gives."""
+        student = self._student().variables
+        if not self.sampling.int8_weights:
+            return student
+        config = self.decoder.config
+        made = functools.partial(decoding.sampled_variables, config, sampling=self.sampling)
+        with jax.set_mesh(self.mesh):
+            copy = jax.eval_shape(made, student)
+        placement = {"params": param_shardings(config, self.mesh, params=copy["params"])}
+        if "lora" in copy:
+            placement["lora"] = lora_shardings(config, self.mesh, copy["lora"])
+        return _on(placement, copy)
+
     def _weights(self) -> decoding.Weights:
         """What `decoding.decoding_weights` gives."""
-        config, student, rules = self.decoder.config, self._student().variables, self._rules()
+        config, student, rules = self.decoder.config, self._sampled_variables(), self._rules()
         if self.sampling.merged_adapters:
             student = {"params": student["params"]}
         placement = {"params": param_shardings(config, self.mesh, rules, student["params"])}
@@ -326,7 +340,7 @@ class _Programs:
         length = self.sizes.student_prompt
         rows = self.queue.refill if self.queue else self.sizes.batch
         prompts = [self._array(rows, length, dtype=dtype) for dtype in (jnp.int32, bool)]
-        decoder, variables, cache_length = self.decoder, self._student().variables, length + self.sizes.completion
+        decoder, variables, cache_length = self.decoder, self._sampled_variables(), length + self.sizes.completion
         if self.queue:  # inside the loop, with the weights that are there; a prompt's cache is copied to its slot
             with jax.set_mesh(self.mesh):
                 decoder = decoding.in_sampling_layout(decoder)

@@ -118,6 +118,7 @@ def sampling_of(settings: Any, model: Model, *, temperature: float | None = None
         eos_ids=model.eos_ids,
         int8_cache=getattr(settings, "int8_cache", False),
         merged_adapters=getattr(settings, "merged_adapters", False),
+        int8_weights=getattr(settings, "int8_weights", False),
     )
 
 

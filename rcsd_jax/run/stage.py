@@ -66,6 +66,9 @@ def run_stage(
         graded_as = {e.id: e for e in examples}
         rows, rubric_counts = prepared(examples, model, run)
 
+        if config.uncorrected_sampler:
+            advice = "an int8 copy samples (sampling.int8_weights) and the loss does not correct for it: set loss.importance_clip=2"
+            console.print(f"{name}: {advice}", soft_wrap=True)
         if changed:
             told = multihost.from_main(lambda: starts.apply(workdir, given.to_dict()))
             console.print(f"{name}: goes on with another config: {told}", soft_wrap=True)

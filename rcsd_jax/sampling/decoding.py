@@ -10,11 +10,13 @@ import jax.numpy as jnp
 
 from rcsd_jax.models import head
 from rcsd_jax.models.cache import POOL_AXES, KVCache, extended, int8_cache
+from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import layer_matrices
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.few_layers import decoding_head, decoding_variables
 from rcsd_jax.models.merged_adapters import merged
 from rcsd_jax.models.placement import lora_axes, param_axes, sampling_layout
+from rcsd_jax.models.quantization import int8_kernels
 from rcsd_jax.models.scoring import run_prefix
 from rcsd_jax.models.sharding import LAYOUTS, constrain
 from rcsd_jax.models.weights import Matrix, cast
@@ -35,6 +37,7 @@ class SamplingConfig:
       eos_ids: tokens that end a completion.
       int8_cache: keep keys and values as int8, half of bfloat16; off by default.
       merged_adapters: decode with adapters added into the weights, see `merged_adapters.merged`; off by default.
+      int8_weights: sample from an int8 copy of the model, see `sampled_variables`; off by default.
 
     Examples:
       >>> SamplingConfig(max_new_tokens=64, temperature=0.7, top_p=0.9, eos_ids=(2,)).top_k is None
@@ -48,6 +51,7 @@ class SamplingConfig:
     eos_ids: tuple[int, ...] = ()
     int8_cache: bool = False
     merged_adapters: bool = False
+    int8_weights: bool = False
 
     @property
     def scoring_temperature(self) -> float:
@@ -119,6 +123,7 @@ def generate(
     """
     batch, prompt_length = prompt_tokens.shape
     limit = sampling.max_new_tokens
+    variables = sampled_variables(decoder.config, variables, sampling)
     weights = decoding_weights(decoder, variables, merge_adapters=sampling.merged_adapters)
     cache_length = prompt_length + limit
     rows = prefill(decoder, variables, prompt_tokens, prompt_mask, cache_length, int8=sampling.int8_cache)
@@ -150,6 +155,23 @@ def generate(
         return (t < limit) & samples.cut.any()
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), rows, empty))[2]
+
+
+def sampled_variables(config: DecoderConfig, variables: Any, sampling: SamplingConfig) -> Any:
+    """The variables of the model that samples: the given ones or, with `int8_weights`, a copy with its matrices in int8.
+
+    The copy serves prompts and completions, so log-probabilities are those of one model, and slots change nothing. Adapters
+    stay as they are, beside an int8 base; merged adapters are in the copy. On a mesh it lies as the given ones lie, so that
+    int8 numbers travel.
+    """
+    if not sampling.int8_weights:
+        return variables
+    rules = LAYOUTS[config.layout]
+    if sampling.merged_adapters and "lora" in variables:
+        variables = merged(config, variables, rules, int8=True)
+    params = int8_kernels(config, variables["params"])
+    params = jax.tree.map(lambda x, a: constrain(x, a, rules), params, param_axes(config, params))
+    return {**variables, "params": params}
 
 
 def in_sampling_layout(decoder: Decoder) -> Decoder:

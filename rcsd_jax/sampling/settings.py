@@ -20,6 +20,7 @@ class SamplingSettings:
     slots: int
     int8_cache: bool
     merged_adapters: bool
+    int8_weights: bool
 
     def __post_init__(self) -> None:
         checks.choices(self)

@@ -1,7 +1,7 @@
 """Sampling that does not wait for the longest row: a finished row's slot goes to the next waiting prompt.
 
 One jitted program of static shapes, three nested loops on the device: while prompts wait or rows are unfinished, fill the
-free slots (prefilling the next prompts when those prefilled before are used up), then decode one token in every slot.
+free slots (prefilling the next prompts, see `short_prefill`, when those prefilled before are used up), then decode one token in every slot.
 Looking at the queue after every token costs a few sums over slots, less than slots that idle until the end of a chunk.
 
 On a mesh each of the G shards of rows (in the sampling layout: data x group) has its own slots and its own part of the queue, so no keys or values travel.
@@ -26,8 +26,9 @@ from rcsd_jax.sampling.decoding import (
     decode_step,
     decoding_weights,
     in_sampling_layout,
-    prefill,
+    sampled_variables,
 )
+from rcsd_jax.sampling.short_prefill import short_prefill
 
 
 class Occupancy(NamedTuple):
@@ -109,6 +110,7 @@ def generate_queue(
       ValueError: the mesh's shards of rows do not divide prompts, slots or refill.
     """
     config, count = decoder.config, prompt_tokens.shape[0]
+    variables = sampled_variables(config, variables, sampling)
     decoder = in_sampling_layout(decoder)
     shards = row_shards(decoder.config.layout)
     refill = usual_refill(slots, shards) if refill is None else refill
@@ -207,7 +209,7 @@ def _put_on_shelf(
     take = jax.vmap(lambda x, i: x[i])
     tokens, mask = (take(x, chosen).reshape(shards * refill, prompt_length) for x in (queue.tokens, queue.mask))
     int8 = bool(state.shelf.cache.k_scale)
-    new = prefill(decoder, weights.variables, tokens, mask, prompt_length, int8=int8)
+    new = short_prefill(decoder, weights.variables, tokens, mask, int8=int8)
     in_use = state.prefilled - state.given // samples_per_prompt  # prompts of which samples wait
     fits = in_use <= shelf - refill
     part = fits[:, None] & (jnp.arange(shelf // refill) == (state.prefilled % shelf // refill)[:, None])  # [G, parts]

@@ -104,7 +104,7 @@ def _check_teacher(s: Settings, need: Need) -> None:
 
 
 def _check_int8(s: Settings, need: Need) -> None:
-    """Only weights that do not change are stored as int8."""
+    """Only weights that do not change are stored as int8, and only the student samples from an int8 copy."""
     need(
         not s.model.int8_weights or s.lora.rank > 0 or s.teacher_weights == "fixed",
         "model.int8_weights",
@@ -116,6 +116,16 @@ def _check_int8(s: Settings, need: Need) -> None:
         "sampling.merged_adapters",
         "adapters cannot be added into int8 weights",
         "set this or model.int8_weights to False",
+    )
+    copied, key = s.sampling.int8_weights, "sampling.int8_weights"
+    frozen = s.model.int8_weights and s.lora.rank > 0
+    remedy = "set this or model.int8_weights to False"
+    need(not (copied and frozen), key, "the student's base is in int8 already", remedy)
+    need(
+        not copied or s.sampling.source == "student",
+        key,
+        "is only for completions that the student writes",
+        "set False",
     )
 
 

@@ -24,7 +24,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "rubric.reduced_fraction", "rubric.writer", "rubric.writer_fields", "rubric.writer_thinking", "rubric.resample",
         "rubric.on_reject", "rubric.max_new_tokens", "rubric.temperature", "rubric.top_k", "rubric.top_p",
         "sampling.max_new_tokens", "sampling.temperature", "sampling.top_k", "sampling.top_p", "sampling.source",
-        "sampling.group", "sampling.int8_cache", "sampling.merged_adapters",
+        "sampling.group", "sampling.int8_cache", "sampling.merged_adapters", "sampling.int8_weights",
         "reward.grader", "reward.score", "reward.success",
         "policy.clip_low", "policy.clip_high", "policy.kl", "policy.scale_advantages", "policy.weight",
         "loss.divergence", "loss.beta", "loss.top_k", "loss.top_k_support", "loss.tail", "loss.entry_clip",

@@ -88,6 +88,7 @@ def stage() -> ConfigDict:
                 slots=0,  # > 0: rows sampled at a time; the next prompt takes a finished row's place; 0: as many as a batch has
                 int8_cache=False,  # store keys and values as int8; never in evaluation
                 merged_adapters=False,  # decode with LoRA merged into the weights, which is faster; never in evaluation
+                int8_weights=False,  # sample from an int8 copy of the student, made anew in every step; never in evaluation
             ),
             # Completions are graded if the method needs rewards, or if the teacher sees the student's own success or feedback.
             reward=dict(grader="", score="accuracy", success=1.0),  # a success has at least this score

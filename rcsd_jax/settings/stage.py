@@ -126,6 +126,11 @@ class Settings:
         return "judge" in self.eval.graders | {self.reward.grader}
 
     @property
+    def uncorrected_sampler(self) -> bool:
+        """Whether an int8 copy samples for a loss that does not know. GRPO's ratio is to the sampler by itself."""
+        return self.sampling.int8_weights and METHODS[self.method].teacher and self.loss.importance_clip is None
+
+    @property
     def questions_per_step(self) -> int:
         """The number of rows that an update learns from."""
         return self.train.batch_size // self.sampling.group

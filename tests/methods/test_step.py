@@ -1,13 +1,16 @@
 """Roles as values: where networks come from, teachers of their own, and the parts of the step that stand alone."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rcsd_jax.methods import microbatches
+from rcsd_jax.methods import microbatches, rollout
 from rcsd_jax.methods.contract import LossOptions, Without
-from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
+from rcsd_jax.methods.networks import BASE, Network, RoleNetwork, Roles
 from rcsd_jax.methods.optimizer import make_optimizer
 from rcsd_jax.methods.rollout import Batch, RolloutOptions
 from rcsd_jax.methods.score_both import score_both
@@ -17,7 +20,9 @@ from rcsd_jax.models import sharding
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params
 from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.head import head_matrix
 from rcsd_jax.models.placement import param_shardings
+from rcsd_jax.models.scoring import completion_hidden
 from rcsd_jax.sampling import SamplingConfig
 
 ROWS, PROMPT, LONGER, COMPLETION = 4, 3, 6, 5
@@ -66,6 +71,42 @@ def test_the_average_has_the_dtype_of_what_is_trained():
     state = state.replace(ema={"embed": jnp.full(3, 1.001, jnp.float32)})
     embed = RoleNetwork(decoder, moving="average").at(state, {}).variables["params"]["embed"]
     assert embed.dtype == jnp.bfloat16 and state.ema["embed"].dtype == jnp.float32
+
+
+def test_what_an_int8_copy_samples_is_learned_from_by_the_weights_themselves():
+    decoder = decoder_of()
+    params, other = params_of(decoder), params_of(decoder, 1)
+    recipe = recipe_of(Roles(RoleNetwork(decoder, moving="trained"), RoleNetwork(decoder, frozen=BASE)))
+    plain = recipe.rollout.sampling
+    copied = dataclasses.replace(plain, int8_weights=True)
+    recipe = dataclasses.replace(recipe, rollout=dataclasses.replace(recipe.rollout, sampling=copied, reason_tokens=3))
+    state, frozen, batch = state_of(params, recipe), {BASE: {"params": other}}, batch_of()
+    completions = jax.jit(draw, static_argnums=0)(recipe, state, frozen, batch, 0)
+    samples = completions.samples
+
+    # The trainer's log-probabilities are those of the weights that it is given, not of the copy.
+    hidden = completion_hidden(
+        decoder, {"params": params}, batch.student_tokens, batch.student_mask, samples.tokens, samples.mask
+    )
+    log_probs = jax.nn.log_softmax(hidden @ head_matrix(decoder.config, params))
+    of_tokens = jnp.take_along_axis(log_probs, samples.tokens[..., None], axis=-1)[..., 0]
+    difference = jnp.abs(of_tokens - samples.log_probs)[samples.mask].mean()
+    results = {}
+    for clip in (None, 1.0):
+        options = dataclasses.replace(recipe.loss, importance_clip=clip)
+        step = jax.jit(functools.partial(learn, dataclasses.replace(recipe, loss=options)))
+        _, results[clip] = step(state, frozen, completions)
+        logged = results[clip]["sampler_trainer_log_prob_difference"]
+        np.testing.assert_allclose(logged, difference, rtol=0, atol=1e-5)
+    assert difference > 1e-3 and results[1.0]["loss"] < results[None]["loss"]
+    # The teacher's analysis, which nothing corrects, is from its plain weights.
+    keys = rollout.row_keys(batch, jax.random.fold_in(jax.random.key(0), 0))
+    teacher = Network(decoder, {"params": other})
+    written = [
+        rollout.draw_analysis(teacher, batch, keys, dataclasses.replace(recipe.rollout, sampling=sampling))
+        for sampling in (copied, plain)
+    ]
+    np.testing.assert_array_equal(*[samples.log_probs for samples in written])
 
 
 def test_a_method_without_a_teacher_has_none():

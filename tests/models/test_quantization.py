@@ -13,7 +13,7 @@ from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params
 from rcsd_jax.models.decoder import Decoder, positions_from_mask
 from rcsd_jax.models.head import head_matrix
-from rcsd_jax.models.weights import cast
+from rcsd_jax.models.weights import cast, matmul
 from rcsd_jax.sampling import SamplingConfig, generate
 from tests import eight_devices
 
@@ -79,6 +79,17 @@ def test_the_decoder_takes_int8_kernels(num_layers, with_lora):
     mine, theirs = of(int8), of(in_float(int8))
     np.testing.assert_array_equal(mine.tokens, theirs.tokens)
     np.testing.assert_allclose(mine.log_probs, theirs.log_probs, rtol=0, atol=1e-5)
+
+
+def test_partial_sums_of_int8_products_are_in_the_dtype_of_activations():
+    _, int8, _ = model(config())
+    matrix = jax.tree.map(lambda x: x[0], int8["layers"]["up"])
+    h = jax.random.normal(jax.random.key(5), (2, 1, 64), jnp.bfloat16)
+    traced = jax.make_jaxpr(matmul)(h, matrix)
+    (product,) = (e for e in traced.jaxpr.eqns if e.primitive.name == "dot_general")
+    assert product.outvars[0].aval.dtype == jnp.bfloat16  # what a mesh adds up
+    exact = np.asarray(h, np.float64) @ (np.asarray(matrix.qvalue, np.float64) * np.asarray(matrix.scale, np.float64))
+    np.testing.assert_allclose(np.asarray(matmul(h, matrix), np.float64), exact, rtol=2**-7, atol=1e-3)
 
 
 @pytest.mark.slow

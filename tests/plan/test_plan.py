@@ -236,12 +236,16 @@ def test_int8_weights_are_planned_as_int8():
     from rcsd_jax.plan import programs
 
     held = {}
-    for int8 in (False, True):
+    for changes in ({}, {"model.int8_weights": True}, {"sampling.int8_weights": True}):
         config = stage2.get_config("qwen3_0.6b")
         config.mesh.fsdp = -1
-        config.model.int8_weights = int8
-        held[int8] = programs.plan(settings_of(config), jax.devices()).weight_bytes
-    assert 0.5 * held[False] < held[True] < 0.8 * held[False]
+        config.update_from_flattened_dict(changes)
+        held[", ".join(changes)] = programs.plan(settings_of(config), jax.devices()).weight_bytes
+    assert 0.5 * held[""] < held["model.int8_weights"] < 0.8 * held[""]
+    assert held["sampling.int8_weights"] == held["model.int8_weights"]
+    config.sampling.merged_adapters = True
+    merged = programs.plan(settings_of(config), jax.devices()).weight_bytes
+    assert merged < held["sampling.int8_weights"]  # no adapters beside them
 
 
 def test_more_than_a_chip_has_is_said_even_if_the_compiler_accepts_it():

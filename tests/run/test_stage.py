@@ -1,5 +1,6 @@
 """What a stage does before and around its steps: input is checked first, weights are read late and trained in float32."""
 
+import dataclasses
 import gc
 import io
 import signal
@@ -311,6 +312,40 @@ def test_int8_weights_need_weights_that_do_not_change(user_dir):
     config.teacher.weights = "ema"
     with pytest.raises(UserError, match="model.int8_weights"):
         check(config)
+
+
+def test_only_a_student_of_float_weights_samples_from_an_int8_copy(user_dir):
+    from rcsd_jax.settings.unpack import check
+
+    config = config_for(user_dir)
+    config.sampling.int8_weights = config.model.int8_weights = True
+    check(config)  # the int8 weights are the teacher's
+    config.lora.rank = 2
+    with pytest.raises(UserError, match="sampling.int8_weights.* in int8 already"):
+        check(config)
+    config.model.int8_weights = False
+    config.sampling.merged_adapters = True
+    check(config)
+    config.sampling.source = "teacher"
+    with pytest.raises(UserError, match="sampling.int8_weights.* that the student writes"):
+        check(config)
+
+
+@pytest.mark.parametrize("changes, told", [({}, True), ({"importance_clip": 2.0}, False)], ids=str)
+def test_a_loss_that_does_not_correct_for_an_int8_copy_is_told(user_dir, tmp_path, monkeypatch, changes, told):
+    def stopped(*_, **__):
+        raise Preempted("before weights are read", signal=signal.SIGTERM)
+
+    monkeypatch.setattr(loading, "load_model", stopped)
+    config, said = config_for(user_dir), io.StringIO()
+    config.sampling.int8_weights = True
+    config.loss.update(changes)
+    with StopRequest() as stop, pytest.raises(Preempted):
+        stage.run_stage(config, tmp_path / "run", Console(file=said), stop)
+    assert ("set loss.importance_clip" in said.getvalue()) is told, said.getvalue()
+    grpo = settings_of(stage2.get_config("grpo"))
+    sampling = dataclasses.replace(grpo.sampling, int8_weights=True)
+    assert not dataclasses.replace(grpo, sampling=sampling).uncorrected_sampler  # its ratio is to the sampler
 
 
 def test_a_step_lasts_until_its_values_are_there():

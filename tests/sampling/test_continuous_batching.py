@@ -42,6 +42,14 @@ def small(config=CONFIG):
     return {"params": params}, tokens, mask, jax.random.split(jax.random.key(3), 72)
 
 
+def longer(config=CONFIG):
+    """The same with prompts that are prefilled at each of the lengths 16, 32 and 40."""
+    rng = np.random.default_rng(2)
+    tokens, mask = pad_left([rng.integers(6, 24, size=n) for n in np.linspace(3, 40, 24).astype(int)], 40, PAD)
+    variables, _, _, keys = small(config)
+    return variables, tokens, mask, keys
+
+
 def check(variables, tokens, mask, keys, samples_per_prompt, limits, config=CONFIG, **settings):
     """The queue's samples are those of one static batch, cut at their limits; returns both and the occupancy."""
     repeat = lambda x: np.repeat(x, samples_per_prompt, axis=0)
@@ -90,6 +98,13 @@ def test_tokens_are_those_of_a_static_batch(slots, refill, samples, layers):
     assert slots != 72 or occupancy.steps == longest
 
 
+def test_prompts_prefilled_at_several_lengths_have_the_tokens_of_a_static_batch():
+    config = dataclasses.replace(CONFIG, num_layers=6)
+    variables, tokens, mask, keys = longer(config)
+    ours, _ = check(variables, tokens, mask, keys[:24], 1, None, config, slots=6, refill=3)
+    assert len(set(map(tuple, ours.tokens))) > 10
+
+
 @pytest.mark.slow
 def test_slots_hardly_idle_on_the_worlds_model_and_tokens_are_those_of_one_row_at_a_time():
     directory, slots, longest = world.base_directory(), 8, 64
@@ -123,8 +138,8 @@ import jax, numpy as np
 from jax.sharding import NamedSharding
 from rcsd_jax.models.placement import param_shardings
 from rcsd_jax.models import sharding
-from tests.sampling.test_continuous_batching import CONFIG, PAD, SAMPLING, Decoder, generate_queue, heavy_tailed, small
-variables, tokens, mask, keys = small()
+from tests.sampling.test_continuous_batching import CONFIG, PAD, SAMPLING, Decoder, generate_queue, heavy_tailed, longer
+variables, tokens, mask, keys = longer()
 limits = heavy_tailed(48, SAMPLING.max_new_tokens)
 report = {}
 for name, shape in {"1": (1, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2)}.items():
