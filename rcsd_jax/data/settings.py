@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from rcsd_jax.data.records import INCOMPLETE
 from rcsd_jax.data.sources import SOURCES
 from rcsd_jax.host import checks
 
@@ -16,6 +17,7 @@ class DataSettings:
     source: str = checks.one_of(SOURCES)
     path: str
     fields: Mapping[str, str]
+    incomplete: str = checks.one_of(INCOMPLETE)
     split: str
     tfds_dir: str
     count: int

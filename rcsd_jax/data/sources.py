@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rcsd_jax.data.account import Account, ignored
 from rcsd_jax.data.examples import Example
 from rcsd_jax.data.hub import read_hub
 from rcsd_jax.data.jsonl import read_jsonl
@@ -25,7 +26,7 @@ class Reading:
       source: a key of `SOURCES`, if the path does not name its source.
       split: of a data set, if its path names none.
       data_dir: where TFDS keeps prepared data; None for its default.
-      fields, require, min_criteria, max_criteria, say: see `records.to_examples`.
+      fields, require, min_criteria, max_criteria, incomplete, say, tell: see `records.to_examples`.
       count, seed, flawed: for a source that makes its rows: their number, their seed, and the share of flawed references.
     """
 
@@ -36,7 +37,9 @@ class Reading:
     require: Sequence[str] = ("question",)
     min_criteria: int = MIN_CRITERIA
     max_criteria: int = MAX_CRITERIA
+    incomplete: str = "fail"
     say: Callable[[str], Any] = warnings.warn
+    tell: Callable[[Account], Any] = ignored
     count: int = 0
     seed: int = 0
     flawed: float | None = None
@@ -44,7 +47,7 @@ class Reading:
     @property
     def of_records(self) -> dict[str, Any]:
         """The arguments of `records.to_examples`."""
-        names = ("fields", "require", "min_criteria", "max_criteria", "say")
+        names = ("fields", "require", "min_criteria", "max_criteria", "incomplete", "say", "tell")
         return {name: getattr(self, name) for name in names}
 
 

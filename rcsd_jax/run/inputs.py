@@ -25,14 +25,14 @@ def open_inputs(
 ) -> tuple[Model, dict[str, dict[str, Questions]], list[Example]]:
     """The model without its weights, role -> split -> questions of evaluation, and the examples to learn from.
 
-    `say` is called with columns that are not read.
+    `say` is called with what was read from which columns and left out, and with columns that are not read.
 
     Raises:
       UserError: one of them cannot be read or used, or the mesh cannot divide a batch.
     """
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     check_divisible(model.decoder.config, mesh, _batch_sizes(config))
-    reading = config.reading(require=config.required_fields, say=say)
+    reading = config.reading(require=config.required_fields, say=say, tell=lambda account: say(account.line()))
     questions = evaluation_questions(config.eval, reading, config.encoding, config.limits, model.tokenizer, say=say)
     return model, questions, sources.read_as(config.data.path, reading)
 

@@ -59,8 +59,9 @@ class Rows:
           give_rubrics: for rubrics that a model writes, for every row that the run will use.
 
         Raises:
-          UserError: `data.too_long` is "fail" and a row is too long.
+          UserError: `data.too_long` is "fail" and a row is too long, or the chat template refuses a row's turns.
         """
+        encode.check_template(self.examples, self._tokenizer, self._encoding)
         count = len(self.examples)
         first = self._drawn(0, AT_START) if count > AT_START else range(count)
         more = self._drawn(0, min(count, self._questions())) if give_rubrics else self._doubtful(positions)
@@ -114,6 +115,8 @@ class Rows:
                     contexts.FIELDS[name](example, style) for name in ("question", "reference", "answer", "rubric")
                 ]
                 total.update(repr(texts).encode())
+                if example.history:
+                    total.update(repr([tuple(turn) for turn in example.history]).encode())
         return total.hexdigest()[:16]
 
     def _questions(self) -> int:
