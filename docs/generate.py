@@ -34,6 +34,7 @@ _PLACE = re.compile(r"<!-- generated: (\w+) -->")
 _SOURCE = re.compile(r"<!-- source: (\S+) (.+?) -->")
 _PROGRAMS = {
     "rcsd_jax.main": "rcsd_jax/main.py",
+    "rcsd_jax.data": "rcsd_jax/data/__main__.py",
     "rcsd_jax.plan": "rcsd_jax/plan/__main__.py",
     "rcsd_jax.report": "rcsd_jax/report/__main__.py",
 }
