@@ -67,7 +67,9 @@ def counted(rows: Rows) -> str:
     looked_at = f"{rows.skipped} skipped as too long"
     if len(rows.examples) > AT_START:
         looked_at = f"{rows.skipped} of those looked at so far skipped as too long, the others are looked at when used"
-    return f"{len(rows.examples) - rows.left_out} examples, {looked_at}"
+    sources = collections.Counter(example.source for example in rows.examples)
+    mixture = f" of {', '.join(f'{name} ({n})' for name, n in sources.items())}" if len(sources) > 1 else ""
+    return f"{len(rows.examples) - rows.left_out} examples{mixture}, {looked_at}"
 
 
 def check_positions(model: Model, rows: Rows, config: Settings) -> None:

@@ -84,7 +84,7 @@ def train_loop(
             state, metrics = step_fn(state, data)
             if step + 1 < steps:
                 upcoming = take(place)  # while the devices work
-            scalars = _scalars(metrics, setup.rate(step), began)
+            scalars = _scalars(metrics, setup.rate(step), began) | _by_source(metrics, data, config)
             if not metrics["finite"]:
                 save(step, at, writer)  # the step kept the state that it was given
                 checkpoints.wait()
@@ -143,6 +143,26 @@ def _scalars(metrics: dict[str, jax.Array], rate: Any, began: float) -> dict[str
         "tokens_per_second": scalars["completion_tokens"] / seconds,
         "compilations": compilations(),
     }
+
+
+def _by_source(metrics: Mapping[str, jax.Array], data: Encoded, config: Settings) -> dict[str, float]:
+    """The mean of `row_loss` over the completions of each source of a mixture; empty if the data is none."""
+    sources = [data.examples[i].source for i in _batch_rows(data, config)]
+    if not all(sources):
+        return {}
+    row_loss = multihost_utils.process_allgather(metrics["row_loss"], tiled=True)
+    return means_by_source(row_loss, sources)
+
+
+def means_by_source(row_loss: np.ndarray, sources: Sequence[str]) -> dict[str, float]:
+    """row_loss_<source> -> the mean over its rows.
+
+    Examples:
+      >>> means_by_source(np.array([1.0, 2.0, 3.0]), ["a", "b", "a"])
+      {'row_loss_a': 2.0, 'row_loss_b': 2.0}
+    """
+    of = np.asarray(sources)
+    return {f"row_loss_{name}": float(np.mean(np.asarray(row_loss)[of == name])) for name in dict.fromkeys(sources)}
 
 
 def _not_finite(step: int, metrics: Mapping[str, jax.Array], examples: Sequence[Example]) -> UserError:

@@ -72,7 +72,7 @@ def show_rows(config: Settings, tokenizer: Any, console: Console, *, as_run: boo
         )
     if as_run:
         examples = with_rubrics(examples, rubric, generic=config.generic_rubric, seed=config.seed)
-    for example in examples[:count]:
+    for example in _some(examples, count):
         _show(example, tokenizer, encoding, console)
     if tokenizer is not None:
         encode.check_template(examples, tokenizer, encoding)
@@ -129,6 +129,13 @@ def _shown_fields(config: Settings, read: Any) -> tuple[Encoding, list[Example]]
     return dataclasses.replace(
         config.encoding, teacher=dataclasses.replace(config.teacher.role, fields=fields)
     ), examples
+
+
+def _some(examples: Sequence[Example], count: int) -> list[Example]:
+    """The first rows; of a mixture, the first of each source."""
+    sources = list(dict.fromkeys(example.source for example in examples))
+    each = -(-count // len(sources))
+    return [e for name in sources for e in [e for e in examples if e.source == name][:each]]
 
 
 def _roles(encoding: Encoding) -> str:

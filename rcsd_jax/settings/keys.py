@@ -37,7 +37,9 @@ def stage() -> ConfigDict:
             ),
             data=dict(
                 source="jsonl",  # used if the path does not name its source
-                path="",  # FILE.jsonl, FILE.parquet, hub:OWNER/NAME[:CONFIGURATION][#SPLIT], tfds:NAME[#SPLIT], or the world's split
+                # FILE.jsonl, FILE.parquet, hub:OWNER/NAME[:CONFIGURATION][#SPLIT], tfds:NAME[#SPLIT], or the world's split; several
+                # with their shares: FILE:0.7,FILE:0.3
+                path="",
                 # column names; empty: the usual aliases
                 fields=dict(question="", reference="", rubric="", answer="", id=""),
                 incomplete="skip",  # leave out a row that lacks a field or whose rubric breaks the bounds of `rubric`, or "fail"
