@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout, whatever else is installed; `configs` is no installed package
 
 from configs import evaluate, stage1, stage2, tiny, world
-from rcsd_jax.data import records
+from rcsd_jax.data import columns
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.rubrics import schema
@@ -34,6 +34,7 @@ _PLACE = re.compile(r"<!-- generated: (\w+) -->")
 _SOURCE = re.compile(r"<!-- source: (\S+) (.+?) -->")
 _PROGRAMS = {
     "rcsd_jax.main": "rcsd_jax/main.py",
+    "rcsd_jax.data": "rcsd_jax/data/__main__.py",
     "rcsd_jax.plan": "rcsd_jax/plan/__main__.py",
     "rcsd_jax.report": "rcsd_jax/report/__main__.py",
 }
@@ -249,13 +250,19 @@ def fields() -> str:
     """Fields of rows and their column names."""
     told = {
         "id": "unique; if it is missing, the row's number is used",
-        "question": "text; every row has one",
-        "reference": "text or number: a worked solution or reference answer",
-        "rubric": "a list of criteria, or JSON text of one",
-        "answer": "text or number: only the final answer",
+        "question": "text, or a conversation; every row has one",
+        "reference": "text, number, or a list of accepted answers: a worked solution or reference answer",
+        "rubric": "see [Rubrics in rows](#rubrics-in-rows)",
+        "answer": "text, number, or a list of accepted answers: only the final answer",
     }
-    rows = [(_code(name), ", ".join(map(_code, names)), told[name]) for name, names in records.ALIASES.items()]
-    return _table(("field", "columns, of which the first that is not empty is read", ""), rows)
+    rows = [
+        (_code(name), ", ".join(map(_code, names)), ", ".join(map(_code, columns.ALSO[name])), told[name])
+        for name, names in columns.ALIASES.items()
+    ]
+    return _table(
+        ("field", "columns, of which the first that is not empty is read", "then, if its value can be the field", ""),
+        rows,
+    )
 
 
 def criterion_keys() -> str:

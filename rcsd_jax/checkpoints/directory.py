@@ -28,8 +28,12 @@ COMPANIONS = (
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def resolve(path_or_repo_id: str | os.PathLike) -> pathlib.Path:
+def resolve(path_or_repo_id: str | os.PathLike, *, weights: bool = True) -> pathlib.Path:
     """The local directory of a path or of a hub id such as `Qwen/Qwen3-8B`, which is downloaded on first use.
+
+    Args:
+      path_or_repo_id: a directory, or a hub id.
+      weights: whether weights are downloaded too.
 
     Raises:
       UserError: neither an existing directory nor a hub id that can be reached.
@@ -43,7 +47,7 @@ def resolve(path_or_repo_id: str | os.PathLike) -> pathlib.Path:
         )
     import huggingface_hub  # late: only a download needs it
 
-    patterns = ["config.json", "*.safetensors", INDEX, *COMPANIONS]
+    patterns = ["config.json", *COMPANIONS, *(["*.safetensors", INDEX] if weights else [])]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(str(path_or_repo_id), allow_patterns=patterns))
     except Exception as error:  # the client raises its own, httpx's and the system's errors alike

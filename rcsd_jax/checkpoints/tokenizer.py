@@ -18,7 +18,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Any:
     Raises:
       UserError: no tokenizer, an unreadable one, or one without a chat template.
     """
-    directory = resolve(directory)
+    directory = resolve(directory, weights=False)
     # Without this AutoTokenizer makes an empty tokenizer out of config.json's model_type.
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(

@@ -69,3 +69,26 @@ def in_order(examples: Sequence[_Row], *, seed: int) -> grain.MapDataset[_Row]:
     if not 0 <= seed < 2**32:
         raise UserError("a seed is in 0..2**32-1", remedy="choose another seed", field="seed", value=seed)
     return grain.MapDataset.source(examples).seed(seed).shuffle().repeat(_EPOCHS)
+
+
+def mixed(parts: Sequence[Sequence[_Row]], *, shares: Sequence[float], seed: int) -> grain.MapDataset[_Row]:
+    """An endless sequence in which each part has its share, evenly spread; a part's rows come as `in_order` orders them.
+
+    Every beginning of the sequence holds the shares as exactly as whole rows allow. So where a run stands in it says how often it
+    has seen each part.
+
+    Args:
+      parts: the rows of each source, the same in every process.
+      shares: positive weights of the parts.
+      seed: decides the order; 0 <= seed < 2**32.
+
+    Raises:
+      UserError: a part without rows; a seed out of range.
+
+    Examples:
+      >>> order = mixed(["abc", "x"], shares=[3, 1], seed=0)
+      >>> [sum(order[i] == "x" for i in range(n)) for n in (4, 40)]
+      [1, 10]
+    """
+    orders = [in_order(part, seed=(seed + 0x9E3779B9 * i) % 2**32) for i, part in enumerate(parts)]
+    return grain.MapDataset.mix(orders, weights=[share / sum(shares) for share in shares])

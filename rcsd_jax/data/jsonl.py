@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rcsd_jax.data import records
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA
 
 
-def read_jsonl(
-    path: str | Path,
-    *,
-    fields: Mapping[str, str | None] | None = None,
-    require: Sequence[str] = ("question",),
-    min_criteria: int = MIN_CRITERIA,
-    max_criteria: int = MAX_CRITERIA,
-    say: Callable[[str], Any] = warnings.warn,
-) -> list[Example]:
-    """Reads a JSONL file; blank lines are skipped. Arguments and errors as in `records.to_examples`.
+def read_jsonl(path: str | Path, **settings: Any) -> list[Example]:
+    """Reads a JSONL file; blank lines are skipped. Other arguments and errors as in `records.to_examples`.
 
     A row without an id gets one that begins with the file's name without its suffix.
 
@@ -32,16 +22,7 @@ def read_jsonl(
       UserError: also for a file that is missing, empty or not UTF-8, and a line that is not a JSON object.
     """
     path = Path(os.path.expanduser(path))  # unchanged if there is no such user
-    return records.to_examples(
-        _lines(path),
-        file=path,
-        origin=path.stem,
-        fields=fields,
-        require=require,
-        min_criteria=min_criteria,
-        max_criteria=max_criteria,
-        say=say,
-    )
+    return records.to_examples(_lines(path), file=path, origin=path.stem, **settings)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

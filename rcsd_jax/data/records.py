@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rcsd_jax.data import columns
+from rcsd_jax.data.account import Account, ignored
+from rcsd_jax.data.columns import ALIASES
 from rcsd_jax.data.examples import Example
+from rcsd_jax.data.fields import Record, Rules, Unfit
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.rubrics import parsing, schema
-from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA, Rubric, RubricError
+from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA
 
-# Column names found in published data. The first one that holds something wins. `answer` and `reference` may share a column.
-ALIASES = {
-    "id": ("id", "uid"),
-    "question": ("question", "problem", "prompt", "query", "instruction", "input"),
-    "reference": ("reference_answer", "reference", "answer", "final_answer", "solution"),
-    "rubric": ("rubric", "rubrics", "rubric_list"),
-    "answer": ("final_answer", "answer"),
-}
-# Columns that are the second part of a question: "input" in Alpaca's rows, "context" in Dolly's.
-SECOND_PARTS = {"instruction": ("input", "context")}
-# Columns that hold a part of the question in some data and something else in other data. They are reported, not read.
-PERHAPS_QUESTION = ("context", "passage", "options", "choices", "system", "history")
-
-_FIELDS_OF = {alias: name for name, aliases in reversed(ALIASES.items()) for alias in aliases}
-_FIELDS_OF |= dict.fromkeys(PERHAPS_QUESTION, "question")
-_ABSENT = object()
+INCOMPLETE = ("skip", "fail")
+"""What may become of a row that lacks something it needs: it is left out and counted, or ends the run."""
 
 
 def to_examples(
@@ -39,7 +27,9 @@ def to_examples(
     require: Sequence[str] = ("question",),
     min_criteria: int = MIN_CRITERIA,
     max_criteria: int = MAX_CRITERIA,
+    incomplete: str = "fail",
     say: Callable[[str], Any] = warnings.warn,
+    tell: Callable[[Account], Any] = ignored,
 ) -> list[Example]:
     """Converts records to Examples.
 
@@ -49,18 +39,21 @@ def to_examples(
       origin: where the id of a record without one begins.
       fields: explicit columns by Example field, e.g. {"rubric": "rubrics.GT"}; a dot steps into an object (or, with a
         number, a list), and a plus joins columns of text. A field that is missing here, None or "" is looked up by
-        `ALIASES`; the question also takes its second part (`SECOND_PARTS`).
+        `columns.ALIASES`; the question also takes its second part and the turns before it.
       require: the Example fields that every record must have; the question is always required.
-      min_criteria: a rubric with fewer criteria is an error.
-      max_criteria: a rubric with more criteria is an error.
+      min_criteria: a rubric with fewer criteria is not used.
+      max_criteria: a rubric with more criteria is not used.
+      incomplete: what becomes of a record that lacks a required field, whose rubric has too few or too many criteria, or whose
+        conversation has no next answer: "fail" raises, "skip" leaves it out.
       say: called with one line if columns look like a field, or like a part of the question, and are not read.
+      tell: called with the account of what was read and left out.
 
     Returns:
-      One Example per record, in order. `extra` keeps every column that did not become a field as a whole.
+      One Example per record that is not left out, in order. `extra` keeps every column that did not become a field as a whole.
 
     Raises:
-      UserError: an unknown field in `fields` or `require`, no records, a column in `fields` that no record has, a
-        required field that is missing or empty, a value of the wrong type, a bad rubric, an id that occurs twice.
+      UserError: an unknown field in `fields` or `require`, no records, a column in `fields` that no record has, a value of the
+        wrong type, a bad rubric, an id that occurs twice; a record that is incomplete, if this is an error or if all are.
 
     Examples:
       >>> rows = [{"problem": "6 * 7?", "meta": {"solution": 42}}]
@@ -69,42 +62,39 @@ def to_examples(
       ('rows:1', '6 * 7?', '42')
       >>> to_examples([(7, {"text": "6 * 7?"})], file="rows.jsonl", origin="rows", fields={"question": "problem"})
       Traceback (most recent call last):
-      rcsd_jax.host.errors.UserError: rows.jsonl:7: field 'problem': no column 'problem'; set data.fields.question to one of this row's columns text
+      rcsd_jax.data.fields.Unfit: rows.jsonl:7: field 'problem': no column 'problem'; set data.fields.question to one of this row's columns text
     """
-    columns = _columns(fields)
+    paths = _paths(fields)
     for name in require:
         if name not in ALIASES:
-            raise UserError("no such example field", remedy=f"require some of {_list(ALIASES)}", field=name)
+            raise UserError("no such example field", remedy=f"require some of {', '.join(ALIASES)}", field=name)
+    rules = Rules(file, paths, (*require, "question"), min_criteria, max_criteria, incomplete == "skip")
     rows_of_ids: dict[str, int] = {}
     names: dict[str, None] = {}
     unread: dict[str, _Unread] = {}
     several: list[int] = []
     examples: list[Example] = []
     found: set[tuple[str, str]] = set()
+    account, unfit = Account(str(file)), None
     for row, record in records:
+        account.rows += 1
         if not record.keys() <= names.keys():
             names.update(dict.fromkeys(record))
-        values: dict[str, Any] = {}
-        used: set[str] = set()
-        for name in ALIASES:
-            parts = _look_up(record, columns.get(name), name)
-            for part, _ in parts:
-                used.add(part)
-                found.add((name, part))
-            column = parts[0][0] if parts else None
-            place = {"file": file, "row": row, "field": column or columns.get(name) or name}
-            value: Any
-            if name == "rubric":
-                value = _rubric(parts[0][1] if parts else None, place, min_criteria, max_criteria)
-            else:
-                value = _joined(parts, place, name)
-            if value is None and (name in require or name == "question"):
-                raise _missing(record, name, column, columns.get(name), place)
-            values[name] = value
-        for column in record.keys() & _FIELDS_OF.keys() - used:
-            if _FIELDS_OF[column] not in columns and not _blank(record[column]):
-                unread.setdefault(column, _Unread(record, used, [])).rows.append(row)
-        if "question" in columns and _one_of_several(record, columns["question"]):
+        reading = Record(record, row, rules)
+        try:
+            values = reading.fields()
+        except Unfit as error:
+            if not rules.skips:
+                raise
+            unfit = unfit or error
+            account.leave_out(error.reason, row)
+            continue
+        finally:
+            found |= reading.found
+        for column in record.keys() & columns.FIELD_OF.keys() - reading.used:
+            if columns.FIELD_OF[column] not in paths and not columns.blank(record[column]):
+                unread.setdefault(column, _Unread(record, reading.used, [])).rows.append(row)
+        if "question" in paths and columns.one_of_several(record, paths["question"]):
             several.append(row)
         values["id"] = values["id"] or f"{origin}:{row}"
         first = rows_of_ids.setdefault(values["id"], row)
@@ -114,28 +104,32 @@ def to_examples(
                 remedy="make ids unique, or drop the column to have rows numbered",
                 file=file,
                 row=row,
-                field=columns.get("id", "id"),
+                field=paths.get("id", "id"),
                 value=values["id"],
             )
-        extra = {key: value for key, value in record.items() if key not in used}
+        extra = {key: value for key, value in record.items() if key not in reading.used}
         examples.append(Example(**values, origin=f"{file}:{row}", extra=extra))
+        account.read(reading.told)
+    if unfit is not None and not examples:
+        raise unfit
     if not examples:
         raise UserError("it has no examples", remedy="give a source with at least one example", file=file)
-    for name, path in columns.items():
-        for column in _parts_of(path, name):
+    for name, path in paths.items():
+        for column in columns.parts_of(path, name):
             if not {(name, column), (name, path)} & found:
                 raise UserError(
                     f"no record has the column {column!r}",
-                    remedy=f"name one of {_list(names)}",
+                    remedy=f"name one of {', '.join(map(str, names))}",
                     file=file,
                     field=f"data.fields.{name}",
                 )
     said = [_said(column, unread[column], len(examples)) for column in sorted(unread)]
     if several:
         where = f"{len(several)} of {len(examples)} rows, from row {several[0]} on"
-        said.append(f"the second part of '{columns['question']}' in its list ({where})")
+        said.append(f"the second part of '{paths['question']}' in its list ({where})")
     if said:
         say(" ".join(f"{file}: not read: {'; '.join(said)}".splitlines()))
+    tell(account)
     return examples
 
 
@@ -148,8 +142,9 @@ class _Unread(NamedTuple):
 
 
 def _said(column: str, unread: _Unread, count: int) -> str:
-    name = _FIELDS_OF[column]
-    read = next(alias for alias in ALIASES[name] if alias in unread.used)
+    name = columns.FIELD_OF[column]
+    aliases = (*ALIASES[name], *columns.ALSO[name])
+    read = next((alias for alias in aliases if alias in unread.used), "another column")
     where = f"'{column}' ({len(unread.rows)} of {count} rows, from row {unread.rows[0]} on)"
     if name != "question":
         return f"{where} looks like the {name}, which is '{read}'; data.fields.{name}={column} reads it instead"
@@ -158,143 +153,10 @@ def _said(column: str, unread: _Unread, count: int) -> str:
     return f"{where} looks like a part of the question, which is '{read}'; move what the model should see there"
 
 
-def _columns(fields: Mapping[str, str | None] | None) -> dict[str, str]:
-    columns = {name: column for name, column in (fields or {}).items() if column}
-    for name in columns:
+def _paths(fields: Mapping[str, str | None] | None) -> dict[str, str]:
+    paths = {name: path for name, path in (fields or {}).items() if path}
+    for name in paths:
         if name not in ALIASES:
-            remedy = f"set some of {_list(ALIASES)}"
+            remedy = f"set some of {', '.join(ALIASES)}"
             raise UserError("no such example field", remedy=remedy, field=f"data.fields.{name}")
-    return columns
-
-
-def _look_up(record: Mapping[str, Any], path: str | None, name: str) -> list[tuple[str, Any]]:
-    """The columns that hold a field, with their values, in the order in which they are joined; empty if there are none."""
-    if path is None:
-        there = [(alias, record[alias]) for alias in ALIASES[name] if alias in record]
-        parts = [next((part for part in there if not _blank(part[1])), there[0])] if there else []
-        if name == "question" and parts and parts[0][0] in SECOND_PARTS:
-            second = [(other, record.get(other)) for other in SECOND_PARTS[parts[0][0]]]
-            parts += [part for part in second if not _blank(part[1])][:1]
-        return parts
-    if path in record:
-        return [(path, record[path])]
-    values = [(column, _at(record, column)) for column in _parts_of(path, name)]
-    return [(column, value) for column, value in values if value is not _ABSENT]
-
-
-def _parts_of(path: str, name: str) -> list[str]:
-    return [path] if name == "rubric" else [part.strip() for part in path.split("+")]
-
-
-def _at(record: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, or `_ABSENT`."""
-    if path in record:
-        return record[path]
-    value: Any = record
-    for step in path.split("."):
-        if isinstance(value, Mapping):
-            value = value.get(step, _ABSENT)
-        elif isinstance(value, Sequence) and not isinstance(value, str) and step in map(str, range(len(value))):
-            value = value[int(step)]
-        else:
-            value = _ABSENT
-    return value
-
-
-def _one_of_several(record: Mapping[str, Any], path: str) -> bool:
-    """Whether a path takes one entry of a longer list, such as one turn of a conversation."""
-    if path in record or "." not in path:
-        return False
-    steps = path.split(".")
-    for i, step in enumerate(steps):
-        above = _at(record, ".".join(steps[:i])) if i else record
-        if step.isdecimal() and isinstance(above, Sequence) and not isinstance(above, str) and len(above) > 1:
-            return True
-    return False
-
-
-def _blank(value: Any) -> bool:
-    """Whether a value is empty: null, white space, an empty list."""
-    return value is None or value == [] or (isinstance(value, str) and not value.strip())
-
-
-def _joined(parts: Sequence[tuple[str, Any]], place: Mapping[str, Any], name: str) -> str | None:
-    """The texts of a field's columns, a blank line between them; None for null and blank.
-
-    Numbers are accepted in every field except the first part of the question.
-    """
-    texts: list[str] = []
-    for column, value in parts:
-        here = {**place, "field": column}
-        if isinstance(value, (int, float)) and (name != "question" or texts):
-            value = str(value)
-        if value is None or (isinstance(value, str) and not value.strip()):
-            continue
-        if not isinstance(value, str):
-            raise UserError(
-                f"expected text, found {type(value).__name__}",
-                remedy=_remedy_of_no_text(name, [other for other, _ in parts], column),
-                value=value,
-                **here,
-            )
-        check_encodes(value, here)
-        texts.append(value.strip())
-    return "\n\n".join(texts) or None
-
-
-def _remedy_of_no_text(name: str, columns: Sequence[str], column: str) -> str:
-    if column != columns[0]:
-        return f"make it text, or leave it out with data.fields.{name}={columns[0]}"
-    return f"name a text column with data.fields.{name}, a dot steps inside (prompt.0.content)"
-
-
-def check_encodes(text: str, place: Mapping[str, Any]) -> None:
-    """Raises UserError, which names the place, if a string cannot be written or tokenized as text."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        problem = f"half of a surrogate pair, or a byte that is not UTF-8, at character {error.start}"
-        raise UserError(problem, remedy="repair it in the row", value=text, **place) from error
-
-
-def _rubric(value: Any, place: Mapping[str, Any], min_criteria: int, max_criteria: int) -> Rubric | None:
-    """A rubric from a list, or from JSON text of a list; None for null, blank and []."""
-    if _blank(value):
-        return None
-    if isinstance(value, Mapping):
-        keys = [str(key) for key in value]
-        example = f"{place['field']}.{keys[0] if keys else 'KEY'}"
-        raise UserError(
-            f"an object with the keys {_list(keys)}, where a list of criteria is expected",
-            remedy=f'say which one, e.g. data.fields.rubric="{example}"',
-            **place,
-        )
-    bounds = {"min_criteria": min_criteria, "max_criteria": max_criteria}
-    remedy = f"give {min_criteria} to {max_criteria} {{title, description, weight}} objects or prefixed strings"
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            parsed = parsing.parse(value, **bounds)
-            if parsed.status == "strict":
-                return parsed.rubric
-            raise UserError(f"not a rubric ({parsed.reason})", remedy=remedy, value=value, **place) from None
-    try:
-        return schema.from_records(value, **bounds)
-    except RubricError as error:
-        raise UserError(f"not a rubric ({error})", remedy=remedy, value=value, **place) from error
-
-
-def _missing(
-    record: Mapping[str, Any], name: str, column: str | None, wanted: str | None, place: Mapping[str, Any]
-) -> UserError:
-    if column is not None:
-        remedy = "fill it in or remove the row"
-        return UserError(f"the {name} is empty", remedy=remedy, value=record.get(column), **place)
-    problem = f"no column {wanted!r}" if wanted else f"no {name}: none of the columns {_list(ALIASES[name])}"
-    remedy = f"set data.fields.{name} to one of this row's columns {_list(record)}"
-    return UserError(problem, remedy=remedy, **place)
-
-
-def _list(names: Iterable[Any]) -> str:
-    return ", ".join(map(str, names)) or "(none)"
+    return paths

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from rcsd_jax.data.mixtures import parts_of
+from rcsd_jax.data.records import INCOMPLETE
 from rcsd_jax.data.sources import SOURCES
 from rcsd_jax.host import checks
 
@@ -16,6 +18,7 @@ class DataSettings:
     source: str = checks.one_of(SOURCES)
     path: str
     fields: Mapping[str, str]
+    incomplete: str = checks.one_of(INCOMPLETE)
     split: str
     tfds_dir: str
     count: int
@@ -29,3 +32,9 @@ class DataSettings:
         checks.choices(self)
         checks.at_least_one(self, "max_student_prompt", "max_teacher_prompt", "pad_to")
         checks.share(self, "flawed")
+        parts_of(self.path)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Source -> its share, of a mixture with shares; otherwise empty."""
+        return {part.name: part.share for part in parts_of(self.path) if part.share is not None}

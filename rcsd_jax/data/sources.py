@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rcsd_jax.data.account import Account, ignored
 from rcsd_jax.data.examples import Example
 from rcsd_jax.data.hub import read_hub
 from rcsd_jax.data.jsonl import read_jsonl
+from rcsd_jax.data.mixtures import parts_of
 from rcsd_jax.data.parquet import read_parquet
 from rcsd_jax.data.tfds import read_tfds
 from rcsd_jax.host.errors import UserError
@@ -25,7 +27,7 @@ class Reading:
       source: a key of `SOURCES`, if the path does not name its source.
       split: of a data set, if its path names none.
       data_dir: where TFDS keeps prepared data; None for its default.
-      fields, require, min_criteria, max_criteria, say: see `records.to_examples`.
+      fields, require, min_criteria, max_criteria, incomplete, say, tell: see `records.to_examples`.
       count, seed, flawed: for a source that makes its rows: their number, their seed, and the share of flawed references.
     """
 
@@ -36,7 +38,9 @@ class Reading:
     require: Sequence[str] = ("question",)
     min_criteria: int = MIN_CRITERIA
     max_criteria: int = MAX_CRITERIA
+    incomplete: str = "fail"
     say: Callable[[str], Any] = warnings.warn
+    tell: Callable[[Account], Any] = ignored
     count: int = 0
     seed: int = 0
     flawed: float | None = None
@@ -44,7 +48,7 @@ class Reading:
     @property
     def of_records(self) -> dict[str, Any]:
         """The arguments of `records.to_examples`."""
-        names = ("fields", "require", "min_criteria", "max_criteria", "say")
+        names = ("fields", "require", "min_criteria", "max_criteria", "incomplete", "say", "tell")
         return {name: getattr(self, name) for name in names}
 
 
@@ -96,8 +100,8 @@ def read(path: str, **how: Any) -> list[Example]:
     """Reads the examples at a path.
 
     Args:
-      path: a file (.jsonl, .parquet), a folder of Parquet files, `hub:OWNER/NAME[:CONFIGURATION][#SPLIT]` or
-        `tfds:NAME[#SPLIT]`.
+      path: a file (.jsonl, .parquet), a folder of Parquet files, `hub:OWNER/NAME[:CONFIGURATION][#SPLIT]`,
+        `tfds:NAME[#SPLIT]`, or several of these; see `mixtures.parts_of`.
       **how: of `Reading`.
 
     Raises:
@@ -107,7 +111,18 @@ def read(path: str, **how: Any) -> list[Example]:
 
 
 def read_as(path: str, how: Reading) -> list[Example]:
-    """`read` with its arguments as a value."""
+    """`read` with its arguments as a value. Of several sources, the rows follow each other, and ids begin with the source's name."""
+    parts = parts_of(path)
+    if len(parts) == 1:
+        return _read_one(parts[0].path, how)
+    return [
+        dataclasses.replace(example, id=f"{part.name}/{example.id}", source=part.name)
+        for part in parts
+        for example in _read_one(part.path, how)
+    ]
+
+
+def _read_one(path: str, how: Reading) -> list[Example]:
     source, place = split_source(path, how.source)
     if source not in SOURCES:
         raise UserError("no such source", field="data.source", value=source, remedy=f"use one of {', '.join(SOURCES)}")

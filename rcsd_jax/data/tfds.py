@@ -6,8 +6,7 @@ not use it. Data prepared earlier as TFRecord must be prepared again as ArrayRec
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,9 @@ import numpy as np
 from rcsd_jax.data import records
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError, first_line
-from rcsd_jax.rubrics.schema import MAX_CRITERIA, MIN_CRITERIA
 
 
-def read_tfds(
-    name: str,
-    *,
-    split: str,
-    data_dir: str | Path | None = None,
-    fields: Mapping[str, str | None] | None = None,
-    require: Sequence[str] = ("question",),
-    min_criteria: int = MIN_CRITERIA,
-    max_criteria: int = MAX_CRITERIA,
-    say: Callable[[str], Any] = warnings.warn,
-) -> list[Example]:
+def read_tfds(name: str, *, split: str, data_dir: str | Path | None = None, **settings: Any) -> list[Example]:
     """Reads one split; other arguments and errors as in `records.to_examples`. Bytes are decoded as UTF-8.
 
     A data set that is not under `data_dir` yet is downloaded and prepared there, as ArrayRecord. A record
@@ -39,21 +27,13 @@ def read_tfds(
       name: a TFDS name, such as "gsm8k", "piqa" or "my_set/config:1.0.0".
       split: a split, or a slice of one such as "train[:10%]".
       data_dir: where TFDS keeps prepared data; None for its default.
+      **settings: of `records.to_examples`.
 
     Raises:
       UserError: also for an unknown name or split, and data that cannot be prepared or read without tensorflow.
     """
     source, features = _open(name, split, None if data_dir is None else str(Path(data_dir).expanduser()))
-    return records.to_examples(
-        _rows(source, features),
-        file=f"tfds:{name}[{split}]",
-        origin=name,
-        fields=fields,
-        require=require,
-        min_criteria=min_criteria,
-        max_criteria=max_criteria,
-        say=say,
-    )
+    return records.to_examples(_rows(source, features), file=f"tfds:{name}[{split}]", origin=name, **settings)
 
 
 def _open(name: str, split: str, data_dir: str | None) -> tuple[Sequence[Mapping], Any]:

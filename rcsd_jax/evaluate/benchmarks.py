@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcsd_jax.data.examples import Example
-from rcsd_jax.data.records import check_encodes
+from rcsd_jax.data.texts import check_encodes
 from rcsd_jax.host.errors import UserError
 
 

@@ -44,7 +44,8 @@ def grade_rubric(example: Example, text: str) -> dict[str, float]:
 def grade_boxed(example: Example, text: str) -> dict[str, float]:
     """Does the last \\boxed{} hold what the reference has in its box, or an expression that is equal to it?
 
-    Without a box there, it must hold the whole of the reference, or the example's answer.
+    Without a box there, it must hold the whole of the reference, or the example's answer. Of several accepted answers it may hold
+    any.
 
     Raises:
       UserError: the example has neither.
@@ -55,7 +56,8 @@ def grade_boxed(example: Example, text: str) -> dict[str, float]:
       ({'accuracy': 1.0, 'parsed': 1.0}, {'accuracy': 0.0, 'parsed': 0.0})
     """
     found, boxed = answers.last_boxed(text), answers.last_boxed(example.reference or "")
-    truths = [boxed] if boxed is not None else [truth for truth in (example.reference, example.answer) if truth]
+    known = (example.reference, example.answer) if boxed is None else (boxed,)
+    truths = [truth for truth in (*known, *map(_in_box, example.accepted)) if truth]
     if not truths:
         remedy = "give the row one of them"
         raise UserError("neither a reference nor an answer", file=example.origin, field="reference", remedy=remedy)
@@ -70,23 +72,24 @@ def grade_option(example: Example, text: str) -> dict[str, float]:
 
 
 def grade_number(example: Example, text: str) -> dict[str, float]:
-    """Is the text's number the example's answer, within SciBench's five percent, in the unit in `extra` or another?
+    """Is the text's number the example's answer or any accepted one, within SciBench's five percent, in the unit in `extra` or another?
 
     Raises:
       UserError: the example's answer is no number.
     """
-    unit, answer = example.extra.get("unit", ""), example.answer or ""
-    truth = answers.number(f"{answer} {unit}").value or answers.number(answer).value
-    if truth is None:
+    unit = example.extra.get("unit", "")
+    known = example.accepted or (example.answer or "",)
+    truths = [answers.number(f"{one} {unit}").value or answers.number(one).value for one in known]
+    if None in truths:
         raise UserError(
             "not a number",
             file=example.origin,
             field="answer",
-            value=example.answer,
+            value=known[truths.index(None)],
             remedy="correct it, or grade the set with another grader",
         )
     found = answers.number(text).value
-    agree = found is not None and answers.numbers_agree(found, truth)
+    agree = found is not None and any(answers.numbers_agree(found, truth) for truth in truths if truth is not None)
     return {"accuracy": float(agree), "parsed": float(found is not None)}
 
 
@@ -135,6 +138,11 @@ GRADERS: dict[str, Grader] = {
 def choices() -> tuple[str, ...]:
     """What a user may choose for rows of his own: a grader, or "" for none."""
     return ("", *(name for name, grader in GRADERS.items() if grader.of_own_rows))
+
+
+def _in_box(truth: str) -> str:
+    boxed = answers.last_boxed(truth)
+    return truth if boxed is None else boxed
 
 
 def _equals_one(found: str, truths: Sequence[str]) -> bool:

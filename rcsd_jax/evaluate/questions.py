@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcsd_jax.data import sources
+from rcsd_jax.data.account import ignored
 from rcsd_jax.data.examples import Example
 from rcsd_jax.data.sources import Reading
 from rcsd_jax.evaluate import benchmarks
@@ -21,6 +22,8 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.encode import Encoding, transition_of
 from rcsd_jax.roles.limits import Limits
+
+_ANY_NUMBER = 10**6
 
 
 class Questions(NamedTuple):
@@ -57,7 +60,8 @@ def evaluation_questions(
     Raises:
       UserError: unreadable data, or a row that lacks what a role must see or the grader needs.
     """
-    reading = dataclasses.replace(reading, count=settings.count, say=say)
+    # Scores are of whole sets, so a row that cannot be asked or graded is an error.
+    reading = dataclasses.replace(reading, count=settings.count, incomplete="fail", say=say)
     of_benchmarks = {name: _benchmark(name, path, reading) for name, path in settings.asked.items()}
     read: dict[tuple[str, tuple[str, ...]], list[Example]] = {}  # base and trained model see the same
     encode = _Encode(encoding, limits, tokenizer, settings.count, say)
@@ -91,6 +95,9 @@ def _benchmark(name: str, path: str, reading: Reading) -> list[Example]:
         source="jsonl" if made else reading.source,
         fields=benchmark.fields,
         require=benchmark.requires(),
+        min_criteria=1,
+        max_criteria=_ANY_NUMBER,  # a judge decides each
+        tell=ignored,
         say=lambda line: None,  # which columns a benchmark reads was decided when it was added
     )
     examples = sources.read_as(path or benchmark.path, reading)

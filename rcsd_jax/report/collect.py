@@ -11,7 +11,7 @@ from typing import Any
 
 from rcsd_jax.checkpoints.directory import resolve
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
-from rcsd_jax.data.examples import Example
+from rcsd_jax.data.examples import Example, asked_text
 from rcsd_jax.evaluate.questions import evaluation_questions
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import UserError
@@ -115,7 +115,7 @@ def _examples(
         {
             "id": example.id,
             "split": split,
-            "question": example.question,
+            "question": asked_text(example),
             "reference": example.reference,
             "rubric": _criteria(example.rubric),
             "completions": [
@@ -195,7 +195,7 @@ def _rubrics(
         found.append(
             {
                 "id": example.id,
-                "question": example.question,
+                "question": asked_text(example),
                 "truth": _criteria(example.rubric),
                 "written": None if parsed.rubric is None else _criteria(parsed.rubric),
                 "status": parsed.status,

@@ -7,7 +7,8 @@ Both roles go through the tokenizer's own chat template, as one user message:
     heading, content             for every further field that the role sees
     request                      what to write now
 
-The completion follows the generation prompt directly, in both roles, so the same completion tokens can be scored in both.
+Of a conversation, the earlier turns come first and the last user turn is this message. The further fields may stand in a system turn
+instead. The completion follows the generation prompt directly, in both roles, so the same completion tokens can be scored in both.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from rcsd_jax.data.examples import Example
+from rcsd_jax.data.examples import Example, asked_text
+from rcsd_jax.host import checks
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.padding import pad_left as pad_left
 from rcsd_jax.host.padding import pad_right as pad_right
@@ -36,6 +38,12 @@ FIELDS: dict[str, Callable[[Example, str], str | None]] = {
 }
 ATTEMPT_FIELDS = ("success", "feedback")
 """Fields that training puts into `extra`: of a question's completions, one that succeeded, and what a grader said of one."""
+
+ABOUT_THE_CONVERSATION = ("write_rubric",)
+"""Tasks that are about a conversation and do not continue it: their prompt shows it as one text."""
+
+PLACES = ("user", "system")
+"""The turn in which a role's further fields may stand."""
 
 ENGLISH: dict[str, Any] = {
     "rubric_style": "objects",
@@ -79,11 +87,12 @@ _ANALYSIS = "\u2402ANALYSIS\u2403"  # stands for the sampled analysis while the 
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """What one role sees: `fields` in order (names of `FIELDS`), and the chat template's thinking switch.
+    """What one role sees: `fields` in order (names of `FIELDS`), the chat template's thinking switch, and the turn in which the
+    fields besides the question stand, one of `PLACES`.
 
     Examples:
       >>> Role(("question", "reference"))
-      Role(fields=('question', 'reference'), thinking=False)
+      Role(fields=('question', 'reference'), thinking=False, shown_in='user')
       >>> Role(("reference",))
       Traceback (most recent call last):
       rcsd_jax.host.errors.UserError: field 'fields' = ('reference',): a role must see the question; add 'question'
@@ -91,8 +100,10 @@ class Role:
 
     fields: tuple[str, ...]
     thinking: bool = False
+    shown_in: str = checks.one_of(PLACES, default="user")
 
     def __post_init__(self) -> None:
+        checks.choices(self)
         for name in self.fields:
             if name not in FIELDS:
                 raise UserError("unknown field in a role", field="fields", value=name, remedy=f"use {sorted(FIELDS)}")
@@ -118,36 +129,79 @@ def user_message(
     """
     parts = [prompts[task].get("definition", "")]
     for name in role.fields:
-        content = FIELDS[name](example, prompts["rubric_style"])
-        if not content:
-            raise UserError(
-                f"no {name} although a role must see it",
-                file=example.origin,
-                field=name,
-                remedy=f"add it to the row, or take '{name}' out of the role's fields",
-            )
-        parts += [content] if name == "question" else [prompts["headings"][name], content]
+        if name == "question":
+            parts.append(asked_text(example) if task in ABOUT_THE_CONVERSATION else example.question)
+        elif role.shown_in == "user":
+            parts += _shown(example, name, prompts)
     parts.append(prompts[task]["request"] if request is None else request)
     return "\n".join(part for part in parts if part)
 
 
-def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking: bool) -> str:
+def messages(
+    example: Example, role: Role, prompts: Mapping[str, Any], task: str, *, request: str | None = None
+) -> list[dict[str, str]]:
+    """The turns that `role` sees, of which the last is `user_message`.
+
+    Raises:
+      UserError: as `user_message`.
+    """
+    turns = [] if task in ABOUT_THE_CONVERSATION else [turn._asdict() for turn in example.history]
+    if role.shown_in == "system":
+        shown = [text for name in role.fields if name != "question" for text in _shown(example, name, prompts)]
+        if turns and turns[0]["role"] == "system":
+            shown = [f"{turns.pop(0)['content']}\n", *shown]  # most templates know one system turn, at the beginning
+        if shown:
+            turns.insert(0, {"role": "system", "content": "\n".join(shown)})
+    return [*turns, {"role": "user", "content": user_message(example, role, prompts, task, request=request)}]
+
+
+def _shown(example: Example, name: str, prompts: Mapping[str, Any]) -> list[str]:
+    """A field's heading and content."""
+    content = FIELDS[name](example, prompts["rubric_style"])
+    if not content:
+        raise UserError(
+            f"no {name} although a role must see it",
+            file=example.origin,
+            field=name,
+            remedy=f"add it to the row, or take '{name}' out of the role's fields",
+        )
+    return [prompts["headings"][name], content]
+
+
+def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking: bool, origin: Any = None) -> str:
     """A conversation through the tokenizer's chat template, up to the generation prompt.
+
+    Args:
+      tokenizer: of the model.
+      messages: the turns.
+      thinking: the template's switch.
+      origin: the row, as an error names it.
 
     Raises:
       UserError: the template fails.
     """
+    render = lambda turns: tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
     try:
-        return tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-        )
+        return render(list(messages))
     except jinja2.TemplateError as error:
         roles = [message["role"] for message in messages]
-        raise UserError(
-            f"the tokenizer's chat template fails on turns of {', '.join(roles)} ({type(error).__name__}: {error})",
-            field="chat_template",
-            remedy="repair chat_template.jinja in the model's directory, or use another model",
-        ) from error
+        problem = f"the tokenizer's chat template fails on turns of {', '.join(roles)}"
+        remedy = "repair chat_template.jinja in the model's directory, or use another model"
+        if "system" in roles and _renders(render, [m for m in messages if m["role"] != "system"]):
+            problem = "the tokenizer's chat template refuses a system turn"
+            remedy = "set teacher.shown_in=user, take system turns out of the rows, or use another model"
+        problem = f"{problem} ({type(error).__name__}: {error})"
+        raise UserError(problem, field="chat_template", remedy=remedy, file=origin) from error
+
+
+def _renders(render: Callable[[list], str], turns: list[Mapping[str, str]]) -> bool:
+    try:
+        render(turns)
+    except jinja2.TemplateError:
+        return False
+    return True
 
 
 def role_text(
@@ -158,8 +212,8 @@ def role_text(
     Raises:
       UserError: as `user_message`, or the template fails.
     """
-    message = user_message(example, role, prompts, task, request=request)
-    return chat_text(tokenizer, [{"role": "user", "content": message}], thinking=role.thinking)
+    turns = messages(example, role, prompts, task, request=request)
+    return chat_text(tokenizer, turns, thinking=role.thinking, origin=example.origin)
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
@@ -191,13 +245,14 @@ def encode_reason_first(
       transition: token ids between the analysis and the completion, the same for all examples: the end of that turn, the
         user turn that repeats the task's request, to be met as if unaided, and the generation prompt.
     """
-    message = user_message(example, role, prompts, task, request=prompts["reason"]["request"])
+    asked_for = messages(example, role, prompts, task, request=prompts["reason"]["request"])
     turns = [
-        {"role": "user", "content": message},
+        *asked_for,
         {"role": "assistant", "content": _ANALYSIS},
         {"role": "user", "content": f"{prompts['reason']['transition']}\n{prompts[task]['request']}".strip()},
     ]
-    text = chat_text(tokenizer, turns, thinking=role.thinking)
+    before = chat_text(tokenizer, asked_for, thinking=role.thinking, origin=example.origin)
+    text = chat_text(tokenizer, turns, thinking=role.thinking, origin=example.origin)
     _, marker, after = text.rpartition(_ANALYSIS)  # the last: a row's text may hold the same characters
     if not marker:
         raise UserError(
@@ -205,5 +260,5 @@ def encode_reason_first(
             field="teacher.reason_tokens",
             remedy="set teacher.reason_tokens=0 or use a template that keeps every turn",
         )
-    prompt, transition = encode_texts(tokenizer, [chat_text(tokenizer, turns[:1], thinking=role.thinking), after])
+    prompt, transition = encode_texts(tokenizer, [before, after])
     return prompt, transition

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rcsd_jax.data.examples import Example, rubric_of
+from rcsd_jax.data.examples import Example, Turn, rubric_of
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.contexts import Role
 from rcsd_jax.rubrics import variants
@@ -130,6 +130,23 @@ def longest_of(rows: Sequence[Row]) -> Longest:
         max(len(row.teacher) for row in rows),
         max(len(row.without.weights) for row in rows),
     )
+
+
+def check_template(examples: Sequence[Example], tokenizer: Any, encoding: Encoding) -> None:
+    """Renders one conversation of each sequence of turns, because a chat template may refuse some.
+
+    Raises:
+      UserError: it does; the error names the row.
+    """
+    if encoding.task in contexts.ABOUT_THE_CONVERSATION:
+        return
+    roles = {role.shown_in: role for role in (encoding.student, encoding.teacher)}
+    for example in {tuple(turn.role for turn in e.history): e for e in reversed(examples) if e.history}.values():
+        for role in roles.values():
+            turns = [turn._asdict() for turn in (*example.history, Turn("user", example.question))]
+            if role.shown_in == "system" and turns[0]["role"] != "system":
+                turns.insert(0, {"role": "system", "content": example.question})  # any text
+            contexts.chat_text(tokenizer, turns, thinking=role.thinking, origin=example.origin)
 
 
 def transition_of(example: Example, tokenizer: Any, encoding: Encoding) -> np.ndarray:

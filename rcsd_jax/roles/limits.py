@@ -100,18 +100,23 @@ def may_exceed(examples: Sequence[Example], bounds: Bounds, tokenizer: Any, enco
     """
 
     def can(example: Example) -> bool:
-        for role, request, limit in pairs:
-            message = contexts.user_message(example, role, encoding.texts, encoding.task, request=request)
-            if most_tokens(message) > limit:
+        for role, request, limit, around in of_roles:
+            turns = contexts.messages(example, role, encoding.texts, encoding.task, request=request)
+            if len(turns) == 1:
+                most = most_tokens(turns[0]["content"]) + around
+            else:  # the template's part depends on the turns
+                most = most_tokens(contexts.chat_text(tokenizer, turns, thinking=role.thinking, origin=example.origin))
+            if most > limit:
                 return True
         return bounds.reference is not None and most_tokens(reference_text(example, encoding)) >= bounds.reference
 
-    of_roles = (
-        (encoding.student, None, bounds.student),
-        (encoding.teacher_before, encoding.teacher_request, bounds.teacher),
-    )
-    pairs = [
-        (role, request, limit - _most_around(tokenizer, role)) for role, request, limit in of_roles if limit is not None
+    of_roles = [
+        (role, request, limit, _most_around(tokenizer, role))
+        for role, request, limit in (
+            (encoding.student, None, bounds.student),
+            (encoding.teacher_before, encoding.teacher_request, bounds.teacher),
+        )
+        if limit is not None
     ]
     return [i for i, example in enumerate(examples) if can(example)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from rcsd_jax.host import checks
-from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, Role
+from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, PLACES, Role
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,6 +13,7 @@ class TeacherSettings:
     """The section `teacher`; `settings/keys.py` says what each key means."""
 
     fields: tuple[str, ...]
+    shown_in: str = checks.one_of(PLACES)
     thinking: bool
     weights: str = checks.one_of(("fixed", "live", "ema"))
     ema_decay: float
@@ -22,7 +23,7 @@ class TeacherSettings:
 
     def __post_init__(self) -> None:
         checks.choices(self)
-        Role(self.fields, self.thinking)
+        Role(self.fields, self.thinking, self.shown_in)
         checks.share(self, "ema_decay")
         checks.at_least_zero(self, "reason_tokens", "guidance")
         checks.finite(self, "guidance")
@@ -37,7 +38,7 @@ class TeacherSettings:
     @property
     def role(self) -> Role:
         """What it sees."""
-        return Role(self.fields, self.thinking)
+        return Role(self.fields, self.thinking, self.shown_in)
 
     @property
     def attempts(self) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
 """Rubrics as data: criteria with a class and a weight, read from and written to the formats found in the wild.
 
-The four classes follow RaR (Rubrics as Rewards, arXiv 2507.17746). Four formats are read, mixed freely:
+The four classes follow RaR (Rubrics as Rewards, arXiv 2507.17746). These formats of a criterion are read, mixed freely:
 
     {"title": "Final value", "description": "Essential Criteria: States 0.228.", "weight": 5}   RaR
-    "Essential Criteria: States 0.228."                                                         RaR-Science, as strings
-    {"criterion": "States 0.228.", "points": 5}                                                 RubricHub
-    {"rubric_item": "Does it state 0.228?"}                                                       ResearchQA
+    "Essential Criteria: States 0.228."                                                         RaR, as strings
+    {"criterion": "States 0.228.", "points": 5, "tags": ["axis:accuracy"]}                      RubricHub, HealthBench
+    {"rubric_item": "Does it state 0.228?"}                                                     ResearchQA
+
+`shapes.py` reads whole rubrics that are not a list of these.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 KINDS = ("Essential", "Important", "Optional", "Pitfall")
@@ -40,10 +42,11 @@ _PREFIX = re.compile(
     rf"\s*(\*+)?\s*(?P<name>{'|'.join(_KIND_OF)})(?:\s+criteri(?:a|on))?\s*\**\s*:\s*(?(1)\**)\s*", re.I | re.A
 )
 
+_NUMBER = re.compile(r"\s*([+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)\s*(?:p(?:oin)?ts?)?(?![\w.])", re.I)
 _ALIASES = {
     "title": ("title", "name"),
-    "description": ("description", "criterion", "rubric_item", "requirement"),
-    "weight": ("weight", "points"),
+    "description": ("description", "criterion", "criteria", "rubric_item", "requirement", "text"),
+    "weight": ("weight", "points", "score"),
     "kind": ("class", "kind", "category"),
 }
 
@@ -68,6 +71,8 @@ class Criterion:
       description: the requirement, without its class prefix. For a Pitfall it names what a good answer avoids.
       weight: finite and not zero; negative exactly for a Pitfall.
       kind: "Essential", "Important", "Optional" or "Pitfall".
+      extra: what else the source says of it, such as HealthBench's tags; models do not see it, and it does not tell
+        criteria apart.
 
     Raises:
       RubricError: codes `no_description`, `bad_class`, `bad_weight`.
@@ -77,6 +82,7 @@ class Criterion:
     description: str
     weight: float
     kind: str
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not any(map(str.isalnum, self.description)):
@@ -111,11 +117,22 @@ def check(criteria: Sequence[Criterion], *, min_criteria: int = MIN_CRITERIA, ma
 
 
 def from_records(
-    records: Sequence[Any], *, min_criteria: int = MIN_CRITERIA, max_criteria: int = MAX_CRITERIA
+    records: Sequence[Any],
+    *,
+    min_criteria: int = MIN_CRITERIA,
+    max_criteria: int = MAX_CRITERIA,
+    bare_strings: bool = False,
 ) -> Rubric:
-    """A rubric from a list of records in any of the formats; see `criteria_from` for what is inferred.
+    """A rubric from a list of records in any of the formats; see `criterion_from` for what is inferred.
 
     A criterion that repeats the description of an earlier one (see `normalised`) is left out, because it would count twice.
+
+    Args:
+      records: the criteria.
+      min_criteria: with fewer criteria it is no rubric.
+      max_criteria: with more criteria it is no rubric.
+      bare_strings: whether strings without a class are criteria too. They are Important. They weigh 1 if no criterion of the
+        list has a class or a weight.
 
     Raises:
       RubricError: the first bad record's code, or `not_a_list`, `too_few`, `too_many`, `no_positive_weight`.
@@ -131,12 +148,22 @@ def from_records(
     if isinstance(records, (str, bytes, Mapping)) or not isinstance(records, Sequence):
         raise RubricError("not_a_list", f"a rubric is a list of criteria, not {type(records).__name__}")
     scale = weight_scale(records)
-    criteria = without_repeats([criterion_from(record, scale=scale) for record in records])
+    bare_weight = None
+    if bare_strings:
+        plain = all(isinstance(record, str) and split_class(record)[0] is None for record in records)
+        bare_weight = 1.0 if plain else DEFAULT_WEIGHTS["Important"]
+    found = []
+    for number, record in enumerate(records, start=1):
+        try:
+            found.append(criterion_from(record, scale=scale, bare_weight=bare_weight))
+        except RubricError as error:
+            raise RubricError(error.code, f"criterion {number}: {error.detail}", count=error.count) from error
+    criteria = without_repeats(found)
     check(criteria, min_criteria=min_criteria, max_criteria=max_criteria)
     return Rubric(criteria)
 
 
-def criterion_from(record: Any, *, scale: float = 10.0) -> Criterion:
+def criterion_from(record: Any, *, scale: float = 10.0, bare_weight: float | None = None) -> Criterion:
     """One criterion from an object or a string.
 
     The first of these decides the class: a negative weight (always a Pitfall), an explicit class field or a class name in
@@ -147,6 +174,7 @@ def criterion_from(record: Any, *, scale: float = 10.0) -> Criterion:
     Args:
       record: an object with a description (or criterion), or a string.
       scale: the largest weight of the scheme that the record's list uses; see `weight_scale`.
+      bare_weight: the weight of a string without a prefix; None: such a string is no criterion.
 
     Raises:
       RubricError: `bad_record`, `no_description`, `no_class`, `bad_class`, `bad_weight`.
@@ -159,12 +187,14 @@ def criterion_from(record: Any, *, scale: float = 10.0) -> Criterion:
     """
     if isinstance(record, str):
         kind, description = split_class(record)
+        if kind is None and bare_weight is not None:
+            return Criterion("", description, bare_weight, "Important")
         if kind is None:
             raise RubricError("no_class", f"string {record[:40]!r} has no class prefix such as 'Essential Criteria:'")
         return Criterion("", description, DEFAULT_WEIGHTS[kind], kind)
     if not isinstance(record, Mapping):
         raise RubricError("bad_record", f"a criterion is an object or a string, not {type(record).__name__}")
-    title, text, weight_field, explicit = _fields(record)
+    title, text, weight_field, explicit, extra = _fields(record)
     if not isinstance(text, str):
         raise RubricError("no_description", f"criterion {title!r} has no description; keys {sorted(map(str, record))}")
     prefix, description = split_class(text)
@@ -179,7 +209,7 @@ def criterion_from(record: Any, *, scale: float = 10.0) -> Criterion:
     if weight is None:
         weight = DEFAULT_WEIGHTS[kind]
     weight = -abs(weight) if kind == "Pitfall" else weight
-    return Criterion(_clean(title) if isinstance(title, str) else "", description, weight, kind)
+    return Criterion(_clean(title) if isinstance(title, str) else "", description, weight, kind, extra)
 
 
 def kind_of_weight(weight: float, *, scale: float = 10.0) -> str:
@@ -293,34 +323,38 @@ class _Fields(NamedTuple):
     description: Any
     weight: Any
     kind: Any
+    extra: Mapping[str, Any]  # all that is read as none of them
 
 
 def _fields(record: Mapping) -> _Fields:
     """The value of each field, under the first of its names that holds something."""
-    values = []
+    values: list[Any] = []
+    used = set()
     for keys in _keys_of(tuple(record)):
         value = None
         for key in keys:
             value = record[key]
             if value is not None and value != "":
+                used.add(key)
                 break
         values.append(value)
-    return _Fields(*values)
+    extra = {str(key): value for key, value in record.items() if key not in used and value is not None}
+    return _Fields._make([*values, extra])
 
 
 @functools.lru_cache(maxsize=1024)
 def _keys_of(keys: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
     """The keys that name each field, in the order of its aliases. Cached, because a data set's records have few sets of keys."""
     named = {str(key).strip().casefold(): key for key in keys}
-    return tuple(tuple(named[alias] for alias in _ALIASES[name] if alias in named) for name in _Fields._fields)
+    return tuple(tuple(named[alias] for alias in aliases if alias in named) for aliases in _ALIASES.values())
 
 
 def _weight_and_class(value: Any) -> tuple[float | None, str | None]:
-    """A weight field holds a number, a number in a string ("5", "5 points", "8/10"), a class name, or nothing."""
+    """A weight field holds a number, a number in a string ("5", "+.5", "5pts", "8/10"), a class name, or nothing."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None, None
     if isinstance(value, str):
-        number = re.match(r"\s*([+-]?\d+(?:\.\d+)?)(?![\w.])", value)
+        number = _NUMBER.match(value)
         kind = _KIND_OF.get(value.strip().casefold())
         if number is None and kind is None:
             raise RubricError("bad_weight", f"weight {value[:40]!r} is not a number")

@@ -26,7 +26,7 @@ def open_inputs(
 ) -> tuple[Model, dict[str, dict[str, Questions]], list[Example]]:
     """The model without its weights, role -> split -> questions of evaluation, and the examples to learn from.
 
-    `say` is called with columns that are not read.
+    `say` is called with what was read from which columns and left out, and with columns that are not read.
 
     Raises:
       UserError: one of them cannot be read or used, or the mesh cannot divide a batch.
@@ -34,7 +34,7 @@ def open_inputs(
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     check_divisible(model.decoder.config, mesh, _batch_sizes(config))
     _check_queue(config, mesh)
-    reading = config.reading(require=config.required_fields, say=say)
+    reading = config.reading(require=config.required_fields, say=say, tell=lambda account: say(account.line()))
     questions = evaluation_questions(config.eval, reading, config.encoding, config.limits, model.tokenizer, say=say)
     return model, questions, sources.read_as(config.data.path, reading)
 
@@ -69,7 +69,9 @@ def counted(rows: Rows) -> str:
     looked_at = f"{rows.skipped} skipped as too long"
     if len(rows.examples) > AT_START:
         looked_at = f"{rows.skipped} of those looked at so far skipped as too long, the others are looked at when used"
-    return f"{len(rows.examples) - rows.left_out} examples, {looked_at}"
+    sources = collections.Counter(example.source for example in rows.examples)
+    mixture = f" of {', '.join(f'{name} ({n})' for name, n in sources.items())}" if len(sources) > 1 else ""
+    return f"{len(rows.examples) - rows.left_out} examples{mixture}, {looked_at}"
 
 
 def check_positions(model: Model, rows: Rows, config: Settings) -> None:

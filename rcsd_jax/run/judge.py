@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rcsd_jax.data.examples import Example, rubric_of
+from rcsd_jax.data.examples import Example, asked_text, rubric_of
 from rcsd_jax.evaluate.graders import GradeAll
 from rcsd_jax.host import multihost
 from rcsd_jax.host.metrics import Progress
@@ -59,7 +59,7 @@ def _grade(
     identity: Mapping[str, Any],
     cache: AnswerCache,
 ) -> list[dict[str, float]]:
-    requests = [judging.Request(e.question, text, rubric_of(e)) for e, text in zip(examples, texts, strict=True)]
+    requests = [judging.Request(asked_text(e), text, rubric_of(e)) for e, text in zip(examples, texts, strict=True)]
     local = bool(run.config.judge.checkpoint)
 
     def stop() -> None:

@@ -95,11 +95,12 @@ def train_loop(
                 rollout = None
                 if step + 1 < steps:
                     upcoming = take(place)  # while the devices work
-            scalars = _scalars(metrics, setup.rate(step), began)
+            learned = rollouts.examples_of(current, step, config)
+            scalars = _scalars(metrics, setup.rate(step), began) | _by_source(metrics, learned)
             if not metrics["finite"]:  # the step kept the state that it was given
                 save(step, current.place if before is None else place, before, writer)
                 checkpoints.wait()
-                raise _not_finite(step, metrics, rollouts.examples_of(current, step, config))
+                raise _not_finite(step, metrics, learned)
             if step % config.train.log_every == 0 or step == steps - 1:
                 writer.write(step, scalars)
             progress.advance(1, int(scalars["completion_tokens"]), f"loss {scalars['loss']:.4f}")
@@ -128,6 +129,26 @@ def _scalars(metrics: dict[str, jax.Array], rate: Any, began: float) -> dict[str
         },
         "compilations": compilations(),
     }
+
+
+def _by_source(metrics: Mapping[str, jax.Array], examples: Sequence[Example]) -> dict[str, float]:
+    """The mean of `row_loss` over the completions of each source of a mixture; empty if the data is none."""
+    sources = [example.source for example in examples]
+    if not all(sources):
+        return {}
+    row_loss = multihost_utils.process_allgather(metrics["row_loss"], tiled=True)
+    return means_by_source(row_loss, sources)
+
+
+def means_by_source(row_loss: np.ndarray, sources: Sequence[str]) -> dict[str, float]:
+    """row_loss_<source> -> the mean over its rows.
+
+    Examples:
+      >>> means_by_source(np.array([1.0, 2.0, 3.0]), ["a", "b", "a"])
+      {'row_loss_a': 2.0, 'row_loss_b': 2.0}
+    """
+    of = np.asarray(sources)
+    return {f"row_loss_{name}": float(np.mean(np.asarray(row_loss)[of == name])) for name in dict.fromkeys(sources)}
 
 
 def _not_finite(step: int, metrics: Mapping[str, jax.Array], examples: Sequence[Example]) -> UserError:

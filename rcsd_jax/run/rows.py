@@ -1,6 +1,6 @@
 """The rows of a run in the order of their use. Each gets its prompts when it is first needed, and is kept.
 
-The order is `data.batches.in_order` of all rows, without those left out: too long, or without a rubric. A step's rows follow from the
+The order is `data.batches.in_order` of all rows, or `mixed` of a mixture's sources, without those left out: too long, or without a rubric. A step's rows follow from the
 place in that order at which it begins, which a checkpoint holds. So a resumed run uses exactly the rows that it would have used, and
 no row is read before its time.
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rcsd_jax.data.batches import in_order
+from rcsd_jax.data.batches import in_order, mixed
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host import multihost
 from rcsd_jax.roles import contexts, encode
@@ -46,7 +46,7 @@ class Rows:
         self.examples, self.skipped, self.left_out = examples, 0, 0
         self._tokenizer, self._settings = tokenizer, settings
         self._encoding, self._limits = settings.encoding, settings.limits
-        self._order = in_order(range(len(examples)), seed=settings.seed)
+        self._order = _order(examples, settings)
         self._held: dict[int, Row | None] = {}  # row number -> None if it is left out
         self.first: Encoded
         self.digest = ""
@@ -59,8 +59,9 @@ class Rows:
           give_rubrics: for rubrics that a model writes, for every row that the run will use.
 
         Raises:
-          UserError: `data.too_long` is "fail" and a row is too long.
+          UserError: `data.too_long` is "fail" and a row is too long, or the chat template refuses a row's turns.
         """
+        encode.check_template(self.examples, self._tokenizer, self._encoding)
         count = len(self.examples)
         first = self._drawn(0, AT_START) if count > AT_START else range(count)
         more = self._drawn(0, min(count, self._questions())) if give_rubrics else self._doubtful(positions)
@@ -114,6 +115,8 @@ class Rows:
                     contexts.FIELDS[name](example, style) for name in ("question", "reference", "answer", "rubric")
                 ]
                 total.update(repr(texts).encode())
+                if example.history:
+                    total.update(repr([tuple(turn) for turn in example.history]).encode())
         return total.hexdigest()[:16]
 
     def _questions(self) -> int:
@@ -160,6 +163,17 @@ class Rows:
         self.skipped += len(rows) - len(fitting)
         self.left_out += len(new) - len(fitting)
         self._held.update((number, fitting.get(self.examples[number].id)) for number in new)
+
+
+def _order(examples: Sequence[Example], settings: Settings) -> Sequence[int]:
+    """The endless sequence of row numbers: all in one order, or each source of a mixture by its share."""
+    shares = settings.data.shares
+    if not shares:
+        return in_order(range(len(examples)), seed=settings.seed)
+    numbers: dict[str, list[int]] = {name: [] for name in shares}
+    for number, example in enumerate(examples):
+        numbers[example.source].append(number)
+    return mixed(list(numbers.values()), shares=list(shares.values()), seed=settings.seed)
 
 
 def encode_all(examples: Sequence[Example], tokenizer: Any, encoding: Encoding, limits: Limits) -> Encoded:

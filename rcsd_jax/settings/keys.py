@@ -37,9 +37,12 @@ def stage() -> ConfigDict:
             ),
             data=dict(
                 source="jsonl",  # used if the path does not name its source
-                path="",  # FILE.jsonl, FILE.parquet, hub:OWNER/NAME[:CONFIGURATION][#SPLIT], tfds:NAME[#SPLIT], or the world's split
+                # FILE.jsonl, FILE.parquet, hub:OWNER/NAME[:CONFIGURATION][#SPLIT], tfds:NAME[#SPLIT], or the world's split; several
+                # with their shares: FILE:0.7,FILE:0.3
+                path="",
                 # column names; empty: the usual aliases
                 fields=dict(question="", reference="", rubric="", answer="", id=""),
+                incomplete="skip",  # leave out a row that lacks a field or whose rubric breaks the bounds of `rubric`, or "fail"
                 split="train",  # of a data set, if its path names no split
                 tfds_dir="",  # where TFDS keeps prepared data; empty: its default
                 count=0,  # the number of the world's problems
@@ -49,10 +52,12 @@ def stage() -> ConfigDict:
                 too_long="skip",  # leave out a row with a longer prompt, or "fail"; prompts are never cut
                 pad_to=128,  # prompt lengths are rounded up to multiples of this, so that few shapes are compiled
             ),
-            # The fields that a role sees, in this order, and the chat template's thinking switch.
-            student=dict(fields=("question",), thinking=False),
+            # The fields that a role sees, in this order, the turn in which those besides the question stand ("user": the last user
+            # turn, or "system"), and the chat template's thinking switch.
+            student=dict(fields=("question",), shown_in="user", thinking=False),
             teacher=dict(
                 fields=("question", "rubric"),  # as for the student
+                shown_in="user",  # the turn in which its fields besides the question stand: the last "user" turn, or "system"
                 thinking=False,
                 weights="fixed",  # the initial weights; "live": the current ones; "ema": their moving average
                 ema_decay=0.999,  # of the moving average, per step

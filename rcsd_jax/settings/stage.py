@@ -155,6 +155,7 @@ class Settings:
             fields={name: column for name, column in data.fields.items() if column},
             min_criteria=rubric.min_criteria,
             max_criteria=rubric.max_criteria,
+            incomplete=data.incomplete,
             count=data.count,
             seed=self.seed,
             flawed=data.flawed,

@@ -105,9 +105,9 @@ ALPACA = {"instruction": "Add the numbers.", "input": "2 and 2", "output": "4"}
 @pytest.mark.parametrize(
     "row, question, extra",
     [
-        (ALPACA, "Add the numbers.\n\n2 and 2", {"output"}),
-        (ALPACA | {"input": " "}, "Add the numbers.", {"input", "output"}),
-        (ALPACA | {"input": 5}, "Add the numbers.\n\n5", {"output"}),
+        (ALPACA, "Add the numbers.\n\n2 and 2", set()),
+        (ALPACA | {"input": " "}, "Add the numbers.", {"input"}),
+        (ALPACA | {"input": 5}, "Add the numbers.\n\n5", set()),
         ({"input": "2 and 2"}, "2 and 2", set()),
         (
             {"instruction": "Sum up.", "context": "A tale.", "category": "c"},
@@ -207,12 +207,18 @@ GOOD = {"question": "Q", "reference": "R", "rubric": RUBRIC}
             (GOOD, {"question": "Q"}),
             {"require": ("rubric",)},
             2,
-            ["no rubric", "rubric, rubrics, rubric_list", "columns question"],
+            ["no rubric", "rubric, rubrics, Rubrics, rubric_list", "columns question"],
         ),
         ((GOOD, {"question": "Q", "rubric": []}), {"require": ("rubric",)}, 2, ["the rubric is empty"]),
         (({"question": "Q"},), {"require": ("question", "reference")}, 1, ["no reference", "reference_answer"]),
         (({"question": "Q", "rubric": RUBRIC[:2]},), {}, 1, ["'rubric'", "too_few", "3 to 25"]),
-        (({"question": "Q", "rubric": ["A", "B", "C"]},), {}, 1, ["no_class", "'A'"]),
+        (({"question": "Q", "rubric": ["A", "B", 3]},), {}, 1, ["bad_record: criterion 3", "not int"]),
+        (
+            ({"question": "Q", "rubric": [{"criterion": "A", "points": float("nan")}]},),
+            {},
+            1,
+            ["'rubric'", "criterion 1: weight nan is not a usable number", "a finite weight other than 0"],
+        ),
         (({"question": "Q", "rubric": "no rubric"},), {}, 1, ["no_array", "'no rubric'"]),
         (({"question": "Q", "rubric": json.dumps(RUBRIC)[:-9]},), {}, 1, ["not a rubric", "too_few"]),
         (({"question": "Q", "rubric": 5},), {}, 1, ["not_a_list"]),

@@ -8,7 +8,7 @@ import pytest
 
 from rcsd_jax.data.examples import Example
 from rcsd_jax.evaluate.answers import last_boxed
-from rcsd_jax.evaluate.graders import grade_all, grade_boxed, grade_rubric
+from rcsd_jax.evaluate.graders import grade_all, grade_boxed, grade_number, grade_rubric
 from rcsd_jax.evaluate.table import evaluate, pass_at_k, summarise
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.schema import from_records, to_json
@@ -42,6 +42,16 @@ def test_boxed_grader_without_a_box_in_the_reference():
     example = Example("1", "Why?", "4 m", None, "four metres", "rows:1")
     for text, score in (("\\boxed{4 m}", 1.0), ("\\boxed{four metres}", 1.0), ("\\boxed{4}", 0.0)):
         assert grade_boxed(example, text)["accuracy"] == score
+
+
+def test_graders_accept_any_of_several_answers():
+    listed = Example("1", "q", "4 V", None, "4 V", "rows:1", accepted=("4 V", "\\boxed{four}", "-4 V"))
+    for found, score in (("4 V", 1.0), ("four", 1.0), ("-4 V", 1.0), ("5 V", 0.0)):
+        assert grade_boxed(listed, f"\\boxed{{{found}}}")["accuracy"] == score
+    numbers = Example("1", "q", None, None, "4", "rows:1", accepted=("4", "-4"))
+    assert [grade_number(numbers, f"\\boxed{{{x}}}")["accuracy"] for x in (4, -4, 5)] == [1.0, 1.0, 0.0]
+    with pytest.raises(UserError, match="rows:1: field 'answer' = 'four': not a number"):
+        grade_number(dataclasses.replace(numbers, accepted=("4", "four")), "\\boxed{4}")
 
 
 def test_boxed_grader_tells_symbols_apart_by_case():

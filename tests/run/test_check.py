@@ -33,7 +33,9 @@ def said(config, **more):
 def test_a_run_that_can_start(user_dir):
     config = config_for(user_dir)
     config.eval.update(grader="boxed", path=config.data.path, count=6)
+    read = "question from question, reference from reference_answer, rubric from rubric (title, description, weight)"
     assert said(config).splitlines() == [
+        f"{config.data.path}: {read}; 64 rows",
         f"run: model {user_dir / 'model'}; 64 examples, 0 skipped as too long",
         *(f"run: {role} is evaluated on eval (6 questions)" for role in ("base", "teacher", "trained")),
     ]
