@@ -1,10 +1,8 @@
 """Runs a script in a process of its own, which has eight CPU devices."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+
+from tests import forked_program
 
 FLAGS = (
     "--xla_backend_optimization_level=0",
@@ -16,18 +14,7 @@ FLAGS = (
 
 def run(script, *arguments, timeout=500):
     """What the last line that `script` prints is as JSON; None if it prints nothing. It must end well."""
-    result = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": " ".join(FLAGS),
-        },
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    lines = result.stdout.splitlines()
+    code, out, err = forked_program.start_script(script, *arguments, XLA_FLAGS=" ".join(FLAGS)).result(timeout)
+    assert code == 0, err[-3000:]
+    lines = out.splitlines()
     return json.loads(lines[-1]) if lines else None

@@ -1,6 +1,7 @@
 """The program as a user runs it: bad input gives one line and exit status 2; kills and restarts change nothing."""
 
 import errno
+import functools
 import json
 import os
 import re
@@ -17,8 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from rcsd_jax.cli.failures import resource_spent
 from rcsd_jax.run import provenance
-from tests import user_inputs
-from tests.forked_program import ForkedProgram
+from tests import forked_program, user_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
@@ -29,24 +29,8 @@ SHORT = [
 ]  # fmt: skip
 
 
-def start(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "rcsd_jax.main", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(*arguments, **environment):
-    process = start(*arguments, **environment)
-    try:
-        out, err = process.communicate(timeout=600)  # beside several processes of another test
-    finally:
-        process.kill()
-    return process.returncode, out, err
+start = functools.partial(forked_program.start, "rcsd_jax.main")
+run = functools.partial(forked_program.run, "rcsd_jax.main")
 
 
 def ground_truth(user_dir, workdir, *more, data=None, variant="ground_truth"):
@@ -159,14 +143,6 @@ def test_killed_and_started_again_ends_bit_for_bit_alike(finished, user_dir, tmp
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def refused(tmp_path_factory):
-    """`run` of a command that ends before it computes."""
-    program = ForkedProgram(tmp_path_factory.mktemp("refused"))
-    yield program.run
-    program.close()
-
-
 ROW = user_inputs.made_up_rows(1)[0]
 BAD_ROWS = {
     "missing question": ({k: v for k, v in ROW.items() if k != "question"}, ["rows.jsonl", "question"]),
@@ -177,23 +153,23 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
-def test_bad_rows(case, refused, user_dir, tmp_path):
+def test_bad_rows(case, user_dir, tmp_path):
     bad, words = BAD_ROWS[case]
     data = tmp_path / "rows.jsonl"
     user_inputs.write_rows(data, [ROW, bad, *[ROW] * 6])
-    assert_one_line(refused(*ground_truth(user_dir, tmp_path / "run", data=data)), *words)
+    assert_one_line(run(*ground_truth(user_dir, tmp_path / "run", data=data)), *words)
 
 
-def test_invalid_json_line(refused, user_dir, tmp_path):
+def test_invalid_json_line(user_dir, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps(ROW) + "\n{'question': 'single quotes'}\n")
-    assert_one_line(refused(*ground_truth(user_dir, tmp_path / "run", data=data)), "rows.jsonl:2", "JSON")
+    assert_one_line(run(*ground_truth(user_dir, tmp_path / "run", data=data)), "rows.jsonl:2", "JSON")
 
 
-def test_unknown_alias_names_the_columns(refused, user_dir, tmp_path):
+def test_unknown_alias_names_the_columns(user_dir, tmp_path):
     data = tmp_path / "rows.jsonl"
     user_inputs.write_rows(data, [{"ask": "Why?", "rubric": ROW["rubric"]}])
-    assert_one_line(refused(*ground_truth(user_dir, tmp_path / "run", data=data)), "ask", "data.fields")
+    assert_one_line(run(*ground_truth(user_dir, tmp_path / "run", data=data)), "ask", "data.fields")
 
 
 SETTINGS = {
@@ -220,41 +196,41 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_bad_settings(case, refused, user_dir, tmp_path):
+def test_bad_settings(case, user_dir, tmp_path):
     flags, words = SETTINGS[case]
-    assert_one_line(refused(*ground_truth(user_dir, tmp_path / "run", *flags)), *words)
+    assert_one_line(run(*ground_truth(user_dir, tmp_path / "run", *flags)), *words)
 
 
-def test_random_rubrics_of_rows_without_any(refused, user_dir, tmp_path):
+def test_random_rubrics_of_rows_without_any(user_dir, tmp_path):
     data = tmp_path / "rows.jsonl"
     user_inputs.write_rows(data, [{k: v for k, v in ROW.items() if k != "rubric"}])
-    result = refused(*ground_truth(user_dir, tmp_path / "run", data=data, variant="random"))
+    result = run(*ground_truth(user_dir, tmp_path / "run", data=data, variant="random"))
     assert_one_line(result, "rows.jsonl:1", "rubric.source", "random")
 
 
-def test_batches_that_the_mesh_does_not_divide(refused, user_dir, tmp_path):
+def test_batches_that_the_mesh_does_not_divide(user_dir, tmp_path):
     flags = [
         "--config.eval.grader=boxed",
         f"--config.eval.path={user_dir / 'rows.jsonl'}",
         "--config.eval.batch_size=6",
     ]
-    result = refused(
+    result = run(
         *ground_truth(user_dir, tmp_path / "run", *flags),
         XLA_FLAGS="--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4",
     )
     assert_one_line(result, "mesh", "eval.batch_size", "6")
 
 
-def test_mesh_that_does_not_divide_the_heads(refused, user_dir, tmp_path):
+def test_mesh_that_does_not_divide_the_heads(user_dir, tmp_path):
     flags = ["--config.mesh.tensor=8", "--config.mesh.fsdp=1"]
-    result = refused(
+    result = run(
         *ground_truth(user_dir, tmp_path / "run", *flags),
         XLA_FLAGS="--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
     )
     assert_one_line(result, "mesh.tensor", "8")
 
 
-def test_checkpoint_of_another_architecture(refused, user_dir, tmp_path):
+def test_checkpoint_of_another_architecture(user_dir, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     config = json.loads((user_dir / "model" / "config.json").read_text())
@@ -262,10 +238,10 @@ def test_checkpoint_of_another_architecture(refused, user_dir, tmp_path):
         json.dumps(config | {"model_type": "mamba", "architectures": ["MambaForCausalLM"]})
     )
     flags = [f"--config.model.path={model}"]
-    assert_one_line(refused(*ground_truth(user_dir, tmp_path / "run", *flags)), "model_type", "mamba", "qwen3")
+    assert_one_line(run(*ground_truth(user_dir, tmp_path / "run", *flags)), "model_type", "mamba", "qwen3")
 
 
-def test_tokenizer_without_chat_template(refused, user_dir, tmp_path):
+def test_tokenizer_without_chat_template(user_dir, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     for file in (user_dir / "model").iterdir():
@@ -274,7 +250,7 @@ def test_tokenizer_without_chat_template(refused, user_dir, tmp_path):
     settings = json.loads((model / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert_one_line(refused(*ground_truth(user_dir, tmp_path / "run", f"--config.model.path={model}")), "chat_template")
+    assert_one_line(run(*ground_truth(user_dir, tmp_path / "run", f"--config.model.path={model}")), "chat_template")
 
 
 def test_what_ran_out_is_told_through_its_wrappers():
@@ -295,19 +271,19 @@ def test_what_ran_out_is_told_through_its_wrappers():
     assert resource_spent(wrapped(ValueError("another"))) is None
 
 
-def test_read_only_workdir_is_one_line(refused, user_dir, tmp_path):
+def test_read_only_workdir_is_one_line(user_dir, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    assert_one_line(refused(*ground_truth(user_dir, blocked / "run")), "workdir", "--workdir")
+    assert_one_line(run(*ground_truth(user_dir, blocked / "run")), "workdir", "--workdir")
 
 
-def test_two_runs_on_one_workdir(refused, user_dir, tmp_path):
+def test_two_runs_on_one_workdir(user_dir, tmp_path):
     import fcntl
 
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock-0").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert_one_line(refused(*ground_truth(user_dir, tmp_path / "run")), "another run")
+        assert_one_line(run(*ground_truth(user_dir, tmp_path / "run")), "another run")
 
 
 @pytest.mark.slow

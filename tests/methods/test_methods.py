@@ -35,6 +35,7 @@ from rcsd_jax.sampling import Samples
 from rcsd_jax.sampling.sampler import Completion
 from rcsd_jax.settings.unpack import check, choices
 from tests.methods.rollouts import completions_of
+from tests.plain_logits import logits_after
 from tests.settings_for_tests import settings_of
 
 B, N, D, V = 4, 6, 8, 13
@@ -420,21 +421,20 @@ def teacher_logits(config, tmp_path, examples):
     run_, model = context(config, tmp_path)
     asked = run_.config
     variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
-    head = head_matrix(model.decoder.config, variables["params"])
-    network = Network(model.decoder, variables)
     data = encode_all(examples, model.tokenizer, asked.encoding, asked.limits)
     batch = make_batch(list(range(len(examples))), data, asked, model.pad_id)
     options, guidance = rollout_options(asked, model), loss_options(asked, model).guidance
-    completions = completions_of(Networks(network, network), batch, jax.random.key(0), options)
-    hidden = score_teacher(network, completions, guidance=guidance)
 
-    def plain(row, prompt):
-        tokens = np.concatenate([prompt, np.asarray(completions.samples.tokens[row])])[None]
-        ones, positions = np.ones_like(tokens), np.arange(tokens.shape[1])[None]
-        found, _ = model.decoder.apply(variables, tokens, segment_ids=ones, positions=positions)
-        return np.asarray(found[0, len(prompt) - 1 : -1] @ head)
+    @jax.jit
+    def guided(variables, batch):
+        network = Network(model.decoder, variables)
+        completions = completions_of(Networks(network, network), batch, jax.random.key(0), options)
+        hidden = score_teacher(network, completions, guidance=guidance)
+        return hidden @ head_matrix(model.decoder.config, variables["params"]), completions.samples
 
-    return np.asarray(hidden @ head), plain, data, completions.samples.mask
+    logits, samples = guided(variables, batch)
+    plain = lambda row, prompt: logits_after(model.decoder, variables, prompt, np.asarray(samples.tokens[row]))
+    return np.asarray(logits), plain, data, samples.mask
 
 
 def test_guidance_pushes_logits_along_what_the_rubric_changes(tmp_path):

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from rcsd_jax.checkpoints.hf_config import config_of_fields
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.plan import measure, model_flops, programs, published
+from tests import forked_program
 from tests.settings_for_tests import settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,9 +24,7 @@ needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, 
 
 
 def plan(*arguments, timeout=500):
-    command = [sys.executable, "-m", "rcsd_jax.plan", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
-    return result.returncode, result.stdout, result.stderr
+    return forked_program.start("rcsd_jax.plan", *arguments).result(timeout)
 
 
 def shape_of(name, **settings):

@@ -1,7 +1,6 @@
 """What a report is made of: a run's files, and what both roles say of tokens."""
 
 import dataclasses
-import functools
 import json
 import math
 import shutil
@@ -21,7 +20,6 @@ from rcsd_jax.methods import contract, rollout, step
 from rcsd_jax.methods.networks import BASE, Network, Networks
 from rcsd_jax.methods.state import init_state
 from rcsd_jax.models import quantization, sharding
-from rcsd_jax.models.head import head_matrix
 from rcsd_jax.report import __main__ as command
 from rcsd_jax.report import collect, scored_completions
 from rcsd_jax.report import tokens as tokens_module
@@ -36,6 +34,7 @@ from rcsd_jax.run.export import export
 from rcsd_jax.run.recipe import loss_options, recipe_of, rollout_options
 from rcsd_jax.run.rows import encode_all
 from rcsd_jax.sampling import Samples
+from tests.plain_logits import logits_after
 from tests.run.test_stage import config_for, run
 from tests.settings_for_tests import settings_of
 
@@ -54,20 +53,10 @@ def finished(user_dir, tmp_path_factory):
     return config, workdir, collect.collect(workdir)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def plain_logits(decoder, variables, tokens):
-    """[T, V] of a sequence [T]."""
-    ones, places = jnp.ones_like(tokens)[None], jnp.arange(tokens.size, dtype=jnp.int32)[None]
-    hidden, _ = decoder.apply(variables, tokens[None], segment_ids=ones, positions=places)
-    return hidden[0] @ head_matrix(decoder.config, variables["params"])
-
-
 def plain_log_probs(model, variables, prompt, ids, temperature):
     """[N, V] float64: what a role says of each token of a completion, by one pass over all of it."""
-    tokens = np.concatenate([prompt, ids])
-    rest = np.zeros(-len(tokens) % 256, np.int32)  # what comes after changes nothing, and one length compiles once
-    logits = np.asarray(plain_logits(model.decoder, variables, np.concatenate([tokens, rest])), np.float64)
-    return scipy.special.log_softmax(logits[len(prompt) - 1 : len(tokens) - 1] / temperature, axis=-1)
+    logits = logits_after(model.decoder, variables, prompt, ids).astype(np.float64)
+    return scipy.special.log_softmax(logits / temperature, axis=-1)
 
 
 def exact(user_dir, **changes):

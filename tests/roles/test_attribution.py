@@ -2,21 +2,21 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from configs import world as world_config
 from rcsd_jax import world
 from rcsd_jax.checkpoints import loading
-from rcsd_jax.models.head import head_matrix
 from rcsd_jax.roles.attribution import ablated_contexts, attribution
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.settings.unpack import unpack
 from rcsd_jax.world.documents import careful_solution
+from tests.plain_logits import logits_after
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,8 @@ def solution(example, model):
 
 
 def log_probs(model, variables, prompt, completion):
-    tokens = np.concatenate([prompt, completion])[None]
-    positions = np.arange(tokens.shape[1])[None]
-    hidden, _ = model.decoder.apply(variables, tokens, segment_ids=np.ones_like(tokens), positions=positions)
-    logits = hidden[0, len(prompt) - 1 : -1] @ head_matrix(model.decoder.config, variables["params"])
-    return np.asarray(jax.nn.log_softmax(logits / 0.8))[np.arange(len(completion)), completion]
+    logits = logits_after(model.decoder, variables, prompt, completion)
+    return scipy.special.log_softmax(logits / 0.8, axis=-1)[np.arange(len(completion)), completion]
 
 
 def test_matrix_is_the_difference_of_two_forward_passes(teacher):

@@ -1,20 +1,34 @@
 """Several processes train as one does: same losses, one report; and when one fails, none of the others waits for it."""
 
 import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.cli.test_main import ground_truth, run, start
+from tests.cli.test_main import ROOT, ground_truth, run
 
 FLAGS = ("--config.model.remat=none", "--config.train.steps=3")
 LONG = (*FLAGS, "--config.train.steps=150")
 TIMEOUT_S = 10  # of heartbeats
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "rcsd_jax.main", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def start_all(count, *arguments, of_process=()):

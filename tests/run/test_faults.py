@@ -5,13 +5,10 @@ Every run takes its programs from the tests' compilation cache, which the first,
 
 import contextlib
 import json
-import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 from rcsd_jax.run.checkpoints import Checkpoints
-from tests.cli.test_main import ROOT
+from tests import forked_program
 
 pytestmark = pytest.mark.slow
 
@@ -34,30 +31,16 @@ SHORT = [
 ] + ["--config.stage2.rubric.batch_size=8"]  # fmt: skip
 
 
-def start(workdir, **settings):
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "rcsd_jax.main",
-            "--config=configs/tiny.py",
-            f"--workdir={workdir}",
-            "--noreport",
-            *SHORT,
-        ],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **settings,
-    )
+def start(workdir):
+    return forked_program.start("rcsd_jax.main", *arguments(workdir))
 
 
-def run(workdir, **settings):
-    process = start(workdir, **settings)
-    out, err = process.communicate(timeout=600)
-    return process.returncode, out, err
+def run(workdir):
+    return start(workdir).result()
+
+
+def arguments(workdir):
+    return ["--config=configs/tiny.py", f"--workdir={workdir}", "--noreport", *SHORT]
 
 
 def assert_one_line(result, *words):
@@ -215,10 +198,10 @@ def test_a_disk_that_is_full_again_and_again(undisturbed, tmp_path):
 def test_files_that_may_not_grow(undisturbed, tmp_path):
     """A limit of the size of a file is met at the first checkpoint, and is told as a full disk is."""
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-
-    assert_one_line(run(tmp_path / "run", preexec_fn=limit), "the same command continues")
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)); "
+    limited += "sys.argv[0] = 'rcsd_jax.main'; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    process = forked_program.start_script(limited, *arguments(tmp_path / "run"))
+    assert_one_line(process.result(), "the same command continues")
     code, out, err = run(tmp_path / "run")
     assert code == 0 and "damaged" not in out, err
     assert_same_result(tmp_path / "run", undisturbed)
