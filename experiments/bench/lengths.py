@@ -87,9 +87,9 @@ def take_turns(setup: Setup, steps: dict[str, Runner], batches: Sequence[Sequenc
     """The seconds of every step on the batches of every turn."""
     _check_losses(setup, steps, batches[0])
     for name, step in steps.items():
-        if name != TORCH:  # nothing of it is compiled
-            for some in batches:
-                step.whole(some)
+        for some in _new_shapes(setup.workload, STEPS[name].batches, batches):
+            step.sample(some)
+            step.whole(some)
     products = {size: flops.product(size) for size in flops.SIZES}
     for product in products.values():
         product()
@@ -268,6 +268,13 @@ def _check_losses(setup: Setup, steps: dict[str, Runner], batches: Sequence[Rows
         with torch.no_grad():
             expected = hand.loss(rows, torch.tensor(ran.completions[:, :longest]).long()).item()
         np.testing.assert_allclose(ran.loss, expected, rtol=1e-3, err_msg=name)
+
+
+def _new_shapes(workload: Workload, together: int, batches: Sequence[Sequence[Rows]]) -> list[Sequence[Rows]]:
+    """One rollout of each shape that the prompts of rollouts are padded to."""
+    rollouts = [some[i : i + together] for some in batches for i in range(0, len(some), together)]
+    longest = lambda some: Drawn(*(np.concatenate(x) for x in zip(*(rows.lengths for rows in some), strict=True)))
+    return list({workload.padded_prompts(longest(some)): some for some in rollouts}.values())
 
 
 def _wall(function: Callable, *args: Any) -> float:
