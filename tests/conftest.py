@@ -20,6 +20,24 @@ import pytest
 
 from tests import user_inputs
 
+# Files whose tests take a minute and more together, the longest first. Pytest's workers begin with them: whatever is last,
+# all workers but one wait for.
+LONG = (
+    "run/test_faults.py", "run/test_real_rows.py", "run/test_stage.py", "test_bench_lengths.py", "test_notebooks.py",
+    "evaluate/test_properties_answers.py", "run/test_mesh.py", "plan/test_plan.py", "methods/test_self_distillation.py",
+    "methods/test_methods.py", "cli/test_main.py", "sampling/test_sampling.py", "models/test_cache.py",
+    "models/test_decoder.py", "test_docs.py", "test_experiments.py", "run/test_job.py", "test_packaging.py",
+    "run/test_checkpoints.py", "losses/test_loss_sharding.py", "losses/test_losses.py", "models/test_attention.py",
+    "sampling/test_continuous_batching.py", "report/test_report.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    tests = pathlib.Path(__file__).parent
+    places = {tests / name: place for place, name in enumerate(LONG)}
+    assert all(path.exists() for path in places), "a file of LONG was moved"
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def user_dir(tmp_path_factory):
