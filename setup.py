@@ -85,7 +85,7 @@ setuptools.setup(
             "nbformat",
             "openai>=1.56",
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "selenium>=4",
             "torch==2.13.0",
             "trl>=1.0",

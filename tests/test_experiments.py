@@ -4,7 +4,6 @@ import importlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.settings import keys
 from rcsd_jax.settings.unpack import check
 from rcsd_jax.world import documents
+from tests.small_tasks import nothing, work
 
 
 @pytest.mark.parametrize("name", arms.ARMS)
@@ -124,25 +124,11 @@ def test_order_is_told_pair_by_pair():
     assert statistics.same_order({"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 1.0}) == ([], [])
 
 
-def _work(task, console, stop):
-    if task.name == "bad":
-        raise UserError("it is bad", remedy="do better")
-    if task.name == "slow":
-        time.sleep(1)
-    if task.name == "killed":
-        os._exit(7)
-    task.place.write_text(f"{len(workers.usable_cores())}")
-
-
-def _nothing():
-    pass
-
-
 def test_workers_share_the_cores_and_tell_what_went_wrong(tmp_path, capfd):
     def run(*names):
         tasks = [workers.Task(keys.stage(), tmp_path / name, name) for name in names]
         with StopRequest() as stop:
-            workers.run_all(tasks, _work, _nothing, count=2, console=rich.console.Console(stderr=True), stop=stop)
+            workers.run_all(tasks, work, nothing, count=2, console=rich.console.Console(stderr=True), stop=stop)
 
     run("one", "two", "three")
     half = [max(len(workers.usable_cores()[i::2]), 1) for i in range(2)]
@@ -162,11 +148,11 @@ import pathlib, rich.console
 from experiments import workers
 from rcsd_jax.settings import keys
 from rcsd_jax.host.preemption import StopRequest
-from tests.test_experiments import _nothing, _work
+from tests.small_tasks import nothing, work
 if __name__ == "__main__":
     tasks = [workers.Task(keys.stage(), pathlib.Path({str(tmp_path)!r}) / "one", name) for name in ["bad"] + ["slow"] * 100]
     with StopRequest() as stop:
-        workers.run_all(tasks, _work, _nothing, count=2, console=rich.console.Console(), stop=stop)
+        workers.run_all(tasks, work, nothing, count=2, console=rich.console.Console(), stop=stop)
 """
     (tmp_path / "script.py").write_text(script)
     root = Path(arms.__file__).parents[1]
