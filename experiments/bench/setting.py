@@ -125,7 +125,7 @@ class Step:
 
     def sample(self) -> Completions:
         """The completions of one step."""
-        return jax.block_until_ready(self._programs.draw(self.state, self.frozen, self.batch, np.uint32(0)))
+        return jax.block_until_ready(self._programs.draw(self.state, self.frozen, self.batch, np.uint32(0))[0])
 
     def train(self) -> dict[str, jax.Array]:
         """One update on `completions` that were sampled before; returns its metrics."""

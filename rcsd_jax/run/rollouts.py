@@ -123,9 +123,9 @@ def programs_of(setup: Setup, model: Model, run: Run, examples: Mapping[str, Exa
         like = jax.eval_shape(step.draw, state, frozen, *prompts(data))[0]
         named, structure = _named(like), jax.tree.structure(like)
         needed = {name for name, x in named.items() if x.size}
-        if needed != set(kept.arrays):
+        if differing := sorted(needed ^ set(kept.arrays)):
             raise UserError(
-                f"the checkpoint's completions lack {', '.join(sorted(needed ^ set(kept.arrays)))} or hold more than this version reads",
+                f"the checkpoint's completions are of another version, which differs in {', '.join(differing[:3])}",
                 file=run.workdir / "checkpoints",
                 remedy="continue with the version that wrote it, or remove its newest checkpoint to go on from the one before",
             )

@@ -127,13 +127,20 @@ def test_who_learns_from_an_earlier_policy_without_weights_is_told(user_dir):
     assert note(train__passes_per_rollout=2, sampling__source="teacher") is None  # which does not move
 
 
+@pytest.mark.slow
 def test_completions_of_another_version_end_the_run_with_one_line(undisturbed, user_dir, tmp_path, monkeypatch):
     config = with_grades(config_for(user_dir, steps=8, batches_per_rollout=2, passes_per_rollout=2))
     with stopped_at(0), pytest.raises(Preempted):
         run(config, tmp_path / "run")
     named = rollouts._named
+<<<<<<< .merge_file_rS2qnP
     monkeypatch.setattr(rollouts, "_named", lambda tree: {f"new.{name}": x for name, x in named(tree).items()})
     with pytest.raises(UserError, match=r"the checkpoint's completions lack .*new\.advantages"):
+=======
+    renamed = lambda tree: {name.replace("advantages", "gains"): x for name, x in named(tree).items()}
+    monkeypatch.setattr(rollouts, "_named", renamed)
+    with pytest.raises(UserError, match="of another version, which differs in advantages, gains; continue with"):
+>>>>>>> .merge_file_X21KTe
         run(config, tmp_path / "run")
 
 
@@ -154,7 +161,7 @@ def test_evaluations_and_checkpoints_in_the_middle_of_a_rollout(user_dir, tmp_pa
         (tmp_path / "run" / "summary.json").unlink()
         for step in [step for step in steps if step > number]:
             shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
-        (tmp_path / "run" / "evaluation_step_5.json").unlink()
+        (tmp_path / "run" / "evaluation_step_5.json").unlink(missing_ok=True)
         assert f"continuing at step {number}" in run(config, tmp_path / "run")
         assert (tmp_path / "run" / "evaluation_step_5.json").exists() == (number == 5)
         assert_same_result(tmp_path / "run", tmp_path / "kept")
