@@ -133,14 +133,9 @@ def test_completions_of_another_version_end_the_run_with_one_line(undisturbed, u
     with stopped_at(0), pytest.raises(Preempted):
         run(config, tmp_path / "run")
     named = rollouts._named
-<<<<<<< .merge_file_rS2qnP
-    monkeypatch.setattr(rollouts, "_named", lambda tree: {f"new.{name}": x for name, x in named(tree).items()})
-    with pytest.raises(UserError, match=r"the checkpoint's completions lack .*new\.advantages"):
-=======
     renamed = lambda tree: {name.replace("advantages", "gains"): x for name, x in named(tree).items()}
     monkeypatch.setattr(rollouts, "_named", renamed)
     with pytest.raises(UserError, match="of another version, which differs in advantages, gains; continue with"):
->>>>>>> .merge_file_X21KTe
         run(config, tmp_path / "run")
 
 
