@@ -1,13 +1,16 @@
 """Mixtures: how a path names several sources, what is read, and the order in which a run uses their rows."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from rcsd_jax.data import sources
 from rcsd_jax.data.batches import in_order, mixed
 from rcsd_jax.data.mixtures import Part, parts_of
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.run import loop
 from rcsd_jax.run.rows import Rows
 from rcsd_jax.settings import keys
 from tests.chat_templates import tokenizer_with
@@ -119,3 +122,15 @@ def test_a_run_resumes_in_the_middle_of_a_mixture(files, monkeypatch, at_start):
 def test_without_shares_every_row_comes_once_in_an_epoch(files):
     ids, _ = taken(started(files, (None, None)), 0, 17)
     assert sorted(ids[:34]) == sorted(ids[34:68]) and len(set(ids)) == 34
+
+
+def test_losses_are_logged_by_source(files):
+    data, _ = started(files, (0.5, 0.5)).take(0, 4)
+    config = keys.stage()
+    config.sampling.group = 2  # completions of each row, which follow each other
+    row_loss = np.arange(8.0)
+    logged = loop._by_source({"row_loss": row_loss}, data, settings_of(config))
+    of = {name: [2 * i + k for i, e in enumerate(data.examples) if e.source == name for k in (0, 1)] for name in "ab"}
+    assert logged == {f"row_loss_{name}": np.mean(numbers) for name, numbers in of.items()} and len(of["a"]) == 4
+    plain = data._replace(examples=[dataclasses.replace(e, source="") for e in data.examples])
+    assert loop._by_source({}, plain, settings_of(config)) == {}
