@@ -19,7 +19,7 @@ ARMS = tuple(arms.stale(batches, weighted=weighted) for weighted in (False, True
 FRESH = arms.stale(1, weighted=False)
 LOGGED = {
     "ratio": "ratio",
-    "log-probability moved": "sampler_trainer_log_prob_difference",
+    "log-probability moved, 0.01 nats": "sampler_trainer_log_prob_difference",
     "share clipped": "importance_clipped",
     "slots busy": "occupancy",
 }
@@ -53,6 +53,11 @@ def spent(runs: list[Cell]) -> dict[str, Estimate]:
     return {title: statistics.estimate(of_seeds) for title, of_seeds in (values | logged).items()}
 
 
+def _label(name: str) -> str:
+    """An arm's name in this table; the first arm has another name in others."""
+    return "1 batch a rollout" if name == FRESH else tables.label(name)
+
+
 def main() -> None:
     """Runs the missing cells, then prints and writes the table and the plots."""
     flags = tables.arguments(__doc__)
@@ -60,9 +65,10 @@ def main() -> None:
     names = [arms.stale(k, weighted=weighted) for weighted in (False, True) for k in batches]
     runs = cells.run(names, flags)
     console = Console(width=190)
-    rows = tables.scores(runs, names, against=FRESH)
+    scored = tables.scores(runs, names, against=FRESH)
+    rows = {_label(name): scored[tables.label(name)] for name in names}
     tables.show(console, f"accuracy, percent, mean ± 95% interval of {flags.seeds} seeds", rows)
-    costs = {tables.label(name): spent(runs[name]) for name in names}
+    costs = {_label(name): spent(runs[name]) for name in names}
     tables.show(console, "spent, and what steps log, in percent", costs)
     everything = {name: row | costs[name] for name, row in rows.items()}
     folder = tables.write(console, flags, "staleness", everything)
