@@ -53,7 +53,7 @@ def project(
         w = forms.placed(weights[name], axes[name], rules, config.dtype)
         if name in low:
             b = constrain(adapters[name]["b"].astype(config.dtype), (None, axes[name][1]), rules)
-            y = _matmul_with_adapter(h, w, config.lora_scale * low[name], b, row_shards(config.layout))
+            y = _matmul_with_adapter(config, h, w, config.lora_scale * low[name], b)
         else:
             y = forms.matmul(h, w)
         if f"{name}_bias" in weights:
@@ -68,10 +68,14 @@ def _gathered_axes(parameter: Parameter) -> tuple[str | None, str | None]:
     return rows, columns
 
 
-def _matmul_with_adapter(h: jax.Array, w: forms.Matrix, low: jax.Array, b: jax.Array, shards: int) -> jax.Array:
-    """h @ w + low @ b, for h [B, T, in] in `shards` parts of its rows, and low [B, T, r]."""
-    # For few tokens, as in a completion or a short prompt, the weights are larger than the activations: read them in place.
-    if h.shape[1] == 1 or h.shape[0] * h.shape[1] < shards * h.shape[2]:
+def _matmul_with_adapter(
+    config: DecoderConfig, h: jax.Array, w: forms.Matrix, low: jax.Array, b: jax.Array
+) -> jax.Array:
+    """h @ w + low @ b, for h [B, T, in] and low [B, T, r]."""
+    # A joint product copies the weights, which are larger than the activations of few tokens. And sampling splits `in`, which
+    # devices would have to exchange to join it with r.
+    tokens = h.shape[0] * h.shape[1] // row_shards(config.layout)
+    if h.shape[1] == 1 or tokens < h.shape[2] or config.layout == "sampling":
         return forms.matmul(h, w) + low @ b
     return _joint_matmul(h, forms.plain(w, h.dtype), low, b)
 
