@@ -109,7 +109,7 @@ def resumed(
     seeds: Sequence[int],
 ) -> Batches:
     """Like `sampler.generate`, but completions in `log` come first, and the others are added to it."""
-    settings = dataclasses.asdict(sampling)
+    settings = sampling.described()
     keys = [key_of("", prompt, settings, 0, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     done = [i for i, key in enumerate(keys) if key in log]
     if done:

@@ -73,7 +73,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
                 decode=writer.decode,
                 cache=cache,
                 checkpoint=digest,
-                settings=dataclasses.asdict(sampling),
+                settings=sampling.described(),
                 resample=settings.resample,
                 fallback=config.generic_rubric if settings.on_reject == "generic" else None,
                 min_criteria=settings.min_criteria,

@@ -58,6 +58,10 @@ class SamplingConfig:
         """That of `Samples.log_probs`, and of a loss on them: 1 when greedy."""
         return 1.0 if self.temperature < GREEDY_BELOW else self.temperature
 
+    def described(self) -> dict[str, Any]:
+        """Its fields as keys of logs and caches have them. Newer ones are there only if set, so older files keep their keys."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "int8_weights" or value}
+
 
 class Samples(NamedTuple):
     """Completions of B prompts, at most N tokens each.

@@ -126,11 +126,9 @@ def test_without_shares_every_row_comes_once_in_an_epoch(files):
 
 def test_losses_are_logged_by_source(files):
     data, _ = started(files, (0.5, 0.5)).take(0, 4)
-    config = keys.stage()
-    config.sampling.group = 2  # completions of each row, which follow each other
+    completions = [e for e in data.examples for _ in (0, 1)]  # two of each row, which follow each other
     row_loss = np.arange(8.0)
-    logged = loop._by_source({"row_loss": row_loss}, data, settings_of(config))
+    logged = loop._by_source({"row_loss": row_loss}, completions)
     of = {name: [2 * i + k for i, e in enumerate(data.examples) if e.source == name for k in (0, 1)] for name in "ab"}
     assert logged == {f"row_loss_{name}": np.mean(numbers) for name, numbers in of.items()} and len(of["a"]) == 4
-    plain = data._replace(examples=[dataclasses.replace(e, source="") for e in data.examples])
-    assert loop._by_source({}, plain, settings_of(config)) == {}
+    assert loop._by_source({}, [dataclasses.replace(e, source="") for e in completions]) == {}

@@ -196,7 +196,8 @@ def test_a_small_run_is_planned_end_to_end(small_plan):
         memory, seconds = program["hbm"], program["modelled_seconds"]
         assert 0 < memory["arguments"] < memory["needed"] < memory["capacity"], name
         assert seconds["total"] == pytest.approx(sum(v for k, v in seconds.items() if k != "total")), name
-        assert all(loop["known"] for loop in program["loops"]), name
+        # How many trips of packed rows a step makes follows from the lengths.
+        assert name == "train step" or all(loop["known"] for loop in program["loops"]), name
     assert 0 < data["programs"]["teacher scoring"]["mfu"] < 1
     assert 0 < data["programs"]["decode"]["share_of_bandwidth_bound"] < 1
     loops = {(loop["trips"], loop["dynamic"]) for loop in data["programs"]["train step"]["loops"]}
@@ -265,6 +266,7 @@ def test_what_does_not_fit_is_said():
         "--topology=v5e:2x2",
         "--config.model.path=Qwen/Qwen3-0.6B",
         "--config.train.batch_size=2048",
+        "--config.train.row_lengths=0",
         "--config.sampling.max_new_tokens=128",
         "--config.data.max_student_prompt=128",
         "--config.data.max_teacher_prompt=128",
