@@ -191,7 +191,11 @@ def summary(
 
 def _seconds(m: Measured, work: Work) -> float:
     """Of one run. The kernel that attends to the cache is priced as if it read all of it, but it reads what is in use."""
-    whole = sum(kernel.seconds for name, kernel in m.cost.kernels.items() if name.startswith("paged_attention"))
+    whole = sum(
+        kernel.seconds
+        for name, kernel in m.cost.kernels.items()
+        if name.startswith(("paged_attention", "attend_few_queries"))
+    )
     return m.cost.seconds - (1 - work.cache_read) * whole
 
 
