@@ -40,6 +40,7 @@ class RolloutOptions:
     source: str = "student"  # who writes the completions: "student", "teacher", or "reference", the data
     group: int = 1  # completions of a prompt: rows of the batch that follow each other
     slots: int = 0  # rows that are sampled at a time; the next prompt takes a finished row's slot; 0: all at once
+    draft_tokens: int = 0  # that a step guesses in every slot and checks; only with slots
     reason_tokens: int = 0  # longest analysis that the teacher writes first; 0: none
     skip_first: int = 0  # learn nothing from the first n completion tokens (SDFT)
     mask_cut: bool = False  # learn nothing from completions that hit the length limit
@@ -109,10 +110,12 @@ def _write(
     sampling: SamplingConfig,
     group: int = 1,
 ) -> Samples:
-    """A completion of every prompt; the number of slots does not change it."""
+    """A completion of every prompt; neither slots nor drafts change it."""
     decoder, variables = network.decoder, network.variables
     if options.slots:
         queue = tokens[::group], mask[::group], keys, sampling  # one prefill for all samples of a prompt
-        bound: dict[str, Any] = dict(slots=options.slots, samples_per_prompt=group, pad_id=options.pad_id)
+        bound: dict[str, Any] = dict(
+            slots=options.slots, samples_per_prompt=group, draft_tokens=options.draft_tokens, pad_id=options.pad_id
+        )
         return generate_queue(decoder, variables, *queue, **bound)[0]
     return generate(decoder, variables, tokens, mask, keys, sampling, pad_id=options.pad_id)

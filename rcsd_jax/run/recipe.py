@@ -46,7 +46,9 @@ def rollout_options(config: Settings, model: Model) -> RolloutOptions:
         sampling=sampling_of(config.sampling, model),
         source=config.sampling.source,
         group=config.sampling.group,
-        slots=config.sampling.slots,
+        # Rows with drafts move at their own pace, so they go through a queue.
+        slots=config.sampling.slots or (config.train.batch_size if config.sampling.draft_tokens else 0),
+        draft_tokens=config.sampling.draft_tokens,
         reason_tokens=config.teacher.reason_tokens,
         skip_first=config.loss.skip_first,
         mask_cut=config.loss.mask_cut,

@@ -224,7 +224,8 @@ def test_the_expected_step_by_hand():
     works = [work._replace(cache_read=0.5) for work in works]
     for run, m in reads_half.items():
         if run.program == "decode":
-            m.cost.kernels["paged_attention_kernel"] = Kernel(seconds=0.4 * m.cost.seconds)
+            m.cost.kernels["paged_attention_kernel"] = Kernel(seconds=0.3 * m.cost.seconds)
+            m.cost.kernels["attend_few_queries"] = Kernel(seconds=0.1 * m.cost.seconds)
     e = expected.summary(planned, chip, histogram, [first, second], works, reads_half)
     assert e["parts"]["decode"] == pytest.approx(0.8 * (10 + 0.4) / 2)
     refused = {run: measured(run, fits=run.program != "decode") for run in runs}
@@ -259,6 +260,18 @@ def test_a_plan_with_slots_decodes_the_slots_and_prefills_as_the_queue_does():
     decode, prefill = planned.programs["decode"], planned.programs["prefill"]
     assert (decode.rows, decode.runs) == (16, 2 * 4096) and (prefill.rows, prefill.runs) == (2, 8)
     assert planned.cache_bytes == whole.cache_bytes / 2
+
+
+def test_a_plan_with_drafts_decodes_them_in_a_queue_of_the_whole_batch():
+    config = stage2.get_config("qwen3_0.6b")
+    config.mesh.fsdp, config.model.kernels = -1, "xla"
+    whole = programs.plan(settings_of(config), jax.devices()[:1])
+    config.sampling.draft_tokens = 3
+    planned = programs.plan(settings_of(config), jax.devices()[:1])
+    assert (whole.queue, planned.queue) == (None, Queue(slots=32, refill=4, shards=1, group=1))
+    assert planned.cache_bytes == pytest.approx(whole.cache_bytes * (6144 + 3) / 6144)
+    tokens, log_probs, count, _ = planned.programs["decode"].lower().out_info
+    assert (tokens.shape, log_probs.shape, count.shape) == ((32, 4), (32, 4), (32,))
 
 
 @needs_compiler
