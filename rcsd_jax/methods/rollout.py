@@ -41,6 +41,7 @@ class RolloutOptions:
     group: int = 1  # completions of a prompt: rows of the batch that follow each other
     batches: int = 1  # that are drawn together; their rows lie as `dealing` says
     slots: int = 0  # rows that are sampled at a time; the next prompt takes a finished row's slot; 0: all at once
+    draft_tokens: int = 0  # that a step guesses in every slot and checks; only with slots
     reason_tokens: int = 0  # longest analysis that the teacher writes first; 0: none
     skip_first: int = 0  # learn nothing from the first n completion tokens (SDFT)
     mask_cut: bool = False  # learn nothing from completions that hit the length limit
@@ -118,11 +119,13 @@ def _write(
     sampling: SamplingConfig,
     group: int = 1,
 ) -> tuple[Samples, jax.Array]:
-    """A completion of every prompt, which the number of slots does not change; and the share of the slots that were busy."""
+    """A completion of every prompt, which neither slots nor drafts change; and the share of the slots that were busy."""
     decoder, variables = network.decoder, network.variables
     if options.slots:
         queue = tokens[::group], mask[::group], keys, sampling  # one prefill for all samples of a prompt
-        bound: dict[str, Any] = dict(slots=options.slots, samples_per_prompt=group, pad_id=options.pad_id)
+        bound: dict[str, Any] = dict(
+            slots=options.slots, samples_per_prompt=group, draft_tokens=options.draft_tokens, pad_id=options.pad_id
+        )
         samples, occupancy = generate_queue(decoder, variables, *queue, **bound)
         return samples, occupancy.live / (options.slots * occupancy.steps)
     samples = generate(decoder, variables, tokens, mask, keys, sampling, pad_id=options.pad_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec
 from rcsd_jax.models import kernels
 from rcsd_jax.models.cache import POOL_AXES, KVCache, layer_of, pool_of
 from rcsd_jax.models.config import DecoderConfig
-from rcsd_jax.models.kernels import paged
+from rcsd_jax.models.kernels import few_queries, paged
 from rcsd_jax.models.sharding import LAYOUTS, has_mesh, spec
 
 BLOCK = 256
@@ -26,7 +27,7 @@ def cached_attention(
     """Grouped-query attention of new tokens to a layer of the cache, which holds their own keys and values already.
 
     Args:
-      config: of the decoder; with `kernels` "pallas", single tokens take the paged kernel if heads fill vector registers.
+      config: of the decoder; with `kernels` "pallas", few tokens take a kernel if heads fill vector registers.
       q: [B, H, T, Hd]; row b's token t attends to the places up to index[b] + t.
       cache: [.., B, S, ..], see `KVCache`.
       layer: as in `cache.write`.
@@ -37,7 +38,7 @@ def cached_attention(
     """
     q = _scaled(q, cache.k_scale, cache, layer)
     if config.kernels == "pallas" and kernels.takes(q):
-        attended = _paged(config, q[:, :, 0], cache, layer, index)[:, :, None]
+        attended = _by_kernel(config, q, cache, layer, index)
     else:
         attended = _blocks(config, q, cache, layer, index)
     return _scaled(attended, cache.v_scale, cache, layer)
@@ -107,14 +108,17 @@ def _scores(q: jax.Array, keys: jax.Array) -> jax.Array:
     return jnp.stack([one(q[:, :, i]) for i in range(q.shape[2])], axis=2)
 
 
-def _paged(config: DecoderConfig, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:
-    """One token a row, q [B, H, Hd], by the paged kernel."""
+def _by_kernel(
+    config: DecoderConfig, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array
+) -> jax.Array:
+    """One token a row by the paged kernel, or a few, q [B, H, T, Hd]."""
     pool, layer = pool_of(cache, layer)
-    attend = functools.partial(paged.attend, scale=config.query_scale)
+    kernel: Callable[..., jax.Array] = _single if q.shape[2] == 1 else few_queries.attend
+    attend = functools.partial(kernel, scale=config.query_scale)
     if has_mesh():  # the kernel cannot be partitioned: each device runs it on its rows and heads
         rules = LAYOUTS[config.layout]
         pool_spec = spec(POOL_AXES, rules)
-        rows, queries = spec(("batch",), rules), spec(("batch", "heads", None), rules)
+        rows, queries = spec(("batch",), rules), spec(("batch", "heads", None, None), rules)
         attend = jax.shard_map(
             attend,
             in_specs=(queries, pool_spec, pool_spec, rows, PartitionSpec()),
@@ -122,3 +126,8 @@ def _paged(config: DecoderConfig, q: jax.Array, cache: KVCache, layer: jax.Array
             check_vma=False,
         )
     return attend(q, cache.k[pool], cache.v[pool], index.astype(jnp.int32), jnp.asarray(layer, jnp.int32))
+
+
+def _single(q: jax.Array, *arguments: jax.Array, scale: float) -> jax.Array:
+    """The paged kernel for q [B, H, 1, Hd]."""
+    return paged.attend(q[:, :, 0], *arguments, scale=scale)[:, :, None]

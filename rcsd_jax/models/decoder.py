@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from rcsd_jax.models.cache import KVCache
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.kernels import FEW
 from rcsd_jax.models.layer import Statistics
 from rcsd_jax.models.norm import rms_norm
 from rcsd_jax.models.self_attention import tokens_at
@@ -88,13 +89,17 @@ def _run(
     cache: KVCache | None,
     cache_index: jax.Array | None,
 ) -> tuple[jax.Array, KVCache | None, Statistics]:
+    shape = tokens.shape
+    if cache_index is not None and shape[1] <= FEW:
+        # As rows of one token, which products read the weights in place for. Only attention sees which belong together.
+        tokens = tokens.reshape(-1, 1)
     with jax.named_scope("embed"):
-        x = params["embed"][tokens].astype(config.dtype)  # [B, T, D]
+        x = params["embed"][tokens].astype(config.dtype)  # [B, T, D], or [B * T, 1, D]
         x = constrain(x, ("batch", None, None), LAYOUTS[config.layout])
     at = tokens_at(config, positions, segment_ids, cache_index)
     x, cache, statistics = run_layers(config, params["layers"], lora, x, at, cache)
     with jax.named_scope("final_norm"):
-        return rms_norm(config, x, params["final_norm"]), cache, statistics
+        return rms_norm(config, x, params["final_norm"]).reshape(*shape, -1), cache, statistics
 
 
 def positions_from_mask(mask: jax.Array) -> jax.Array:

@@ -78,7 +78,7 @@ def apply(
     cache: KVCache | None,
     layer: jax.Array | int,
 ) -> tuple[jax.Array, KVCache | None]:
-    """Attention of h [B, T, D] to itself, or to the cache up to each token's own place.
+    """Attention of h [B, T, D] to itself, or to the cache up to each token's own place. Few tokens may come as h [B * T, 1, D].
 
     Args:
       config: of the decoder.
@@ -89,12 +89,12 @@ def apply(
       layer: the number of the layer, for its place in the cache.
 
     Returns:
-      [B, T, D], and the extended cache.
+      An array like h, and the extended cache.
     """
     table = declared(config)
-    batch, length, _ = h.shape
+    batch, _, length, _ = tokens.cos.shape
     projected = project(config, table, weights, adapters, h, "q", "k", "v")
-    if length == 1 and "q" not in adapters:
+    if h.shape[1] == 1 and (length > 1 or "q" not in adapters):
         # For one token XLA would split the product by heads, and transpose the matrix every time to do so.
         projected = jax.lax.optimization_barrier(projected)
     heads = (y.reshape(batch, length, -1, config.head_dim) for y in projected)
@@ -112,6 +112,6 @@ def apply(
     else:
         assert cache is not None, "the index is a place in it"
         attended = cached_attention(config, q, cache, layer, tokens.cache_index)
-    attended = attended.swapaxes(1, 2).reshape(batch, length, -1)
+    attended = attended.swapaxes(1, 2).reshape(*h.shape[:2], -1)
     (out,) = project(config, table, weights, adapters, attended, "o")
     return checkpoint_name(out, "attention_out"), cache

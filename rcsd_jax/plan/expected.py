@@ -202,7 +202,11 @@ def _trip(config: Settings, run: Run, drawn: Sequence[Drawn]) -> Settings:
 
 def price(m: Measured) -> Price:
     """The price of a compiled program. The kernel that attends to the cache is priced as if it read all of it."""
-    cache = sum(kernel.seconds for name, kernel in m.cost.kernels.items() if name.startswith("paged_attention"))
+    cache = sum(
+        kernel.seconds
+        for name, kernel in m.cost.kernels.items()
+        if name.startswith(("paged_attention", "attend_few_queries"))
+    )
     return Price(m.cost.seconds, cache, m.model_flops or 0.0, m.fits)
 
 

@@ -34,6 +34,7 @@ from rcsd_jax.run import training_state
 from rcsd_jax.run.training_state import Setup
 from rcsd_jax.sampling import decoding
 from rcsd_jax.sampling.slots import usual_refill
+from rcsd_jax.sampling.speculative import Text, speculative_step
 from rcsd_jax.settings.stage import Settings
 
 TRANSITION = 16
@@ -351,29 +352,35 @@ class _Programs:
         )
         return self._lower(function, variables, *prompts)
 
-    def _decoding_rows(self) -> decoding.Rows:
-        s, config = self.sizes, self.decoder.config
+    def _decoding_rows(self) -> decoding.Rows | Text:
+        s, config, drafts = self.sizes, self.decoder.config, self.recipe.rollout.draft_tokens
         rows = self.queue.slots if self.queue else s.batch
-        length = s.student_prompt + s.completion
+        length = s.student_prompt + s.completion + drafts
         int8 = self.sampling.int8_cache
         cache = jax.eval_shape(functools.partial(init_cache, config, rows, length, int8=int8))
+        cache = jax.tree.map(lambda x: self._sampling_array(x.shape, POOL_AXES, x.dtype), cache)
+        lengths = self._sampling_array((rows,), ("batch",), jnp.int32)
+        if drafts:
+            return Text(self._sampling_array((rows, length), ("batch", None), jnp.int32), cache, lengths)
         return decoding.Rows(
-            self._sampling_array((rows, config.hidden_size), ("batch", None), config.dtype),
-            jax.tree.map(lambda x: self._sampling_array(x.shape, POOL_AXES, x.dtype), cache),
-            self._sampling_array((rows,), ("batch",), jnp.int32),
+            self._sampling_array((rows, config.hidden_size), ("batch", None), config.dtype), cache, lengths
         )
 
     def decode(self) -> jax.stages.Lowered:
         rows = self._decoding_rows()
-        keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.zeros(rows.lengths.shape, jnp.uint32))
-        token = functools.partial(decoding.decode_step, self.decoder, sampling=self.sampling)
+        shape: tuple[int, ...] = rows.lengths.shape
+        step: Callable[..., Any] = decoding.decode_step
+        drawn = 2
+        if isinstance(rows, Text):
+            shape, step, drawn = (*shape, 1 + self.recipe.rollout.draft_tokens), speculative_step, 3
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape))
         return self._lower(
-            token,
+            functools.partial(step, self.decoder, sampling=self.sampling),
             self._weights(),
             rows,
             _on(rows.lengths.sharding if self.queue else self.rows, keys),
             donate_argnums=1,
-            out_shardings=(None, None, self._shardings(rows)),
+            out_shardings=(*(None,) * drawn, self._shardings(rows)),
         )
 
     # --- training ----------------------------------------------------------------------------------------------------

@@ -48,9 +48,11 @@ def rollout_options(config: Settings, model: Model) -> RolloutOptions:
         sampling=sampling_of(config.sampling, model),
         source=config.sampling.source,
         group=config.sampling.group,
-        # Several batches go through a queue, so that the cache does not grow with their number.
-        slots=config.sampling.slots or (config.train.batch_size if batches > 1 else 0),
+        # Several batches go through a queue, so that the cache does not grow with their number; rows with drafts, as they move at
+        # their own pace.
+        slots=config.sampling.slots or (config.train.batch_size if batches > 1 or config.sampling.draft_tokens else 0),
         batches=batches,
+        draft_tokens=config.sampling.draft_tokens,
         reason_tokens=config.teacher.reason_tokens,
         skip_first=config.loss.skip_first,
         mask_cut=config.loss.mask_cut,

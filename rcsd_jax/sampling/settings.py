@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from rcsd_jax.host import checks
+from rcsd_jax.models.kernels import FEW
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class SamplingSettings:
     source: str = checks.one_of(("student", "teacher", "reference"))
     group: int
     slots: int
+    draft_tokens: int
     int8_cache: bool
     merged_adapters: bool
     int8_weights: bool
@@ -25,9 +27,14 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         checks.choices(self)
         checks.at_least_one(self, "max_new_tokens", "group")
-        checks.at_least_zero(self, "temperature", "top_k", "slots")
+        checks.at_least_zero(self, "temperature", "top_k", "slots", "draft_tokens")
         checks.finite(self, "temperature")
         checks.top_p(self)
+        problem, remedy = (
+            f"is more than {FEW - 1}",
+            f"guess at most {FEW - 1} tokens; after the first few, guesses are seldom right",
+        )
+        checks.need(self.draft_tokens < FEW, self, "draft_tokens", problem, remedy)
         ok = self.slots == 0 or self.slots % self.group == 0 or self.group % self.slots == 0
         problem = f"does not divide sampling.slots = {self.slots}"
         checks.need(ok, self, "group", problem, "choose a divisor of it, or set sampling.slots=0")

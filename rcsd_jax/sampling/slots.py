@@ -1,7 +1,8 @@
 """Sampling that does not wait for the longest row: a finished row's slot goes to the next waiting prompt.
 
 One jitted program of static shapes, three nested loops on the device: while prompts wait or rows are unfinished, fill the
-free slots (prefilling the next prompts, see `short_prefill`, when those prefilled before are used up), then decode one token in every slot.
+free slots (prefilling the next prompts, see `short_prefill`, when those prefilled before are used up), then decode in every slot:
+one token, or with drafts (`speculative`) as many as are accepted there.
 Looking at the queue after every token costs a few sums over slots, less than slots that idle until the end of a chunk.
 
 On a mesh each of the G shards of rows (in the sampling layout: data x group) has its own slots and its own part of the queue, so no keys or values travel.
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from rcsd_jax.models.cache import copy_rows, init_cache
 from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.scoring import pack
 from rcsd_jax.models.sharding import LAYOUTS, constrain, row_shards
 from rcsd_jax.sampling.decoding import (
     Rows,
@@ -29,20 +31,23 @@ from rcsd_jax.sampling.decoding import (
     sampled_variables,
 )
 from rcsd_jax.sampling.short_prefill import short_prefill
+from rcsd_jax.sampling.speculative import Text, speculative_step
 
 
 class Occupancy(NamedTuple):
     """How well the slots were used: int32 scalars. The occupancy is live / (slots * steps).
 
     Attributes:
-      live: tokens decoded for completions.
-      steps: decode steps, each of which decodes a token in every slot.
+      live: slots with a completion, summed over the steps.
+      steps: decode steps, each of which decodes in every slot.
       prefills: batches of prompts that were prefilled.
+      tokens: of completions; without drafts as many as `live`.
     """
 
     live: jax.Array
     steps: jax.Array
     prefills: jax.Array
+    tokens: jax.Array
 
 
 class _Queue(NamedTuple):
@@ -55,7 +60,7 @@ class _Queue(NamedTuple):
 
 
 class _State(NamedTuple):
-    rows: Rows  # of G * slots rows; `lengths` is 0 in free slots
+    rows: Rows | Text  # of G * slots rows, with drafts a text; `lengths` is 0 in free slots
     sample: jax.Array  # [G, slots] int32, the sample that a slot writes; R * samples: the slot is free
     written: jax.Array  # [G, slots] int32, its tokens so far
     shelf: Rows  # of G * C rows: prompts that are prefilled, prompt p of a shard in place p % C
@@ -83,6 +88,7 @@ def generate_queue(
     slots: int,
     refill: int | None = None,
     samples_per_prompt: int = 1,
+    draft_tokens: int = 0,
     limits: jax.Array | None = None,
     pad_id: int = 0,
 ) -> tuple[Samples, Occupancy]:
@@ -100,6 +106,7 @@ def generate_queue(
       slots: rows that are decoded together.
       refill: prompts that are prefilled together; by default `usual_refill`.
       samples_per_prompt: completions of each prompt, which is prefilled once for all of them.
+      draft_tokens: tokens that a step guesses in every slot beyond the next, see `speculative`; they do not change the tokens.
       limits: [R * samples_per_prompt] int32, at least 1: a length limit of each completion, below the sampling's.
       pad_id: fills `tokens` after the end.
 
@@ -120,9 +127,12 @@ def generate_queue(
     if limits is None:
         limits = jnp.full((count * samples_per_prompt,), sampling.max_new_tokens, jnp.int32)
     limits = jnp.minimum(limits, sampling.max_new_tokens)
+    if draft_tokens:  # a prompt is a text's beginning
+        prompt_tokens, lengths = pack(prompt_tokens, prompt_mask)
+        prompt_mask = jnp.arange(prompt_tokens.shape[1]) < lengths[:, None]
     weights = decoding_weights(decoder, variables, merge_adapters=sampling.merged_adapters)
     queue = _Queue(*(_deal(x, count, shards) for x in (prompt_tokens, prompt_mask, keys, limits)))
-    state = _empty(config, queue, sampling, slots // shards, refill // shards, pad_id)
+    state = _empty(config, queue, sampling, slots // shards, refill // shards, draft_tokens, pad_id)
 
     def fill(state: _State) -> _State:
         wants = lambda s: _wants(s, queue)
@@ -137,7 +147,7 @@ def generate_queue(
         return jax.lax.while_loop(lambda s: wants(s).any(), one, state)
 
     def body(state: _State) -> _State:
-        return _decode(decoder, weights, fill(state), queue, sampling)
+        return _decode(decoder, weights, fill(state), queue, sampling, draft_tokens)
 
     samples = queue.keys.shape[1]
     unfinished = lambda s: (s.given < samples).any() | (s.sample < samples).any()
@@ -163,7 +173,9 @@ def _collect(x: jax.Array, prompts: int, layout: str) -> jax.Array:
     return constrain(x, ("batch", *(None for _ in rest)), LAYOUTS[layout])
 
 
-def _empty(config: Any, queue: _Queue, sampling: SamplingConfig, slots: int, refill: int, pad_id: int) -> _State:
+def _empty(
+    config: Any, queue: _Queue, sampling: SamplingConfig, slots: int, refill: int, draft_tokens: int, pad_id: int
+) -> _State:
     """The state before the first prompt, `slots` and `refill` a shard."""
     shards, _, prompt_length = queue.tokens.shape
     samples, limit = queue.keys.shape[1], sampling.max_new_tokens
@@ -174,8 +186,12 @@ def _empty(config: Any, queue: _Queue, sampling: SamplingConfig, slots: int, ref
         hidden = jnp.zeros((count, config.hidden_size), config.dtype)
         return Rows(hidden, init_cache(config, count, length, int8=sampling.int8_cache), jnp.zeros(count, jnp.int32))
 
+    length = prompt_length + limit + draft_tokens  # drafts may go beyond the limit
+    first: Rows | Text = rows(shards * slots, length)
+    if draft_tokens:
+        first = Text(jnp.zeros((shards * slots, length), jnp.int32), first.cache, first.lengths)
     return _State(
-        rows=rows(shards * slots, prompt_length + limit),
+        rows=first,
         sample=jnp.full((shards, slots), samples, jnp.int32),
         written=jnp.zeros((shards, slots), jnp.int32),
         shelf=rows(shards * shelf, prompt_length),
@@ -184,7 +200,7 @@ def _empty(config: Any, queue: _Queue, sampling: SamplingConfig, slots: int, ref
         tokens=jnp.full((shards, samples, limit), pad_id, jnp.int32),
         log_probs=jnp.zeros((shards, samples, limit), jnp.float32),
         lengths=jnp.zeros((shards, samples), jnp.int32),
-        occupancy=Occupancy(*jnp.zeros(3, jnp.int32)),
+        occupancy=Occupancy(*jnp.zeros(4, jnp.int32)),
     )
 
 
@@ -235,51 +251,74 @@ def _give_slots(state: _State, queue: _Queue, samples_per_prompt: int) -> _State
     able = _wants(state, queue) & (_ready(state, queue, samples_per_prompt) > 0)
     slot = jnp.where(able, jnp.argmax(state.sample == samples, axis=1), slots)  # [G]; `slots`: none
     shelf = state.shelf.hidden.shape[0] // shards
-    place = state.given // samples_per_prompt % shelf  # [G]
+    prompt = state.given // samples_per_prompt  # [G]
+    place = prompt % shelf
 
     def put(x: jax.Array, value: jax.Array) -> jax.Array:
         return jax.vmap(lambda x, i, v: x.at[i].set(v, mode="drop"))(x, slot, value)
 
+    grouped = lambda x: x.reshape(shards, -1, *x.shape[1:])
+    take = jax.vmap(lambda x, i: x[i])
+
     def move(x: jax.Array, source: jax.Array) -> jax.Array:
-        grouped = lambda x: x.reshape(shards, -1, *x.shape[1:])
-        return put(grouped(x), jax.vmap(lambda x, i: x[i])(grouped(source), place)).reshape(x.shape)
+        return put(grouped(x), take(grouped(source), place)).reshape(x.shape)
 
     rows, source = state.rows, state.shelf
+    cache = copy_rows(rows.cache, source.cache, place, slot)
+    if isinstance(rows, Text):
+        text = take(queue.tokens, jnp.minimum(prompt, queue.tokens.shape[1] - 1))
+        text = jnp.pad(text, ((0, 0), (0, rows.tokens.shape[1] - text.shape[1])))
+        tokens = put(grouped(rows.tokens), text).reshape(rows.tokens.shape)
+        # Decoding begins with the prompt's last token, so that it can have drafts.
+        moved: Rows | Text = Text(tokens, cache, move(rows.lengths, source.lengths - 1))
+    else:
+        moved = Rows(move(rows.hidden, source.hidden), cache, move(rows.lengths, source.lengths))
     return state._replace(
-        rows=Rows(
-            move(rows.hidden, source.hidden),
-            copy_rows(rows.cache, source.cache, place, slot),
-            move(rows.lengths, source.lengths),
-        ),
+        rows=moved,
         sample=put(state.sample, state.given),
         written=put(state.written, jnp.zeros_like(slot)),
         given=state.given + able,
     )
 
 
-def _decode(decoder: Decoder, weights: Weights, state: _State, queue: _Queue, sampling: SamplingConfig) -> _State:
-    """One token in every slot; slots whose completions end are free afterwards."""
+def _decode(
+    decoder: Decoder, weights: Weights, state: _State, queue: _Queue, sampling: SamplingConfig, draft_tokens: int
+) -> _State:
+    """The next tokens in every slot, one without drafts; slots whose completions end are free afterwards."""
     shards, slots = state.sample.shape
-    samples = queue.keys.shape[1]
+    samples, limit = queue.keys.shape[1], sampling.max_new_tokens
     live = state.sample < samples  # [G, slots]
     look_up = jax.vmap(lambda x, i: x[jnp.minimum(i, samples - 1)])
-    keys = jax.vmap(jax.random.fold_in)(look_up(queue.keys, state.sample).reshape(-1), state.written.reshape(-1))
-    token, log_prob, rows = decode_step(decoder, weights, state.rows, keys, sampling)
-    token, log_prob = token.reshape(shards, slots), log_prob.reshape(shards, slots)
-    # Free slots point past the end of the outputs, where writes are dropped.
-    write = jax.vmap(lambda x, i, t, value: x.at[i, t].set(value, mode="drop"))
-    written = state.written + live
-    ended = jnp.isin(token, jnp.asarray(sampling.eos_ids, jnp.int32))
-    ended |= written >= look_up(queue.limits, state.sample)
-    live_after = live & ~ended
+    # [G, slots, T], of the tokens in their completions
+    number = state.written[..., None] + jnp.arange(1 + draft_tokens)
+    keys = look_up(queue.keys, state.sample).reshape(-1)
+    keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, number.reshape(-1, 1 + draft_tokens))
+    rows: Rows | Text
+    if isinstance(state.rows, Text):
+        tokens, log_probs, count, rows = speculative_step(decoder, weights, state.rows, keys, sampling)
+    else:
+        token, log_prob, rows = decode_step(decoder, weights, state.rows, keys[:, 0], sampling)
+        tokens, log_probs, count = token[:, None], log_prob[:, None], jnp.ones_like(token)
+    tokens, log_probs, count = (x.reshape(shards, slots, *x.shape[1:]) for x in (tokens, log_probs, count))
+    ends = jnp.isin(tokens, jnp.asarray(sampling.eos_ids, jnp.int32))
+    ends |= number + 1 >= look_up(queue.limits, state.sample)[..., None]
+    ended_before = jnp.cumsum(ends, axis=-1) - ends > 0
+    new = live[..., None] & (jnp.arange(1 + draft_tokens) < count[..., None]) & ~ended_before  # [G, slots, T]
+    # What is not new points past the end of the outputs, where writes are dropped.
+    write = jax.vmap(lambda x, i, t, value: x.at[i[:, None], t].set(value, mode="drop"))
+    place = jnp.where(new, number, limit)
+    written = state.written + new.sum(axis=-1)
+    live_after = live & ~(ends & new).any(axis=-1)
     occupancy = state.occupancy
     return state._replace(
-        # A free slot's rows begin again at place 0: it reads and writes one place until it is given away.
+        # A free slot's rows begin again at place 0: it reads and writes its first places until it is given away.
         rows=rows._replace(lengths=jnp.where(live_after.reshape(-1), rows.lengths, 0)),
         sample=jnp.where(live_after, state.sample, samples),
         written=written,
-        tokens=write(state.tokens, state.sample, state.written, token),
-        log_probs=write(state.log_probs, state.sample, state.written, log_prob),
+        tokens=write(state.tokens, state.sample, place, tokens),
+        log_probs=write(state.log_probs, state.sample, place, log_probs),
         lengths=jax.vmap(lambda x, i, v: x.at[i].set(v, mode="drop"))(state.lengths, state.sample, written),
-        occupancy=occupancy._replace(live=occupancy.live + live.sum(), steps=occupancy.steps + 1),
+        occupancy=occupancy._replace(
+            live=occupancy.live + live.sum(), steps=occupancy.steps + 1, tokens=occupancy.tokens + new.sum()
+        ),
     )

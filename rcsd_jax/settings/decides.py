@@ -49,6 +49,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
     # How, how fast and in how much memory it is computed, what is printed, and what is saved on the way.
     "nothing": (
         "model.remat", "model.kernels", "data.pad_to", "data.tfds_dir", "rubric.batch_size", "sampling.slots",
+        "sampling.draft_tokens",
         "loss.chunk_size", "train.microbatches", "train.row_lengths", "train.log_every", "checkpoint.every", "checkpoint.keep",
         "mesh.data", "mesh.group", "mesh.fsdp", "mesh.tensor",
         "eval.every", "eval.every_splits", "eval.batch_size",

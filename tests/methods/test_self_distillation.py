@@ -188,7 +188,7 @@ def check_scores(module, variant, changes, tokenizer, model):
 
 
 @pytest.mark.slow
-def test_slots_change_nothing_that_is_written(model, tokenizer):
+def test_slots_and_drafts_change_nothing_that_is_written(model, tokenizer):
     decoder, params = model
     config = stage2.get_config("reason_first")
     data = data_for(config, tokenizer)
@@ -196,13 +196,15 @@ def test_slots_change_nothing_that_is_written(model, tokenizer):
     options, _ = options_for(tokenizer, config)
     network = Network(decoder, {"params": params})
     written = {}
-    for slots in (0, 2):
-        some = dataclasses.replace(options, slots=slots)
-        written[slots] = completions_of(Networks(network, network), batch, jax.random.key(1), some)
-    for name in ("teacher_tokens", "teacher_mask", "completion_mask"):
-        np.testing.assert_array_equal(getattr(written[0], name), getattr(written[2], name))
-    np.testing.assert_array_equal(written[0].samples.tokens, written[2].samples.tokens)
-    assert len(set(map(tuple, np.asarray(written[0].samples.tokens)))) > 1
+    for slots, drafts in ((0, 0), (2, 0), (2, 2)):
+        some = dataclasses.replace(options, slots=slots, draft_tokens=drafts)
+        written[slots, drafts] = completions_of(Networks(network, network), batch, jax.random.key(1), some)
+    whole = written.pop((0, 0))
+    for other in written.values():
+        for name in ("teacher_tokens", "teacher_mask", "completion_mask"):
+            np.testing.assert_array_equal(getattr(whole, name), getattr(other, name))
+        np.testing.assert_array_equal(whole.samples.tokens, other.samples.tokens)
+    assert len(set(map(tuple, np.asarray(whole.samples.tokens)))) > 1
 
 
 TEACHERS = {

@@ -68,11 +68,12 @@ def test_blocks_beyond_the_places_in_use_are_not_read():
 @pytest.mark.parametrize("kernels, dtype", [("xla", "float32"), ("pallas", "float32"), ("pallas", "bfloat16")])
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_writes_go_to_each_rows_own_place_and_nowhere_else(unrolled, kernels, dtype):
-    cache = jax.tree.map(lambda x: x.astype(dtype), filled(config(kernels, unrolled), 3, 20))
+    cache = jax.tree.map(lambda x: x.astype(dtype), filled(config(kernels, unrolled), 3, 128))
     draw = lambda seed, n: jax.random.normal(jax.random.key(seed), (3, KV_HEADS, n, HEAD_DIM)).astype(dtype)
     whole = lambda pools: np.concatenate([np.asarray(x) for x in pools], axis=1)
     interpreted = pltpu.force_tpu_interpret_mode if kernels == "pallas" else contextlib.nullcontext
-    for index, tokens in ((None, 7), ([0, 5, 19], 1), ([3, 16, 8], 4)):
+    # Several tokens cross tiles of 8 or 16 places, or end with the row; for more than a few there is no kernel.
+    for index, tokens in ((None, 7), ([0, 5, 127], 1), ([3, 124, 14], 4), ([3, 16, 119], 9)):
         k, v = draw(5, tokens), draw(6, tokens)
         with interpreted():
             written = write(config(kernels, unrolled), cache, k, v, 2, None if index is None else jnp.asarray(index))
@@ -88,13 +89,14 @@ def test_the_pallas_cache_has_whole_pages():
     assert init_cache(config(), 2, 129).length == 129
 
 
-@pytest.mark.parametrize("unrolled", [False, True])
-def test_paged_kernel_is_the_plain_path(unrolled):
-    pallas = config("pallas", unrolled)
-    # The kernel reads keys and values as bfloat16, whatever they are.
-    cache = jax.tree.map(lambda x: x.astype(jnp.bfloat16), filled(pallas, 3, 380))
-    index = jnp.asarray([0, 383, 130])
-    q = jax.random.normal(jax.random.key(2), (3, HEADS, 1, HEAD_DIM))
+@pytest.mark.parametrize("unrolled, tokens, length, index", [
+    (False, 1, 380, [0, 383, 130]), (True, 1, 380, [0, 383, 130]), (False, 4, 1280, [0, 1276, 639]), (True, 3, 1280, [638, 640, 1000]),
+])  # fmt: skip
+def test_kernels_are_the_plain_path(unrolled, tokens, length, index):
+    pallas, index = config("pallas", unrolled), jnp.asarray(index)
+    # The paged kernel reads keys and values as bfloat16, whatever they are.
+    cache = jax.tree.map(lambda x: x.astype(jnp.bfloat16), filled(pallas, 3, length))
+    q = jax.random.normal(jax.random.key(2), (3, HEADS, tokens, HEAD_DIM))
     with pltpu.force_tpu_interpret_mode():
         out = jax.jit(cached_attention, static_argnums=(0, 3))(pallas, q, cache, 2, index)
     np.testing.assert_allclose(out, expected(q, cache, 2, index), rtol=0, atol=1e-4)
@@ -165,7 +167,7 @@ def test_an_int8_cache_is_near_the_plain_one_and_of_every_row_alone(unrolled):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:, :, 1:2], y), int8, one)
 
 
-@pytest.mark.parametrize("tokens, kernels", [(1, "xla"), (3, "xla"), (1, "pallas")])
+@pytest.mark.parametrize("tokens, kernels", [(1, "xla"), (3, "xla"), (1, "pallas"), (3, "pallas")])
 def test_attention_to_an_int8_cache_with_new_tokens(tokens, kernels):
     c, lengths = config(kernels), jnp.asarray([100, 60, 1])
     plain, int8 = int8_and_plain(c, lengths, PAGE)

@@ -290,8 +290,9 @@ ENTRY %main (l: s32[1], i: s32[64], n: bf16[1,64,1,128], p: bf16[1,64,64,6144,12
 """
 
 
-def test_a_write_of_single_places_does_not_pay_for_the_pool():
-    spent = cost_of(hlo.parse(WRITE), RATES)
+@pytest.mark.parametrize("kernel", ["write_places", "attend_few_queries"])
+def test_kernels_of_single_places_do_not_pay_for_the_pool(kernel):
+    spent = cost_of(hlo.parse(WRITE.replace("write_places", kernel)), RATES)
     assert spent.hbm_bytes == 524288 and spent.kernel == pytest.approx(524288 / RATES.hbm)
 
 

@@ -385,6 +385,18 @@ def test_a_rollout_of_several_batches_is_planned_as_two_programs(tmp_path):
     )
 
 
+def test_a_plan_with_drafts_decodes_them_in_a_queue_of_the_whole_batch():
+    config = stage2.get_config("qwen3_0.6b")
+    config.mesh.fsdp, config.model.kernels = -1, "xla"
+    whole = programs.plan(settings_of(config), jax.devices()[:1])
+    config.sampling.draft_tokens = 3
+    planned = programs.plan(settings_of(config), jax.devices()[:1])
+    assert (whole.queue, planned.queue) == (None, Queue(slots=32, refill=4, shards=1, group=1))
+    assert planned.cache_bytes == pytest.approx(whole.cache_bytes * (6144 + 3) / 6144)
+    tokens, log_probs, count, _ = planned.programs["decode"].lower().out_info
+    assert (tokens.shape, log_probs.shape, count.shape) == ((32, 4), (32, 4), (32,))
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("slots, row_lengths, batches", [(0, 0, 1), (4, 2, 2)])

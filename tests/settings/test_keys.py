@@ -92,7 +92,7 @@ BAD = {
     "optimizer.weight_decay": float("inf"), "optimizer.b1": 1.5, "rubric.noisy_fraction": 2.0,
     "rubric.reduced_fraction": 0.0, "rubric.min_criteria": 30, "rubric.resample": -1, "rubric.top_p": 0.0,
     "rubric.writer_fields": ("reference",), "sampling.temperature": float("inf"), "sampling.top_k": -1,
-    "sampling.top_p": 1.5, "sampling.slots": 5, "teacher.fields": ("question", "rubrik"), "teacher.ema_decay": 5.0, "model.dtype": "float16",
+    "sampling.top_p": 1.5, "sampling.slots": 5, "sampling.draft_tokens": 8, "teacher.fields": ("question", "rubrik"), "teacher.ema_decay": 5.0, "model.dtype": "float16",
 }  # fmt: skip
 
 
