@@ -64,13 +64,15 @@ def scan_chunks(
     shapes = jax.eval_shape(lambda carry, chunk: step(carry, chunk)[1], carry, first)
     nothing = jax.tree.map(lambda s: jnp.zeros((*used.shape, *s.shape), s.dtype), shapes)
 
-    def body(i: jax.Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
-        carry, results = state
+    def body(state: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, Any, Any]:
+        i, carry, results = state
         carry, result = step(carry, jax.tree.map(lambda x: x[i], chunks))
-        return carry, jax.tree.map(lambda x, new: x.at[i].set(new), results, result)
+        return i + 1, carry, jax.tree.map(lambda x, new: x.at[i].set(new), results, result)
 
-    # A loop and not a conditional for each chunk, because a loop's carry is updated in place.
-    carry, results = jax.lax.fori_loop(0, last, body, (carry, nothing))
+    # A loop and not a conditional for each chunk, because a loop's carry is updated in place. The constant bound tells whoever
+    # reads the program how often it runs at most.
+    more = lambda state: (state[0] < used.shape[0]) & (state[0] < last)
+    _, carry, results = jax.lax.while_loop(more, body, (jnp.int32(0), carry, nothing))
     return carry, whole_of(results, length)
 
 

@@ -219,15 +219,18 @@ def over_trips(
     """The carry after `step(carry, trip)` for all trips, and [2] float32: real tokens, and places of the rows."""
     lengths = packing.row_lengths(sequences.tokens.shape[2], row_lengths)
     counts = packing.trips(sequences.places, sequences.rows, lengths)
-    first = jnp.int32(0)
-    # A loop for each length, and not one with a choice in it, because a loop's carry is updated in place.
-    for length, count in reversed(list(zip(lengths, counts, strict=True))):
+    most = -(-sequences.tokens.shape[1] // sequences.rows)  # trips, if no two sequences fit into one row
+    trip = jnp.int32(0)
+    # A loop for each length, and not one with a choice in it, because a loop's carry is updated in place. The constant bound tells
+    # whoever reads the program how often it runs at most.
+    for length, end in zip(reversed(lengths), jnp.cumsum(counts[::-1]), strict=True):
 
-        def body(trip: jax.Array, carry: Any, length: int = length) -> Any:
-            return step(carry, _trip(sequences, completions, trip, length))
+        def body(state: tuple[jax.Array, Any], length: int = length) -> tuple[jax.Array, Any]:
+            trip, carry = state
+            return trip + 1, step(carry, _trip(sequences, completions, trip, length))
 
-        carry = jax.lax.fori_loop(first, first + count, body, carry)
-        first += count
+        more = lambda state, end=end: (state[0] < most) & (state[0] < end)
+        trip, carry = jax.lax.while_loop(more, body, (trip, carry))
     run = (counts * jnp.asarray(lengths, jnp.float32)).sum() * len(sequences.tokens) * sequences.rows
     return carry, jnp.stack([sequences.places.length.sum().astype(jnp.float32), run])
 
