@@ -17,8 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_LANES = 128  # long rows are multiples of it, as kernels have them
-_SHORT = 512  # shorter ones are multiples of 8
+_MULTIPLES = ((2048, 512), (512, 128), (0, 8))
+"""If the longest row is longer than the first, lengths are multiples of the second: kernels pad to these, see `kernels.splash`."""
 _TRIP = 1024  # tokens of a trip on one shard, about, if rows are shorter
 
 
@@ -57,7 +57,7 @@ def row_lengths(longest: int, count: int) -> tuple[int, ...]:
       >>> row_lengths(6144, 4), row_lengths(700, 4), row_lengths(90, 2)
       ((1536, 3072, 4608, 6144), (256, 384, 640, 700), (48, 90))
     """
-    multiple = _LANES if longest > _SHORT else 8
+    multiple = next(multiple for limit, multiple in _MULTIPLES if longest > limit)
     return tuple(sorted({min(-(-longest * i // (count * multiple)) * multiple, longest) for i in range(1, count + 1)}))
 
 
