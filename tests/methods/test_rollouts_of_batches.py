@@ -112,14 +112,18 @@ def test_a_step_of_its_own_has_the_keys_of_its_seed_step_and_rows():
     assert len({tuple(row) for row in samples.tokens.tolist()}) > 2
 
 
-def test_one_program_and_two_learn_the_same_bit_for_bit():
+def test_one_program_and_two_learn_the_same():
+    """Up to the order of sums, which XLA chooses for each program."""
     recipe, step = step_of(1)
     batch = batch_of(rows_of_batch(1))
     completions, drawn = step.draw(first_state(recipe), frozen(), batch, SEED)
     apart, metrics = step.learn(first_state(recipe), frozen(), completions)
     together, wanted, _ = step.train_step(first_state(recipe), frozen(), batch, SEED)
-    jax.tree.map(np.testing.assert_array_equal, apart, together)
-    assert {k: v.tolist() for k, v in (metrics | drawn).items()} == {k: v.tolist() for k, v in wanted.items()}
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7), apart, together)
+    found = metrics | drawn
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_ratios_are_to_the_policy_that_sampled():
