@@ -10,15 +10,16 @@ a completion stay on its shard, so only tokens, masks and weights move between d
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.methods import METHODS, packing
-from rcsd_jax.methods.contract import Completions, CompletionTokens, Scored, Weights, tokens_of
+from rcsd_jax.methods import packing
+from rcsd_jax.methods.contract import Completions, CompletionTokens, Weights, tokens_of
+from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
 from rcsd_jax.methods.networks import Frozen, Network
 from rcsd_jax.methods.packing import Places, Rows
 from rcsd_jax.methods.recipe import Recipe
@@ -95,10 +96,10 @@ def score_teacher(recipe: Recipe, teacher: Network, completions: Completions, ro
     return jax.lax.stop_gradient(hidden.astype(config.dtype)), scored
 
 
-def score_trip(teacher: Network, trip: Trip) -> jax.Array:
+def score_trip(network: Network, trip: Trip) -> jax.Array:
     """The final hidden states of a trip's rows, those that predict completion tokens first in each row, [R, L, D]."""
-    hidden, _ = teacher.decoder.apply(
-        teacher.variables, trip.tokens, segment_ids=trip.segment_ids, positions=trip.positions
+    hidden, _ = network.decoder.apply(
+        network.variables, trip.tokens, segment_ids=trip.segment_ids, positions=trip.positions
     )
     return jnp.take_along_axis(hidden, trip.order[..., None], axis=1)
 
@@ -150,14 +151,8 @@ def trip_loss_and_gradient(
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
     """((loss, sums), gradient) of the method on a trip's rows: `teacher_hidden` [R, L, D], tokens and weights [R, L] in its order."""
 
-    def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-        student = recipe.roles.student.at(dataclasses.replace(state, trained=trained), frozen)
-        hidden = score_trip(student, trip)
-        head = None if teacher is None else jax.lax.stop_gradient(teacher.head)
-        scored = Scored(hidden, student.head, teacher_hidden, head)
-        return METHODS[recipe.method].loss_and_sums(scored, tokens, weights, recipe.loss)
-
-    return jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
+    student_hidden = functools.partial(score_trip, trip=trip)
+    return gradient_of(recipe, state, frozen, teacher, teacher_hidden, student_hidden, tokens, weights)
 
 
 def student_sequences(completions: Completions, rows: int) -> Sequences:

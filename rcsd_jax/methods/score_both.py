@@ -14,27 +14,25 @@ from rcsd_jax.models.scoring import completion_hidden
 
 
 def score_both(networks: Networks, completions: Completions, *, guidance: float = 0.0) -> Scored:
-    """`score_teacher` and `score` in one, if no gradient is needed."""
+    """Both roles' scores of completions, if no gradient is needed."""
     student, teacher = networks
-    return score(student, teacher, score_teacher(teacher, completions, guidance=guidance), completions)
+    teacher_hidden = score_teacher(teacher, completions, guidance=guidance)
+    return scored_with(student, score_student(student, completions), teacher, teacher_hidden)
 
 
-def score(
-    student: Network, teacher: Network | None, teacher_hidden: jax.Array | None, completions: Completions
+def scored_with(
+    student: Network, student_hidden: jax.Array, teacher: Network | None, teacher_hidden: jax.Array | None
 ) -> Scored:
-    """Both roles' hidden states and output matrices, differentiable in the student.
-
-    Args:
-      student: its network.
-      teacher: its network, of which the output matrix is read; None without a teacher.
-      teacher_hidden: [B, N, D], of `score_teacher`; None without a teacher.
-      completions: those of a batch, or some of its rows.
-    """
-    c = completions
-    hidden = _hidden(student, c.student_tokens, c.student_mask, c.samples.tokens, c.samples.mask)
+    """Both roles' hidden states [R, T, D] with their output matrices, differentiable in the student; teachers may be None."""
     if teacher is None or teacher_hidden is None:
-        return Scored(hidden, student.head, None, None)
-    return Scored(hidden, student.head, teacher_hidden, jax.lax.stop_gradient(teacher.head))
+        return Scored(student_hidden, student.head, None, None)
+    return Scored(student_hidden, student.head, teacher_hidden, jax.lax.stop_gradient(teacher.head))
+
+
+def score_student(student: Network, completions: Completions) -> jax.Array:
+    """The student's final hidden states that predict the completions, [B, N, D], differentiable in its variables."""
+    c = completions
+    return _hidden(student, c.student_tokens, c.student_mask, c.samples.tokens, c.samples.mask)
 
 
 def score_teacher(teacher: Network | None, completions: Completions, *, guidance: float = 0.0) -> jax.Array | None:

@@ -12,20 +12,20 @@ in one program.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.methods import METHODS, dealing, packed_learning, rollout
+from rcsd_jax.methods import dealing, packed_learning, rollout
 from rcsd_jax.methods.contract import Completions, Weights, tokens_of, weigh
+from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
 from rcsd_jax.methods.microbatches import summed
 from rcsd_jax.methods.networks import Frozen, Network
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import Batch
-from rcsd_jax.methods.score_both import score, score_teacher, scored_tokens
+from rcsd_jax.methods.score_both import score_student, score_teacher, scored_tokens
 from rcsd_jax.methods.state import Params, TrainState, update
 from rcsd_jax.models import sharding
 
@@ -92,13 +92,11 @@ def loss_and_gradient(
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
     """((loss, sums), gradient) of the method on rows that the teacher has scored: `teacher_hidden` of `score_teacher`."""
 
-    def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-        student = recipe.roles.student.at(dataclasses.replace(state, trained=trained), frozen)
-        scored = score(student, teacher, teacher_hidden, completions)
-        loss, sums = METHODS[recipe.method].loss_and_sums(scored, tokens_of(completions), weights, recipe.loss)
-        return loss, sums | {"row_loss": sums.pop("token_loss").sum(axis=1)}
-
-    return jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
+    student_hidden = functools.partial(score_student, completions=completions)
+    of_tokens = student_hidden, tokens_of(completions), weights
+    (loss, sums), gradient = gradient_of(recipe, state, frozen, teacher, teacher_hidden, *of_tokens)
+    sums["row_loss"] = sums.pop("token_loss").sum(axis=1)
+    return (loss, sums), gradient
 
 
 def train_step(

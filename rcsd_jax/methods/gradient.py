@@ -1,0 +1,43 @@
+"""The loss of a recipe's method on scored tokens, and its gradient in what is trained: one place, however tokens lie in rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from rcsd_jax.methods import METHODS
+from rcsd_jax.methods.contract import CompletionTokens, Weights
+from rcsd_jax.methods.networks import Frozen, Network
+from rcsd_jax.methods.recipe import Recipe
+from rcsd_jax.methods.score_both import scored_with
+from rcsd_jax.methods.state import Params, TrainState
+
+
+def loss_and_gradient(
+    recipe: Recipe,
+    state: TrainState,
+    frozen: Frozen,
+    teacher: Network | None,
+    teacher_hidden: jax.Array | None,
+    student_hidden: Callable[[Network], jax.Array],
+    tokens: CompletionTokens,
+    weights: Weights,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
+    """((loss, the method's sums), gradient) of completion tokens [R, T].
+
+    Args:
+      recipe, state, frozen: of the step.
+      teacher: its network, of which the output matrix is read; None without a teacher.
+      teacher_hidden: [R, T, D], its hidden states that predict the tokens; None without a teacher.
+      student_hidden: the student's network -> its hidden states [R, T, D] that predict the tokens, differentiable.
+      tokens, weights: [R, T].
+    """
+
+    def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+        student = recipe.roles.student.at(dataclasses.replace(state, trained=trained), frozen)
+        scored = scored_with(student, student_hidden(student), teacher, teacher_hidden)
+        return METHODS[recipe.method].loss_and_sums(scored, tokens, weights, recipe.loss)
+
+    return jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
