@@ -59,7 +59,9 @@ def _evaluated(
 ) -> tuple[dict[str, Any], list[dict]]:
     config = run.config
     sampling = sampling_of(config.sampling, model, temperature=0.0 if greedy else config.eval.temperature)
-    sampling = dataclasses.replace(sampling, int8_cache=False, merged_adapters=False, int8_weights=False)
+    sampling = dataclasses.replace(
+        sampling, int8_cache=False, merged_adapters=False, int8_weights=False, presence_penalty=0.0
+    )
     return evaluate(
         asked.examples,
         after_analyses(asked, sampler, log, sampling, reason_tokens=config.teacher.reason_tokens),

@@ -78,6 +78,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
                 fallback=config.generic_rubric if settings.on_reject == "generic" else None,
                 min_criteria=settings.min_criteria,
                 max_criteria=settings.max_criteria,
+                salvage=settings.salvage,
                 seed=config.seed,
             )
         counts.update(more | {"too_long": len(examples) - len(asked)})
@@ -120,6 +121,7 @@ def write_rubrics(
     fallback: Rubric | None,
     min_criteria: int,
     max_criteria: int,
+    salvage: bool = True,
     seed: int,
 ) -> tuple[list[Example], dict[str, int]]:
     """Examples with written rubrics, and counts of what happened.
@@ -138,6 +140,7 @@ def write_rubrics(
       resample: tries after the first.
       fallback: the rubric of a question whose every text was rejected; None drops the question.
       min_criteria, max_criteria: the limits of a valid rubric.
+      salvage: whether a rubric that was salvaged from a text is used; otherwise the text is rejected.
       seed: of the run.
 
     Returns:
@@ -162,9 +165,12 @@ def write_rubrics(
         for i in pending:
             written = cache.get(keys[i])
             assert written is not None, "what was missing has been written"
-            counts[written.parsed.status] += 1
-            if written.parsed.rubric is not None:
-                rubrics[i] = written.parsed.rubric
+            rubric, status = written.parsed.rubric, written.parsed.status
+            if status == "salvaged" and not salvage:
+                rubric, status = None, "rejected"
+            counts[status] += 1
+            if rubric is not None:
+                rubrics[i] = rubric
     counts["fallback" if fallback is not None else "dropped"] += len(examples) - len(rubrics)
     with_rubrics = [dataclasses.replace(e, rubric=rubrics.get(i, fallback)) for i, e in enumerate(examples)]
     return [e for e in with_rubrics if e.rubric is not None], dict(counts)

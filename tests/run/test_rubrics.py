@@ -90,3 +90,14 @@ def test_another_checkpoint_or_setting_is_written_anew(tmp_path):
         assert counts["cached"] == 0
     _, counts = write(path, Writer())
     assert counts["cached"] == 6 + 2 + 2  # every try, from the cache
+
+
+def test_a_rubric_in_a_text_that_breaks_off_is_used_only_where_salvage_is_on(tmp_path):
+    broken = '["Essential Criteria: A.", "Important Criteria: B.", "Optional Criteria: C.", "Optio'
+    cut_off = lambda tokens: broken if tokens[0] == 2 else GOOD.format(int(tokens[0]))
+    examples, counts = write(tmp_path / "on.jsonl", Writer(), decode=cut_off)
+    assert counts["salvaged"] == 1 and examples[2].rubric.criteria[0].description == "A."
+    examples, counts = write(tmp_path / "off.jsonl", Writer(), decode=cut_off, salvage=False, fallback=None)
+    assert (
+        [e.id for e in examples] == ["0", "1", "3", "4", "5"] and counts["rejected"] == 3 and "salvaged" not in counts
+    )
