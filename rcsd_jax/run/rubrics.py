@@ -18,6 +18,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.evaluate.table import Complete
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.files import as_path, read_json
 from rcsd_jax.host.metrics import Progress
 from rcsd_jax.host.shared_log import held_by_all
 from rcsd_jax.roles import contexts
@@ -43,6 +44,8 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
     sampler = run.sampler(writer, settings.batch_size)
     sampling = sampling_of(settings, writer)
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
+    if warning := asked_otherwise(settings.writer, role.fields):
+        run.console.print(f"warning: {warning}", soft_wrap=True)
     texts = config.encoding.texts
 
     def encoded(mine: Sequence[Example]) -> list[np.ndarray]:
@@ -86,6 +89,19 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
 
     with held_by_all(RubricCache, run.workdir / "rubrics.jsonl") as cache:
         yield functools.partial(give_rubrics, cache)
+
+
+def asked_otherwise(writer: str, fields: Sequence[str]) -> str | None:
+    """A warning if the Stage I run in whose folder the writer lies showed its student other fields; None also if there is no such run."""
+    path = as_path(writer).parent / "config.json"
+    found = read_json(path) if path.exists() else None
+    if not isinstance(found, dict) or found.get("task") != "write_rubric":
+        return None
+    learned = tuple(found["student"]["fields"])
+    if set(learned) == set(fields):
+        return None
+    told = f"the rubric writer learned to write from {', '.join(learned)}, and is asked with {', '.join(fields)}"
+    return f"{told}; set rubric.writer_fields={learned!r}"
 
 
 def tell_rubrics(counts: Mapping[str, int], run: Run, *, none_left: bool) -> None:

@@ -67,7 +67,8 @@ def examples(draw):
     texts = {name: draw(SHOWN) for name in FIELDS if name != "rubric"}
     rubric = rubric_of(draw(st.lists(DESCRIPTIONS.map("Essential Criteria: x{}".format), min_size=1, max_size=3)))
     attempts = {name: texts[name] for name in contexts.ATTEMPT_FIELDS}
-    return Example("1", texts["question"], texts["reference"], rubric, texts["answer"], "rows:1", attempts)
+    known = texts["question"], texts["reference"], rubric, texts["answer"]
+    return Example("1", *known, "rows:1", attempts, solution=texts["solution"])
 
 
 def text_of(tokenizer, tokens):
