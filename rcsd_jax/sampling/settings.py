@@ -32,8 +32,8 @@ class SamplingSettings:
         checks.finite(self, "temperature", "presence_penalty")
         checks.top_p(self)
         problem = "cannot be combined with drafts, which are checked without it"
-        alone = not (self.presence_penalty and self.draft_tokens)
-        checks.need(alone, self, "presence_penalty", problem, "set it to 0.0, or sampling.draft_tokens=0")
+        without_both = not (self.presence_penalty and self.draft_tokens)
+        checks.need(without_both, self, "presence_penalty", problem, "set it to 0.0, or sampling.draft_tokens=0")
         problem, remedy = (
             f"is more than {FEW - 1}",
             f"guess at most {FEW - 1} tokens; after the first few, guesses are seldom right",

@@ -87,7 +87,7 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
             f"unknown variant {parts[0]!r}: use of {', '.join(known)}, and with a size also full and a slice"
         )
     if not config.lora.rank and not full:
-        raise ValueError(f"the variant trains all weights, and {size} alone is for LoRA: use {size},full")
+        raise ValueError(f"the variant trains all weights, and {size} without full is for LoRA: use {size},full")
     table = (FULL if full else LORA)[size]
     named = [part for part in rest if part != size] or [next(iter(table))]
     if len(named) > 1 or named[0] not in table:

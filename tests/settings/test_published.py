@@ -85,7 +85,7 @@ def _shape(prompts):
     return {name: _shape(value) if isinstance(value, dict) else "" for name, value in prompts.items()}
 
 
-def test_a_chain_of_thought_stands_beside_reference_and_rubric():
+def test_a_chain_of_thought_stands_between_reference_and_rubric():
     role = Role(("question", "reference", "solution", "rubric"))
     text = contexts.user_message(EXAMPLE, role, published.RELEASE, "solve")
     order = [text.index(part) for part in ("Why is it so?", "Because.", "First this", "Correct final answer", "boxed")]
