@@ -20,7 +20,7 @@ from rcsd_jax.evaluate.settings import EvaluationSettings
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.roles import contexts
-from rcsd_jax.roles.encode import Encoding, transition_of
+from rcsd_jax.roles.encode import Encoding, say_where_system_turns_go, transition_of
 from rcsd_jax.roles.limits import Limits
 
 _ANY_NUMBER = 10**6
@@ -119,6 +119,7 @@ class _Encode(NamedTuple):
         is_teacher = name == "teacher"
         role = encoding.teacher if is_teacher else encoding.student
         request = encoding.teacher_request if is_teacher else None
+        say_where_system_turns_go(examples, self.tokenizer, encoding, self.say)
 
         def encode_all(mine: Sequence[Example]) -> list[np.ndarray]:
             shown = [
