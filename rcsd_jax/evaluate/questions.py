@@ -16,6 +16,7 @@ from rcsd_jax.data.sources import Reading
 from rcsd_jax.evaluate import benchmarks
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS
 from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.evaluate.judged_sets import OWN_ROWS
 from rcsd_jax.evaluate.settings import EvaluationSettings
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
@@ -33,6 +34,7 @@ class Questions(NamedTuple):
     prompts: list[np.ndarray]  # [P] int32 each
     transition: np.ndarray  # [U] int32, what follows the analysis of a teacher that reasons first; else empty
     grader: str  # of `GRADERS`
+    aggregations: tuple[str, ...] = ()  # of `rubrics.aggregation`, if a judge grades
 
 
 def evaluation_questions(
@@ -79,9 +81,13 @@ def evaluation_questions(
                 if name != "teacher" or error.field not in role.fields or error.field in needs:
                     raise
                 raise error.with_remedy("or leave 'teacher' out of eval.roles") from error
-            asked[split] = encode.questions(split, read[path, require], settings.grader, name)
+            asked[split] = encode.questions(split, read[path, require], settings.grader, name)._replace(
+                aggregations=OWN_ROWS
+            )
         for split, examples in of_benchmarks.items() if name != "teacher" else ():
-            asked[split] = encode.questions(split, examples, BENCHMARKS[split].grader, name)
+            asked[split] = encode.questions(split, examples, BENCHMARKS[split].grader, name)._replace(
+                aggregations=BENCHMARKS[split].aggregations
+            )
         if asked:
             found[name] = asked
     return found
