@@ -201,7 +201,7 @@ def without_system_turns(messages: Sequence[Mapping[str, str]]) -> list[dict[str
 
     Examples:
       >>> without_system_turns([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}])
-      [{'role': 'user', 'content': 'Be brief.\n\nWhy?'}]
+      [{'role': 'user', 'content': 'Be brief.\\n\\nWhy?'}]
     """
     turns: list[dict[str, str]] = []
     before = ""
