@@ -127,8 +127,8 @@ ARMS: dict[str, Arm] = {
         )
         for x in _OTHER_FLAWED
     },
-    # A Stage I whose teacher also sees rubrics that are drawn from the flawed references. The base reads right rubrics from flawed
-    # references, because such are its documents; a rubric that it is shown it copies.
+    # A Stage I that is fitted to rubrics that are drawn from the flawed references. A teacher would not pass the flaws on: the base
+    # writes right rubrics even if it is shown these, because in its documents rubrics of flawed references are right.
     **{
         flawed("rcsd_derived", x): Arm(
             f"RCSD, {_percent(x)}% flawed, derived rubrics",
@@ -176,7 +176,7 @@ def stage1(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
         config.data.flawed = float(percent) / 100
         if kind == "derived":
             config.data.path = "stage1:derived"
-            config.teacher.fields = ("question", "reference", "rubric")
+            config.update(dict(method="sft", sampling=dict(source="reference")))
     else:
         config.model.path = str(bases.directory(name.removeprefix("stage1").removeprefix("_") or "medium", folder))
     if quick:

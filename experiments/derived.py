@@ -1,9 +1,10 @@
-"""RCSD whose Stage I sees rubrics drawn from flawed references, against RCSD whose Stage I sees only the references, and OPSD.
+"""RCSD whose Stage I learns rubrics drawn from flawed references, against RCSD whose Stage I sees the references, and OPSD.
 
     python -m experiments.derived [--seeds=5] [--workdir=runs/experiments] [--quick]
 
 The world's base reads right rubrics from flawed references, so plain RCSD does not meet the flaws. A rubric that is drawn from a
-reference inherits them: a step that the reference leaves out has no criterion, and a law that it misstates is misstated.
+reference inherits them: a step that the reference leaves out has no criterion, and a law that it misstates is misstated. Stage I is
+fitted to these rubrics (SFT); without flaws they are the true ones.
 """
 
 from experiments import arms, cells, statistics, tables

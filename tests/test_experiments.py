@@ -69,8 +69,8 @@ def test_an_arm_has_the_share_of_flawed_references_that_it_names(method, share, 
     if method != "opsd":
         stage1 = arms.stage1(arms.ARMS[name].writer, 0, tmp_path, quick=False)
         configs_of_run.append(stage1)
-        assert (stage1.data.path, "rubric" in stage1.teacher.fields) == (
-            ("stage1:derived", True) if method == "rcsd_derived" else ("stage1", False)
+        assert (stage1.data.path, stage1.method) == (
+            ("stage1:derived", "sft") if method == "rcsd_derived" else ("stage1", "self_distillation")
         )
     assert {documents.FLAWED if c.data.flawed is None else c.data.flawed for c in configs_of_run} == {share}
 
