@@ -13,6 +13,7 @@ from experiments.bench.lengths_steps import STEPS
 from experiments.bench.workload import Workload
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.plan.lengths import Drawn
+from rcsd_jax.run.batch import padded_length
 from rcsd_jax.sampling import SamplingConfig
 from rcsd_jax.sampling.slots import generate_queue
 from tests.sampling.test_continuous_batching import CONFIG, small
@@ -58,6 +59,15 @@ def test_padding_and_idle_slots_of_the_padded_step():
         packed = lengths.padded_over_real(STEPS["packed"], work, batches)
         assert packed["learning"] < 1.15 and packed["student_prompts"] == 1.0
         assert lengths.occupancy(batches, 8, 4) > 0.9
+
+
+def test_a_long_run_compiles_for_few_lengths():
+    """What decides the shapes of a packed step: the padded length of its student's prompts. Its teacher's have one length."""
+    work = Workload(1)
+    student, _ = work.rows()
+    longest = int(np.quantile(student, 0.98))  # as a run that has seen some of its rows
+    found = {padded_length(x.student.tolist(), longest, 128, 2048) for x in work.batches(32, 400)}
+    assert found <= {128, 256, 512, 1024, 2048, -(-longest // 128) * 128} and len(found) < 7
 
 
 def test_tokens_are_counted_row_by_row():
