@@ -52,6 +52,7 @@ def solving() -> ConfigDict:
     config.rubric.update(
         source="written",
         writer="{workdir}/stage1/export",
+        constrained=False,  # the world measures what a writer learns, also of the form
         max_new_tokens=RUBRIC_TOKENS,
         batch_size=256,
         top_k=0,

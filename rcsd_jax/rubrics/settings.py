@@ -21,6 +21,7 @@ class RubricSettings:
     writer: str
     writer_fields: tuple[str, ...]
     writer_thinking: bool
+    constrained: bool
     resample: int
     on_reject: str = checks.one_of(("generic", "drop"))
     salvage: bool

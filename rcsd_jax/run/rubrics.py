@@ -24,6 +24,7 @@ from rcsd_jax.host.shared_log import held_by_all
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.contexts import Role
 from rcsd_jax.roles.opened_model import open_served, sampling_of
+from rcsd_jax.roles.rubric_form import writer_form
 from rcsd_jax.rubrics.cache import RubricCache, Written, text_key
 from rcsd_jax.rubrics.parsing import parse
 from rcsd_jax.rubrics.schema import Rubric
@@ -43,6 +44,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
     load = functools.cache(load)  # and never called if every text is cached
     sampler = run.sampler(writer, settings.batch_size)
     sampling = sampling_of(settings, writer)
+    form = writer_form(writer, settings) if settings.constrained else None
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
     if warning := asked_otherwise(settings.writer, role.fields):
         run.console.print(f"warning: {warning}", soft_wrap=True)
@@ -65,7 +67,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
                 if not wanted:
                     return
                 progress.extend(len(wanted))
-                for chosen, completions in sampler.with_weights(load()).generate(wanted, seeds, sampling):
+                for chosen, completions in sampler.with_weights(load()).generate(wanted, seeds, sampling, form):
                     yield chosen, completions
                     progress.advance(len(chosen), sum(len(c.tokens) for c in completions))
 
@@ -76,7 +78,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
                 decode=writer.decode,
                 cache=cache,
                 checkpoint=digest,
-                settings=sampling.described(),
+                settings=sampling.described() | ({} if form is None else {"form": form.digest}),
                 resample=settings.resample,
                 fallback=config.generic_rubric if settings.on_reject == "generic" else None,
                 min_criteria=settings.min_criteria,

@@ -20,6 +20,7 @@ from rcsd_jax.models.sharding import own_rows, to_mesh
 from rcsd_jax.sampling.decoding import Samples, SamplingConfig
 from rcsd_jax.sampling.sampler import Batches, completions_of
 from rcsd_jax.sampling.slots import generate_queue
+from rcsd_jax.sampling.token_form import TokenForm
 
 GROUP = 4  # batches per group: more keep slots busier, fewer lose less if a run is killed
 _CHUNK = 256  # positions whose logits are in memory at a time
@@ -51,17 +52,25 @@ class DecoderSampler:
     pad_id: int
     stop: Callable[[], None] = _go_on
 
-    def generate(self, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: SamplingConfig) -> Batches:
+    def generate(
+        self,
+        prompts: Sequence[np.ndarray],
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+        form: TokenForm | None = None,
+    ) -> Batches:
         """As `Sampler.generate`, group by group, prompts of similar length together.
 
         `batch_size` rows are sampled at a time. In a group of several batches, the next prompt takes a finished row's slot.
         """
         sample = _sampling_program(self.decoder, sampling, self.batch_size, self.pad_id)
+        if form is not None:  # every device holds its tables
+            form = jax.device_put(form, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))
         for chosen, filled in _groups([len(row) for row in prompts], _group_size(len(prompts), self.batch_size)):
             tokens, mask = pad_left([prompts[i] for i in filled], self._padded(prompts, chosen), self.pad_id)
             row_seeds = np.asarray([seeds[i] for i in filled], np.uint32)
             limits = np.where(np.arange(len(filled)) < len(chosen), sampling.max_new_tokens, 1).astype(np.int32)
-            samples = self._run(sample, tokens, mask, row_seeds, limits)
+            samples = self._run(functools.partial(sample, form), tokens, mask, row_seeds, limits)
             yield chosen, completions_of(samples, sampling.eos_ids)[: len(chosen)]
             self.stop()
 
@@ -110,9 +119,16 @@ def _group_size(count: int, batch_size: int) -> int:
 
 @functools.cache
 def _sampling_program(decoder: Decoder, sampling: SamplingConfig, slots: int, pad_id: int) -> Callable[..., Samples]:
-    def sample(variables: Any, tokens: jax.Array, mask: jax.Array, seeds: jax.Array, limits: jax.Array) -> Samples:
+    def sample(
+        form: TokenForm | None,
+        variables: Any,
+        tokens: jax.Array,
+        mask: jax.Array,
+        seeds: jax.Array,
+        limits: jax.Array,
+    ) -> Samples:
         keys = jax.vmap(jax.random.key)(seeds)
-        bound: dict[str, Any] = dict(slots=slots, limits=limits, pad_id=pad_id)
+        bound: dict[str, Any] = dict(slots=slots, limits=limits, pad_id=pad_id, form=form)
         return generate_queue(decoder, variables, tokens, mask, keys, sampling, **bound)[0]
 
     return jax.jit(sample)

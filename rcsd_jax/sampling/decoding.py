@@ -20,6 +20,8 @@ from rcsd_jax.models.quantization import int8_kernels
 from rcsd_jax.models.scoring import run_prefix
 from rcsd_jax.models.sharding import LAYOUTS, constrain
 from rcsd_jax.models.weights import Matrix, cast
+from rcsd_jax.sampling import constrained
+from rcsd_jax.sampling.token_form import TokenForm
 
 GREEDY_BELOW = 1e-4
 """Temperatures below this are greedy: float32 no longer resolves logits / temperature."""
@@ -73,8 +75,8 @@ class Samples(NamedTuple):
     Attributes:
       tokens: [B, N] int32, padding after the end.
       mask: [B, N] bool, true up to and including the end token.
-      log_probs: [B, N] float32, of each token under the tempered, unfiltered distribution (temperature 1 when greedy);
-        0 where the mask is false.
+      log_probs: [B, N] float32, of each token under the tempered, unfiltered distribution (temperature 1 when greedy),
+        renormalised over the tokens that a form allows; 0 where the mask is false.
       cut: [B] bool, no end token within N.
     """
 
@@ -98,11 +100,13 @@ class Rows(NamedTuple):
       hidden: [B, D], final hidden states that predict the next tokens.
       cache: keys and values of the tokens before.
       lengths: [B] int32, how many those are: the next token's position and its place in the cache.
+      place: where their texts stand in a form; None without one.
     """
 
     hidden: jax.Array
     cache: KVCache
     lengths: jax.Array
+    place: constrained.Place | None = None
 
 
 _Carry: TypeAlias = tuple[jax.Array, Rows, Samples, jax.Array | None]
@@ -117,6 +121,7 @@ def generate(
     sampling: SamplingConfig,
     *,
     pad_id: int = 0,
+    form: TokenForm | None = None,
 ) -> Samples:
     """Samples a completion of every prompt; stops when all rows have ended.
 
@@ -128,6 +133,7 @@ def generate(
       keys: [B] random keys, one a row: token t uses fold_in(key, t), so a row never depends on the others.
       sampling: the settings.
       pad_id: fills `tokens` after the end.
+      form: if given, all completions are texts of it; `max_new_tokens` is at least `form.shortest`.
 
     Returns:
       The completions, without gradient through what was drawn.
@@ -138,6 +144,8 @@ def generate(
     weights = decoding_weights(decoder, variables, merge_adapters=sampling.merged_adapters)
     cache_length = prompt_length + limit
     rows = prefill(decoder, variables, prompt_tokens, prompt_mask, cache_length, int8=sampling.int8_cache)
+    if form is not None:
+        rows = rows._replace(place=constrained.beginning(form, jnp.full(batch, limit)))
     eos = jnp.asarray(sampling.eos_ids, jnp.int32)
     empty = Samples(
         jnp.full((batch, limit), pad_id, jnp.int32),
@@ -150,7 +158,7 @@ def generate(
         t, rows, samples, seen = carry
         live = samples.cut  # no end token yet
         token, log_prob, rows = decode_step(
-            decoder, weights, rows, jax.vmap(jax.random.fold_in, (0, None))(keys, t), sampling, seen
+            decoder, weights, rows, jax.vmap(jax.random.fold_in, (0, None))(keys, t), sampling, seen, form
         )
         token = jnp.where(live, token, pad_id)
         samples = Samples(
@@ -242,6 +250,7 @@ def decode_step(
     keys: jax.Array,
     sampling: SamplingConfig,
     seen: jax.Array | None = None,
+    form: TokenForm | None = None,
 ) -> tuple[jax.Array, jax.Array, Rows]:
     """Draws every row's next token and runs the decoder over it.
 
@@ -252,6 +261,7 @@ def decode_step(
       keys: [B] random keys of this token.
       sampling: the settings.
       seen: as of `sample_token`.
+      form: that of the rows' texts, if they have a place in one.
 
     Returns:
       Tokens [B] int32, their log-probabilities [B] float32 as of `sample_token`, and the rows after them.
@@ -260,7 +270,12 @@ def decode_step(
     # Computed with the vocabulary split, like the head; then every device draws for some whole rows.
     decoder = in_sampling_layout(decoder)
     logits = constrain(logits, ("batch", "vocab"), LAYOUTS[decoder.config.layout])
-    token, log_prob = sample_token(constrain(logits, ("batch", None), LAYOUTS["train"]), keys, sampling, seen)
+    logits, place = constrain(logits, ("batch", None), LAYOUTS["train"]), rows.place
+    if form is not None and place is not None:
+        logits = constrained.constrained_logits(form, place, logits)
+    token, log_prob = sample_token(logits, keys, sampling, seen)
+    if form is not None and place is not None:
+        place = constrained.advanced(form, place, token)
     applied: Any = decoder.apply(  # Flax declares that it may give variables as well
         weights.variables,
         token[:, None],
@@ -269,7 +284,7 @@ def decode_step(
         cache_index=rows.lengths,
     )
     hidden, cache = applied
-    return token, log_prob, Rows(hidden[:, 0], cache, rows.lengths + 1)
+    return token, log_prob, Rows(hidden[:, 0], cache, rows.lengths + 1, place)
 
 
 def nothing_seen(config: DecoderConfig, rows: int, sampling: SamplingConfig) -> jax.Array | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 
 from rcsd_jax.sampling.decoding import Samples, SamplingConfig
+from rcsd_jax.sampling.token_form import TokenForm
 
 
 class Completion(NamedTuple):
@@ -29,13 +30,20 @@ Batches = Iterator[tuple[list[int], list[Completion]]]
 class Sampler(Protocol):
     """A model that writes. All processes call it with the same arguments, and all get the same results."""
 
-    def generate(self, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: SamplingConfig) -> Batches:
+    def generate(
+        self,
+        prompts: Sequence[np.ndarray],
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+        form: TokenForm | None = None,
+    ) -> Batches:
         """Samples a completion of every prompt. It depends only on its prompt, its seed and the settings.
 
         Args:
           prompts: token ids [P] int32 of each.
           seeds: one for each prompt, 0 to 2^32 - 1.
           sampling: the settings.
+          form: if given, all completions are texts of it; see `DecoderSampler` for a sampler that can do so.
         """
         ...
 

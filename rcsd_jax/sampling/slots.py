@@ -20,6 +20,7 @@ from rcsd_jax.models.cache import copy_rows, init_cache
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.scoring import pack
 from rcsd_jax.models.sharding import LAYOUTS, constrain, row_shards
+from rcsd_jax.sampling import constrained
 from rcsd_jax.sampling.decoding import (
     Rows,
     Samples,
@@ -34,6 +35,7 @@ from rcsd_jax.sampling.decoding import (
 )
 from rcsd_jax.sampling.short_prefill import short_prefill
 from rcsd_jax.sampling.speculative import Text, speculative_step
+from rcsd_jax.sampling.token_form import TokenForm
 
 
 class Occupancy(NamedTuple):
@@ -96,6 +98,7 @@ def generate_queue(
     draft_tokens: int = 0,
     limits: jax.Array | None = None,
     pad_id: int = 0,
+    form: TokenForm | None = None,
 ) -> tuple[Samples, Occupancy]:
     """Samples completions of a queue of prompts with `slots` rows at a time. The tokens are those of `generate`.
 
@@ -114,13 +117,16 @@ def generate_queue(
       draft_tokens: tokens that a step guesses in every slot beyond the next, see `speculative`; they do not change the tokens.
       limits: [R * samples_per_prompt] int32, at least 1: a length limit of each completion, below the sampling's.
       pad_id: fills `tokens` after the end.
+      form: if given, all completions are texts of it whose limits are at least `form.shortest`. It excludes drafts.
 
     Returns:
       The completions, and how well the slots were used.
 
     Raises:
-      ValueError: the mesh's shards of rows do not divide prompts, slots or refill.
+      ValueError: the mesh's shards of rows do not divide prompts, slots or refill; a form with drafts.
     """
+    if form is not None and draft_tokens:
+        raise ValueError("drafts know no form")
     config, count = decoder.config, prompt_tokens.shape[0]
     variables = sampled_variables(config, variables, sampling)
     decoder = in_sampling_layout(decoder)
@@ -137,7 +143,7 @@ def generate_queue(
         prompt_mask = jnp.arange(prompt_tokens.shape[1]) < lengths[:, None]
     weights = decoding_weights(decoder, variables, merge_adapters=sampling.merged_adapters)
     queue = _Queue(*(_deal(x, count, shards) for x in (prompt_tokens, prompt_mask, keys, limits)))
-    state = _empty(config, queue, sampling, slots // shards, refill // shards, draft_tokens, pad_id)
+    state = _empty(config, queue, sampling, slots // shards, refill // shards, draft_tokens, pad_id, form)
 
     def fill(state: _State) -> _State:
         wants = lambda s: _wants(s, queue)
@@ -147,12 +153,12 @@ def generate_queue(
         def one(s: _State) -> _State:
             # A loop of at most one round, and not a conditional, because a loop's carry is updated in place.
             s = jax.lax.while_loop(lambda s: lacks(s).any(), put, s)
-            return _give_slots(s, queue, samples_per_prompt)
+            return _give_slots(s, queue, samples_per_prompt, form)
 
         return jax.lax.while_loop(lambda s: wants(s).any(), one, state)
 
     def body(state: _State) -> _State:
-        return _decode(decoder, weights, fill(state), queue, sampling, draft_tokens)
+        return _decode(decoder, weights, fill(state), queue, sampling, draft_tokens, form)
 
     samples = queue.keys.shape[1]
     unfinished = lambda s: (s.given < samples).any() | (s.sample < samples).any()
@@ -179,7 +185,14 @@ def _collect(x: jax.Array, prompts: int, layout: str) -> jax.Array:
 
 
 def _empty(
-    config: Any, queue: _Queue, sampling: SamplingConfig, slots: int, refill: int, draft_tokens: int, pad_id: int
+    config: Any,
+    queue: _Queue,
+    sampling: SamplingConfig,
+    slots: int,
+    refill: int,
+    draft_tokens: int,
+    pad_id: int,
+    form: TokenForm | None,
 ) -> _State:
     """The state before the first prompt, `slots` and `refill` a shard."""
     shards, _, prompt_length = queue.tokens.shape
@@ -192,9 +205,11 @@ def _empty(
         return Rows(hidden, init_cache(config, count, length, int8=sampling.int8_cache), jnp.zeros(count, jnp.int32))
 
     length = prompt_length + limit + draft_tokens  # drafts may go beyond the limit
-    first: Rows | Text = rows(shards * slots, length)
+    first: Any = rows(shards * slots, length)
     if draft_tokens:
         first = Text(jnp.zeros((shards * slots, length), jnp.int32), first.cache, first.lengths)
+    elif form is not None:
+        first = first._replace(place=constrained.after_the_end(form, shards * slots))
     return _State(
         rows=first,
         sample=jnp.full((shards, slots), samples, jnp.int32),
@@ -250,7 +265,7 @@ def _put_on_shelf(
     return state._replace(shelf=shelf_rows, prefilled=state.prefilled + fits * refill, occupancy=occupancy)
 
 
-def _give_slots(state: _State, queue: _Queue, samples_per_prompt: int) -> _State:
+def _give_slots(state: _State, queue: _Queue, samples_per_prompt: int, form: TokenForm | None) -> _State:
     """Gives the first free slot of every shard to its next sample, if that is ready."""
     shards, slots = state.sample.shape
     samples = queue.keys.shape[1]
@@ -278,7 +293,11 @@ def _give_slots(state: _State, queue: _Queue, samples_per_prompt: int) -> _State
         # Decoding begins with the prompt's last token, so that it can have drafts.
         moved: Rows | Text = Text(tokens, cache, move(rows.lengths, source.lengths - 1))
     else:
-        moved = Rows(move(rows.hidden, source.hidden), cache, move(rows.lengths, source.lengths))
+        text_place = rows.place
+        if form is not None:
+            begun = constrained.beginning(form, take(queue.limits, jnp.minimum(state.given, samples - 1)))
+            text_place = jax.tree.map(lambda x, new: put(grouped(x), new).reshape(x.shape), rows.place, begun)
+        moved = Rows(move(rows.hidden, source.hidden), cache, move(rows.lengths, source.lengths), text_place)
     return state._replace(
         rows=moved,
         sample=put(state.sample, state.given),
@@ -288,7 +307,13 @@ def _give_slots(state: _State, queue: _Queue, samples_per_prompt: int) -> _State
 
 
 def _decode(
-    decoder: Decoder, weights: Weights, state: _State, queue: _Queue, sampling: SamplingConfig, draft_tokens: int
+    decoder: Decoder,
+    weights: Weights,
+    state: _State,
+    queue: _Queue,
+    sampling: SamplingConfig,
+    draft_tokens: int,
+    form: TokenForm | None,
 ) -> _State:
     """The next tokens in every slot, one without drafts; slots whose completions end are free afterwards."""
     shards, slots = state.sample.shape
@@ -304,7 +329,7 @@ def _decode(
     if isinstance(state.rows, Text):
         tokens, log_probs, count, rows = speculative_step(decoder, weights, state.rows, keys, sampling)
     else:
-        token, log_prob, rows = decode_step(decoder, weights, state.rows, keys[:, 0], sampling, seen)
+        token, log_prob, rows = decode_step(decoder, weights, state.rows, keys[:, 0], sampling, seen, form)
         seen = and_seen(seen, token)
         tokens, log_probs, count = token[:, None], log_prob[:, None], jnp.ones_like(token)
     tokens, log_probs, count = (x.reshape(shards, slots, *x.shape[1:]) for x in (tokens, log_probs, count))

@@ -22,7 +22,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "teacher.reason_by", "teacher.transition", "teacher.attempts_shown",
         "teacher.guidance", "teacher.guidance_by",
         "rubric.source", "rubric.style", "rubric.min_criteria", "rubric.max_criteria", "rubric.noisy_fraction",
-        "rubric.reduced_fraction", "rubric.writer", "rubric.writer_fields", "rubric.writer_thinking", "rubric.resample",
+        "rubric.reduced_fraction", "rubric.writer", "rubric.writer_fields", "rubric.writer_thinking", "rubric.constrained", "rubric.resample",
         "rubric.on_reject", "rubric.salvage", "rubric.max_prompt", "rubric.max_new_tokens", "rubric.temperature", "rubric.top_k", "rubric.top_p",
         "sampling.max_new_tokens", "sampling.temperature", "sampling.top_k", "sampling.top_p", "sampling.source",
         "sampling.group", "sampling.int8_cache", "sampling.merged_adapters", "sampling.int8_weights", "sampling.presence_penalty",

@@ -82,6 +82,7 @@ def stage() -> ConfigDict:
                 writer="",  # the model that writes rubrics, usually from Stage I: the directory of a model or an adapter
                 writer_fields=("question",),  # the fields that the writer sees
                 writer_thinking=False,
+                constrained=True,  # the writer can only write rubrics of the form of `style`, within the bounds above
                 resample=2,  # how often a rejected rubric is resampled
                 on_reject="generic",  # after that: use the generic rubric, or drop the question
                 salvage=True,  # accept what can be read of a text that is no whole JSON array; False: such a text is rejected

@@ -38,7 +38,7 @@ def flags(inputs, workdir):
         f"--workdir={workdir}", f"--config.model.path={inputs / 'model'}", f"--config.data.path={inputs / 'rows.jsonl'}",
         "--config.data.fields.rubric=rubrics.GT", "--config.train.steps=3", "--config.train.batch_size=8",
         "--config.sampling.max_new_tokens=24", "--config.model.dtype=float32", "--config.model.param_dtype=float32",
-        "--config.lora.rank=8", "--config.rubric.max_new_tokens=16", "--config.rubric.resample=0", "--config.rubric.batch_size=8",
+        "--config.lora.rank=8", "--config.rubric.max_new_tokens=160", "--config.rubric.resample=0", "--config.rubric.batch_size=64",
         "--config.data.max_teacher_prompt=2048",
     ]  # fmt: skip
 
@@ -53,8 +53,9 @@ def test_the_program_trains_and_its_export_loads_in_transformers(config, inputs,
     assert code == 0, err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["examples"] + summary["skipped"] + summary["rubrics"].get("too_long", 0) == 400
-    if config == "stage2.py:release":  # a random model writes no rubric, so every question got the generic one
-        assert summary["rubrics"]["fallback"] == 400 - summary["rubrics"]["too_long"] > 300
+    if config == "stage2.py:release":  # a random model, whose every text is a rubric all the same
+        counts = summary["rubrics"]
+        assert counts["strict"] == 400 - counts["too_long"] > 300 and counts["cut"] == counts["fallback"] == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "export")
     tokens = np.asarray(tokenizer("Why is the sky blue?")["input_ids"])[None]
