@@ -24,6 +24,9 @@ Other methods:
 - "grpo_rubric": the reward is the rubric score from a judge (`judge.model` at an endpoint, or `judge.checkpoint`);
 - "mixed": "paper" plus the reward for the answer.
 
+Student and teacher think, in training and in evaluation. "non_thinking", as in `configs/stage2.py:release,non_thinking`, turns this off.
+With "student_non_thinking" the student learns from completions without a thought, and the teacher and everybody in evaluation think.
+
 A size, as in `configs/stage2.py:qwen3_8b,release`, adds model, mesh and memory settings for a slice: see
 `rcsd_jax/settings/sizes.py`.
 """
@@ -32,7 +35,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rcsd_jax.settings import keys, sizes
+from rcsd_jax.settings import keys, sizes, thinking
 
 QUESTION, REFERENCE = ("question",), ("question", "reference")
 REWARDED = dict(reward=dict(grader="boxed"), sampling=dict(group=4))
@@ -41,11 +44,11 @@ STEPS = dict(train=dict(steps=500))  # the paper's for SFT and GRPO
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": dict(rubric=dict(source="written")),
     "release": dict(
-        rubric=dict(source="written"),
+        rubric=dict(source="written", max_new_tokens=1024),
         teacher=dict(fields=("question", "reference", "rubric")),
         loss=dict(top_k=20, entry_clip=0.05),
     ),
-    "reason_first": dict(rubric=dict(source="written"), teacher=dict(reason_tokens=512)),
+    "reason_first": dict(rubric=dict(source="written"), teacher=dict(reason_tokens=512, reason_thinking=False)),
     "ground_truth": dict(),
     **{name: dict(rubric=dict(source=name)) for name in ("generic", "noisy", "random", "reduced")},
     "opsd": dict(teacher=dict(fields=REFERENCE)),
@@ -79,7 +82,11 @@ VARIANTS["dr_grpo"] = VARIANTS["grpo"] | dict(policy=dict(scale_advantages=False
 
 def get_config(variant: str = "paper") -> ConfigDict:
     variant, parts = sizes.split(variant or "", tuple(VARIANTS))
+    who_thinks, parts = thinking.split(parts)
     config = keys.stage()
-    sizes.apply(config, parts, tuple(VARIANTS))
+    sizes.apply(config, parts, (*VARIANTS, *thinking.VARIANTS))
     config.update(VARIANTS[variant or "paper"])
+    thinking.apply(config, who_thinks)
+    if config.student.thinking or config.eval.thinking:
+        config.eval.max_new_tokens = 32768  # many thoughts on hard questions are longer than training's completions
     return config

@@ -148,7 +148,7 @@ def _asked(config: Settings) -> dict[tuple[str, str], Example]:
     wanted = dataclasses.replace(config.eval, roles=roles)
     try:
         questions = evaluation_questions(
-            wanted, config.reading(), config.encoding, config.limits, tokenizer, say=lambda line: None
+            wanted, config.reading(), config.evaluation_encoding, config.limits, tokenizer, say=lambda line: None
         )  # the run said it
     except UserError:
         return {}
@@ -218,7 +218,7 @@ def _mode(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _scores(record: Mapping[str, Any]) -> dict[str, float]:
-    apart = ("split", "mode", "id", "sample", "text", "length", "cut")
+    apart = ("split", "mode", "id", "sample", "text", "length", "cut", "thought_length", "unended_thought")
     return {name: value for name, value in record.items() if name not in apart}
 
 

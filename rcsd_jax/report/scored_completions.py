@@ -187,7 +187,10 @@ def _attribution(
     def encode(example: Example) -> np.ndarray:
         if analysis is None:
             return teacher_prompt(model.tokenizer, example, encoding)
-        prompt, _ = contexts.encode_reason_first(model.tokenizer, example, role, encoding.texts, config.task)
+        how = encoding.texts, config.task
+        prompt, _ = contexts.encode_reason_first(
+            model.tokenizer, example, role, *how, thinking=encoding.reason_thinking
+        )
         ended = np.isin(analysis, model.eos_ids)
         return np.concatenate([prompt, analysis[~ended], transition])
 

@@ -236,9 +236,19 @@ def encode_role(tokenizer: Any, example: Example, role: Role, prompts: Mapping[s
 
 
 def encode_reason_first(
-    tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str
+    tokenizer: Any,
+    example: Example,
+    role: Role,
+    prompts: Mapping[str, Any],
+    task: str,
+    *,
+    thinking: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The teacher's context when it writes an analysis before the completion is scored (the authors' release).
+
+    Args:
+      tokenizer, example, role, prompts, task: as in `role_text`; the role's thinking switch is that of the completion.
+      thinking: the switch of the analysis; None: the role's.
 
     Returns:
       prompt: token ids up to where the analysis is sampled, those of `role_text` with the request of "reason".
@@ -251,7 +261,8 @@ def encode_reason_first(
         {"role": "assistant", "content": _ANALYSIS},
         {"role": "user", "content": f"{prompts['reason']['transition']}\n{prompts[task]['request']}".strip()},
     ]
-    before = chat_text(tokenizer, asked_for, thinking=role.thinking, origin=example.origin)
+    switch = role.thinking if thinking is None else thinking
+    before = chat_text(tokenizer, asked_for, thinking=switch, origin=example.origin)
     text = chat_text(tokenizer, turns, thinking=role.thinking, origin=example.origin)
     _, marker, after = text.rpartition(_ANALYSIS)  # the last: a row's text may hold the same characters
     if not marker:

@@ -18,6 +18,7 @@ class TeacherSettings:
     weights: str = checks.one_of(("fixed", "live", "ema"))
     ema_decay: float
     reason_tokens: int
+    reason_thinking: bool
     guidance: float
     guidance_by: str = checks.one_of(("context", "criteria"))
 

@@ -25,6 +25,7 @@ from rcsd_jax.models import sharding
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run.environment import Run
+from rcsd_jax.run.recipe import block_of_completions
 from rcsd_jax.sampling.sampler import completions_of
 from rcsd_jax.settings.stage import Settings
 
@@ -39,6 +40,8 @@ def graded(
 ) -> tuple[Completions, list[dict[str, float]]]:
     """Adds advantages to completions and, if the teacher sees attempts, its prompts; also returns the metrics of each batch.
 
+    Only answers are graded and shown, without the thoughts before them.
+
     Args:
       completions: of a rollout, k * B rows on the mesh.
       asked: the rows' examples, as they are graded.
@@ -52,7 +55,9 @@ def graded(
     """
     config = run.config
     samples = multihost_utils.process_allgather(completions.samples, tiled=True)
-    texts = [model.decode(one.tokens) for one in completions_of(samples, recipe.rollout.sampling.eos_ids)]
+    written = completions_of(samples, recipe.rollout.sampling.eos_ids)
+    block = block_of_completions(config, model)
+    texts = [model.decode(one.tokens) if block is None else block.text(one.tokens, model.decode) for one in written]
     grader = GRADERS[config.reward.grader]
     grade = functools.partial(grade_all, config.reward.grader, judge=run.judge)
     if grader.grade is None:

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from rcsd_jax.data.examples import Example
+from rcsd_jax.roles.thinking import ThinkingBlock
 from rcsd_jax.rubrics.cache import RubricCache
+from rcsd_jax.rubrics.parsing import parse
 from rcsd_jax.rubrics.variants import generic_rubric
-from rcsd_jax.run.rubrics import write_rubrics
+from rcsd_jax.run.rubrics import _text, write_rubrics
 from rcsd_jax.sampling.sampler import Completion
 
 GOOD = '["Essential Criteria: States {0}.", "Important Criteria: Shows {0}.", "Optional Criteria: Is short."]'
@@ -90,3 +92,14 @@ def test_another_checkpoint_or_setting_is_written_anew(tmp_path):
         assert counts["cached"] == 0
     _, counts = write(path, Writer())
     assert counts["cached"] == 6 + 2 + 2  # every try, from the cache
+
+
+def test_a_rubric_in_a_thought_is_none():
+    """Tokens 8 and 9 open and end a thinking block; the decoded text does not show them."""
+    rubric = lambda tokens: " ".join(GOOD.format(x) for x in tokens if x < 8)
+    states = lambda block, tokens: parse(_text(rubric, block, np.array(tokens)))
+    block = ThinkingBlock(begin=(8,), end=(9,), opened=False)
+    assert states(block, [8, 1, 9, 2]).rubric.criteria[0].description == "States 2."
+    assert states(block, [8, 1]).code == "only_thinking"
+    assert states(ThinkingBlock((8,), (9,), opened=True), [1]).code == "only_thinking"
+    assert states(block, [1]).status == states(None, [8, 1]).status == "strict"
