@@ -21,9 +21,11 @@ def samples_of(end=(3,), seed=0):
     """Completions of every length, the first of them empty; padding may look like an end."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, V, (ROWS, N)).astype(np.int32)
-    lengths = np.concatenate([[0, N, N], rng.integers(0, N + 1, ROWS - 3)])
-    tokens[1:3] = 0  # no end
+    lengths = np.concatenate([[0, N, N, N], rng.integers(0, N + 1, ROWS - 4)])
+    tokens[1:4] = 0  # no end
     tokens[2, -len(end) :] = end  # with its last token
+    if len(end) > 1:
+        tokens[3, : len(end) - 1], tokens[3, -1] = end[1:], end[0]  # one only if the row went round
     mask = np.arange(N) < lengths[:, None]
     return Samples(tokens, mask, np.zeros((ROWS, N), np.float32), lengths == N)
 

@@ -97,8 +97,7 @@ def test_each_prompt_has_its_own_switch():
 def options_of(template, **changes):
     config = stage2.get_config("ground_truth")
     config.update(changes)
-    tokenizer = tokenizer_with(template)
-    return rollout_options(settings_of(config), Model(None, tokenizer, (tokenizer.eos_token_id,), 0, None))
+    return rollout_options(settings_of(config), Model(None, template and tokenizer_with(template), (0, 1), 0, None))
 
 
 def test_the_loss_is_given_the_end_of_the_writer_s_block():
@@ -110,6 +109,11 @@ def test_the_loss_is_given_the_end_of_the_writer_s_block():
     with pytest.raises(UserError, match="already ends the thinking block.*student.thinking=True") as error:
         options_of("qwen3", student=dict(thinking=False), loss=dict(thinking="answer"))
     assert error.value.field == "loss.thinking"
+    assert options_of("qwen3", sampling=dict(source="reference")).thought_end == ()
+    assert options_of("qwen3", sampling=dict(source="reference"), loss=dict(thinking="answer")).thought_end == end
+    assert (
+        options_of(None).thought_end == () != options_of(None, loss=dict(thinking="answer")).thought_end
+    )  # the planner
     unknown = dict(model=dict(thought_end="</thought>"))
     assert options_of("qwen2_5", **unknown).thought_end == ()
     with pytest.raises(UserError, match="no token '</thought>'.*model.thought_end"):
