@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rcsd_jax.data.examples import Example
+from rcsd_jax.evaluate import judged_sets
 from rcsd_jax.evaluate.graders import GRADERS, grade_all
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
@@ -59,7 +60,8 @@ def graded(
     block = block_of_completions(config, model)
     texts = [model.decode(one.tokens) if block is None else block.text(one.tokens, model.decode) for one in written]
     grader = GRADERS[config.reward.grader]
-    grade = functools.partial(grade_all, config.reward.grader, judge=run.judge)
+    judge = functools.partial(judged_sets.rewards, run.judges) if run.judges is not None else None
+    grade = functools.partial(grade_all, config.reward.grader, judge=judge)
     if grader.grade is None:
         scores = grade(asked, texts)
     else:
