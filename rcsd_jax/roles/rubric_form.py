@@ -16,12 +16,12 @@ import numpy as np
 from rcsd_jax.checkpoints.token_texts import token_texts
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.roles.opened_model import Model
+from rcsd_jax.roles.thinking import ThinkingBlock
 from rcsd_jax.rubrics.settings import RubricSettings
 from rcsd_jax.sampling import text_form, token_form
 from rcsd_jax.sampling.text_form import FormBuilder, TextForm
 from rcsd_jax.sampling.token_form import Letters, TokenForm, compile_form
 
-THOUGHT_END = "</think>"
 _KEPT_ABOVE = 1.0  # seconds; what is compiled faster is not kept on disk
 
 
@@ -111,17 +111,17 @@ def _composing() -> frozenset[str]:
     return frozenset(part[-1] for part in parts if len(part) > 1)
 
 
-def writer_form(model: Model, settings: RubricSettings) -> TokenForm:
-    """The form of a rubric for a model that writes rubrics with these settings.
+def writer_form(model: Model, settings: RubricSettings, block: ThinkingBlock | None) -> TokenForm:
+    """The form of a rubric for a model that writes rubrics with these settings, after a thought if there is a block for one.
 
     Raises:
       UserError: the model's tokens cannot write one, or not within `rubric.max_new_tokens`.
     """
     try:
         texts = token_texts(model.tokenizer)
-        thought_end = _thought_end(model.tokenizer, texts) if settings.writer_thinking else None
+        thought = _thought(block)
         form = rubric_form(settings.style, settings.min_criteria, settings.max_criteria)
-        found = _kept(form, texts, model.eos_ids, model.decoder.config.vocab_size, thought_end)
+        found = _kept(form, texts, model.eos_ids, model.decoder.config.vocab_size, thought)
     except ValueError as error:
         raise UserError(
             f"the model's tokenizer cannot be held to the form of a rubric: {error}",
@@ -140,19 +140,20 @@ def writer_form(model: Model, settings: RubricSettings) -> TokenForm:
     return found
 
 
-def _thought_end(tokenizer: object, texts: Sequence[bytes | None]) -> int | None:
-    """The token that ends a thought; None if the tokenizer has none, and then models do not think."""
-    token = tokenizer.get_vocab().get(THOUGHT_END)  # type: ignore[attr-defined]
-    if token is not None and texts[token] is None:
-        raise ValueError(f"with rubric.writer_thinking, {THOUGHT_END} must be seen in decoded texts")
-    return token
+def _thought(block: ThinkingBlock | None) -> dict[str, int]:
+    """The tokens around a thought, as `compile_form` takes them."""
+    if block is None:
+        return {}
+    if len(block.end) != 1 or (len(block.begin) != 1 and not block.opened):
+        raise ValueError("with rubric.writer_thinking, a thought must begin and end with one token each")
+    return dict(thought_end=block.end[0]) | ({} if block.opened else dict(thought_begin=block.begin[0]))
 
 
 def _kept(
-    form: TextForm, texts: Sequence[bytes | None], ends: Sequence[int], vocab_size: int, thought_end: int | None
+    form: TextForm, texts: Sequence[bytes | None], ends: Sequence[int], vocab_size: int, thought: dict[str, int]
 ) -> TokenForm:
     """The form for a tokenizer, from the user's cache if it was compiled before."""
-    key = hashlib.sha256(repr((TokenForm._fields, tuple(ends), vocab_size, thought_end, texts)).encode())
+    key = hashlib.sha256(repr((TokenForm._fields, tuple(ends), vocab_size, thought, texts)).encode())
     for source in (__file__, text_form.__file__, token_form.__file__):
         key.update(Path(source).read_bytes())
     for array in (form.step, form.lowest, form.highest, form.span, np.array([form.start, form.whole])):
@@ -165,7 +166,7 @@ def _kept(
     except Exception:  # it is missing, or was written by half
         pass
     began = time.monotonic()
-    found = compile_form(form, texts, ends, vocab_size=vocab_size, letters=letters, thought_end=thought_end)
+    found = compile_form(form, texts, ends, vocab_size=vocab_size, letters=letters, **thought)
     if time.monotonic() - began > _KEPT_ABOVE:
         _keep(found, path)
     return found

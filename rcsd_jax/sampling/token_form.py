@@ -103,6 +103,7 @@ def compile_form(
     *,
     vocab_size: int,
     letters: Callable[[str], Letters | None],
+    thought_begin: int | None = None,
     thought_end: int | None = None,
 ) -> TokenForm:
     """A form for a tokenizer.
@@ -117,6 +118,7 @@ def compile_form(
       vocab_size: V, at least the number of texts.
       letters: what each character adds to what tells spans apart; None if no text may hold it.
       thought_end: if given, a text begins with a thought, which is any tokens up to and with this one.
+      thought_begin: if given, that is so if the first token is this one; else a text begins without a thought.
 
     Raises:
       ValueError: the tokens cannot write such a text.
@@ -131,9 +133,16 @@ def compile_form(
     start = form.start
     if thought_end is not None:
         start = len(table)
-        ids = np.array([i for i, text in enumerate(texts) if text is not None and i not in ends], np.int64)
+        held = [i for i, text in enumerate(texts) if text is not None and i not in ends and i != thought_end]
+        ids = np.array([*held, thought_end], np.int64)
         table.append(free(ids, start))
         table[-1][1].target[ids == thought_end] = form.start
+        if thought_begin is not None:
+            first = free(np.append(table[form.start][0], thought_begin), start)
+            for field, before in zip(first[1], table[form.start][1], strict=True):
+                field[:-1] = before
+            table[form.start] = first
+            start = form.start
     token_class, edges = _by_class(table, vocab_size, form.most)
     span = np.append(form.span, np.zeros(len(table) - len(form.span), bool))
     ends_span = span[:, None] & ~span[edges.target] & (edges.target != DEAD)

@@ -212,10 +212,12 @@ def test_the_sixth_criterion_is_refused(tokenizer_of, form_of):
     assert follow(form, tokenizer.encode(f"[{five},")) == len(f"[{five}")
 
 
-def test_a_thought_comes_first_and_leaves_room_for_the_rubric(tokenizer_of):
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_thought_comes_first_and_leaves_room_for_the_rubric(tokenizer_of, opened):
+    """A model that never wants to end its thought, which the prompt opens, or the model itself if it wants to."""
     tokenizer = tokenizer_of("bytes")
     texts = token_texts(tokenizer)
-    end = texts.index(b"~")  # it stands for the end of a thought
+    begin, end = texts.index(b"^"), texts.index(b"~")  # these stand for the ends of a thought
     form = compile_form(
         rubric_form.rubric_form("strings", 1, 2),
         texts,
@@ -223,15 +225,19 @@ def test_a_thought_comes_first_and_leaves_room_for_the_rubric(tokenizer_of):
         vocab_size=len(tokenizer),
         letters=letters,
         thought_end=end,
+        thought_begin=None if opened else begin,
     )
     keys, length = jax.random.split(jax.random.key(0), 8), form.shortest + 30
     wishes = jnp.zeros((8, len(tokenizer))).at[:, end].set(-30.0)
+    wishes = wishes.at[:4, begin].set(8.0).at[4:, begin].set(-30.0)
     tokens, _, state = write(form, wishes, keys, length, SamplingConfig(LONGEST))
     assert (state == form.done).all()
-    for row in np.asarray(tokens)[:length].T:
-        (at,) = np.flatnonzero(row == end)[:1]
-        text = tokenizer.decode(row[at + 1 :], skip_special_tokens=True)
-        assert at == 30 and parse(text, min_criteria=1, max_criteria=2).status == "strict"
+    for number, row in enumerate(np.asarray(tokens)[:length].T):
+        ends = np.flatnonzero(row == end)[:1]
+        thinks = opened or number < 4
+        text = tokenizer.decode(row[ends[0] + 1 :] if thinks else row, skip_special_tokens=True)
+        assert parse(text, min_criteria=1, max_criteria=2).status == "strict"
+        assert not thinks or ends[0] == (30 if opened else 29)
 
 
 def test_draws_follow_the_models_probabilities_renormalised(tokenizer_of, form_of):
@@ -346,7 +352,7 @@ def test_descriptions_with_other_characters(tokenizer_of, form_of, first, second
 
 
 def settings_of(**changes):
-    plain = dict(style="objects", min_criteria=3, max_criteria=25, max_new_tokens=1024, writer_thinking=False)
+    plain = dict(style="objects", min_criteria=3, max_criteria=25, max_new_tokens=1024)
     return SimpleNamespace(**plain | changes)
 
 
@@ -362,11 +368,11 @@ def model_of(tokenizer, directory="writer"):
 
 def test_what_cannot_be_held_to_the_form_is_one_line(tokenizer_of):
     with pytest.raises(UserError, match="rubric.max_new_tokens.*may take .* tokens"):
-        rubric_form.writer_form(model_of(tokenizer_of("bytes")), settings_of(max_new_tokens=50))
+        rubric_form.writer_form(model_of(tokenizer_of("bytes")), settings_of(max_new_tokens=50), None)
     with pytest.raises(UserError, match="rubric.constrained.*cannot write such a text"):
-        rubric_form.writer_form(model_of(tokenizer_of("words")), settings_of())  # it has no word "title"
+        rubric_form.writer_form(model_of(tokenizer_of("words")), settings_of(), None)  # it has no word "title"
     with pytest.raises(UserError, match="not backed by the tokenizers library"):
-        rubric_form.writer_form(model_of(SimpleNamespaceTokenizer()), settings_of())
+        rubric_form.writer_form(model_of(SimpleNamespaceTokenizer()), settings_of(), None)
 
 
 class SimpleNamespaceTokenizer:
@@ -380,12 +386,12 @@ def test_a_form_is_kept_and_read_again(tokenizer_of, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(rubric_form, "_KEPT_ABOVE", 0.0)
     model = model_of(tokenizer_of("bpe"))
-    first = rubric_form.writer_form(model, settings_of())
+    first = rubric_form.writer_form(model, settings_of(), None)
     (path,) = tmp_path.glob("rcsd_jax/token_forms/*.npz")
     monkeypatch.setattr(rubric_form, "compile_form", None)  # it cannot be compiled again
-    again = rubric_form.writer_form(model, settings_of())
+    again = rubric_form.writer_form(model, settings_of(), None)
     assert again.digest == first.digest and again.shortest == first.shortest
     jax.tree.map(np.testing.assert_array_equal, first, again)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TypeError):
-        rubric_form.writer_form(model, settings_of())
+        rubric_form.writer_form(model, settings_of(), None)
