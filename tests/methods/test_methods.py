@@ -249,7 +249,7 @@ def rows_of_texts(texts, model, length):
 
 def grade_texts(config, tmp_path, texts, examples, judge=None, batches=1):
     run, model = context(config, tmp_path)
-    run, asked = run._replace(judge=judge), run.config
+    run, asked = run._replace(judges=None if judge is None else Judges(judge)), run.config
     with jax.set_mesh(run.mesh):
         data = encode_all(examples, model.tokenizer, asked.encoding, asked.limits)
         rows = list(range(len(examples)))
