@@ -5,7 +5,7 @@
 Variants (`configs/stage1.py:release`): with "paper" (default), the student sees the question, and the teacher also the
 reference. "release" is the authors' run as `docs/published.md` lists it: both see question and reference, and the teacher also the
 row's own rubric. A size, as in `configs/stage1.py:qwen3_8b`, adds model, mesh and memory settings for a slice: see
-`rcsd_jax/settings/sizes.py`.
+`rcsd_jax/settings/sizes.py`. Both roles think; "non_thinking" and "student_non_thinking" change that, as in `configs/stage2.py`.
 """
 
 from typing import Any
@@ -13,13 +13,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rcsd_jax.roles import published
-from rcsd_jax.settings import keys, sizes
+from rcsd_jax.settings import keys, sizes, thinking
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": dict(
         student=dict(fields=("question",)),
         teacher=dict(fields=("question", "reference")),
-        sampling=dict(max_new_tokens=1024),  # generated rubrics average 8.4 criteria, about 300 tokens
     ),
     "release": dict(
         prompts=published.RELEASE_STAGE1,
@@ -35,8 +34,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def get_config(variant: str = "paper") -> ConfigDict:
     variant, parts = sizes.split(variant or "", tuple(VARIANTS))
+    who_thinks, parts = thinking.split(parts)
     config = keys.stage()
     config.task = "write_rubric"
     config.update(VARIANTS[variant or "paper"])
-    sizes.apply(config, parts, tuple(VARIANTS))
+    thinking.apply(config, who_thinks)
+    if not config.student.thinking:
+        config.sampling.max_new_tokens = 1024  # generated rubrics average 8.4 criteria, about 300 tokens
+    sizes.apply(config, parts, (*VARIANTS, *thinking.VARIANTS))
     return config

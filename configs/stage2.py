@@ -34,6 +34,9 @@ Other methods:
 - "grpo_rubric": the reward is the rubric score from a judge (`judge.model` at an endpoint, or `judge.checkpoint`);
 - "mixed": "paper" plus the reward for the answer.
 
+Student and teacher think, in training and in evaluation. "non_thinking", as in `configs/stage2.py:release,non_thinking`, turns this off.
+With "student_non_thinking" the student learns from completions without a thought, and the teacher and everybody in evaluation think.
+
 A size, as in `configs/stage2.py:qwen3_8b,release`, adds model, mesh and memory settings for a slice: see
 `rcsd_jax/settings/sizes.py`.
 """
@@ -43,7 +46,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rcsd_jax.roles import published
-from rcsd_jax.settings import keys, sizes
+from rcsd_jax.settings import keys, sizes, thinking
 
 QUESTION, REFERENCE = ("question",), ("question", "reference")
 REWARDED = dict(reward=dict(grader="boxed"), sampling=dict(group=4))
@@ -63,6 +66,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         rubric=dict(
             source="written",
             writer_fields=REFERENCE,
+            max_new_tokens=1024,
             temperature=0.7,
             resample=0,
             on_reject="drop",
@@ -117,7 +121,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": dict(rubric=dict(source="written")),
-    "reason_first": dict(rubric=dict(source="written"), teacher=dict(reason_tokens=512)),
+    "reason_first": dict(rubric=dict(source="written"), teacher=dict(reason_tokens=512, reason_thinking=False)),
     "ground_truth": dict(),
     **{name: dict(rubric=dict(source=name)) for name in ("generic", "noisy", "random", "reduced")},
     **PUBLISHED,
@@ -144,7 +148,11 @@ VARIANTS["dr_grpo"] = VARIANTS["grpo"] | dict(policy=dict(scale_advantages=False
 
 def get_config(variant: str = "paper") -> ConfigDict:
     variant, parts = sizes.split(variant or "", tuple(VARIANTS))
+    who_thinks, parts = thinking.split(parts)
     config = keys.stage()
     config.update(VARIANTS[variant or "paper"])
-    sizes.apply(config, parts, tuple(VARIANTS))
+    thinking.apply(config, who_thinks)
+    if config.student.thinking or config.eval.thinking:
+        config.eval.max_new_tokens = 32768  # many thoughts on hard questions are longer than training's completions
+    sizes.apply(config, parts, (*VARIANTS, *thinking.VARIANTS))
     return config

@@ -127,7 +127,7 @@ def learn_student(
     def of_trip(trip: Trip) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
         there, at = trip.token < of_completions.tokens.shape[2], (trip.completion, trip.token)
         look_up = jax.vmap(lambda x, i, t: x.at[i, t].get(mode="clip"))
-        tokens = CompletionTokens(*(_rows(look_up(x, *at)) for x in of_completions))
+        tokens = jax.tree.map(lambda x: _rows(look_up(x, *at)), of_completions)
         counts = Weights(*(_rows(jnp.where(there, look_up(x, *at), 0.0)) for x in weights))
         hidden = None if teacher_hidden is None else _rows(look_up(teacher_hidden, *at))
         (loss, sums), gradient = trip_loss_and_gradient(recipe, state, frozen, teacher, hidden, trip, tokens, counts)

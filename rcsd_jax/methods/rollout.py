@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from rcsd_jax.methods.contract import Completions, Without
 from rcsd_jax.methods.networks import Mixture, Network, Networks
+from rcsd_jax.methods.thoughts import learnt, thoughts_of
 from rcsd_jax.sampling import Samples, SamplingConfig, generate
 from rcsd_jax.sampling.slots import generate_queue
 
@@ -44,7 +45,9 @@ class RolloutOptions:
     draft_tokens: int = 0  # that a step guesses in every slot and checks; only with slots
     reason_tokens: int = 0  # longest analysis that the teacher writes first; 0: none
     reason_by: str = "teacher"  # the role whose network writes it, on the teacher's prompt
-    skip_first: int = 0  # learn nothing from the first n completion tokens (SDFT)
+    thinking: str = "all"  # learn only from this part of a completion, of `thoughts.PARTS`
+    thought_end: tuple[int, ...] = ()  # token ids that end a completion's thinking block; empty: it has none
+    skip_first: int = 0  # learn nothing from the first n tokens of that part (SDFT)
     mask_cut: bool = False  # learn nothing from completions that hit the length limit
     pad_id: int = 0
 
@@ -109,13 +112,16 @@ def assemble(batch: Batch, samples: Samples, analysis: Samples | None, options: 
         teacher_tokens = jnp.concatenate([teacher_tokens, analysis.tokens, batch.transition], axis=1)
         transition_mask = jnp.ones(batch.transition.shape, bool)
         teacher_mask = jnp.concatenate([teacher_mask, analysis.mask & ~ended, transition_mask], axis=1)
-    completion_mask = samples.mask & (jnp.arange(samples.mask.shape[1]) >= options.skip_first)
+    thoughts = thoughts_of(samples.tokens, samples.mask, options.thought_end) if options.thought_end else None
+    part = learnt(samples.mask, thoughts, options.thinking)
+    completion_mask = part & (jnp.cumsum(part, axis=1) > options.skip_first)
     if options.mask_cut:
         completion_mask &= ~samples.cut[:, None]
     advantages = jnp.zeros(batch.row.shape, jnp.float32)
     prompts = batch.student_tokens, batch.student_mask, teacher_tokens, teacher_mask
+    taught = jnp.ones(batch.row.shape, bool)
     return jax.lax.stop_gradient(
-        Completions(*prompts, samples, completion_mask, advantages, batch.without, jnp.ones(batch.row.shape, bool))
+        Completions(*prompts, samples, completion_mask, advantages, batch.without, taught, thoughts)
     )
 
 

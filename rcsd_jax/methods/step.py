@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.methods import dealing, packed_learning, rollout
-from rcsd_jax.methods.contract import Completions, Weights, tokens_of, weigh
+from rcsd_jax.methods.contract import Completions, Thoughts, Weights, tokens_of, weigh
 from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
 from rcsd_jax.methods.microbatches import summed
 from rcsd_jax.methods.networks import Frozen, Mixture, Network
@@ -133,6 +133,7 @@ def _metrics(
 ) -> dict[str, jax.Array]:
     mask, cut = completions.samples.mask, completions.samples.cut
     row_loss, (real, places) = sums.pop("row_loss"), sums.pop("scored")
+    by_part = {} if completions.thoughts is None else _lengths_of_parts(mask, completions.thoughts)
     return {
         "loss": loss,
         "grad_norm": grad_norm,
@@ -140,8 +141,17 @@ def _metrics(
         **{name: value / jnp.maximum(count, 1) for name, (value, count) in sums.items()},
         "completion_length": mask.sum(axis=1).mean(),
         "share_cut": cut.mean(),
+        **by_part,
         "completion_tokens": mask.sum(),
         "real_tokens": real,
         "padded_tokens": places,
         "row_loss": row_loss,
+    }
+
+
+def _lengths_of_parts(mask: jax.Array, thoughts: Thoughts) -> dict[str, jax.Array]:
+    return {
+        "thought_length": thoughts.mask.sum(axis=1).mean(),
+        "answer_length": (mask & ~thoughts.mask).sum(axis=1).mean(),
+        "share_unended_thoughts": 1.0 - thoughts.ended.mean(),
     }

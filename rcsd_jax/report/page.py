@@ -36,7 +36,7 @@ _METHODS = {
     "grpo": "GRPO",
     "sft": "Fine-tuning on references",
 }
-_COUNTS = ("questions", "samples", "length")
+_COUNTS = ("questions", "samples", "length", "thought_length")
 
 
 def render(data: Mapping[str, Any]) -> str:
@@ -268,7 +268,8 @@ def _numbers(evaluation: Mapping[str, Any], labels: Mapping[str, str]) -> dict[s
     )
     if not known:
         return None
-    names = sorted(known, key=lambda key: (key != "questions", key in ("length", "share_cut", "parsed", "ungraded")))
+    last = ("length", "share_cut", "thought_length", "share_unended_thoughts", "parsed", "ungraded")
+    names = sorted(known, key=lambda key: (key != "questions", key in last))
 
     def shown(key: str, value: Any, stderr: Any) -> str:
         if not isinstance(value, (int, float)):

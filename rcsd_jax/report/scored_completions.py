@@ -192,7 +192,8 @@ def _attribution(
         if analysis is None:
             return teacher_prompt(model.tokenizer, example, encoding)
         shown = example, role, encoding.texts, config.task
-        prompt, _ = contexts.encode_reason_first(model.tokenizer, *shown, transition=encoding.transition)
+        how: dict[str, Any] = dict(transition=encoding.transition, thinking=encoding.reason_thinking)
+        prompt, _ = contexts.encode_reason_first(model.tokenizer, *shown, **how)
         ended = np.isin(analysis, model.eos_ids)
         return np.concatenate([prompt, analysis[~ended], transition])
 

@@ -275,13 +275,21 @@ def encode_role(tokenizer: Any, example: Example, role: Role, prompts: Mapping[s
 
 
 def encode_reason_first(
-    tokenizer: Any, example: Example, role: Role, prompts: Mapping[str, Any], task: str, *, transition: str = "turn"
+    tokenizer: Any,
+    example: Example,
+    role: Role,
+    prompts: Mapping[str, Any],
+    task: str,
+    *,
+    transition: str = "turn",
+    thinking: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The teacher's context when it writes an analysis before the completion is scored (the authors' release).
 
     Args:
-      tokenizer, example, role, prompts, task: as of `encode_role`.
+      tokenizer, example, role, prompts, task: as of `encode_role`; the role's thinking switch is that of the completion.
       transition: one of `TRANSITIONS`.
+      thinking: the switch of the analysis; None: the role's.
 
     Returns:
       prompt: token ids up to where the analysis is sampled, those of `role_text` with the request of "reason".
@@ -291,7 +299,8 @@ def encode_reason_first(
     """
     asked_for = messages(example, role, prompts, task, request=prompts["reason"]["request"])
     words = f"{prompts['reason']['transition']}\n{prompts[task]['request']}".strip()
-    before = chat_text(tokenizer, asked_for, thinking=role.thinking, origin=example.origin)
+    switch = role.thinking if thinking is None else thinking
+    before = chat_text(tokenizer, asked_for, thinking=switch, origin=example.origin)
     if transition == "raw":
         prompt, raw = encode_texts(tokenizer, [before, f"{tokenizer.eos_token}\n\n\n{words}\n"])
         return prompt, raw

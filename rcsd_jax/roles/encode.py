@@ -26,6 +26,7 @@ class Encoding:
       task: what the model writes, a key of `texts`.
       reasons: whether the teacher writes an analysis first.
       transition: what then follows, see `contexts.TRANSITIONS`.
+      reason_thinking: the chat template's thinking switch for the analysis.
       learns_references: whether completions are taken from the rows.
       by_criteria: whether the teacher also scores without each criterion.
     """
@@ -36,14 +37,23 @@ class Encoding:
     task: str
     reasons: bool = False
     transition: str = "turn"
+    reason_thinking: bool = False
     learns_references: bool = False
     by_criteria: bool = False
 
     @property
     def teacher_before(self) -> Role:
-        """The teacher without the fields that come during training."""
+        """The teacher as its first prompt shows it: without the fields that come during training, and thinking as it is to analyse."""
         known = tuple(name for name in self.teacher.fields if name not in contexts.ATTEMPT_FIELDS)
-        return dataclasses.replace(self.teacher, fields=known)
+        thinking = self.reason_thinking if self.reasons else self.teacher.thinking
+        return dataclasses.replace(self.teacher, fields=known, thinking=thinking)
+
+    def with_thinking(self, thinking: bool | None) -> Encoding:
+        """The same with this switch for both roles' completions; None: as it is."""
+        if thinking is None:
+            return self
+        student, teacher = (dataclasses.replace(role, thinking=thinking) for role in (self.student, self.teacher))
+        return dataclasses.replace(self, student=student, teacher=teacher)
 
     @property
     def teacher_request(self) -> str | None:
@@ -168,7 +178,8 @@ def transition_of(example: Example, tokenizer: Any, encoding: Encoding) -> np.nd
     if not encoding.reasons:
         return np.zeros((0,), np.int32)
     shown = encoding.teacher_before, encoding.texts, encoding.task
-    return contexts.encode_reason_first(tokenizer, example, *shown, transition=encoding.transition)[1]
+    how: dict[str, Any] = dict(transition=encoding.transition, thinking=encoding.reason_thinking)
+    return contexts.encode_reason_first(tokenizer, example, *shown, **how)[1]
 
 
 def teacher_prompt(

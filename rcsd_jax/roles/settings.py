@@ -22,6 +22,7 @@ class TeacherSettings:
     reason_by: str = checks.one_of(("teacher", "student"))
     transition: str = checks.one_of(TRANSITIONS)
     attempts_shown: str = checks.one_of(ATTEMPTS_SHOWN)
+    reason_thinking: bool
     guidance: float
     guidance_by: str = checks.one_of(("context", "criteria"))
 

@@ -29,6 +29,7 @@ from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.roles.settings import TeacherSettings
 from rcsd_jax.rubrics.parsing import drop_thinking
 from rcsd_jax.run.environment import Run
+from rcsd_jax.run.recipe import block_of_completions
 from rcsd_jax.sampling.sampler import completions_of
 from rcsd_jax.settings.stage import Settings
 
@@ -43,6 +44,8 @@ def graded(
 ) -> tuple[Completions, list[dict[str, float]]]:
     """Adds advantages to completions and, if the teacher sees attempts, its prompts; also returns the metrics of each batch.
 
+    Only answers are graded and shown, without the thoughts before them.
+
     Args:
       completions: of a rollout, k * B rows on the mesh.
       asked: the rows' examples, as they are graded.
@@ -56,7 +59,9 @@ def graded(
     """
     config = run.config
     samples = multihost_utils.process_allgather(completions.samples, tiled=True)
-    texts = [model.decode(one.tokens) for one in completions_of(samples, recipe.rollout.sampling.eos_ids)]
+    written = completions_of(samples, recipe.rollout.sampling.eos_ids)
+    block = block_of_completions(config, model)
+    texts = [model.decode(one.tokens) if block is None else block.text(one.tokens, model.decode) for one in written]
     grader = GRADERS[config.reward.grader]
     judge = functools.partial(judged_sets.rewards, run.judges) if run.judges is not None else None
     grade = functools.partial(grade_all, config.reward.grader, judge=judge)

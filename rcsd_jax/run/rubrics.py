@@ -24,6 +24,7 @@ from rcsd_jax.host.shared_log import held_by_all
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.contexts import Role
 from rcsd_jax.roles.opened_model import open_served, sampling_of
+from rcsd_jax.roles.thinking import ThinkingBlock, block_of
 from rcsd_jax.rubrics.cache import RubricCache, Written, text_key
 from rcsd_jax.rubrics.parsing import parse
 from rcsd_jax.rubrics.schema import Rubric
@@ -47,6 +48,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
     if warning := asked_otherwise(settings.writer, role.fields):
         run.console.print(f"warning: {warning}", soft_wrap=True)
     texts = config.encoding.texts
+    block = block_of(writer.tokenizer, config.model, thinking=settings.writer_thinking)
 
     def encoded(mine: Sequence[Example]) -> list[np.ndarray]:
         prompts = [contexts.role_text(writer.tokenizer, e, role, texts, "write_rubric") for e in mine]
@@ -73,7 +75,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
                 [e for e, _ in asked],
                 [p for _, p in asked],
                 write=write,
-                decode=writer.decode,
+                decode=functools.partial(_text, writer.decode, block),
                 cache=cache,
                 checkpoint=digest,
                 settings=sampling.described(),
@@ -102,6 +104,13 @@ def asked_otherwise(writer: str, fields: Sequence[str]) -> str | None:
         return None
     told = f"the rubric writer learned to write from {', '.join(learned)}, and is asked with {', '.join(fields)}"
     return f"{told}; set rubric.writer_fields={learned!r}"
+
+
+def _text(decode: Callable[[np.ndarray], str], block: ThinkingBlock | None, tokens: np.ndarray) -> str:
+    """What a writer wrote after its thought. A thought that does not end is marked as one, so that nothing in it is read as a rubric."""
+    if block is None:
+        return decode(tokens)
+    return block.text(tokens, decode) if block.answer(tokens) is not None else f"<think>{decode(tokens)}"
 
 
 def tell_rubrics(counts: Mapping[str, int], run: Run, *, none_left: bool) -> None:

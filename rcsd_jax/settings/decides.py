@@ -12,14 +12,14 @@ DECIDES: dict[str, tuple[str, ...]] = {
     # What is learned: a run with another value is another run.
     "learning": (
         "seed", "task", "method", "prompts",
-        "model.path", "model.dtype", "model.param_dtype", "model.int8_weights",
+        "model.path", "model.dtype", "model.param_dtype", "model.int8_weights", "model.thought_begin", "model.thought_end",
         "lora.rank", "lora.alpha", "lora.targets",
         "data.source", "data.path", "data.fields.question", "data.fields.reference", "data.fields.rubric",
         "data.fields.answer", "data.fields.solution", "data.fields.id", "data.incomplete", "data.split", "data.count", "data.flawed", "data.max_student_prompt",
         "data.max_teacher_prompt", "data.too_long",
         "student.fields", "student.shown_in", "student.thinking",
         "teacher.fields", "teacher.shown_in", "teacher.thinking", "teacher.weights", "teacher.ema_decay", "teacher.current_share", "teacher.reason_tokens",
-        "teacher.reason_by", "teacher.transition", "teacher.attempts_shown",
+        "teacher.reason_by", "teacher.reason_thinking", "teacher.transition", "teacher.attempts_shown",
         "teacher.guidance", "teacher.guidance_by",
         "rubric.source", "rubric.style", "rubric.min_criteria", "rubric.max_criteria", "rubric.noisy_fraction",
         "rubric.reduced_fraction", "rubric.writer", "rubric.writer_fields", "rubric.writer_thinking", "rubric.resample",
@@ -29,7 +29,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "reward.grader", "reward.score", "reward.success",
         "policy.clip_low", "policy.clip_high", "policy.kl", "policy.scale_advantages", "policy.weight",
         "loss.divergence", "loss.beta", "loss.top_k", "loss.top_k_support", "loss.tail", "loss.entry_clip",
-        "loss.token_clip", "loss.importance_clip", "loss.mask_cut", "loss.skip_first", "loss.reduction",
+        "loss.token_clip", "loss.importance_clip", "loss.thinking", "loss.mask_cut", "loss.skip_first", "loss.reduction",
         "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.clip", "optimizer.b1",
         "optimizer.b2", "optimizer.weight_decay",
         "train.epochs", "train.batch_size", "train.batches_per_rollout", "train.passes_per_rollout",
@@ -37,7 +37,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
     # How long it is learned. Finished steps stay valid, unless their learning rates depended on it.
     "length": ("train.steps",),
     # Scores: of every set, of the run's own sets, of one set, of sampled answers, of a judge's grades, of its agreement with another.
-    "scores": ("eval.count",),
+    "scores": ("eval.count", "eval.max_new_tokens", "eval.thinking"),
     "scores of own sets": ("eval.grader",),
     "scores of a set": ("eval.path", "eval.splits", "eval.benchmarks"),
     "scores of samples": ("eval.samples", "eval.temperature"),

@@ -188,9 +188,20 @@ class Settings:
             task=self.task,
             reasons=self.teacher.reason_tokens > 0,
             transition=self.teacher.transition,
+            reason_thinking=self.teacher.reason_thinking,
             learns_references=self.sampling.source == "reference",
             by_criteria=self.teacher.guided_by_criteria,
         )
+
+    @property
+    def evaluation_encoding(self) -> Encoding:
+        """The same for evaluation."""
+        return self.encoding.with_thinking(self.eval.thinking)
+
+    @property
+    def evaluation_budget(self) -> int:
+        """The number of tokens of the longest completion in evaluation."""
+        return self.eval.max_new_tokens or self.sampling.max_new_tokens
 
     @property
     def limits(self) -> Limits:

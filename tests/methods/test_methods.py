@@ -287,6 +287,18 @@ def test_advantages_and_teachers_that_see_the_groups_own_success(tmp_path):
         assert f"reference : {success}" in " ".join(text.split()), text
 
 
+def test_only_answers_are_graded_and_shown(tmp_path):
+    config = config_of("sdpo", tmp_path)
+    config.model.update(thought_begin="<user>", thought_end="<unk>")
+    one = world.examples("stage2", 1, seed=5)[0]
+    good, bad = group_of(one, [1, 0])
+    texts = [f"<user> {bad} <unk> {good}", f"<user> {good} <unk> {bad}", f"<user> {good}", bad]
+    completions, metrics, model = grade_texts(config, tmp_path, texts, [one] * 4)
+    assert metrics["graded_accuracy"] == 1 / 4 and completions.taught.tolist() == [False, True, True, True]
+    shown = np.asarray(completions.teacher_tokens[1])[np.asarray(completions.teacher_mask[1])]
+    assert f"reference : {good}" in " ".join(model.decode(shown).split())
+
+
 def test_a_rollout_is_graded_at_once_and_each_batch_has_its_own_metrics(tmp_path):
     config = config_of("success", tmp_path)
     config.sampling.group = 2

@@ -17,6 +17,7 @@ from rcsd_jax.methods.rollout import RolloutOptions
 from rcsd_jax.methods.score_both import score_student, score_teacher
 from rcsd_jax.methods.state import init_state
 from rcsd_jax.methods.step import padded_loss_and_gradient
+from rcsd_jax.methods.thoughts import thoughts_of
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params
 from rcsd_jax.models.decoder import Decoder
@@ -124,9 +125,24 @@ def masked(completions, *, skip_first=0, mask_cut=False):
     return completions._replace(completion_mask=mask & ~(completions.samples.cut & mask_cut)[:, None])
 
 
+def with_thoughts():
+    """Some completions have no end of a thought, some no answer, some both parts."""
+    completions = completions_of()
+    thoughts = thoughts_of(completions.samples.tokens % 5, completions.samples.mask, (3,))
+    assert 0 < thoughts.ended.sum() < ROWS
+    return completions._replace(thoughts=thoughts)
+
+
+def answers_of(completions):
+    return completions._replace(completion_mask=completions.samples.mask & ~completions.thoughts.mask)
+
+
 CASES = {
     "divergence": {},
-    "by completion, importance weights": dict(loss=options_of(reduction="completions", importance_clip=1.5)),
+    "by completion, importance weights": dict(
+        loss=options_of(reduction="completions", importance_clip=1.5), completions=with_thoughts()
+    ),
+    "answers only": dict(loss=options_of(by_part=False), completions=answers_of(with_thoughts())),
     "sampled token, the longest": dict(
         loss=options_of(reduction="longest", divergence=dict(divergence="sampled_token"))
     ),

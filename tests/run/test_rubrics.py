@@ -5,9 +5,11 @@ import pytest
 
 from configs import stage1
 from rcsd_jax.data.examples import Example
+from rcsd_jax.roles.thinking import ThinkingBlock
 from rcsd_jax.rubrics.cache import RubricCache
+from rcsd_jax.rubrics.parsing import parse
 from rcsd_jax.rubrics.variants import generic_rubric
-from rcsd_jax.run.rubrics import asked_otherwise, write_rubrics
+from rcsd_jax.run.rubrics import _text, asked_otherwise, write_rubrics
 from rcsd_jax.sampling.sampler import Completion
 from rcsd_jax.settings import keys
 
@@ -115,3 +117,14 @@ def test_a_writer_that_is_asked_with_other_fields_than_it_learned_from_is_told(t
     assert "learned to write from question, reference, and is asked with question;" in asked_otherwise(
         adapter, ("question",)
     )
+
+
+def test_a_rubric_in_a_thought_is_none():
+    """Tokens 8 and 9 open and end a thinking block; the decoded text does not show them."""
+    rubric = lambda tokens: " ".join(GOOD.format(x) for x in tokens if x < 8)
+    states = lambda block, tokens: parse(_text(rubric, block, np.array(tokens)))
+    block = ThinkingBlock(begin=(8,), end=(9,), opened=False)
+    assert states(block, [8, 1, 9, 2]).rubric.criteria[0].description == "States 2."
+    assert states(block, [8, 1]).code == "only_thinking"
+    assert states(ThinkingBlock((8,), (9,), opened=True), [1]).code == "only_thinking"
+    assert states(block, [1]).status == states(None, [8, 1]).status == "strict"

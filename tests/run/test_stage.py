@@ -39,7 +39,7 @@ def config_for(user_dir, variant="ground_truth"):
     config.sampling.max_new_tokens = 8
     config.rubric.update(max_new_tokens=8, batch_size=8, resample=0)
     config.train.update(steps=1, batch_size=4)
-    config.eval.batch_size = 4
+    config.eval.update(batch_size=4, max_new_tokens=None)
     return config
 
 
