@@ -38,6 +38,7 @@ class TrainSettings:
     batch_size: int
     microbatches: int
     row_lengths: int
+    split_rows: bool
     batches_per_rollout: int
     passes_per_rollout: int
     log_every: int
@@ -46,6 +47,8 @@ class TrainSettings:
         sizes = ("steps", "batch_size", "microbatches", "batches_per_rollout", "passes_per_rollout", "log_every")
         checks.at_least_one(self, *sizes)
         checks.at_least_zero(self, "row_lengths")
+        packed = self.row_lengths > 0 or not self.split_rows
+        checks.need(packed, self, "split_rows", "needs packed rows", "set train.row_lengths to 4, or this to False")
         problem = f"does not divide train.batch_size = {self.batch_size}"
         even = self.batch_size % self.microbatches == 0
         checks.need(even, self, "microbatches", problem, "choose a divisor of the batch size")
