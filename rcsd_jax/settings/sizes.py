@@ -55,10 +55,6 @@ FULL = {
 }
 
 
-SHARED_ROWS = dict(split_rows=True, row_lengths=4)
-"""A batch of 32 is few completions for each device: if devices share rows, none waits for the one with the longest."""
-
-
 def split(variant: str, own: tuple[str, ...]) -> tuple[str, list[str]]:
     """A variant's parts: the config's own name ("" if there is none) and the rest.
 
@@ -94,7 +90,7 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
     settings = table[named[0]]
     config.model.update(path=MODELS[size], remat=settings["remat"])
     config.mesh.update(settings["mesh"])
-    config.train.update(microbatches=settings["microbatches"], **SHARED_ROWS)
+    config.train.microbatches = settings["microbatches"]
     config.loss.update(settings["loss"])
     if full:
         config.lora.rank = 0
