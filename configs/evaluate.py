@@ -2,8 +2,8 @@
 
     python -m rcsd_jax.evaluate --config=configs/evaluate.py --config.model.path=DIR
 
-The default is the paper's benchmarks with exact answers. "rar", "researchqa" and "rubrichub" need a judge (`judge.model` at an
-endpoint, or `judge.checkpoint`). Each benchmark is read from the place where it is published, or from a path:
+The default is the paper's benchmarks with exact answers. "rar", "researchqa", "rubrichub" and "healthbench" need a judge
+(`judge.model` at an endpoint, or `judge.checkpoint`). Each benchmark is read from the place where it is published, or from a path:
 `--config.eval.benchmarks.piqa=FILE.jsonl` (or FILE.parquet, tfds:NAME#SPLIT, hub:OWNER/NAME#SPLIT).
 """
 

@@ -282,8 +282,11 @@ def classes() -> str:
 
 def benchmarks() -> str:
     """The declared benchmarks."""
-    rows = [(_code(name), _code(b.path), _code(b.grader)) for name, b in BENCHMARKS.items()]
-    return _table(("benchmark", "where it is published", "grader"), rows)
+    rows = [
+        (_code(name), _code(b.path), _code(b.grader), ", ".join(map(_code, b.aggregations)))
+        for name, b in BENCHMARKS.items()
+    ]
+    return _table(("benchmark", "where it is published", "grader", "rule of a judge's scores"), rows)
 
 
 def graders() -> str:

@@ -15,6 +15,14 @@ from rcsd_jax.world import documents
 FLAWED = (0.0, 0.25, documents.FLAWED, 0.5, 0.75, 1.0)  # shares of references with a wrong step; the world's own is one
 _OTHER_FLAWED = tuple(x for x in FLAWED if x != documents.FLAWED)  # shares with their own arms
 
+RATES = (5e-5, 1.5e-4, 4.5e-4)
+"""Learning rates that `experiments.learning_rates` tries with an arm."""
+_MORE_RATES = {
+    "sft": (1.35e-3,),
+    "sdpo_feedback": (1.67e-5,),
+    "rcsd_live": (1.67e-5,),
+}  # the best of `RATES` lies at its edge
+
 ROLLOUTS = (1, 2, 4, 8)  # batches of a rollout, each for one update
 IMPORTANCE_CLIP = 2.0
 
@@ -45,6 +53,11 @@ def _paper(label: str, **changes: Any) -> Arm:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f}"
+
+
+def flawed(method: str, share: float) -> str:
+    """The arm of a method ("opsd", "rcsd", "rcsd_derived") with a share of `FLAWED`."""
+    return method if share == documents.FLAWED else f"{method}_flawed_{_percent(share)}"
 
 
 def _rollout(batches: int, *, weighted: bool) -> Arm:
@@ -114,12 +127,23 @@ ARMS: dict[str, Arm] = {
         )
         for x in _OTHER_FLAWED
     },
+    # A Stage I that is fitted to rubrics that are drawn from the flawed references. A teacher would not pass the flaws on: the base
+    # writes right rubrics even if it is shown these, because in its documents rubrics of flawed references are right.
+    **{
+        flawed("rcsd_derived", x): Arm(
+            f"RCSD, {_percent(x)}% flawed, derived rubrics",
+            "paper",
+            dict(data=dict(flawed=x)),
+            writer=f"stage1_derived_{_percent(x)}",
+        )
+        for x in FLAWED
+    },
 }
 
 
-def flawed(method: str, share: float) -> str:
-    """The arm of a method ("opsd", "rcsd") with a share of `FLAWED`."""
-    return method if share == documents.FLAWED else f"{method}_flawed_{_percent(share)}"
+def rates(name: str) -> tuple[float, ...]:
+    """The learning rates that are tried with an arm, in order."""
+    return tuple(sorted((*RATES, *_MORE_RATES.get(name, ()))))
 
 
 def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
@@ -141,12 +165,18 @@ def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
 
 
 def stage1(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
-    """The Stage I that writes rubrics for runs with a seed: "stage1", "stage1_flawed_<percent>" or "stage1_<size>"."""
+    """The Stage I that writes rubrics for runs with a seed: "stage1", "stage1_flawed_<percent>",
+    "stage1_derived_<percent>" or "stage1_<size>".
+    """
     config = tiny.get_config().stage1
     config.seed = 100 + seed
     config.eval.roles = ("base", "trained")
-    if name.startswith("stage1_flawed_"):
-        config.data.flawed = float(name.removeprefix("stage1_flawed_")) / 100
+    kind, _, percent = name.removeprefix("stage1").removeprefix("_").partition("_")
+    if kind in ("flawed", "derived"):
+        config.data.flawed = float(percent) / 100
+        if kind == "derived":
+            config.data.path = "stage1:derived"
+            config.update(dict(method="sft", sampling=dict(source="reference")))
     else:
         config.model.path = str(bases.directory(name.removeprefix("stage1").removeprefix("_") or "medium", folder))
     if quick:

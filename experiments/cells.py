@@ -16,16 +16,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from experiments import arms, bases, workers
 from experiments.workers import Task
 from rcsd_jax import world
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.host import compiled_programs
 from rcsd_jax.host.console import Console, to_stderr
 from rcsd_jax.host.errors import Preempted, UserError
 from rcsd_jax.host.files import as_path, read_json
 from rcsd_jax.host.metrics import read_metrics
 from rcsd_jax.host.preemption import StopRequest
+from rcsd_jax.roles import contexts
 from rcsd_jax.run.stage import run_stage
 
 SPLITS = {"in_distribution": "eval", "out_of_distribution": "ood"}
@@ -39,12 +42,14 @@ class Cell(NamedTuple):
       records: of the trained student, each with split, mode, id and scores.
       metrics: a row per step.
       seed: the seed of its questions.
+      tokens_before: sampled before the first step: by the Stage I that made the writer of its rubrics, and by that writer.
     """
 
     scores: dict[str, dict[str, Any]]
     records: list[dict[str, Any]]
     metrics: list[dict[str, float]]
     seed: int
+    tokens_before: int = 0
 
     def score(self, role: str, split: str, mode: str, name: str = "accuracy") -> float:
         """Percent."""
@@ -177,4 +182,24 @@ def _read(task: Task) -> Cell:
     place = task.place
     scores = {path.stem.removeprefix("evaluation_"): read_json(path) for path in place.glob("evaluation_*.json")}
     lines = (place / "completions_trained.jsonl").read_text(encoding="utf-8").splitlines()
-    return Cell(scores, [json.loads(line) for line in lines], read_metrics(as_path(place)), task.config.seed)
+    records = [json.loads(line) for line in lines]
+    return Cell(scores, records, read_metrics(as_path(place)), task.config.seed, tokens_before(task.config, place))
+
+
+def tokens_before(config: ConfigDict, place: Path) -> int:
+    """Tokens that were sampled before a run's first step, so that it has its rubrics; 0 if no model wrote them.
+
+    Args:
+      config: of the run.
+      place: its folder, with the texts of its rubrics. Its writer's folder lies in that of its Stage I, if that trained it.
+    """
+    if config.rubric.source != "written":
+        return 0
+    stage1 = Path(config.rubric.writer).parent
+    trained = read_metrics(as_path(stage1)) if (stage1 / "metrics.jsonl").exists() else []
+    tokenizer = load_tokenizer(Path(config.model.path))
+    lines = (place / "rubrics.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines if line]
+    lengths = [len(tokens) + 1 for tokens in contexts.encode_texts(tokenizer, texts)]  # and the end
+    written = sum(min(length, config.rubric.max_new_tokens) for length in lengths)
+    return int(sum(row["completion_tokens"] for row in trained)) + written

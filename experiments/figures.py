@@ -89,7 +89,7 @@ def flawed_references(page: str) -> str:
 
 def accuracy_against_tokens(page: str) -> str:
     """Tokens that were spent when a method reached an accuracy."""
-    columns = {60: "thousand tokens to 60%", 70: "to 70%", 80: "to 80%"}
+    columns = {60: "all tokens to 60%", 70: "all to 70%", 80: "all to 80%"}
     rows = table(page, "Accuracy against tokens")
     return cost.figure({name: {t: row[c].mean for t, c in columns.items() if c in row} for name, row in rows.items()})
 

@@ -13,6 +13,7 @@ from experiments.bench.lengths_steps import STEPS
 from experiments.bench.workload import Workload
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.plan.lengths import Drawn
+from rcsd_jax.run.batch import padded_length
 from rcsd_jax.sampling import SamplingConfig
 from rcsd_jax.sampling.slots import generate_queue
 from tests.sampling.test_continuous_batching import CONFIG, small
@@ -60,6 +61,15 @@ def test_padding_and_idle_slots_of_the_padded_step():
         assert lengths.occupancy(batches, 8, 4) > 0.9
 
 
+def test_a_long_run_compiles_for_few_lengths():
+    """What decides the shapes of a packed step: the padded length of its student's prompts. Its teacher's have one length."""
+    work = Workload(1)
+    student, _ = work.rows()
+    longest = int(np.quantile(student, 0.98))  # as a run that has seen some of its rows
+    found = {padded_length(x.student.tolist(), longest, 128, 2048) for x in work.batches(32, 400)}
+    assert found <= {128, 256, 512, 1024, 2048, -(-longest // 128) * 128} and len(found) < 7
+
+
 def test_tokens_are_counted_row_by_row():
     work = Workload()
     batch = Drawn(np.array([3, 17]), np.array([20, 33]), np.array([5, 100]))
@@ -104,13 +114,14 @@ def test_sizes_that_cannot_be_are_one_line(flags, capsys):
 
 
 @pytest.mark.slow
-def test_the_benchmark_on_real_lengths_prints_one_object(capsys):
+def test_the_benchmark_on_real_lengths_prints_one_object(capsys, tmp_path):
     """Every step's loss is that of PyTorch on the same completions, or this raises."""
-    lengths.main(["--quick", "--json"])
+    lengths.main(["--quick", "--json", f"--figure={tmp_path / 'growth.svg'}"])
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
     assert found["times_before"] > 0 and found["times_torch"] > 0 and found["bound_seconds"] > 0
     assert found["padded_over_real"] > 1 and 0 < found["occupancy"] < 1
     assert set(found["steps"]) == set(STEPS)
     assert all(np.isfinite(x["seconds"]) for x in found["steps"].values())
+    assert 0 < found["steps"]["packed"]["learning_bytes"] and "by rows" in (tmp_path / "growth.svg").read_text()
     assert len(found["growth"]) == 5 and len(lengths.tables(found).splitlines()) > 15

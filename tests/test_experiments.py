@@ -1,6 +1,7 @@
 """Arms are configurations that can run, runs by several processes, and the statistics of tables against scipy."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from configs import world as world_config
 from experiments import (
     arms,
     bases,
+    cells,
     cost,
     curves,
+    derived,
     divergences,
+    learning_rates,
     main_table,
     noise,
     rubrics,
@@ -53,18 +57,59 @@ def test_arms_differ_and_tables_name_arms_that_exist(tmp_path):
         assert set(table.ARMS) <= set(arms.ARMS) and "rcsd" in table.ARMS
     assert cost.main_table is main_table and noise.arms is arms
     assert set(staleness.ARMS) <= set(arms.ARMS) and len(set(staleness.ARMS)) == 8 and staleness.FRESH == "rcsd_true"
-    assert {arms.flawed(m, x) for m in ("opsd", "rcsd") for x in arms.FLAWED} <= set(arms.ARMS)
+    assert {arms.flawed(m, x) for m in derived.METHODS for x in arms.FLAWED} <= set(arms.ARMS)
     assert set(main_table.ARMS) | set(curves.ARMS) == set(arms.CURVES)  # cost is of the former
 
 
-@pytest.mark.parametrize("method", ("opsd", "rcsd"))
+@pytest.mark.parametrize("method", derived.METHODS)
 @pytest.mark.parametrize("share", arms.FLAWED)
 def test_an_arm_has_the_share_of_flawed_references_that_it_names(method, share, tmp_path):
     name = arms.flawed(method, share)
     configs_of_run = [arms.stage2(name, 0, tmp_path, quick=False)]
-    if method == "rcsd":
-        configs_of_run.append(arms.stage1(arms.ARMS[name].writer, 0, tmp_path, quick=False))
+    if method != "opsd":
+        stage1 = arms.stage1(arms.ARMS[name].writer, 0, tmp_path, quick=False)
+        configs_of_run.append(stage1)
+        assert (stage1.data.path, stage1.method) == (
+            ("stage1:derived", "sft") if method == "rcsd_derived" else ("stage1", "self_distillation")
+        )
     assert {documents.FLAWED if c.data.flawed is None else c.data.flawed for c in configs_of_run} == {share}
+
+
+@pytest.mark.parametrize("name", main_table.ARMS)
+def test_the_rate_of_an_arm_lies_between_others_that_are_tried(name, tmp_path):
+    chosen, tried = arms.stage2(name, 0, tmp_path, quick=False).optimizer.learning_rate, arms.rates(name)
+    assert chosen in tried and min(tried) < chosen < max(tried) and list(tried) == sorted(set(tried))
+
+
+def test_rcsd_s_rate_is_tried_with_rubrics_of_its_own_stage_1(tmp_path):
+    writers, tasks = learning_rates.tasks_of(("rcsd", "rcsd_ema", "sft"), None, tmp_path)
+    assert [(task.name, task.config.task) for task in writers] == [("stage1/seed90", "write_rubric")]
+    assert [rate for name, rate in tasks if name == "sft"] == ["5e-05", "0.00015", "0.00045", "0.00135"]
+    config = tasks["rcsd", "0.00015"].config
+    assert config.rubric.writer == str(writers[0].place / "export") and config.optimizer.learning_rate == 1.5e-4
+    assert tasks["rcsd_ema", "0.00015"].config.rubric.source == "data"
+    _, given = learning_rates.tasks_of(("sft",), [1e-5], tmp_path)
+    assert list(given) == [("sft", "1e-05")]
+    for task in (*writers, *tasks.values()):
+        check(task.config)
+
+
+def test_tokens_before_a_run_are_those_of_stage_1_and_of_the_texts_that_its_writer_wrote(tmp_path):
+    config = arms.stage2("rcsd", 0, tmp_path, quick=False)
+    stage1, place = Path(config.rubric.writer).parent, tmp_path / "rcsd" / "seed0"
+    for folder in (stage1, place):
+        folder.mkdir(parents=True)
+    texts = ['[" Important Criteria: box answer "," Optional Criteria: check units "]', "answer 1 2", "check " * 200]
+    (place / "rubrics.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    of_texts = (
+        (1 + 4 + 1 + 4 + 1 + 1) + (3 + 1) + config.rubric.max_new_tokens
+    )  # marks and words, and an end where it was not cut
+    assert cells.tokens_before(config, place) == of_texts  # an untrained writer has no Stage I
+    (stage1 / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": i, "completion_tokens": 100 + i}) + "\n" for i in range(3))
+    )
+    assert cells.tokens_before(config, place) == 303 + of_texts
+    assert cells.tokens_before(arms.stage2("rcsd_true", 0, tmp_path, quick=False), place) == 0
 
 
 @pytest.mark.parametrize("weighted", (False, True))

@@ -1,6 +1,6 @@
 """The step on rows of real lengths: what padding costs, and how time grows with real tokens.
 
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 taskset -c 0,1 python -m experiments.bench.lengths [--quick] [--json]
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 taskset -c 0,1 python -m experiments.bench.lengths [--quick] [--json] [--figure=FILE.svg]
 
 The workload is that of `workload.py` at 1/16 of its lengths, on the model of `setting.py`, with 32 rows a batch. The steps of
 `STEPS` take turns on the same batches; each turn has some batches of its own, as many as the largest rollout samples. Seconds are
@@ -10,8 +10,10 @@ first pass compiles and compares each step's loss with PyTorch's.
 The bound is the time of the real tokens' FLOPs at the best measured rate of a matrix product: drawing and scoring by the
 student, its backward pass, and scoring by the teacher.
 
+Memory is what XLA's analysis of the compiled program says of learning from one batch.
+
 `--json` prints one object instead of the tables. `--quick` runs small batches of much shorter rows once: it only shows that
-everything works.
+everything works. `--figure` also draws how the step's time grows.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import tempfile
@@ -30,10 +33,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 import torch
 
+from experiments import svg
 from experiments.bench import flops, torch_step
 from experiments.bench.lengths_steps import BEFORE, OURS, ROLLOUT, STEPS, TORCH, Runner, Setup, Step
 from experiments.bench.setting import decoder_config, forward_flops, seconds
 from experiments.bench.workload import Rows, Tokens, Workload, decode_steps, real, with_tokens
+from experiments.statistics import Estimate
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.plan.lengths import Drawn
 
@@ -64,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch; JAX uses the cores that it is given")
     parser.add_argument("--quick", action="store_true", help="once, 8 rows, 1/64 of the lengths")
     parser.add_argument("--json", action="store_true", help="print one object")
+    parser.add_argument("--figure", type=pathlib.Path, metavar="FILE.svg", help="draw how time grows with real tokens")
     args = parser.parse_args(argv)
     if args.quick:
         args.batch, args.repeats = 8, 1
@@ -79,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         steps = {name: step.make(setup, args.batch) for name, step in STEPS.items()}
         turns = take_turns(setup, steps, batches)
         growth = grow(setup, steps, args.batch, args.repeats)
-    found = results(setup, [[rows.lengths for rows in some] for some in batches], turns, growth)
+        memory = {name: step.learning_bytes(batches[0]) for name, step in steps.items()}
+    found = results(setup, [[rows.lengths for rows in some] for some in batches], turns, growth, memory)
+    if args.figure:
+        svg.save(figure(found), args.figure)
     print(json.dumps(found) if args.json else tables(found))
 
 
@@ -134,7 +143,11 @@ def grow(setup: Setup, steps: dict[str, Runner], size: int, repeats: int) -> lis
 
 
 def results(
-    setup: Setup, of_turns: Sequence[Sequence[Drawn]], turns: Sequence[Turn], growth: Sequence[Grown]
+    setup: Setup,
+    of_turns: Sequence[Sequence[Drawn]],
+    turns: Sequence[Turn],
+    growth: Sequence[Grown],
+    memory: dict[str, int | None],
 ) -> dict[str, Any]:
     """All that is printed, as JSON's types. Seconds are medians, and ratios are medians of the turns' ratios."""
     batches = [x for some in of_turns for x in some]
@@ -149,6 +162,7 @@ def results(
             "times_ours": _median([turn.whole[name] / turn.whole[OURS] for turn in turns]),
             "padded_over_real": padded_over_real(step, setup.workload, batches),
             "occupancy": occupancy(batches, step.slots(size), step.batches),
+            "learning_bytes": memory[name],
         }
         if step.grows:
             rows_vary, lengths_vary = growth[:3], growth[2:]
@@ -200,19 +214,19 @@ def tables(found: dict[str, Any]) -> str:
         f"{found['rows']} rows a batch, {found['real_tokens']:.0f} real tokens in learning, medians of {found['turns']}",
         "",
         "| step | seconds | of them sampling | times ours | padded over real: learning | student's prompts "
-        "| teacher's prompts | occupancy |",
-        "|---|---|---|---|---|---|---|---|",
+        "| teacher's prompts | occupancy | memory of learning, MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, x in found["steps"].items():
         over = x["padded_over_real"]
         lines.append(
             f"| {name} | {x['seconds']:.2f} | {x['sampling_seconds']:.2f} | {x['times_ours']:.2f} "
             f"| {over['learning']:.2f} | {over['student_prompts']:.2f} | {over['teacher_prompts']:.2f} "
-            f"| {x['occupancy']:.0%} |"
+            f"| {x['occupancy']:.0%} | {'' if x['learning_bytes'] is None else round(x['learning_bytes'] / 2**20)} |"
         )
     lines.append(
         f"| bound: real tokens at {found['gflops']:.0f} GFLOP/s | {found['bound_seconds']:.2f} | | "
-        f"{1 / found['times_bound']:.2f} | 1 | 1 | 1 | |"
+        f"{1 / found['times_bound']:.2f} | 1 | 1 | 1 | | |"
     )
     many = found["of_200_batches"]
     lines += [
@@ -237,6 +251,19 @@ def tables(found: dict[str, Any]) -> str:
         cells = " | ".join(f"{found['steps'][name]['growth'][key]:.2f}" for name in names)
         lines.append(f"| slope of log seconds over log tokens, by {what} | | | {cells} |")
     return "\n".join(lines)
+
+
+def figure(found: dict[str, Any]) -> str:
+    """The seconds of whole steps against their real tokens, as SVG."""
+    grown = found["growth"]
+    series = {"rows": grown[:3], "lengths": sorted(grown[2:], key=lambda g: g["tokens"])}
+    seconds_of = lambda g: Estimate(g["seconds"][found["ours"]], math.nan, 1)
+    lines = {
+        f"by {name}": ([g["tokens"] for g in some], [seconds_of(g) for g in some]) for name, some in series.items()
+    }
+    return svg.curves(
+        "A step's time by its real tokens", lines, "real tokens of a batch", "seconds", bounds=(0, math.inf)
+    )
 
 
 def real_flops(config: DecoderConfig, lengths: Drawn) -> float:

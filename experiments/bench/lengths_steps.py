@@ -40,6 +40,9 @@ class Runner(Protocol):
     def whole(self, batches: Sequence[Rows]) -> list[Ran]:
         """Draws and learns: an update for each batch."""
 
+    def learning_bytes(self, batches: Sequence[Rows]) -> int | None:
+        """The temporary memory of learning from a batch, by XLA's analysis; None if the step is not a program of XLA."""
+
 
 class Setup(NamedTuple):
     """What a step is made from."""
@@ -120,6 +123,12 @@ class TrainerStep:
                 ran.append(Ran(float(loss), tokens[i]))
         return ran
 
+    def learning_bytes(self, batches: Sequence[Rows]) -> int | None:
+        some = self._rollouts(batches)[0]
+        completions = jax.eval_shape(self._draw, self.state, self.frozen, *self._inputs(some))
+        program = self._learn.lower(self.state, self.frozen, completions, 0).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
     def _rollouts(self, batches: Sequence[Rows]) -> list[Sequence[Rows]]:
         return [batches[i : i + self.batches] for i in range(0, len(batches), self.batches)]
 
@@ -143,6 +152,9 @@ class TorchStep:
 
     def whole(self, batches: Sequence[Rows]) -> list[Ran]:
         return [self._whole(rows) for rows in batches]
+
+    def learning_bytes(self, batches: Sequence[Rows]) -> int | None:
+        return None
 
     def _whole(self, rows: Rows) -> Ran:
         completions = self.hand.sample(rows)

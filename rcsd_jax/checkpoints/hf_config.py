@@ -38,8 +38,8 @@ ONLY: dict[str, tuple[Any, str]] = {
 # what the model computes.
 WITHOUT_EFFECT = (
     "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout",
-    "bos_token_id", "eos_token_id", "pad_token_id", "tokenizer_class", "_name_or_path", "name_or_path",
-    "_attn_implementation_autoset", "_commit_hash", "output_attentions", "output_hidden_states", "return_dict",
+    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "tokenizer_class", "_name_or_path", "name_or_path",
+    "_model_name_or_path", "_attn_implementation_autoset", "_commit_hash", "output_attentions", "output_hidden_states", "return_dict",
     "chunk_size_feed_forward", "id2label", "label2id", "num_labels", "problem_type",
     # How to sample, in older checkpoints.
     "do_sample", "max_length", "repetition_penalty", "temperature", "top_k", "top_p",

@@ -8,7 +8,7 @@ from rcsd_jax.host import multihost
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.files import AnyPath
 from rcsd_jax.host.preemption import StopRequest
-from rcsd_jax.report.summary import print_evaluation
+from rcsd_jax.report.summary import print_evaluation, print_judged
 from rcsd_jax.run.check import check_evaluation
 from rcsd_jax.run.evaluate_model import evaluate_model
 from rcsd_jax.settings.unpack import unpack
@@ -23,7 +23,9 @@ def run_evaluation(config: ConfigDict, workdir: AnyPath) -> None:
     console = Console(quiet=not multihost.is_main())
     with StopRequest() as stop:
         evaluation = evaluate_model(config, workdir, console, stop)
-    print_evaluation(console, evaluation, names={"base": "student"})  # nothing was trained here
+    names = {"base": "student"}  # nothing was trained here
+    print_evaluation(console, evaluation, names=names)
+    print_judged(console, evaluation, names=names)
     console.print(f"completions and scores: {workdir}", soft_wrap=True)
 
 

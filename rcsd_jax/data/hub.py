@@ -8,12 +8,14 @@ from rcsd_jax.data import records
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError, first_line
 
+_FILES = (".jsonl", ".json", ".parquet", ".csv")
+
 
 def read_hub(name: str, *, split: str, **settings: Any) -> list[Example]:
     """Reads one split, in the order of its files; other arguments and errors as in `records.to_examples`.
 
     Args:
-      name: "owner/data_set", or "owner/data_set:configuration"; or a folder.
+      name: "owner/data_set", "owner/data_set:configuration", or "owner/data_set:file" for one file of it; or a folder.
       split: a split, or a slice of one such as "train[:10%]".
       **settings: of `records.to_examples`.
 
@@ -31,7 +33,9 @@ def read_hub(name: str, *, split: str, **settings: Any) -> list[Example]:
         ) from error
     repository, _, configuration = name.partition(":")
     try:
-        rows = datasets.load_dataset(repository, configuration or None, split=split)
+        one_file = configuration.endswith(_FILES)
+        chosen = {"data_files": configuration} if one_file else {"name": configuration or None}
+        rows = datasets.load_dataset(repository, split=split, **chosen)
     except Exception as error:  # downloads, licences, missing splits: the library's own message says what is wrong
         remedy = "check name, configuration and split (OWNER/NAME:CONFIGURATION#SPLIT), the network, and huggingface-cli login"
         problem = f"the data set cannot be read from the hub ({type(error).__name__}: {first_line(error, 200)})"

@@ -27,6 +27,7 @@ class Benchmark(NamedTuple):
       correct: the column that names the right option, by index from 0 or by its text; empty: the first option is right.
       context: the column of a text to read before the question.
       unit: the column of the answer's unit.
+      aggregations: of a judged benchmark, rules of `rubrics.aggregation` that make scores of verdicts; the first is its own.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Benchmark(NamedTuple):
     correct: str = ""
     context: str = ""
     unit: str = ""
+    aggregations: tuple[str, ...] = ()
 
     def requires(self) -> tuple[str, ...]:
         """Fields that every row must have."""
@@ -77,12 +79,21 @@ BENCHMARKS: dict[str, Benchmark] = {
         correct="final_decision",
         context="context.contexts",
     ),
-    "rar": Benchmark(path="hub:anisha2102/RaR-Science#test", grader="judge"),
-    "researchqa": Benchmark(path="hub:realliyifei/ResearchQA#test", grader="judge"),
+    "rar": Benchmark(
+        path="hub:anisha2102/RaR-Science#test", grader="judge", aggregations=("clipped_points", "explicit")
+    ),
+    "researchqa": Benchmark(path="hub:realliyifei/ResearchQA#test", grader="judge", aggregations=("coverage",)),
     "rubrichub": Benchmark(
         path="hub:sojuL/RubricHub_v1:RuRL/rurbichub_v1_Science.parquet#train",
         grader="judge",
         fields={"question": "prompt.0.content", "rubric": "reward_model.rubrics"},
+        aggregations=("clipped_points",),
+    ),
+    "healthbench": Benchmark(
+        path="hub:openai/healthbench:2025-05-07-06-14-12_oss_eval.jsonl#train",
+        grader="judge",
+        fields={"id": "prompt_id"},
+        aggregations=("mean_clipped_points",),
     ),
 }
 

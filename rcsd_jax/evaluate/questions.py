@@ -16,11 +16,12 @@ from rcsd_jax.data.sources import Reading
 from rcsd_jax.evaluate import benchmarks
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS
 from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.evaluate.judged_sets import OWN_ROWS
 from rcsd_jax.evaluate.settings import EvaluationSettings
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.roles import contexts
-from rcsd_jax.roles.encode import Encoding, transition_of
+from rcsd_jax.roles.encode import Encoding, say_where_system_turns_go, transition_of
 from rcsd_jax.roles.limits import Limits
 
 _ANY_NUMBER = 10**6
@@ -33,6 +34,7 @@ class Questions(NamedTuple):
     prompts: list[np.ndarray]  # [P] int32 each
     transition: np.ndarray  # [U] int32, what follows the analysis of a teacher that reasons first; else empty
     grader: str  # of `GRADERS`
+    aggregations: tuple[str, ...] = ()  # of `rubrics.aggregation`, if a judge grades
 
 
 def evaluation_questions(
@@ -79,9 +81,13 @@ def evaluation_questions(
                 if name != "teacher" or error.field not in role.fields or error.field in needs:
                     raise
                 raise error.with_remedy("or leave 'teacher' out of eval.roles") from error
-            asked[split] = encode.questions(split, read[path, require], settings.grader, name)
+            asked[split] = encode.questions(split, read[path, require], settings.grader, name)._replace(
+                aggregations=OWN_ROWS
+            )
         for split, examples in of_benchmarks.items() if name != "teacher" else ():
-            asked[split] = encode.questions(split, examples, BENCHMARKS[split].grader, name)
+            asked[split] = encode.questions(split, examples, BENCHMARKS[split].grader, name)._replace(
+                aggregations=BENCHMARKS[split].aggregations
+            )
         if asked:
             found[name] = asked
     return found
@@ -119,6 +125,7 @@ class _Encode(NamedTuple):
         is_teacher = name == "teacher"
         role = encoding.teacher if is_teacher else encoding.student
         request = encoding.teacher_request if is_teacher else None
+        say_where_system_turns_go(examples, self.tokenizer, encoding, self.say)
 
         def encode_all(mine: Sequence[Example]) -> list[np.ndarray]:
             shown = [

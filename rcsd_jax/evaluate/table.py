@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rcsd_jax.data.examples import Example
-from rcsd_jax.evaluate.graders import GradeAll
 from rcsd_jax.sampling.sampler import Batches, Completion
 
 Complete = Callable[[Sequence[np.ndarray], Sequence[int]], Batches]
 """Prompts and their seeds -> completions, as `Sampler.generate` with its settings bound."""
 
-_TEXT_FIELDS = ("id", "sample", "text", "length", "cut")
+NOT_SCORES = ("id", "sample", "text", "length", "cut", "verdicts", "tag_scores")
+"""What a record holds besides scores."""
 _RESAMPLED = 1000
 
 
@@ -24,7 +24,7 @@ def evaluate(
     *,
     complete: Complete,
     decode: Callable[[np.ndarray], str],
-    grade_all: GradeAll,
+    grade_all: Callable[[Sequence[Example], Sequence[str]], Sequence[Mapping[str, Any]]],
     samples: int = 1,
 ) -> tuple[dict[str, Any], list[dict]]:
     """Mean scores with their standard error and interval, and one record per completion.
@@ -34,7 +34,7 @@ def evaluate(
       prompts: each one's encoded prompt for the role that is evaluated.
       complete: samples a completion of every prompt.
       decode: token ids to text.
-      grade_all: the grader.
+      grade_all: the grader: examples and a text for each -> scores, NaN for a missing one, and what else is recorded.
       samples: completions of each question, G.
 
     Returns:
@@ -72,7 +72,7 @@ def summarise(records: Sequence[dict], *, samples: int = 1) -> dict[str, Any]:
     summary: dict[str, Any] = {"questions": len(records) // samples}
     if samples > 1:
         summary["samples"] = samples
-    for name in [k for k in records[0] if k not in _TEXT_FIELDS]:
+    for name in [k for k in records[0] if k not in NOT_SCORES]:
         values = np.array([r[name] for r in records], np.float64).reshape(-1, samples)  # [N, G]
         known = ~np.isnan(values)
         kept = known.any(axis=1)

@@ -1,7 +1,8 @@
 """Reads decisions from a judge's text: lenient about text around the JSON, strict about the decisions.
 
 Thinking blocks, prose and code fences are skipped; LaTeX backslashes and spare commas are repaired. A decision is JSON's true or
-false. "yes", "true" and 1 are refused: asking again costs little, and a misread decision is a wrong score. An answer that does
+false, or one of the words of `prompts.EXTENTS`. "yes", "true" and 1 are refused: asking again costs little, and a misread decision
+is a wrong score. An answer that does
 not decide every criterion exactly once is rejected. An answer that gives its decisions twice must repeat them.
 """
 
@@ -12,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from rcsd_jax.judge.prompts import EXTENTS
 from rcsd_jax.rubrics.parsing import drop_thinking, repair
 
 _START = re.compile(r'\{\s*"|\[\s*\{')
@@ -19,9 +21,9 @@ _MAX_REPAIRS = 10  # a judge caught in a loop opens thousands of objects, and ea
 
 
 class Verdict(NamedTuple):
-    """One decision and the judge's reason."""
+    """One decision, true or false or how far from 0 to 1, and the judge's reason."""
 
-    decision: bool
+    decision: float
     reason: str
 
 
@@ -93,13 +95,21 @@ def _verdicts(value: Any, names: Sequence[str]) -> list[Verdict] | Unreadable:
         if number in found:
             return Unreadable(f"it decides criterion {number} twice")
         name = names[number - 1]
-        if not isinstance(record.get(name), bool):
-            return Unreadable(f'criterion {number} has no "{name}" that is true or false')
-        found[number] = Verdict(record[name], str(record.get("reason") or ""))
+        decision = _decision(record.get(name), name)
+        if decision is None:
+            allowed = f"one of {', '.join(EXTENTS)}" if name == "extent" else "true or false"
+            return Unreadable(f'criterion {number} has no "{name}" that is {allowed}')
+        found[number] = Verdict(decision, str(record.get("reason") or ""))
     missing = [str(i) for i in range(1, len(names) + 1) if i not in found]
     if missing:
         return Unreadable(f"it leaves out criterion {', '.join(missing)}")
     return [found[i] for i in range(1, len(names) + 1)]
+
+
+def _decision(value: Any, name: str) -> float | None:
+    if name == "extent":
+        return EXTENTS.get(" ".join(value.casefold().split())) if isinstance(value, str) else None
+    return value if isinstance(value, bool) else None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

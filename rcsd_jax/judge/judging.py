@@ -1,4 +1,4 @@
-"""Judges completions criterion by criterion under their rubrics: prompts, verdicts and scores."""
+"""Judges completions criterion by criterion under their rubrics: from prompts to verdicts."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.judge import answers, prompts
 from rcsd_jax.judge.asking import Answer, Ask, Usage, usage_of
 from rcsd_jax.judge.cache import AnswerCache, key_of
-from rcsd_jax.rubrics import scoring
 from rcsd_jax.rubrics.schema import Rubric
 
 PER_CALL = ("criterion", "rubric")
 
 
 class Request(NamedTuple):
-    """A completion to judge."""
+    """A completion to judge; `verdict` is what is asked about each criterion, one of `rubrics.aggregation.VERDICTS`."""
 
     question: str
     completion: str
     rubric: Rubric
+    verdict: str = "met"
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,13 @@ class Judgement(NamedTuple):
     """What became of one request.
 
     Attributes:
-      met: for each criterion whether it is met, of a Pitfall whether the fault is there (as `rubrics.scoring.score` takes
-        it); None where it is unjudged.
+      met: for each criterion whether it is met, of a Pitfall whether the fault is there, or how far, from 0 to 1; None where
+        it is unjudged. `rubrics.aggregation` makes scores of it.
       reasons: the judge's reason for each, or why it is unjudged.
-      score: `score_of_judged`.
     """
 
-    met: tuple[bool | None, ...]
+    met: tuple[float | None, ...]
     reasons: tuple[str, ...]
-    score: float | None
 
     @property
     def unjudged(self) -> int:
@@ -100,7 +98,7 @@ def judge_all(
         remedy = f"use one of {', '.join(PER_CALL)}"
         raise UserError("unknown setting", field="judge.per_call", value=settings.per_call, remedy=remedy)
     calls = [
-        _Call(i, criteria, prompts.prompt_for(r.question, r.completion, [r.rubric.criteria[c] for c in criteria]))
+        _Call(i, criteria, _prompt_for(r, criteria))
         for i, r in enumerate(requests)
         for criteria in _per_call(len(r.rubric), settings.per_call)
     ]
@@ -136,27 +134,17 @@ def judge_all(
     return _judgements(requests, calls, outcomes), usage_of(given, **prices, reasked=reasked, cached=cached)
 
 
-def score_of_judged(rubric: Rubric, met: Sequence[bool | None]) -> float | None:
-    """`rubrics.scoring.score` under only the judged criteria; None if none of them has a positive weight.
-
-    Examples:
-      >>> from rcsd_jax.rubrics.schema import from_records
-      >>> rubric = from_records(["Essential Criteria: A.", "Essential Criteria: B.", "Pitfall Criteria: C."])
-      >>> score_of_judged(rubric, [True, None, False]), score_of_judged(rubric, [None, None, True]) is None
-      (1.0, True)
-    """
-    judged = [(c, one) for c, one in zip(rubric.criteria, met, strict=True) if one is not None]
-    if all(criterion.weight < 0 for criterion, _ in judged):
-        return None
-    return scoring.score(Rubric(tuple(criterion for criterion, _ in judged)), [one for _, one in judged])
-
-
 class _Call(NamedTuple):
     """One prompt: the request that it belongs to, the criteria that it asks about, and its text."""
 
     request: int
     criteria: tuple[int, ...]
     prompt: str
+
+
+def _prompt_for(request: Request, criteria: Sequence[int]) -> str:
+    chosen = [request.rubric.criteria[c] for c in criteria]
+    return prompts.prompt_for(request.question, request.completion, chosen, verdict=request.verdict)
 
 
 def _per_call(count: int, per_call: str) -> list[tuple[int, ...]]:
@@ -194,9 +182,10 @@ def _ask(
 
 
 def _read(answer: Answer, call: _Call, requests: Sequence[Request]) -> list[answers.Verdict] | answers.Unreadable:
-    rubric = requests[call.request].rubric
+    request = requests[call.request]
     assert answer.text is not None, "the cache keeps no other"
-    outcome = answers.read(answer.text, [prompts.decision_name(rubric.criteria[c]) for c in call.criteria])
+    names = [prompts.decision_name(request.rubric.criteria[c], request.verdict) for c in call.criteria]
+    outcome = answers.read(answer.text, names)
     if isinstance(outcome, answers.Unreadable) and answer.cut:
         return answers.Unreadable(f"{outcome.problem}, and it was cut at the length limit")
     return outcome
@@ -207,7 +196,7 @@ def _judgements(
     calls: Sequence[_Call],
     outcomes: Sequence[list[answers.Verdict] | answers.Unreadable],
 ) -> list[Judgement]:
-    met: list[list[bool | None]] = [[None] * len(request.rubric) for request in requests]
+    met: list[list[float | None]] = [[None] * len(request.rubric) for request in requests]
     reasons = [[""] * len(request.rubric) for request in requests]
     for call, outcome in zip(calls, outcomes, strict=True):
         for at, criterion in enumerate(call.criteria):
@@ -215,7 +204,4 @@ def _judgements(
                 reasons[call.request][criterion] = outcome.problem
             else:
                 met[call.request][criterion], reasons[call.request][criterion] = outcome[at]
-    return [
-        Judgement(tuple(m), tuple(why), score_of_judged(request.rubric, m))
-        for request, m, why in zip(requests, met, reasons, strict=True)
-    ]
+    return [Judgement(tuple(m), tuple(why)) for m, why in zip(met, reasons, strict=True)]

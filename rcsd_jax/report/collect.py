@@ -13,6 +13,7 @@ from rcsd_jax.checkpoints.directory import resolve
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example, asked_text
 from rcsd_jax.evaluate.questions import evaluation_questions
+from rcsd_jax.evaluate.table import NOT_SCORES
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import AnyPath, read_json, write_json
@@ -218,7 +219,7 @@ def _mode(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _scores(record: Mapping[str, Any]) -> dict[str, float]:
-    apart = ("split", "mode", "id", "sample", "text", "length", "cut")
+    apart = ("split", "mode", *NOT_SCORES)
     return {name: value for name, value in record.items() if name not in apart}
 
 

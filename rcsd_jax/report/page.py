@@ -258,7 +258,12 @@ def _headline(evaluation: Mapping[str, Any], score: str | None, labels: Mapping[
 def _numbers(evaluation: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any] | None:
     """Every number of every role, split and mode; shares in percent."""
     cells = list(_cells(evaluation))
-    known = dict.fromkeys(key for *_, scores in cells for key in scores if not key.endswith(("_stderr", "_interval")))
+    known = dict.fromkeys(
+        key
+        for *_, scores in cells
+        for key, value in scores.items()
+        if not key.endswith(("_stderr", "_interval")) and not isinstance(value, Mapping)
+    )
     if not known:
         return None
     names = sorted(known, key=lambda key: (key != "questions", key in ("length", "share_cut", "parsed", "ungraded")))

@@ -8,6 +8,7 @@ from typing import Any
 import rich.table
 
 from rcsd_jax.host.console import Console
+from rcsd_jax.rubrics.schema import KINDS
 
 ROLE_NAMES = {"base": "base student", "teacher": "teacher ({})", "trained": "trained student"}
 SCORE_NAMES = {
@@ -17,6 +18,7 @@ SCORE_NAMES = {
     "valid": "valid",
 }
 TITLE = "Evaluation, percent ± standard error, [95% interval]"
+JUDGED = "Criteria that are met, faults that are made (Pitfall), and agreement of the judges, percent"
 _WIDEST = 3  # splits side by side; more are listed one below the other
 
 
@@ -50,6 +52,8 @@ def print_summary(
             _add_rows(table, stage, result["evaluation"], " + ".join(teacher_fields[stage]), splits, modes)
             table.add_section()
         console.print(table)
+    for stage, result in results.items():
+        print_judged(console, result["evaluation"], title=f"{stage}: {JUDGED}" if stage else JUDGED)
     for stage, result in results.items():
         for what, path in result["paths"].items():
             console.print(f"{stage + ' ' if stage else ''}{what}: {path}", soft_wrap=True)
@@ -97,6 +101,55 @@ def print_evaluation(
             _percent(scores.get("ungraded")),
             _percent(scores["share_cut"]),
             f"{scores['length']:.0f}",
+        )
+    console.print(table)
+
+
+def print_judged(
+    console: Console,
+    evaluation: Mapping[str, Any],
+    *,
+    title: str = JUDGED,
+    names: Mapping[str, str] = ROLE_NAMES,
+) -> None:
+    """Prints what verdicts say of judged sets: how many criteria of each class are met, and how far two judges agree.
+
+    Args:
+      console, evaluation, names: as of `print_evaluation`; nothing is printed without a judged set.
+      title: over the table.
+    """
+    lines = [
+        (role, split, mode, scores)
+        for role, splits in evaluation.items()
+        for split, modes in splits.items()
+        for mode, scores in modes.items()
+        if "classes" in scores
+    ]
+    if not lines:
+        return
+    kinds = [kind for kind in KINDS if any(kind in scores["classes"] for *_, scores in lines)]
+    compared = any("agreement" in scores for *_, scores in lines)
+    table = rich.table.Table(title=title)
+    for column in ("role", "questions of", ""):
+        table.add_column(column)
+    for column in (*kinds, "judged", *(("second judge", "same", "kappa", "interval") if compared else ())):
+        table.add_column(column, justify="right")
+    for role, split, mode, scores in lines:
+        agreement = scores.get("agreement", {})
+        interval = agreement.get("kappa_interval")
+        second = [
+            _mean(scores, "second_score"),
+            _percent(agreement.get("same")),
+            "–" if agreement.get("kappa") is None else f"{agreement['kappa']:.2f}",
+            "–" if interval is None else "[{:.2f}, {:.2f}]".format(*interval),
+        ]
+        table.add_row(
+            names.get(role, role).split(" (")[0],
+            split.replace("_", " "),
+            mode,
+            *(_percent(scores["classes"].get(kind, {}).get("met")) for kind in kinds),
+            _percent(scores["judged"]),
+            *(second if compared else ()),
         )
     console.print(table)
 

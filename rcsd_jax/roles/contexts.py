@@ -13,6 +13,7 @@ instead. The completion follows the generation prompt directly, in both roles, s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -171,6 +172,8 @@ def _shown(example: Example, name: str, prompts: Mapping[str, Any]) -> list[str]
 def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking: bool, origin: Any = None) -> str:
     """A conversation through the tokenizer's chat template, up to the generation prompt.
 
+    Some templates refuse a system turn (Gemma's). Then its text stands in the user's turn: `without_system_turns`.
+
     Args:
       tokenizer: of the model.
       messages: the turns.
@@ -180,28 +183,56 @@ def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, thinking
     Raises:
       UserError: the template fails.
     """
-    render = lambda turns: tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-    )
     try:
-        return render(list(messages))
+        return _rendered(tokenizer, messages, thinking)
     except jinja2.TemplateError as error:
         roles = [message["role"] for message in messages]
-        problem = f"the tokenizer's chat template fails on turns of {', '.join(roles)}"
+        if "system" in roles and refuses_system_turns(tokenizer):
+            return chat_text(tokenizer, without_system_turns(messages), thinking=thinking, origin=origin)
+        problem = (
+            f"the tokenizer's chat template fails on turns of {', '.join(roles)} ({type(error).__name__}: {error})"
+        )
         remedy = "repair chat_template.jinja in the model's directory, or use another model"
-        if "system" in roles and _renders(render, [m for m in messages if m["role"] != "system"]):
-            problem = "the tokenizer's chat template refuses a system turn"
-            remedy = "set teacher.shown_in=user, take system turns out of the rows, or use another model"
-        problem = f"{problem} ({type(error).__name__}: {error})"
         raise UserError(problem, field="chat_template", remedy=remedy, file=origin) from error
 
 
-def _renders(render: Callable[[list], str], turns: list[Mapping[str, str]]) -> bool:
+def without_system_turns(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The turns with the text of each system turn at the beginning of the user's next turn, after which a blank line follows.
+
+    Examples:
+      >>> without_system_turns([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}])
+      [{'role': 'user', 'content': 'Be brief.\\n\\nWhy?'}]
+    """
+    turns: list[dict[str, str]] = []
+    before = ""
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role == "system":
+            before += f"{content}\n\n"
+        elif role == "user":
+            turns.append({"role": role, "content": before + content})
+            before = ""
+        else:
+            turns.append({"role": role, "content": content})
+    return turns
+
+
+def refuses_system_turns(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template refuses a system turn, and takes the same conversation without it."""
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     try:
-        render(turns)
+        _rendered(tokenizer, turns, False)
     except jinja2.TemplateError:
-        return False
-    return True
+        with contextlib.suppress(jinja2.TemplateError):
+            _rendered(tokenizer, turns[1:], False)
+            return True
+    return False
+
+
+def _rendered(tokenizer: Any, turns: Sequence[Mapping[str, str]], thinking: bool) -> str:
+    return tokenizer.apply_chat_template(
+        list(turns), tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
 
 
 def role_text(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,6 +147,18 @@ def check_template(examples: Sequence[Example], tokenizer: Any, encoding: Encodi
             if role.shown_in == "system" and turns[0]["role"] != "system":
                 turns.insert(0, {"role": "system", "content": example.question})  # any text
             contexts.chat_text(tokenizer, turns, thinking=role.thinking, origin=example.origin)
+
+
+def say_where_system_turns_go(
+    examples: Sequence[Example], tokenizer: Any, encoding: Encoding, say: Callable[[str], Any]
+) -> None:
+    """Calls `say` if a role sees system turns and the chat template refuses these."""
+    shown = any(role.shown_in == "system" and len(role.fields) > 1 for role in (encoding.student, encoding.teacher))
+    continued = examples if encoding.task not in contexts.ABOUT_THE_CONVERSATION else ()
+    if not shown and not any(turn.role == "system" for example in continued for turn in example.history):
+        return
+    if contexts.refuses_system_turns(tokenizer):
+        say("the chat template refuses system turns; their text stands at the beginning of the user's next turn")
 
 
 def transition_of(example: Example, tokenizer: Any, encoding: Encoding) -> np.ndarray:

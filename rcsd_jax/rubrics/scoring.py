@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
+from rcsd_jax.rubrics.aggregation import points
 from rcsd_jax.rubrics.schema import Criterion, Rubric, RubricError, normalised
 
 
 def score(rubric: Rubric, met: Sequence[bool]) -> float:
-    """RaR's explicit aggregation (arXiv 2507.17746) with signed weights.
+    """The points of the criteria that are met, over all positive points: `aggregation.points`.
 
         score = sum_i w_i * met_i / sum_i max(w_i, 0)
 
@@ -32,10 +33,10 @@ def score(rubric: Rubric, met: Sequence[bool]) -> float:
     """
     if len(met) != len(rubric.criteria):
         raise ValueError(f"{len(met)} judgements for {len(rubric.criteria)} criteria")
-    total = sum(criterion.weight for criterion in rubric.criteria if criterion.weight > 0)
-    if total == 0:
+    found = points(list(zip(rubric.criteria, met, strict=True)))
+    if found is None:
         raise RubricError("no_positive_weight", "a score is relative to the positive weights, and there are none")
-    return sum(criterion.weight for criterion, yes in zip(rubric.criteria, met, strict=True) if yes) / total
+    return found
 
 
 def same_description(criterion: Criterion) -> Hashable:

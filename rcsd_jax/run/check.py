@@ -82,10 +82,11 @@ def _from_source(examples: list[Example], config: Settings) -> list[Example]:
 def _check_judge(config: Settings) -> None:
     if not config.graded_by_judge:
         return
-    if config.judge.checkpoint:
-        open_unloaded(config.judge.checkpoint, config.model)
-    else:
-        endpoint_of(config.judge.endpoint)
+    for judge in (config.judge.first, config.judge.second):
+        if judge is not None and judge.checkpoint:
+            open_unloaded(judge.checkpoint, config.model)
+        elif judge is not None:
+            endpoint_of(judge.endpoint)
 
 
 def _say_questions(questions: Mapping[str, Mapping[str, Questions]], console: Console, name: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
+from rcsd_jax.evaluate.judged_sets import Judges
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.files import AnyPath
 from rcsd_jax.host.preemption import StopRequest
@@ -25,7 +25,7 @@ class Run(NamedTuple):
     console: Console
     stop: StopRequest
     name: str
-    judge: Callable | None = None  # `run.judge.judge_of`, if a judge grades something
+    judges: Judges | None = None  # of `run.judge.judges_of`, if a judge grades something
 
     def sampler(self, model: Model, batch_size: int) -> Sampler:
         """The sampler for a model outside the train step, `batch_size` rows at a time, until the run is asked to stop.

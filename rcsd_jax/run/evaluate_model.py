@@ -21,7 +21,7 @@ from rcsd_jax.roles.opened_model import Model, open_served
 from rcsd_jax.run import provenance, starts
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.evaluation import evaluate_role
-from rcsd_jax.run.judge import judge_of
+from rcsd_jax.run.judge import judges_of
 from rcsd_jax.run.workdir import claimed, from_main_if_written
 from rcsd_jax.settings.stage import Settings
 from rcsd_jax.settings.unpack import unpack
@@ -48,7 +48,7 @@ def evaluate_model(
         console.print(f"evaluate: reading model {config.model.path} and questions", soft_wrap=True)
         run = Run(config, workdir, mesh, console, stop, "evaluate")
         if config.graded_by_judge:
-            run = run._replace(judge=closing.enter_context(judge_of(run)))
+            run = run._replace(judges=closing.enter_context(judges_of(run)))
         model, _, load = open_served(config.model.path, config.model, mesh)
         questions = questions_of(config, model, mesh, say=say_once(console))
         if changed:

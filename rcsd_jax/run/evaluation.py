@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rcsd_jax.evaluate import results
-from rcsd_jax.evaluate.graders import grade_all
+from rcsd_jax.evaluate import judged_sets, results
+from rcsd_jax.evaluate.graders import GRADERS, grade_all
 from rcsd_jax.evaluate.questions import Questions
 from rcsd_jax.evaluate.table import evaluate
 from rcsd_jax.host import multihost
@@ -60,14 +60,20 @@ def _evaluated(
     config = run.config
     sampling = sampling_of(config.sampling, model, temperature=0.0 if greedy else config.eval.temperature)
     sampling = dataclasses.replace(sampling, int8_cache=False, merged_adapters=False, int8_weights=False)
-    return evaluate(
+    by_judge = GRADERS[asked.grader].grade is None
+    grade: Callable[..., Any] = functools.partial(grade_all, asked.grader)
+    if by_judge:
+        assert run.judges is not None, "a run with a judged set has judges"
+        grade = functools.partial(judged_sets.graded, run.judges, asked.aggregations)
+    summary, records = evaluate(
         asked.examples,
         after_analyses(asked, sampler, log, sampling, reason_tokens=config.teacher.reason_tokens),
         complete=functools.partial(resumed, sampler, log, sampling),
         decode=model.decode,
-        grade_all=functools.partial(grade_all, asked.grader, judge=run.judge),
+        grade_all=grade,
         samples=1 if greedy else config.eval.samples,
     )
+    return (judged_sets.summary(summary, records, asked.aggregations) if by_judge else summary), records
 
 
 def after_analyses(

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rcsd_jax.data.examples import Example
+from rcsd_jax.evaluate import judged_sets
 from rcsd_jax.evaluate.graders import GRADERS, grade_all
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
@@ -54,7 +55,8 @@ def graded(
     samples = multihost_utils.process_allgather(completions.samples, tiled=True)
     texts = [model.decode(one.tokens) for one in completions_of(samples, recipe.rollout.sampling.eos_ids)]
     grader = GRADERS[config.reward.grader]
-    grade = functools.partial(grade_all, config.reward.grader, judge=run.judge)
+    judge = functools.partial(judged_sets.rewards, run.judges) if run.judges is not None else None
+    grade = functools.partial(grade_all, config.reward.grader, judge=judge)
     if grader.grade is None:
         scores = grade(asked, texts)
     else:

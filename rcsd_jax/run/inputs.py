@@ -14,6 +14,7 @@ from rcsd_jax.evaluate.questions import Questions, evaluation_questions
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.models import sharding
 from rcsd_jax.models.placement import check_divisible
+from rcsd_jax.roles.encode import say_where_system_turns_go
 from rcsd_jax.roles.opened_model import Model, open_model
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.rows import AT_START, Rows
@@ -26,7 +27,8 @@ def open_inputs(
 ) -> tuple[Model, dict[str, dict[str, Questions]], list[Example]]:
     """The model without its weights, role -> split -> questions of evaluation, and the examples to learn from.
 
-    `say` is called with what was read from which columns and left out, and with columns that are not read.
+    `say` is called with what was read from which columns and left out, with columns that are not read, and if the chat template
+    refuses system turns.
 
     Raises:
       UserError: one of them cannot be read or used, or the mesh cannot divide a batch.
@@ -36,7 +38,9 @@ def open_inputs(
     _check_queue(config, mesh)
     reading = config.reading(require=config.required_fields, say=say, tell=lambda account: say(account.line()))
     questions = evaluation_questions(config.eval, reading, config.encoding, config.limits, model.tokenizer, say=say)
-    return model, questions, sources.read_as(config.data.path, reading)
+    examples = sources.read_as(config.data.path, reading)
+    say_where_system_turns_go(examples, model.tokenizer, config.encoding, say)
+    return model, questions, examples
 
 
 def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dict[str, int]]:

@@ -75,6 +75,7 @@ def show_rows(config: Settings, tokenizer: Any, console: Console, *, as_run: boo
     for example in _some(examples, count):
         _show(example, tokenizer, encoding, console)
     if tokenizer is not None:
+        encode.say_where_system_turns_go(examples, tokenizer, encoding, say)
         encode.check_template(examples, tokenizer, encoding)
     lengths = _lengths(examples[:MOST], tokenizer, encoding)
     console.print(histogram(lengths, len(examples)))

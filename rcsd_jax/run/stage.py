@@ -32,7 +32,7 @@ from rcsd_jax.run.evaluation import evaluate_role
 from rcsd_jax.run.export import export
 from rcsd_jax.run.inputs import open_inputs, prepared
 from rcsd_jax.run.int8_divergence import described, int8_divergence
-from rcsd_jax.run.judge import judge_of
+from rcsd_jax.run.judge import judges_of
 from rcsd_jax.run.loop import train_loop
 from rcsd_jax.run.rows import AT_START
 from rcsd_jax.run.workdir import claimed, from_main_if_written
@@ -58,7 +58,7 @@ def run_stage(
             provenance.record(workdir)
         run = Run(config, workdir, mesh, console, stop, name)
         if config.graded_by_judge:
-            run = run._replace(judge=closing.enter_context(judge_of(run)))
+            run = run._replace(judges=closing.enter_context(judges_of(run)))
 
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
         console.print(f"{name}: reading model {config.model.path} and data {config.data.path}", soft_wrap=True)

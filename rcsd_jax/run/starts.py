@@ -111,6 +111,7 @@ def _stale(changed: Sequence[str], before: Mapping[str, Any]) -> Callable[[str, 
             "scores of a set": split == ("eval" if key == "eval.path" else key.rpartition(".")[2]),
             "scores of samples": mode == "sampled",
             "scores by a judge": grader == "judge",
+            "agreement of judges": grader == "judge",
         }.get(decides(key, before), False)
 
     return lambda split, mode: any(hangs_on(key, split, mode) for key in changed)

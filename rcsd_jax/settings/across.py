@@ -137,6 +137,10 @@ def _check_graders(s: Settings, need: Need) -> None:
     if s.graded_by_judge:
         remedy = "name a model at judge.base_url, or give judge.checkpoint"
         need(bool(s.judge.model) != bool(s.judge.checkpoint), "judge.model", "must name exactly one judge", remedy)
+    if s.judge.second is not None:
+        key = "judge.second_checkpoint" if s.judge.second_checkpoint else "judge.second_model"
+        problem = "is compared with the judge of an evaluation, and no judge evaluates"
+        need("judge" in s.eval.graders, key, problem, "set eval.grader=judge or a judged benchmark, or leave it out")
 
 
 def _check_paths(s: Settings, need: Need, flags: str, *, trains: bool) -> None:

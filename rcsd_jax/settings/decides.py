@@ -35,7 +35,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
     ),
     # How long it is learned. Finished steps stay valid, unless their learning rates depended on it.
     "length": ("train.steps",),
-    # Scores: of every set, of the run's own sets, of one set, of sampled answers, of a judge's grades.
+    # Scores: of every set, of the run's own sets, of one set, of sampled answers, of a judge's grades, of its agreement with another.
     "scores": ("eval.count",),
     "scores of own sets": ("eval.grader",),
     "scores of a set": ("eval.path", "eval.splits", "eval.benchmarks"),
@@ -44,6 +44,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "judge.model", "judge.base_url", "judge.checkpoint", "judge.per_call", "judge.reasks", "judge.max_characters",
         "judge.temperature", "judge.seed", "judge.max_tokens", "judge.extra",
     ),
+    "agreement of judges": ("judge.second_model", "judge.second_base_url", "judge.second_checkpoint"),
     # What a finished run should have: missing parts are made.
     "results": ("eval.roles", "eval.greedy", "export.merged", "export.adapter", "export.dtype"),
     # How, how fast and in how much memory it is computed, what is printed, and what is saved on the way.
@@ -53,7 +54,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "loss.chunk_size", "train.microbatches", "train.row_lengths", "train.split_rows", "train.log_every", "checkpoint.every", "checkpoint.keep",
         "mesh.data", "mesh.group", "mesh.fsdp", "mesh.tensor",
         "eval.every", "eval.every_splits", "eval.batch_size",
-        "judge.key_variable", "judge.concurrency", "judge.timeout_s", "judge.retries", "judge.requests_per_minute",
+        "judge.key_variable", "judge.second_key_variable", "judge.concurrency", "judge.timeout_s", "judge.retries", "judge.requests_per_minute",
         "judge.tokens_per_minute", "judge.input_price", "judge.output_price", "judge.batch_size",
     ),
 }  # fmt: skip

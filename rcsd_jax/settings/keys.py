@@ -111,6 +111,10 @@ def stage() -> ConfigDict:
                 base_url="https://api.openai.com/v1",
                 key_variable="OPENAI_API_KEY",  # the environment variable that holds the key; empty: no key is needed
                 checkpoint="",  # instead of an endpoint: a model or adapter that runs on this machine
+                second_model="",  # another judge of the same evaluations: they then say how far the two agree (Cohen's kappa)
+                second_base_url=config_dict.placeholder(str),  # None: as `base_url`
+                second_key_variable=config_dict.placeholder(str),  # None: as `key_variable`
+                second_checkpoint="",  # instead of an endpoint, for the second judge
                 per_call="criterion",  # one call for each criterion, or for the whole "rubric"
                 reasks=2,  # how often an unreadable answer is asked for again; after that it is left out of all scores
                 max_characters=200_000,  # longer prompts are not asked, and reported

@@ -66,6 +66,19 @@ def true_rubric(problem: Problem) -> tuple[str, ...]:
     return tuple(criterion(problem, step) for step in steps(problem))
 
 
+def derived_rubric(problem: Problem, reference: str) -> tuple[str, ...]:
+    """The criteria that someone draws from a reference and nothing else, so that they inherit its flaws.
+
+    A step that the reference leaves out has no criterion, and a law that it misstates is misstated. Checking is asked for in any
+    case, because faultless references may leave it out too.
+    """
+    done = satisfied(problem, reference)
+    texts = {step: criterion(problem, step) for step in steps(problem) if done[step] or step in ("law", "check")}
+    if not done["law"]:
+        texts["law"] = f"{CLASSES['law']} Criteria: {LAW.format(law(problem, operator='+'))}"
+    return tuple(texts.values())
+
+
 @dataclasses.dataclass(frozen=True)
 class Boxed:
     """The content of the last box: a number if its digits can be read, and the unit (may be empty)."""

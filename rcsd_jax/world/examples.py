@@ -37,20 +37,24 @@ def rubric_from_strings(texts: tuple[str, ...]) -> Rubric:
     return from_records(list(texts), min_criteria=1)
 
 
-def example(problem: Problem, *, id: str, origin: str, rng: random.Random, flawed: float = FLAWED) -> Example:
-    """One problem as an example; its reference is flawed with the chance given."""
+def example(
+    problem: Problem, *, id: str, origin: str, rng: random.Random, flawed: float = FLAWED, derived: bool = False
+) -> Example:
+    """One problem as an example; its reference is flawed with the chance given. Its rubric is the true one, or derived from that."""
+    reference = write_reference(problem, rng, flawed=flawed)
+    texts = criteria.derived_rubric(problem, reference) if derived else criteria.true_rubric(problem)
     return Example(
         id=id,
         question=question(problem),
-        reference=write_reference(problem, rng, flawed=flawed),
-        rubric=rubric_from_strings(criteria.true_rubric(problem)),
+        reference=reference,
+        rubric=rubric_from_strings(texts),
         answer=answer(problem),
         origin=origin,
         extra={"kind": problem.kind, "complications": problem.complications, "problem": problem},
     )
 
 
-def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED) -> list[Example]:
+def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED, *, derived: bool = False) -> list[Example]:
     """The first `count` examples of a split, no question twice.
 
     Args:
@@ -59,6 +63,7 @@ def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED) -> l
       count: how many.
       seed: another seed draws other questions of the same split.
       flawed: share of references with a wrong step and the right final answer.
+      derived: whether rubrics are drawn from the references and inherit their flaws: `criteria.derived_rubric`.
 
     Raises:
       ValueError: an unknown split.
@@ -77,7 +82,8 @@ def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED) -> l
         if question(problem) not in found:
             origin = f"world:{split}:{index}"
             rng = random.Random(f"reference:{split}:{seed}:{index}")
-            one = example(problem, id=f"{split}-{seed}-{index}", origin=origin, rng=rng, flawed=flawed)
+            id = f"{split}-{seed}-{index}"
+            one = example(problem, id=id, origin=origin, rng=rng, flawed=flawed, derived=derived)
             found[one.question] = one
         index += 1
     return list(found.values())

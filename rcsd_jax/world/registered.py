@@ -13,17 +13,24 @@ from rcsd_jax.world.examples import examples, failed_criteria, generic_rubric, g
 NAME = "world"
 
 
-def read_world(split: str, how: Reading) -> list[Example]:
-    """The first `how.count` examples of a split.
+DERIVED = "derived"
+
+
+def read_world(place: str, how: Reading) -> list[Example]:
+    """The first `how.count` examples of a split; of "SPLIT:derived" with rubrics that are drawn from the references.
 
     Raises:
       UserError: an unknown split.
     """
+    split, colon, rubrics = place.partition(":")
     flawed = {} if how.flawed is None else {"flawed": how.flawed}
+    if colon and rubrics != DERIVED:
+        remedy = f"name a split of the world, or SPLIT:{DERIVED}"
+        raise UserError("no such rubrics", field="data.path", value=place, remedy=remedy)
     try:
-        return examples(split, how.count, seed=how.seed, **flawed)
+        return examples(split, how.count, seed=how.seed, derived=bool(rubrics), **flawed)
     except ValueError as error:
-        raise UserError(str(error), field="data.path", value=split, remedy="name a split of the world") from error
+        raise UserError(str(error), field="data.path", value=place, remedy="name a split of the world") from error
 
 
 def grade_world(example: Example, text: str) -> dict[str, float]:

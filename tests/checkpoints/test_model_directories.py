@@ -26,6 +26,7 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.models import decoder
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.sampling import decoding
+from tests import xla_flags
 from tests.checkpoints_for_tests import KINDS, VOCAB_SIZE, transformers_model, write_checkpoint, write_tokenizer
 
 LENGTHS = (17, 9, 1)
@@ -331,12 +332,7 @@ def test_sharded_loading_places_each_slice_and_saves_the_same_bytes(qwen3, tmp_p
     assert params["layers"]["gate"].addressable_shards[0].data.shape == (2, 16, 12)
     saving.save_model(target, config, params)
     """
-    run_python(
-        code,
-        qwen3,
-        tmp_path / "out",
-        XLA_FLAGS="--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
-    )
+    run_python(code, qwen3, tmp_path / "out", XLA_FLAGS=xla_flags.with_devices(8))
     before, after = all_tensors(qwen3), all_tensors(tmp_path / "out")
     assert {name: tensor.tobytes() for name, tensor in before.items()} == {n: t.tobytes() for n, t in after.items()}
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from rcsd_jax.cli.failures import resource_spent
 from rcsd_jax.run import provenance
-from tests import forked_program, user_inputs
+from tests import forked_program, user_inputs, xla_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
@@ -218,7 +218,7 @@ def test_batches_that_the_mesh_does_not_divide(user_dir, tmp_path):
     ]
     result = run(
         *ground_truth(user_dir, tmp_path / "run", *flags),
-        XLA_FLAGS="--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4",
+        XLA_FLAGS=xla_flags.with_devices(4),
     )
     assert_one_line(result, "mesh", "eval.batch_size", "6")
 
@@ -227,7 +227,7 @@ def test_mesh_that_does_not_divide_the_heads(user_dir, tmp_path):
     flags = ["--config.mesh.tensor=8", "--config.mesh.fsdp=1"]
     result = run(
         *ground_truth(user_dir, tmp_path / "run", *flags),
-        XLA_FLAGS="--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
+        XLA_FLAGS=xla_flags.with_devices(8),
     )
     assert_one_line(result, "mesh.tensor", "8")
 

@@ -10,6 +10,7 @@ from rcsd_jax.data import sources
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS, questions
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.rubrics.aggregation import AGGREGATIONS
 
 # A made-up row of each, with the columns that the published data have.
 ROWS = {
@@ -29,6 +30,12 @@ ROWS = {
                    "rubric": [{"rubric_item": f"Does it name {i}?", "type": ["other"]} for i in range(4)]},
     "rubrichub": {"prompt": [{"role": "user", "content": "Explain."}], "ability": "Science",
                   "reward_model": {"rubrics": [{"criterion": f"Says {i}.", "points": i + 1} for i in range(3)]}},
+    "healthbench": {"prompt_id": "h1", "prompt": [{"role": "user", "content": "It hurts."}, {"role": "assistant", "content": "Where?"},
+                                                  {"role": "user", "content": "Here."}],
+                    "rubrics": [{"criterion": "Asks since when.", "points": 7, "tags": ["axis:accuracy", "level:example_level"]},
+                                {"criterion": "Names a doctor.", "points": 3, "tags": ["axis:completeness"]},
+                                {"criterion": "Names a dose.", "points": -5, "tags": ["axis:accuracy"]}],
+                    "example_tags": ["theme:hedging"], "canary": "…", "ideal_completions_data": None},
 }  # fmt: skip
 
 
@@ -43,6 +50,10 @@ def asked(name, row, seed=0, tmp_path=None):
 def test_every_benchmark_has_a_row_here_and_a_grader():
     assert ROWS.keys() == BENCHMARKS.keys()
     assert {b.grader for b in BENCHMARKS.values()} <= set(GRADERS)
+    judged = {name: b.aggregations for name, b in BENCHMARKS.items() if b.grader == "judge"}
+    assert all(rules and set(rules) <= set(AGGREGATIONS) for rules in judged.values())
+    assert all(len({AGGREGATIONS[rule].verdict for rule in rules}) == 1 for rules in judged.values())
+    assert not any(b.aggregations for name, b in BENCHMARKS.items() if name not in judged)
     for benchmark in BENCHMARKS.values():
         assert sources.split_source(benchmark.path, "jsonl")[0] in ("hub", "tfds")
 
@@ -75,6 +86,11 @@ def test_the_others_as_they_are_asked(tmp_path):
                for name in ("rar", "researchqa", "rubrichub")}  # fmt: skip
     assert weights == {"rar": [5.0] * 3, "researchqa": [7.0] * 4, "rubrichub": [1.0, 2.0, 3.0]}
     assert asked("rubrichub", ROWS["rubrichub"], tmp_path=tmp_path).question == "Explain."
+    one = asked("healthbench", ROWS["healthbench"], tmp_path=tmp_path)
+    assert (
+        one.id == "h1" and one.question == "Here." and [turn.content for turn in one.history] == ["It hurts.", "Where?"]
+    )
+    assert [(c.weight, c.kind == "Pitfall") for c in one.rubric.criteria] == [(7.0, False), (3.0, False), (-5.0, True)]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +144,7 @@ def test_parquet_and_the_hub_read_what_jsonl_does(tmp_path):
     assert plain(sources.read(str(tmp_path / "data"), source="parquet")) == plain(expected)
     pytest.importorskip("datasets")
     assert plain(sources.read(f"hub:{tmp_path / 'data'}#test")) == plain(expected)
+    assert plain(sources.read(f"hub:{tmp_path / 'data'}:test-1.parquet#train")) == plain(expected)[3:]  # one file of it
     with pytest.raises(UserError, match=r"cannot be read from the hub .*check name, configuration and split"):
         sources.read(f"hub:{tmp_path / 'data'}#nothing")
 

@@ -22,7 +22,7 @@ from rcsd_jax.judge.answers import Unreadable, Verdict
 from rcsd_jax.judge.asking import Answer, in_batches, usage_of
 from rcsd_jax.judge.cache import AnswerCache, key_of
 from rcsd_jax.judge.endpoint import Endpoint, EndpointSettings
-from rcsd_jax.judge.judging import JudgeSettings, Request, judge_all, score_of_judged
+from rcsd_jax.judge.judging import JudgeSettings, Request, judge_all
 from rcsd_jax.rubrics.schema import Criterion, Rubric
 from tests.judge_server import JudgeServer, right_answer
 
@@ -112,7 +112,7 @@ def test_prompts_of_one_completion_begin_alike():
 def test_nothing_is_cut_what_is_too_long_is_reported(server):
     long = request(1)._replace(completion="alpha " * 1000)
     found, usage = judge(quick(server), [long, request(1)], max_characters=3000)
-    assert found[0].met == (None,) * 5 and found[0].score is None and found[0].unjudged == 5
+    assert found[0].met == (None,) * 5 and found[0].unjudged == 5
     assert re.fullmatch(r"not asked: [67]\d\d\d characters are more than 3000", found[0].reasons[0])
     assert found[1].met == truth(request(1)) and usage.asked == 5
 
@@ -181,17 +181,35 @@ def test_all_criteria_exactly_once():
     assert "leaves out" in answers.read(text(*good)[:-30], names).problem  # cut in the last
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
+# --- how far a criterion is covered ---------------------------------------------------------------------------------
 
 
-def test_the_score_is_of_judged_criteria_alone():
-    rubric = request(0, words=WORDS[:3]).rubric  # weights 2, 2, -1
-    assert score_of_judged(rubric, [True, False, False]) == 0.5
-    assert score_of_judged(rubric, [True, None, False]) == 1.0
-    assert score_of_judged(rubric, [None, True, True]) == 0.5
-    assert score_of_judged(rubric, [False, False, True]) == -0.25
-    assert score_of_judged(rubric, [None, None, True]) is None
-    assert score_of_judged(rubric, [None, None, None]) is None
+def test_a_judge_may_be_asked_how_far_criteria_are_covered():
+    one = request(3)._replace(verdict="extent")
+    text = prompts.prompt_for(one.question, one.completion, one.rubric.criteria[3:], verdict="extent")
+    assert (
+        "\n1. (extent) Says delta.\n2. (extent) Says epsilon.\n" in text and '"met"' not in text and "fault" not in text
+    )
+    assert all(f'"{word}": ' in text for word in ("not at all", "barely", "moderately", "mostly", "completely"))
+    assert isinstance(answers.read(text, ["extent", "extent"]), Unreadable)
+
+    def said(*words):
+        verdicts = [{"criterion": i, "reason": "so", "extent": word} for i, word in enumerate(words, start=1)]
+        return answers.read(json.dumps({"verdicts": verdicts}), ["extent"] * len(words))
+
+    words = ("not at all", "barely", "moderately", "Mostly", " completely ")
+    assert [verdict.decision for verdict in said(*words)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    for word in ("partly", True, 0.5, None, "most"):
+        assert 'criterion 2 has no "extent" that is one of not at all, ' in said("barely", word).problem
+
+
+def test_extents_are_asked_and_kept_apart_from_yes_and_no(server):
+    server.misbehave = lambda handler, prompt, nth: (
+        "(extent)" in prompt and handler.say('{"criterion": 1, "reason": "so", "extent": "mostly"}')
+    )
+    with_extent = request(1)._replace(verdict="extent")
+    found, usage = judge(quick(server), [request(1), with_extent])
+    assert [one.met for one in found] == [truth(request(1)), (0.75,) * 5] and usage.asked == 10
 
 
 # --- the endpoint ----------------------------------------------------------------------------------------------------
@@ -203,7 +221,7 @@ def test_judgements_come_in_order_and_costs_are_the_servers(server, per_call, ca
     requests, seen = [request(i) for i in range(12)], []
     found, usage = judge(quick(server), requests, per_call=per_call, progress=lambda *state: seen.append(state))
     assert [one.met for one in found] == [truth(one) for one in requests]
-    assert found[3].score == 0.5 and found[16 % 12].reasons == tuple(f"{word}?" for word in WORDS)
+    assert found[16 % 12].reasons == tuple(f"{word}?" for word in WORDS)
     assert len(server.bodies) == 12 * calls == usage.asked == usage.requests and seen[-1] == (12 * calls, 12 * calls)
     assert (usage.input_tokens, usage.output_tokens) == (server.input_tokens, server.output_tokens)
     assert usage.cost == pytest.approx((2 * server.input_tokens + 10 * server.output_tokens) / 1e6)
@@ -286,11 +304,11 @@ def test_re_asks_are_bounded_and_end_as_unjudged(server, tmp_path, text):
         with AnswerCache(tmp_path / "judge.jsonl") as cache:
             found, usage = judge(quick(server), [one], cache, reasks=3)
         assert found[0].met == (None, *truth(one)[1:]) and found[0].unjudged == 1
-        assert found[0].score == 0.0 and found[0].reasons[0]
+        assert found[0].reasons[0]
         assert len(server.bodies) == 5 + 3 and len(server.asked) == 8  # each re-ask is another prompt
     assert usage.asked == 0 and usage.cached == 8
     found, _ = judge(quick(server), [one, request(2)], per_call="rubric", reasks=0)
-    assert found[0].met == (None,) * 5 and found[0].score is None and len(server.bodies) == 8 + 2
+    assert found[0].met == (None,) * 5 and len(server.bodies) == 8 + 2
 
 
 def test_an_answer_cut_at_the_limit_says_so(server):
@@ -315,7 +333,7 @@ def test_a_prompt_without_an_answer_is_unjudged_and_asked_again_by_the_next_run(
     )
     with AnswerCache(tmp_path / "judge.jsonl") as cache:
         found, usage = judge(quick(server, retries=2), [request(5)], cache)
-        assert found[0].met == (None, None, True, False, False) and found[0].score == 0.5
+        assert found[0].met == (None, None, True, False, False)
         assert found[0].reasons[0] == "no answer after 1 tries: status 400: too many tokens"
         assert found[0].reasons[1] == "no answer after 3 tries: status 502"
         assert (usage.unanswered, usage.requests, usage.reasked) == (2, 1 + 3 + 3, 0)

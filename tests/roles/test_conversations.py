@@ -30,7 +30,9 @@ SHAPES = {
     "a system turn": ("system",),
     "a system turn and two turns": ("system", "user", "assistant"),
 }
-REFUSES_SYSTEM = "gemma"
+REFUSES_SYSTEM = (
+    "gemma"  # Gemma 3's template has the same turns, and puts a system turn into the first user turn itself
+)
 ROLES = {place: Role(("question", "reference", "rubric"), shown_in=place) for place in contexts.PLACES}
 
 
@@ -44,11 +46,13 @@ def encoding(place="user", task="solve", thinking=False, **more):
     return Encoding(student, teacher, ENGLISH, task, learns_references=True, **more)
 
 
-def refused(template, shape, place):
-    return template == REFUSES_SYSTEM and ("system" in SHAPES[shape] or place == "system")
+def rendered(template, turns, **settings):
+    """The turns as the template itself renders them, or Gemma 3's template for Gemma's."""
+    tokenizer = tokenizer_with("gemma3" if template == REFUSES_SYSTEM else template)
+    return tokenizer.apply_chat_template(turns, **settings)
 
 
-CASES = [(t, s, p) for t in TEMPLATES for s in SHAPES for p in contexts.PLACES if not refused(t, s, p)]
+CASES = [(t, s, p) for t in TEMPLATES for s in SHAPES for p in contexts.PLACES]
 
 
 # --- the templates -----------------------------------------------------------------------------------------------------
@@ -60,10 +64,10 @@ def test_the_short_templates_render_as_the_whole_ones(name):
     if not file.is_file():
         pytest.skip("this version of TRL does not keep it")
     tokenizer, whole = tokenizer_with(name), file.read_text(encoding="utf-8")
-    for shape, roles in SHAPES.items():
+    for roles in SHAPES.values():
         turns = [{"role": role, "content": TURNS[role]} for role in (*roles, "user")]
         for answered in (turns, [*turns, {"role": "assistant", "content": TURNS["assistant"]}]):
-            if refused(name, shape, "user"):
+            if name == REFUSES_SYSTEM and "system" in roles:
                 continue
             for thinking in (False, True):
                 settings = dict(tokenize=False, add_generation_prompt=answered is turns, enable_thinking=thinking)
@@ -87,7 +91,7 @@ def test_each_role_sees_the_conversation_and_the_completion_is_its_next_turn(tem
         # The answer as the template writes it into the conversation follows the prompt directly.
         role = Role(("question",)) if name == "student" else ROLES[place]
         answer = {"role": "assistant", "content": "It is six."}
-        whole = tokenizer.apply_chat_template([*contexts.messages(one, role, ENGLISH, "solve"), answer], tokenize=False)
+        whole = rendered(template, [*contexts.messages(one, role, ENGLISH, "solve"), answer], tokenize=False)
         assert whole.startswith(text + "It is six.")
     shown = ("Reference answer:\nIt is 6.", '"description": "Pitfall Criteria: Says 5."')
     assert all(text in texts["teacher"] and text not in texts["student"] for text in shown)
@@ -99,21 +103,18 @@ def test_each_role_sees_the_conversation_and_the_completion_is_its_next_turn(tem
 @pytest.mark.parametrize("place", contexts.PLACES)
 def test_both_roles_score_the_same_tokens_at_the_same_offsets(template, place):
     tokenizer = tokenizer_with(template)
-    shapes = [shape for shape in SHAPES if not refused(template, shape, place)]
-    if not shapes:
-        pytest.skip("the template refuses a system turn")
     settings = keys.stage()
     settings.sampling.update(source="reference", max_new_tokens=12)
     settings.data.pad_to = 16
     config = settings_of(settings)
     asked = encoding(place)
-    rows = encode.encode_rows([example(shape) for shape in shapes], tokenizer, asked)
+    rows = encode.encode_rows([example(shape) for shape in SHAPES], tokenizer, asked)
     data = encode.collate(rows, np.zeros(0, np.int32), encode.longest_of(rows))
     batch = make_batch(list(range(len(rows))), data, config, tokenizer.pad_token_id)
     options = RolloutOptions(SamplingConfig(max_new_tokens=12), source="reference")
     completions = assemble(batch, draw(Networks(None, None), batch, None, options), None, options)
     expected = [*tokenizer("It is 6.")["input_ids"], tokenizer.eos_token_id]
-    for i, shape in enumerate(shapes):
+    for i, shape in enumerate(SHAPES):
         scored = np.asarray(completions.samples.tokens[i])[np.asarray(completions.completion_mask[i])]
         np.testing.assert_array_equal(scored, expected)
         for role, tokens, mask in (
@@ -123,10 +124,8 @@ def test_both_roles_score_the_same_tokens_at_the_same_offsets(template, place):
             mask = np.asarray(mask)
             assert mask[-1] and (np.diff(mask.astype(int)) >= 0).all()  # the completion follows the prompt's last token
             turns = contexts.messages(example(shape), role, ENGLISH, "solve")
-            rendered = tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=True, enable_thinking=False
-            )
-            np.testing.assert_array_equal(np.asarray(tokens)[mask], getattr(rendered, "input_ids", rendered))
+            prompt = rendered(template, turns, add_generation_prompt=True, tokenize=True, enable_thinking=False)
+            np.testing.assert_array_equal(np.asarray(tokens)[mask], getattr(prompt, "input_ids", prompt))
             assert list(np.asarray(tokens)[mask]).count(tokenizer.bos_token_id) <= 1
 
 
@@ -136,13 +135,10 @@ def test_what_follows_an_analysis_is_the_same_for_every_conversation(template):
     for place in contexts.PLACES:
         found = set()
         for shape in SHAPES:
-            if not refused(template, shape, place):
-                prompt, transition = contexts.encode_reason_first(
-                    tokenizer, example(shape), ROLES[place], ENGLISH, "solve"
-                )
-                assert "2 * 3?" in tokenizer.decode(prompt) and ENGLISH["reason"]["request"] in tokenizer.decode(prompt)
-                found.add(tuple(transition))
-        assert len(found) <= 1
+            prompt, transition = contexts.encode_reason_first(tokenizer, example(shape), ROLES[place], ENGLISH, "solve")
+            assert "2 * 3?" in tokenizer.decode(prompt) and ENGLISH["reason"]["request"] in tokenizer.decode(prompt)
+            found.add(tuple(transition))
+        assert len(found) == 1
 
 
 def test_a_system_turn_of_the_row_stands_before_the_privileged_fields():
@@ -173,20 +169,14 @@ def test_a_rubric_is_written_about_the_whole_conversation(template):
 # --- refusals ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_template_that_refuses_a_system_turn_is_one_line():
-    tokenizer = tokenizer_with("gemma")
-    for one, role in ((example("a system turn"), Role(("question",))), (example("one turn"), ROLES["system"])):
-        with pytest.raises(UserError) as caught:
-            contexts.role_text(tokenizer, one, role, ENGLISH, "solve")
-        line = str(caught.value)
-        assert line.startswith(f"{one.origin}: ") and "\n" not in line
-        assert (
-            "refuses a system turn (TemplateError: System role not supported)" in line
-            and "teacher.shown_in=user" in line
-        )
-    with pytest.raises(UserError, match="rows:x: .*fails on turns of user, user .*must alternate"):
-        odd = Example("x", "And?", None, None, None, "rows:x", history=(Turn("user", "So?"),))
-        contexts.role_text(tokenizer, odd, Role(("question",)), ENGLISH, "solve")
+def test_a_template_that_refuses_other_turns_is_one_line():
+    odd = Example("x", "And?", None, None, None, "rows:x", history=(Turn("user", "So?"),))
+    with pytest.raises(UserError, match="rows:x: .*fails on turns of user, user .*must alternate") as caught:
+        contexts.role_text(tokenizer_with("gemma"), odd, Role(("question",)), ENGLISH, "solve")
+    assert "\n" not in str(caught.value)
+    odd = Example("y", "And?", None, None, None, "rows:y", history=(Turn("system", "Be brief."), Turn("user", "So?")))
+    with pytest.raises(UserError, match="rows:y: .*fails on turns of user, user .*must alternate"):
+        contexts.role_text(tokenizer_with("gemma"), odd, Role(("question",)), ENGLISH, "solve")
 
 
 def test_a_late_row_that_the_template_refuses_is_found_at_the_start(monkeypatch):
@@ -195,9 +185,44 @@ def test_a_late_row_that_the_template_refuses_is_found_at_the_start(monkeypatch)
     settings.train.update(steps=1, batch_size=1)
     examples = [Example(str(i), f"{i}?", None, RUBRIC, None, f"rows:{i}") for i in range(40)]
     assert Rows(examples, tokenizer_with("gemma"), settings_of(settings)).start(positions=10_000)
-    examples[33] = Example("33", "Why?", None, RUBRIC, None, "rows:33", history=(Turn("system", "Be brief."),))
-    with pytest.raises(UserError, match="rows:33: .*refuses a system turn"):
+    examples[33] = Example("33", "Why?", None, RUBRIC, None, "rows:33", history=(Turn("assistant", "Hello."),))
+    with pytest.raises(UserError, match="rows:33: .*fails on turns of assistant, user"):
         Rows(examples, tokenizer_with("gemma"), settings_of(settings)).start(positions=10_000)
+
+
+# --- templates without system turns ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "template, shape, place, said",
+    [
+        ("gemma", "a system turn", "user", True),
+        ("gemma", "two turns", "system", True),
+        ("gemma", "two turns", "user", False),
+        ("gemma3", "a system turn", "system", False),
+        ("qwen3", "a system turn", "system", False),
+    ],
+)
+def test_a_run_says_where_system_turns_go(template, shape, place, said):
+    lines = []
+    encode.say_where_system_turns_go([example(shape)], tokenizer_with(template), encoding(place), lines.append)
+    line = "the chat template refuses system turns; their text stands at the beginning of the user's next turn"
+    assert lines == ([line] if said else [])
+
+
+def test_a_writer_of_rubrics_sees_no_system_turn_to_speak_of():
+    lines = []
+    about = encoding("user", task="write_rubric")
+    encode.say_where_system_turns_go([example("a system turn")], tokenizer_with("gemma"), about, lines.append)
+    assert lines == []
+
+
+def test_a_system_turn_in_the_middle_goes_to_the_users_next_turn():
+    turns = [("user", "1?"), ("assistant", "1"), ("system", "Now be brief."), ("user", "2?")]
+    found = contexts.without_system_turns([{"role": role, "content": text} for role, text in turns])
+    assert [(turn["role"], turn["content"]) for turn in found] == [
+        ("user", "1?"), ("assistant", "1"), ("user", "Now be brief.\n\n2?")
+    ]  # fmt: skip
 
 
 # --- limits ------------------------------------------------------------------------------------------------------------

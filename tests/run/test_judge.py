@@ -8,14 +8,20 @@ import rich.console
 
 from configs import evaluate as evaluate_config
 from rcsd_jax.checkpoints import loading
+from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.report import summary
+from rcsd_jax.rubrics.schema import from_records
+from rcsd_jax.run.environment import Run
 from rcsd_jax.run.evaluate_model import evaluate_model
+from rcsd_jax.run.judge import judges_of
+from rcsd_jax.settings import keys
 from rcsd_jax.settings.unpack import check
 from tests.evaluate.test_benchmarks import ROWS
 from tests.judge_server import JudgeServer
 from tests.run.test_stage import config_for, run
+from tests.settings_for_tests import settings_of
 
 KEY = "sk-very-secret-9876543210"
 
@@ -49,16 +55,55 @@ def texts_below(folder):
 def test_a_run_is_evaluated_by_a_judge_and_asks_nothing_twice(user_dir, tmp_path, server, per_call, calls):
     config = judged(config_for(user_dir), server)
     config.judge.per_call = per_call
+    config.judge.second_model = "other"
     config.eval.update(grader="judge", path=config.data.path, count=3, roles=("trained",), greedy=(True,))
     scores = run(config, tmp_path / "run")["evaluation"]["trained"]["eval"]["greedy"]
     assert scores["rubric_score"] == pytest.approx(10 / 26) and scores["judged"] == 1.0 and "ungraded" not in scores
+    assert scores["second_score"] == scores["rubric_score"] and scores["agreement"]["kappa"] == 1.0
+    texts = (tmp_path / "run" / "completions_trained.jsonl").read_text().splitlines()
+    assert [[v["met"] for v in json.loads(line)["verdicts"]] for line in texts] == [[1.0, 0.0, 0.0, 0.0]] * 3
     asked = sum(server.asked.values())
-    assert asked == 3 * calls and len((tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()) == asked
+    files = [tmp_path / "run" / name for name in ("verdicts.jsonl", "verdicts_second.jsonl")]
+    assert asked == 2 * 3 * calls and [len(file.read_text().splitlines()) for file in files] == [3 * calls] * 2
     assert KEY not in texts_below(tmp_path)
     for name in ("summary.json", "evaluation_trained.json"):
         (tmp_path / "run" / name).unlink()
     assert run(config, tmp_path / "run")["evaluation"]["trained"]["eval"]["greedy"] == scores
     assert sum(server.asked.values()) == asked
+
+
+def test_a_second_judge_is_asked_the_same_of_another_model(tmp_path, server):
+    rubric = from_records(["Essential Criteria: Formula.", "Essential Criteria: Unit."], min_criteria=1)
+    example = Example("1", "How much?", None, rubric, None, "rows:1")
+    config = judged(keys.stage(), server)
+    config.judge.update(second_model="other", per_call="rubric")
+    config.eval.update(grader="judge", path="rows.jsonl")
+    with StopRequest() as stop:
+        environment = Run(settings_of(config), tmp_path, None, rich.console.Console(quiet=True), stop, "run")
+        with judges_of(environment) as judges:
+            (first,) = judges.first([example], ["3 N"], "met")
+            server.misbehave = lambda handler, prompt, nth: handler.say("no")
+            (second,) = judges.second([example], ["3 N"], "met")
+    assert first.met == (True, False) and second.met == (None, None)
+    first_body, *others = server.bodies
+    assert first_body["model"] == "wise" and {body["model"] for body in others} == {"other"} and len(others) == 3
+    assert others[0] == first_body | {"model": "other"}
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"judge.second_model": "wise"}, "judge.second_model.*is the first judge"),
+        ({"judge.second_model": "other", "judge.second_checkpoint": "model"}, "judge.second_model.*at most one judge"),
+        ({"judge.second_checkpoint": "model", "eval.grader": "boxed"}, "judge.second_checkpoint.*no judge evaluates"),
+    ],
+)
+def test_a_second_judge_that_cannot_be_compared(server, changes, said):
+    config = judged(keys.stage(), server)
+    config.eval.update(grader="judge", path="rows.jsonl")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=said):
+        settings_of(config)
 
 
 @pytest.mark.slow

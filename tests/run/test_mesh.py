@@ -22,7 +22,7 @@ from rcsd_jax.roles.opened_model import load_weights, open_model
 
 user, lora_rank = Path(sys.argv[1]), int(sys.argv[2])
 losses = {}
-for name, shape in {"padded": (1, 1, 1), "1": (1, 1, 1), "1x8": (1, 8, 1), "8x1": (8, 1, 1), "2x2x2": (2, 2, 2)}.items():
+for name, shape in {"padded": (1, 1, 1), "1x8": (1, 8, 1), "8x1": (8, 1, 1), "2x2x2": (2, 2, 2)}.items():
     config = stage2.get_config("ground_truth")
     config.model.update(path=str(user / "model"), dtype="float32", param_dtype="float32")
     config.lora.rank = lora_rank
@@ -54,6 +54,6 @@ print(json.dumps(losses))
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_same_losses_on_every_mesh(user_dir, lora_rank):
     losses = eight_devices.run(SCRIPT, user_dir, lora_rank)
-    assert set(losses) == {"padded", "1", "1x8", "8x1", "2x2x2"} and min(v[0][0] for v in losses.values()) > 0
-    for name in ("1", "1x8", "8x1", "2x2x2"):
+    assert set(losses) == {"padded", "1x8", "8x1", "2x2x2"} and min(v[0][0] for v in losses.values()) > 0
+    for name in ("1x8", "8x1", "2x2x2"):
         np.testing.assert_allclose(losses[name], losses["padded"], rtol=1e-4, atol=1e-4, err_msg=name)

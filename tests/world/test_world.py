@@ -14,6 +14,8 @@ from experiments.world.measure import QUESTION, RUBRIC, completer, solution_scor
 from rcsd_jax import world
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
+from rcsd_jax.data import sources
+from rcsd_jax.host.errors import UserError
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.roles.contexts import Role, user_message
 from rcsd_jax.rubrics.parsing import parse
@@ -183,6 +185,46 @@ def test_references_end_right_and_the_flawed_ones_fail_an_essential_step():
     for e in clean:
         p = e.extra["problem"]
         assert all(fine for step, fine in criteria.satisfied(p, e.reference).items() if step != "check")
+
+
+def test_derived_rubrics_inherit_the_flaws_of_references():
+    def texts(rubric):
+        return {f"{c.kind} Criteria: {c.description}" for c in rubric.criteria}
+
+    for e in world.examples("stage1", 100, flawed=0.0, derived=True):
+        assert texts(e.rubric) == set(criteria.true_rubric(e.extra["problem"]))
+    misstated, missing = 0, set()
+    for e in world.examples("stage1", 300, flawed=1.0, derived=True):
+        p = e.extra["problem"]
+        (wrong,) = [step for step, fine in criteria.satisfied(p, e.reference).items() if not fine and step != "check"]
+        true, found = set(criteria.true_rubric(p)), texts(e.rubric)
+        if wrong == "law":
+            assert found - true == {f"Essential Criteria: state {criteria.law(p, operator='+')}"}
+            misstated += 1
+        else:
+            assert true - found == {criteria.criterion(p, wrong)} and found < true
+            missing.add(wrong)
+        assert len(found) >= 3
+    assert misstated > 30 and missing == {"convert_a", "convert_b", "distractor", "twice"}
+
+
+def test_the_model_can_read_derived_rubrics(saved_tokenizer):
+    for e in world.examples("stage1", 50, flawed=1.0, derived=True):
+        shown = to_json(e.rubric, style="strings")
+        tokens = saved_tokenizer(shown)["input_ids"]
+        assert saved_tokenizer.unk_token_id not in tokens and json.loads(saved_tokenizer.decode(tokens)) is not None
+
+
+def test_a_place_of_the_world_names_its_rubrics():
+    def read(place):
+        return sources.read(place, source="world", count=20, flawed=1.0)
+
+    true, derived = read("stage1"), read("stage1:derived")
+    assert [e.reference for e in true] == [e.reference for e in derived] and all(
+        a.rubric != b.rubric for a, b in zip(true, derived, strict=True)
+    )
+    with pytest.raises(UserError, match="stage1:other.*SPLIT:derived"):
+        read("stage1:other")
 
 
 def test_rubric_score_follows_the_package_scoring():
