@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 KEYS = [key for key in keys.all_keys(keys.stage()) if "." in key or key in ("seed", "task", "method")]
 # Names that say all, in sections where other keys have comments.
-PLAIN = {"rubric.temperature", "rubric.top_p", "rubric.writer_thinking", "teacher.thinking", "eval.roles"}
+PLAIN = {"rubric.temperature", "rubric.top_p", "teacher.thinking", "eval.roles"}
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ class ModelSettings:
     # The interpreted kernels are for tests.
     kernels: str = checks.one_of(("auto", *(name for name in KERNELS if name != "pallas_interpret")))
     int8_weights: bool
+    thought_begin: str
+    thought_end: str
 
     def __post_init__(self) -> None:
         checks.choices(self)

@@ -34,6 +34,7 @@ class Questions(NamedTuple):
     prompts: list[np.ndarray]  # [P] int32 each
     transition: np.ndarray  # [U] int32, what follows the analysis of a teacher that reasons first; else empty
     grader: str  # of `GRADERS`
+    thinking: bool = False  # the thinking switch with which the answers are asked for
     aggregations: tuple[str, ...] = ()  # of `rubrics.aggregation`, if a judge grades
 
 
@@ -123,7 +124,7 @@ class _Encode(NamedTuple):
         """The first examples as the role `name` is asked, less those that are too long."""
         examples, encoding = examples[: self.most], self.encoding
         is_teacher = name == "teacher"
-        role = encoding.teacher if is_teacher else encoding.student
+        role = encoding.teacher_before if is_teacher else encoding.student
         request = encoding.teacher_request if is_teacher else None
         say_where_system_turns_go(examples, self.tokenizer, encoding, self.say)
 
@@ -143,4 +144,5 @@ class _Encode(NamedTuple):
             self.say(f"{split}: {left} of {len(examples)} questions are too long for the {who}, and not asked")
         nothing = np.zeros((0,), np.int32)
         transition = transition_of(examples[0], self.tokenizer, encoding) if is_teacher else nothing
-        return Questions([e for e, _ in kept], [p for _, p in kept], transition, grader)
+        thinking = encoding.teacher.thinking if is_teacher else encoding.student.thinking
+        return Questions([e for e, _ in kept], [p for _, p in kept], transition, grader, thinking)

@@ -25,13 +25,15 @@ class EvaluationSettings:
     every_splits: tuple[str, ...]
     count: int
     batch_size: int
+    max_new_tokens: int | None
+    thinking: bool | None
     roles: tuple[str, ...]
     greedy: tuple[bool, ...]
     temperature: float
 
     def __post_init__(self) -> None:
         checks.choices(self)
-        checks.at_least_one(self, "count", "batch_size", "samples")
+        checks.at_least_one(self, "count", "batch_size", "samples", "max_new_tokens")
         checks.at_least_zero(self, "every", "temperature")
         checks.finite(self, "temperature")
         modes = all(isinstance(mode, bool) for mode in self.greedy)

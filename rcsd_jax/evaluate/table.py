@@ -13,7 +13,7 @@ from rcsd_jax.sampling.sampler import Batches, Completion
 Complete = Callable[[Sequence[np.ndarray], Sequence[int]], Batches]
 """Prompts and their seeds -> completions, as `Sampler.generate` with its settings bound."""
 
-NOT_SCORES = ("id", "sample", "text", "length", "cut", "verdicts", "tag_scores")
+NOT_SCORES = ("id", "sample", "text", "length", "cut", "thought_length", "unended_thought", "verdicts", "tag_scores")
 """What a record holds besides scores."""
 _RESAMPLED = 1000
 
@@ -25,6 +25,7 @@ def evaluate(
     complete: Complete,
     decode: Callable[[np.ndarray], str],
     grade_all: Callable[[Sequence[Example], Sequence[str]], Sequence[Mapping[str, Any]]],
+    answer: Callable[[np.ndarray], np.ndarray | None] | None = None,
     samples: int = 1,
 ) -> tuple[dict[str, Any], list[dict]]:
     """Mean scores with their standard error and interval, and one record per completion.
@@ -35,13 +36,15 @@ def evaluate(
       complete: samples a completion of every prompt.
       decode: token ids to text.
       grade_all: the grader: examples and a text for each -> scores, NaN for a missing one, and what else is recorded.
+      answer: a completion's tokens to those that follow its thinking block, None if the block does not end; only they are graded.
+        None if completions have no such block.
       samples: completions of each question, G.
 
     Returns:
       (summary, records): the summary has each score's mean over questions of the mean over samples, `<score>_stderr`,
       `<score>_interval` (95%, bootstrap over questions), with several samples `pass@k` for powers of two and G, `length` in
-      tokens, `share_cut`, and `ungraded` where some scores are NaN: they are in no mean, which is None if all are. Records
-      come question by question.
+      tokens, `share_cut`, with `answer` also `thought_length` and `share_unended_thoughts`, and `ungraded` where some scores are
+      NaN: they are in no mean, which is None if all are. Records come question by question.
     """
     count = len(prompts)
     asked = [i for i in range(count) for _ in range(samples)]
@@ -50,11 +53,20 @@ def evaluate(
     completions: dict[int, Completion] = {}
     for chosen, batch in complete([prompts[i] for i in asked], seeds):
         completions.update(zip(chosen, batch, strict=True))
-    texts = [decode(completions[n].tokens) for n in range(len(asked))]
-    graded = grade_all([examples[i] for i in asked], texts)
+    written = [completions[n].tokens for n in range(len(asked))]
+    texts = to_grade = [decode(tokens) for tokens in written]
+    thoughts: list[dict[str, Any]] = [{} for _ in asked]
+    if answer is not None:
+        answers = [answer(tokens) for tokens in written]
+        to_grade = ["" if tokens is None else decode(tokens) for tokens in answers]
+        thoughts = [
+            {"thought_length": len(whole) - (0 if rest is None else len(rest)), "unended_thought": rest is None}
+            for whole, rest in zip(written, answers, strict=True)
+        ]
+    graded = grade_all([examples[i] for i in asked], to_grade)
     records = [
-        {"id": examples[i].id, "sample": n % samples, "text": texts[n], "length": len(completions[n].tokens),
-         "cut": completions[n].cut, **graded[n]}
+        {"id": examples[i].id, "sample": n % samples, "text": texts[n], "length": len(written[n]), "cut": completions[n].cut,
+         **thoughts[n], **graded[n]}
         for n, i in enumerate(asked)
     ]  # fmt: skip
     return summarise(records, samples=samples), records
@@ -89,6 +101,9 @@ def summarise(records: Sequence[dict], *, samples: int = 1) -> dict[str, Any]:
             summary |= {f"pass@{k}": float(np.mean([pass_at_k(samples, c, k) for c in right])) for k in ks if k > 1}
     summary["length"] = float(np.mean([r["length"] for r in records]))
     summary["share_cut"] = float(np.mean([r["cut"] for r in records]))
+    if "unended_thought" in records[0]:
+        summary["thought_length"] = float(np.mean([r["thought_length"] for r in records]))
+        summary["share_unended_thoughts"] = float(np.mean([r["unended_thought"] for r in records]))
     return summary
 
 

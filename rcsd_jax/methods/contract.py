@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -20,12 +21,19 @@ class Without(NamedTuple):
     weights: jax.Array  # [B, K] float32, weights of the missing criteria: 1 on average; 0 if a rubric has fewer
 
 
+class Thoughts(NamedTuple):
+    """Which tokens of B completions stand in their thinking block; see `thoughts`."""
+
+    mask: jax.Array  # [B, N] bool, tokens up to and including the block's end; all tokens if it does not end
+    ended: jax.Array  # [B] bool, whether the block ends
+
+
 class Completions(NamedTuple):
     """A batch with its completions: prompts of both roles and the one completion that both score.
 
     A completion has two masks. `samples.mask` says which places hold tokens; attention reads it. `completion_mask` says
-    which of these tokens the method learns from: not the first `skip_first`, and none of a cut completion if
-    `mask_cut` is set. `rollout.assemble` makes it once. The weights of the loss and of every logged mean follow from it.
+    which of these tokens the method learns from: not the first `skip_first`, none of a cut completion if `mask_cut` is set,
+    and only the thought or the answer if `thinking` names one. `rollout.assemble` makes it once. The weights of the loss and of every logged mean follow from it.
     """
 
     student_tokens: jax.Array  # [B, P]
@@ -37,6 +45,7 @@ class Completions(NamedTuple):
     advantages: jax.Array  # [B] float32, for graded completions within their group; else 0
     without: Without
     taught: jax.Array  # [B] bool, whether the teacher's context is complete: False if there is no attempt to show
+    thoughts: Thoughts | None = None  # None if completions have no thinking block that a token ends
 
 
 class CompletionTokens(NamedTuple):
@@ -45,6 +54,7 @@ class CompletionTokens(NamedTuple):
     tokens: jax.Array  # [R, T] int32
     sampler_log_probs: jax.Array  # [R, T] float32, under the policy that sampled them
     advantages: jax.Array  # [R, T] float32, each token has its completion's
+    thought: jax.Array | None = None  # [R, T] bool, of the thinking block; None if completions have none
 
 
 class Weights(NamedTuple):
@@ -90,6 +100,7 @@ class LossOptions:
     reduction: str = "tokens"  # see `losses.token_weights`
     importance_clip: float | None = None  # truncated importance weight of trainer against sampler
     guidance: float = 0.0  # how far the teacher is pushed in the direction in which its privileged context changes it
+    by_part: bool = True  # also log means over thoughts and over answers
 
 
 def weigh(completions: Completions, reduction: str) -> Weights:
@@ -103,13 +114,32 @@ def tokens_of(completions: Completions) -> CompletionTokens:
     """A row for each completion, [B, N]."""
     samples = completions.samples
     advantages = jnp.broadcast_to(completions.advantages[:, None], samples.tokens.shape)
-    return CompletionTokens(samples.tokens, samples.log_probs, advantages)
+    thought = None if completions.thoughts is None else completions.thoughts.mask
+    return CompletionTokens(samples.tokens, samples.log_probs, advantages, thought)
 
 
 def total(weights: jax.Array, values: jax.Array) -> jax.Array:
     """The sum of values [R, T] over tokens with a weight, and the number of these tokens, [2] float32: a mean to be logged."""
     there = weights > 0
     return jnp.stack([jnp.where(there, values, 0.0).sum(), there.sum().astype(jnp.float32)])
+
+
+def totals(
+    weights: jax.Array, values: Mapping[str, jax.Array], completions: CompletionTokens, options: LossOptions
+) -> dict[str, jax.Array]:
+    """`total` of values by name; `<name>_thought` and `<name>_answer` have those of the two parts of completions, if they have two.
+
+    Args:
+      weights: [R, T].
+      values: name -> [R, T].
+      completions: the tokens.
+      options: `by_part` decides whether the parts are logged.
+    """
+    sums = {name: total(weights, value) for name, value in values.items()}
+    if completions.thought is not None and options.by_part:
+        for part, there in (("thought", completions.thought), ("answer", ~completions.thought)):
+            sums |= {f"{name}_{part}": total(jnp.where(there, weights, 0.0), value) for name, value in values.items()}
+    return sums
 
 
 def counted(weights: jax.Array, token_loss: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rcsd_jax import losses
 from rcsd_jax.losses import policy_gradient
-from rcsd_jax.methods.contract import CompletionTokens, LossOptions, Scored, Weights, counted, total
+from rcsd_jax.methods.contract import CompletionTokens, LossOptions, Scored, Weights, counted, total, totals
 
 
 def loss_and_sums(
@@ -34,7 +34,6 @@ def loss_and_sums(
         "policy_loss": token_loss,
         "ratio": ratio,
         "ratio_clipped": (ratio < 1 - clips["clip_low"]) | (ratio > 1 + clips["clip_high"]),
-        "student_entropy": entropy,
         "sampler_trainer_log_prob_difference": jnp.abs(log_probs - completions.sampler_log_probs),
     }
     if policy.kl:
@@ -46,4 +45,5 @@ def loss_and_sums(
         token_loss += policy.kl * kl
         logged["reference_kl"] = kl
     sums = {name: total(counts, jax.lax.stop_gradient(values)) for name, values in logged.items()}
+    sums |= totals(counts, {"student_entropy": entropy}, completions, options)
     return losses.weighted_sum(token_loss, counts), sums | {"token_loss": counted(counts, token_loss)}

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from rcsd_jax.methods import packing
 from rcsd_jax.methods.contract import Completions, CompletionTokens, Weights, tokens_of
 from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
-from rcsd_jax.methods.networks import Frozen, Network
+from rcsd_jax.methods.networks import Frozen, Mixture, Network, hidden_of, hidden_width
 from rcsd_jax.methods.packing import Places, Rows
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.state import Params, TrainState
@@ -93,7 +93,9 @@ def layout_of(recipe: Recipe) -> str:
     return "split" if recipe.split_rows else "train"
 
 
-def score_teacher(recipe: Recipe, teacher: Network, completions: Completions, rows: int) -> tuple[jax.Array, jax.Array]:
+def score_teacher(
+    recipe: Recipe, teacher: Network | Mixture, completions: Completions, rows: int
+) -> tuple[jax.Array, jax.Array]:
     """The teacher's hidden states [G, B / G, N, D] that predict the completions, see `score_both.score_teacher`, and `scored`.
 
     With guidance they are sums over several contexts. Each context is a sequence of its own, with a coefficient.
@@ -105,7 +107,7 @@ def score_teacher(recipe: Recipe, teacher: Network, completions: Completions, ro
     dtype = jnp.float32 if recipe.loss.guidance else config.dtype
     # Devices that share a shard's rows have a part of each hidden state.
     whole = lambda x: constrain(x, ("batch", None, None, "places"), LAYOUTS[layout])
-    hidden = whole(jnp.zeros((shards, count, limit, config.hidden_size), dtype))
+    hidden = whole(jnp.zeros((shards, count, limit, hidden_width(teacher)), dtype))
 
     def step(hidden: jax.Array, trip: Trip) -> jax.Array:
         new = score_trip(teacher, trip, layout)
@@ -118,29 +120,31 @@ def score_teacher(recipe: Recipe, teacher: Network, completions: Completions, ro
     return jax.lax.stop_gradient(hidden.astype(config.dtype)), scored
 
 
-def score_trip(network: Network, trip: Trip, layout: str = "train") -> jax.Array:
-    """The final hidden states of a trip's pieces, those that predict completion tokens first in each piece, [R, L, D]."""
+def score_trip(network: Network | Mixture, trip: Trip, layout: str = "train") -> jax.Array:
+    """The final hidden states of a trip's pieces, those that predict completion tokens first in each piece: [R, L, D], see `hidden_of`."""
     parts, length = parts_of_a_row(layout), trip.tokens.shape[1]
 
     def joined(x: jax.Array) -> jax.Array:
         return constrain(x.reshape(-1, parts * length), ("batch", "places"), LAYOUTS[layout])
 
-    decoder = Decoder(dataclasses.replace(network.decoder.config, layout=layout)) if parts > 1 else network.decoder
-    hidden, _ = decoder.apply(
-        network.variables,
-        joined(trip.tokens),
-        segment_ids=joined(trip.segment_ids),
-        positions=joined(trip.positions),
-    )
-    hidden = _over_devices(hidden.reshape(*trip.tokens.shape, -1))
-    return jnp.take_along_axis(hidden, trip.order[..., None], axis=1)
+    def of_one(network: Network) -> jax.Array:
+        decoder = Decoder(dataclasses.replace(network.decoder.config, layout=layout)) if parts > 1 else network.decoder
+        hidden, _ = decoder.apply(
+            network.variables,
+            joined(trip.tokens),
+            segment_ids=joined(trip.segment_ids),
+            positions=joined(trip.positions),
+        )
+        return _over_devices(hidden.reshape(*trip.tokens.shape, -1))
+
+    return jnp.take_along_axis(hidden_of(network, of_one), trip.order[..., None], axis=1)
 
 
 def learn_student(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | None,
+    teacher: Network | Mixture | None,
     teacher_hidden: jax.Array | None,
     completions: Completions,
     weights: Weights,
@@ -154,7 +158,7 @@ def learn_student(
     def of_trip(trip: Trip) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
         there, at = trip.token < of_completions.tokens.shape[2], (trip.completion, trip.token)
         look_up = jax.vmap(lambda x, i, t: x.at[i, t].get(mode="clip"))
-        tokens = CompletionTokens(*(_pieces(look_up(x, *at), layout) for x in of_completions))
+        tokens = jax.tree.map(lambda x: _pieces(look_up(x, *at), layout), of_completions)
         counts = Weights(*(_pieces(jnp.where(there, look_up(x, *at), 0.0), layout) for x in weights))
         hidden = None
         if teacher_hidden is not None:
@@ -180,7 +184,7 @@ def trip_loss_and_gradient(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | None,
+    teacher: Network | Mixture | None,
     teacher_hidden: jax.Array | None,
     trip: Trip,
     tokens: CompletionTokens,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax import losses
-from rcsd_jax.methods.contract import CompletionTokens, LossOptions, Scored, Weights, counted, total
+from rcsd_jax.methods.contract import CompletionTokens, LossOptions, Scored, Weights, counted, total, totals
 
 
 def loss_and_sums(
@@ -50,15 +50,18 @@ def loss_and_sums(
             scores.student_log_probs, completions.sampler_log_probs, clip=options.importance_clip
         )
     ratio = jnp.exp(scores.student_log_probs - completions.sampler_log_probs)
-    logged = {
+    of_parts = {
         "divergence": scores.divergence,
         "student_entropy": scores.student_entropy,
         "teacher_entropy": scores.teacher_entropy,
+    }
+    logged = {
         "teacher_advantage": scores.teacher_log_probs - scores.student_log_probs,
         "sampler_trainer_log_prob_difference": jnp.abs(scores.student_log_probs - completions.sampler_log_probs),
         "ratio": ratio,
     }
     if options.importance_clip is not None:
         logged["importance_clipped"] = ratio > options.importance_clip
-    sums = {name: total(weights.taught_rows, values) for name, values in logged.items()}
+    sums = totals(weights.taught_rows, of_parts, completions, options)
+    sums |= {name: total(weights.taught_rows, values) for name, values in logged.items()}
     return loss, sums | {"token_loss": counted(weights.taught_rows, token_loss)}

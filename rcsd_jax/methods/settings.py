@@ -8,6 +8,7 @@ from rcsd_jax.host import checks
 from rcsd_jax.losses.options import DIVERGENCES, SUPPORTS, TAILS, DivergenceOptions
 from rcsd_jax.losses.weighting import REDUCTIONS
 from rcsd_jax.methods.contract import PolicyOptions
+from rcsd_jax.methods.thoughts import PARTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class LossSettings(DivergenceOptions):
     top_k_support: str = checks.one_of(SUPPORTS)
     tail: str = checks.one_of(TAILS)
     importance_clip: float | None
+    thinking: str = checks.one_of(PARTS)
     mask_cut: bool
     skip_first: int
     reduction: str = checks.one_of(REDUCTIONS)

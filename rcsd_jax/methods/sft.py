@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from rcsd_jax import losses
-from rcsd_jax.methods.contract import CompletionTokens, LossOptions, Scored, Weights, counted, total
+from rcsd_jax.methods.contract import CompletionTokens, LossOptions, Scored, Weights, counted, totals
 
 
 def loss_and_sums(
@@ -20,5 +20,5 @@ def loss_and_sums(
         chunk_size=options.chunk_size,
         mask=counts > 0,
     )
-    sums = {"cross_entropy": total(counts, -log_probs), "student_entropy": total(counts, entropy)}
+    sums = totals(counts, {"cross_entropy": -log_probs, "student_entropy": entropy}, completions, options)
     return losses.weighted_sum(-log_probs, counts), sums | {"token_loss": counted(counts, -log_probs)}

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.methods import dealing, packed_learning, rollout
-from rcsd_jax.methods.contract import Completions, Weights, tokens_of, weigh
+from rcsd_jax.methods.contract import Completions, Thoughts, Weights, tokens_of, weigh
 from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
 from rcsd_jax.methods.microbatches import summed
-from rcsd_jax.methods.networks import Frozen, Network
+from rcsd_jax.methods.networks import Frozen, Mixture, Network
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import Batch
 from rcsd_jax.methods.score_both import score_student, score_teacher, scored_tokens
@@ -50,7 +50,7 @@ def draw_and_metrics(
     key = jax.random.key(seed)
     keys = dealing.row_keys(batch.row, key, state.step, batches=options.batches, group=options.group)
     samples, metrics = rollout.draw_and_metrics(networks, batch, keys, options)
-    analysis = rollout.draw_analysis(networks.teacher, batch, keys, options)
+    analysis = rollout.draw_analysis(rollout.analyst(networks, options), batch, keys, options)
     completions = rollout.assemble(batch, samples, analysis, options)
     return completions, metrics
 
@@ -88,7 +88,7 @@ def loss_and_gradient(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | None,
+    teacher: Network | Mixture | None,
     teacher_hidden: jax.Array | None,
     completions: Completions,
     weights: Weights,
@@ -136,6 +136,7 @@ def _metrics(
 ) -> dict[str, jax.Array]:
     mask, cut = completions.samples.mask, completions.samples.cut
     row_loss, (real, places) = sums.pop("row_loss"), sums.pop("scored")
+    by_part = {} if completions.thoughts is None else _lengths_of_parts(mask, completions.thoughts)
     return {
         "loss": loss,
         "grad_norm": grad_norm,
@@ -143,8 +144,17 @@ def _metrics(
         **{name: value / jnp.maximum(count, 1) for name, (value, count) in sums.items()},
         "completion_length": mask.sum(axis=1).mean(),
         "share_cut": cut.mean(),
+        **by_part,
         "completion_tokens": mask.sum(),
         "real_tokens": real,
         "padded_tokens": places,
         "row_loss": row_loss,
+    }
+
+
+def _lengths_of_parts(mask: jax.Array, thoughts: Thoughts) -> dict[str, jax.Array]:
+    return {
+        "thought_length": thoughts.mask.sum(axis=1).mean(),
+        "answer_length": (mask & ~thoughts.mask).sum(axis=1).mean(),
+        "share_unended_thoughts": 1.0 - thoughts.ended.mean(),
     }

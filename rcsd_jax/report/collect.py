@@ -149,7 +149,7 @@ def _asked(config: Settings) -> dict[tuple[str, str], Example]:
     wanted = dataclasses.replace(config.eval, roles=roles)
     try:
         questions = evaluation_questions(
-            wanted, config.reading(), config.encoding, config.limits, tokenizer, say=lambda line: None
+            wanted, config.reading(), config.evaluation_encoding, config.limits, tokenizer, say=lambda line: None
         )  # the run said it
     except UserError:
         return {}

@@ -36,7 +36,7 @@ _METHODS = {
     "grpo": "GRPO",
     "sft": "Fine-tuning on references",
 }
-_COUNTS = ("questions", "samples", "length")
+_COUNTS = ("questions", "samples", "length", "thought_length")
 
 
 def render(data: Mapping[str, Any]) -> str:
@@ -170,7 +170,9 @@ def _what(config: Mapping[str, Any], *, trained: bool) -> str:
     if "distillation" in config.get("method", ""):
         parts.append(f"the teacher sees {' + '.join(map(str, fields))}")
     steps, batch, data = config.get("train.steps"), config.get("train.batch_size"), config.get("data.path")
-    if steps and batch:
+    if (epochs := config.get("train.epochs")) and batch:
+        parts.append(f"{epochs:g} {'epoch' if epochs == 1 else 'epochs'} in steps of {batch} completions")
+    elif steps and batch:
         parts.append(f"{steps} {'step' if steps == 1 else 'steps'} of {batch} completions")
     return ", ".join(parts) + (f", on {str(data).split('/')[-1]}" if data else "")
 
@@ -266,7 +268,8 @@ def _numbers(evaluation: Mapping[str, Any], labels: Mapping[str, str]) -> dict[s
     )
     if not known:
         return None
-    names = sorted(known, key=lambda key: (key != "questions", key in ("length", "share_cut", "parsed", "ungraded")))
+    last = ("length", "share_cut", "thought_length", "share_unended_thoughts", "parsed", "ungraded")
+    names = sorted(known, key=lambda key: (key != "questions", key in last))
 
     def shown(key: str, value: Any, stderr: Any) -> str:
         if not isinstance(value, (int, float)):

@@ -17,6 +17,7 @@ SCORE_NAMES = {
     "rubric_score": "rubric score",
     "valid": "valid",
 }
+THOUGHTS_CUT = "thoughts cut"
 TITLE = "Evaluation, percent ± standard error, [95% interval]"
 JUDGED = "Criteria that are met, faults that are made (Pitfall), and agreement of the judges, percent"
 _WIDEST = 3  # splits side by side; more are listed one below the other
@@ -68,6 +69,8 @@ def print_evaluation(
 ) -> None:
     """Prints a line for every role, split and mode: scores in percent ± standard error, and the length of completions.
 
+    "thoughts cut" is the share whose thinking block does not end; it stands there only if a role thinks.
+
     Args:
       console: where to print.
       evaluation: role -> split -> mode -> scores, as `evaluate.table.evaluate` gives them.
@@ -82,9 +85,10 @@ def print_evaluation(
         for m, scores in modes.items()
     ]
     passes = sorted({k for *_, scores in lines for k in scores if k.startswith("pass@")}, key=lambda k: int(k[5:]))
+    thought = any("share_unended_thoughts" in scores for *_, scores in lines)
     for column in ("role", "questions of", "", "score"):
         table.add_column(column)
-    for column in ("mean", "interval", *passes, "unparsed", "ungraded", "cut", "tokens"):
+    for column in ("mean", "interval", *passes, "unparsed", "ungraded", "cut", *[THOUGHTS_CUT] * thought, "tokens"):
         table.add_column(column, justify="right")
     for role, split, mode, scores in lines:
         score = next((s for s in SCORE_NAMES if s in scores), "")
@@ -100,6 +104,7 @@ def print_evaluation(
             _percent(1 - scores["parsed"] if "parsed" in scores else None),
             _percent(scores.get("ungraded")),
             _percent(scores["share_cut"]),
+            *[_percent(scores.get("share_unended_thoughts"))] * thought,
             f"{scores['length']:.0f}",
         )
     console.print(table)
@@ -179,3 +184,7 @@ def _add_rows(
         for role in [r for r in ROLE_NAMES if r in evaluation]:
             cells = [cell(role, split, mode, score) for split in splits for mode in modes]
             table.add_row(stage, SCORE_NAMES[score], ROLE_NAMES[role].format(teacher), *cells)
+    for role in [r for r in ROLE_NAMES if r in evaluation]:
+        shares = [evaluation[role].get(s, {}).get(m, {}).get("share_unended_thoughts") for s in splits for m in modes]
+        if any(share is not None for share in shares):
+            table.add_row(stage, THOUGHTS_CUT, ROLE_NAMES[role].format(teacher), *map(_percent, shares))

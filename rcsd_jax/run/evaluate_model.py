@@ -20,7 +20,7 @@ from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles.opened_model import Model, open_served
 from rcsd_jax.run import provenance, starts
 from rcsd_jax.run.environment import Run
-from rcsd_jax.run.evaluation import evaluate_role
+from rcsd_jax.run.evaluation import check_budget, evaluate_role
 from rcsd_jax.run.judge import judges_of
 from rcsd_jax.run.workdir import claimed, from_main_if_written
 from rcsd_jax.settings.stage import Settings
@@ -72,11 +72,12 @@ def questions_of(
     """
     check_divisible(model.decoder.config, mesh, {"eval.batch_size": config.eval.batch_size})
     questions = evaluation_questions(
-        config.eval, config.reading(), config.encoding, config.limits, model.tokenizer, say=say
+        config.eval, config.reading(), config.evaluation_encoding, config.limits, model.tokenizer, say=say
     )
     if not questions:
         remedy = "set eval.benchmarks, or eval.grader and eval.path, and eval.roles"
         raise UserError("nothing to evaluate", field="eval.benchmarks", remedy=remedy)
+    check_budget(questions, model, config)
     if "base" in questions:
         questions.pop("trained", None)  # nothing was trained, so they would be the same
     return questions

@@ -14,14 +14,17 @@ from rcsd_jax.evaluate.graders import GRADERS, grade_all
 from rcsd_jax.evaluate.questions import Questions
 from rcsd_jax.evaluate.table import evaluate
 from rcsd_jax.host import multihost
+from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import AnyPath
 from rcsd_jax.host.keyed_log import Codec, KeyedLog, key_of
 from rcsd_jax.host.shared_log import held_by_all
 from rcsd_jax.roles.opened_model import Model, sampling_of
+from rcsd_jax.roles.thinking import block_of
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.workdir import from_main_if_written
 from rcsd_jax.sampling.decoding import SamplingConfig
 from rcsd_jax.sampling.sampler import Batches, Completion, Sampler
+from rcsd_jax.settings.stage import Settings
 
 
 def evaluate_role(
@@ -59,7 +62,9 @@ def _evaluated(
 ) -> tuple[dict[str, Any], list[dict]]:
     config = run.config
     sampling = sampling_of(config.sampling, model, temperature=0.0 if greedy else config.eval.temperature)
-    sampling = dataclasses.replace(sampling, int8_cache=False, merged_adapters=False, int8_weights=False)
+    plain: dict[str, Any] = dict(int8_cache=False, merged_adapters=False, int8_weights=False, presence_penalty=0.0)
+    sampling = dataclasses.replace(sampling, max_new_tokens=config.evaluation_budget, **plain)
+    block = block_of(model.tokenizer, config.model, thinking=asked.thinking)
     by_judge = GRADERS[asked.grader].grade is None
     grade: Callable[..., Any] = functools.partial(grade_all, asked.grader)
     if by_judge:
@@ -70,10 +75,28 @@ def _evaluated(
         after_analyses(asked, sampler, log, sampling, reason_tokens=config.teacher.reason_tokens),
         complete=functools.partial(resumed, sampler, log, sampling),
         decode=model.decode,
+        answer=None if block is None else block.answer,
         grade_all=grade,
         samples=1 if greedy else config.eval.samples,
     )
     return (judged_sets.summary(summary, records, asked.aggregations) if by_judge else summary), records
+
+
+def check_budget(questions: Mapping[str, Mapping[str, Questions]], model: Model, config: Settings) -> None:
+    """Raises UserError if a prompt of role -> split -> questions and its completion take more positions than the model supports."""
+    budget, limit = config.evaluation_budget, model.decoder.config.max_position
+    asked = [one for splits in questions.values() for one in splits.values()]
+    analyses = [config.teacher.reason_tokens + len(one.transition) if len(one.transition) else 0 for one in asked]
+    longest = max((max(map(len, q.prompts)) + n for q, n in zip(asked, analyses, strict=True)), default=0)
+    if asked and longest + budget > limit:
+        raise UserError(
+            f"in evaluation, the longest prompt ({longest} tokens) and a completion take more than the model's {limit} positions",
+            field="sampling.max_new_tokens" if config.eval.max_new_tokens is None else "eval.max_new_tokens",
+            value=budget,
+            remedy=f"set at most {limit - longest}"
+            if longest < limit
+            else "lower data.max_student_prompt or data.max_teacher_prompt",
+        )
 
 
 def after_analyses(

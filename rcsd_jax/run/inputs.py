@@ -16,7 +16,9 @@ from rcsd_jax.models import sharding
 from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles.encode import say_where_system_turns_go
 from rcsd_jax.roles.opened_model import Model, open_model
+from rcsd_jax.run import recipe
 from rcsd_jax.run.environment import Run
+from rcsd_jax.run.evaluation import check_budget
 from rcsd_jax.run.rows import AT_START, Rows
 from rcsd_jax.run.rubrics import rubric_writer, tell_rubrics
 from rcsd_jax.settings.stage import Settings
@@ -37,7 +39,10 @@ def open_inputs(
     check_divisible(model.decoder.config, mesh, _batch_sizes(config), split_rows=config.train.split_rows)
     _check_queue(config, mesh)
     reading = config.reading(require=config.required_fields, say=say, tell=lambda account: say(account.line()))
-    questions = evaluation_questions(config.eval, reading, config.encoding, config.limits, model.tokenizer, say=say)
+    recipe.rollout_options(config, model)  # for its errors
+    asked_as = config.evaluation_encoding, config.limits, model.tokenizer
+    questions = evaluation_questions(config.eval, reading, *asked_as, say=say)
+    check_budget(questions, model, config)
     examples = sources.read_as(config.data.path, reading)
     say_where_system_turns_go(examples, model.tokenizer, config.encoding, say)
     return model, questions, examples

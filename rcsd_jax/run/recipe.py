@@ -6,12 +6,14 @@ import dataclasses
 
 import optax
 
+from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods.contract import LossOptions
-from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
+from rcsd_jax.methods.networks import BASE, RoleMixture, RoleNetwork, Roles
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import RolloutOptions
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.roles.opened_model import Model, sampling_of
+from rcsd_jax.roles.thinking import ThinkingBlock, block_of, ids_of
 from rcsd_jax.settings.stage import Settings
 
 
@@ -32,12 +34,14 @@ def recipe_of(config: Settings, model: Model, optimizer: optax.GradientTransform
 
 def roles_of(config: Settings, decoder: Decoder) -> Roles:
     """The sources of both roles' networks. A LoRA's base and a fixed teacher are the same frozen weights."""
+    fixed = RoleNetwork(decoder, frozen=BASE)
     student = RoleNetwork(decoder, frozen=BASE if config.lora.rank else None, moving="trained")
     teachers = {
         "none": None,
-        "fixed": RoleNetwork(decoder, frozen=BASE),
+        "fixed": fixed,
         "live": student,
         "ema": dataclasses.replace(student, moving="average"),
+        "trust_region": RoleMixture(fixed, student, config.teacher.current_share),
     }
     return Roles(student, teachers[config.teacher_weights])
 
@@ -55,6 +59,9 @@ def rollout_options(config: Settings, model: Model) -> RolloutOptions:
         batches=batches,
         draft_tokens=config.sampling.draft_tokens,
         reason_tokens=config.teacher.reason_tokens,
+        reason_by=config.teacher.reason_by,
+        thinking=config.loss.thinking,
+        thought_end=_thought_end(config, model),
         skip_first=config.loss.skip_first,
         mask_cut=config.loss.mask_cut,
         pad_id=model.pad_id,
@@ -71,4 +78,37 @@ def loss_options(config: Settings, model: Model) -> LossOptions:
         reduction=config.loss.reduction,
         importance_clip=config.loss.importance_clip,
         guidance=config.teacher.guidance,
+        by_part=config.loss.thinking == "all",
     )
+
+
+def block_of_completions(config: Settings, model: Model) -> ThinkingBlock | None:
+    """The thinking block of the completions to learn from, by the switch of the role that writes them; None if they have none."""
+    role = config.teacher.role if config.sampling.source == "teacher" else config.student
+    return block_of(model.tokenizer, config.model, thinking=role.thinking)
+
+
+def _thought_end(config: Settings, model: Model) -> tuple[int, ...]:
+    """The token ids that end the thinking block of the completions to learn from; empty if they have none.
+
+    Raises:
+      UserError: the loss needs them, and they have none.
+    """
+    needed = config.loss.thinking != "all"
+    if model.tokenizer is None:  # of the planner, for whom any token will do
+        return (0,) if needed else ()
+    if config.sampling.source == "reference" and not needed:
+        return ()  # most references are answers without a thought
+    block = block_of_completions(config, model)
+    if needed and block is None:
+        text, has_end = config.model.thought_end, bool(ids_of(model.tokenizer, config.model.thought_end))
+        ended = "the prompt already ends the thinking block of the completions"
+        unknown = f"the tokenizer has no token {text!r} that ends a thinking block"
+        switch = "teacher" if config.sampling.source == "teacher" else "student"
+        raise UserError(
+            ended if has_end else unknown,
+            field="loss.thinking",
+            value=config.loss.thinking,
+            remedy=f"set {f'{switch}.thinking=True' if has_end else 'model.thought_end'}, or loss.thinking=all",
+        )
+    return () if block is None else block.end

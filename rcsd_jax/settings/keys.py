@@ -31,6 +31,8 @@ def stage() -> ConfigDict:
                 remat="full",  # what the backward pass recomputes: `models.config.REMAT`
                 kernels="auto",  # of attention: Pallas on TPU, otherwise XLA
                 int8_weights=False,  # store weights that do not change (LoRA's base, a fixed teacher) as int8
+                thought_begin="<think>",  # opens a thinking block; one added token of the tokenizer, or more
+                thought_end="</think>",  # ends it
             ),
             lora=dict(  # rank 0: full fine-tuning; adapters are scaled by alpha / rank
                 rank=64, alpha=128.0, targets=("q", "k", "v", "o", "gate", "up", "down")
@@ -41,27 +43,35 @@ def stage() -> ConfigDict:
                 # with their shares: FILE:0.7,FILE:0.3
                 path="",
                 # column names; empty: the usual aliases
-                fields=dict(question="", reference="", rubric="", answer="", id=""),
+                fields=dict(question="", reference="", rubric="", answer="", solution="", id=""),
                 incomplete="skip",  # leave out a row that lacks a field or whose rubric breaks the bounds of `rubric`, or "fail"
                 split="train",  # of a data set, if its path names no split
                 tfds_dir="",  # where TFDS keeps prepared data; empty: its default
                 count=0,  # the number of the world's problems
                 flawed=config_dict.placeholder(float),  # share of the world's references with a wrong step
                 max_student_prompt=2048,  # tokens
-                max_teacher_prompt=4096,  # tokens, also of the rubric writer
+                max_teacher_prompt=4096,  # tokens
                 too_long="skip",  # leave out a row with a longer prompt, or "fail"; prompts are never cut
                 pad_to=128,  # prompt lengths are rounded up to multiples of this, so that few shapes are compiled
             ),
             # The fields that a role sees, in this order, the turn in which those besides the question stand ("user": the last user
             # turn, or "system"), and the chat template's thinking switch.
-            student=dict(fields=("question",), shown_in="user", thinking=False),
+            student=dict(fields=("question",), shown_in="user", thinking=True),
             teacher=dict(
                 fields=("question", "rubric"),  # as for the student
                 shown_in="user",  # the turn in which its fields besides the question stand: the last "user" turn, or "system"
-                thinking=False,
-                weights="fixed",  # the initial weights; "live": the current ones; "ema": their moving average
+                thinking=True,
+                # The initial weights; "live": the current ones; "ema": their moving average; "trust_region": the logits of the initial
+                # and of the current ones, mixed.
+                weights="fixed",
                 ema_decay=0.999,  # of the moving average, per step
+                current_share=0.05,  # of the current weights' logits in a trust region
                 reason_tokens=0,  # > 0: the teacher first writes an analysis of at most this many tokens
+                reason_by="teacher",  # whose weights write it; "student" in the authors' release
+                transition="turn",  # what follows the analysis: a user turn, or "raw" text without the chat template
+                # Of "success" and "feedback" it sees "all" or is not asked, "any" that there are, or the "first" that there is.
+                attempts_shown="all",
+                reason_thinking=True,  # the thinking switch of that analysis
                 guidance=0.0,  # > 0: pushes the teacher's logits further in the direction in which its fields move them, by this factor
                 guidance_by="context",  # all fields at once, or "criteria": each criterion separately, scaled by its weight
             ),
@@ -74,17 +84,19 @@ def stage() -> ConfigDict:
                 reduced_fraction=0.5,  # the share of criteria that "reduced" keeps
                 writer="",  # the model that writes rubrics, usually from Stage I: the directory of a model or an adapter
                 writer_fields=("question",),  # the fields that the writer sees
-                writer_thinking=False,
+                writer_thinking=True,  # its thinking switch
                 resample=2,  # how often a rejected rubric is resampled
                 on_reject="generic",  # after that: use the generic rubric, or drop the question
-                max_new_tokens=1024,  # of a written rubric
+                salvage=True,  # accept what can be read of a text that is no whole JSON array; False: such a text is rejected
+                max_prompt=4096,  # tokens of the writer's prompt; a row with a longer one is left out
+                max_new_tokens=4096,  # of a written rubric and the thought before it
                 temperature=1.0,
                 top_k=20,  # 0: all tokens
                 top_p=0.95,
                 batch_size=32,  # rubrics written at a time
             ),
             sampling=dict(
-                max_new_tokens=4096,  # the longest completion, also in evaluation
+                max_new_tokens=4096,  # the longest completion
                 temperature=1.2,  # divides logits while sampling and in the loss; 0: greedy, and the loss uses 1
                 top_k=20,  # 0: all tokens
                 top_p=0.95,  # 1: all tokens
@@ -94,6 +106,7 @@ def stage() -> ConfigDict:
                 draft_tokens=0,  # > 0: next tokens that a step also guesses and checks, also in evaluation; completions stay the same
                 int8_cache=False,  # store keys and values as int8; never in evaluation
                 merged_adapters=False,  # decode with LoRA merged into the weights, which is faster; never in evaluation
+                presence_penalty=0.0,  # subtracted from the logits of tokens that the completion already has; never in evaluation
                 int8_weights=False,  # sample from an int8 copy of the student, made anew in every step; never in evaluation
             ),
             # Completions are graded if the method needs rewards, or if the teacher sees the student's own success or feedback.
@@ -143,8 +156,10 @@ def stage() -> ConfigDict:
                 importance_clip=config_dict.placeholder(
                     float
                 ),  # the limit of the weight p_trainer / p_sampler; None: no weight
+                # "answer": only what follows the thinking block; completions whose block does not end are left out. Or only the "thought"
+                thinking="all",
                 mask_cut=False,  # leave out completions that hit the length limit
-                skip_first=0,  # tokens left out at the beginning of a completion
+                skip_first=0,  # tokens left out at the beginning of a completion, or of its answer
                 reduction="tokens",  # equal weights for tokens, or for "completions" (GRPO); "longest": Dr. GRPO
                 chunk_size=256,  # positions whose logits are in memory at a time
             ),
@@ -156,7 +171,8 @@ def stage() -> ConfigDict:
             # row_lengths: sequences are packed into rows, which have one of so many lengths; 0: each is padded to the longest.
             # With packed rows, a microbatch has as many rows as it would have without, and an update takes as many as it needs.
             train=dict(
-                steps=100,  # updates; whole rollouts
+                steps=100,  # updates; whole rollouts. 0: as many as `epochs` take
+                epochs=0.0,  # passes over the rows that fit, instead of `steps`; rounded up to whole rollouts
                 batch_size=32,
                 microbatches=1,
                 row_lengths=2,
@@ -180,6 +196,10 @@ def stage() -> ConfigDict:
                 every_splits=(),  # the sets for that; empty: all
                 count=256,  # the largest number of questions of a set
                 batch_size=32,  # completions sampled at a time
+                # the longest completion, thoughts included; None: as `sampling.max_new_tokens`
+                max_new_tokens=config_dict.placeholder(int),
+                # the thinking switch of student and teacher when they are evaluated; None: as in training
+                thinking=config_dict.placeholder(bool),
                 roles=("base", "teacher", "trained"),
                 greedy=(False, True),  # modes: sampled, greedy
                 temperature=1.0,  # when sampled; top-k and top-p are those of `sampling`

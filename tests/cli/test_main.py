@@ -69,7 +69,8 @@ def test_a_run_writes_what_it_says(finished):
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     wanted = {
         "loss", "divergence", "grad_norm", "student_entropy", "teacher_entropy", "completion_length", "share_cut",
-        "sampler_trainer_log_prob_difference", "tokens_per_second", "compilations",
+        "sampler_trainer_log_prob_difference", "tokens_per_second", "compilations", "share_unended_thoughts",
+        "thought_length", "answer_length", "divergence_thought", "student_entropy_answer",
     }  # fmt: skip
     assert wanted <= set(rows[0])
     # The first checkpoint, after the second step, compiles the checksum of its state.

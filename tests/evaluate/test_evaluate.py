@@ -1,7 +1,10 @@
 """Graders and the averaging of what they say."""
 
 import dataclasses
+import functools
+import io
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +13,10 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.evaluate.answers import last_boxed
 from rcsd_jax.evaluate.graders import grade_all, grade_boxed, grade_number, grade_rubric
 from rcsd_jax.evaluate.table import evaluate, pass_at_k, summarise
+from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.report.summary import print_evaluation, print_summary
+from rcsd_jax.roles.thinking import ThinkingBlock
 from rcsd_jax.rubrics.schema import from_records, to_json
 from rcsd_jax.sampling.sampler import Completion
 
@@ -94,6 +100,42 @@ def test_evaluate_averages_in_the_examples_order():
     assert summary["accuracy_stderr"] == pytest.approx(np.std([1, 0, 1, 1], ddof=1) / 2)
     low, high = summary["accuracy_interval"]
     assert 0.25 <= low < 0.75 < high == 1.0 and "samples" not in summary
+
+
+def test_only_what_follows_a_thought_is_graded_and_cut_thoughts_are_counted():
+    """By token ids: 8 opens a thinking block and 9 ends it, whatever the decoded text shows."""
+    written = [[8, 1, 9, 4], [8, 4, 9, 1], [8, 4, 4], [4]]
+    block = ThinkingBlock(begin=(8,), end=(9,), opened=False)
+
+    def complete(prompts, seeds):
+        yield list(range(4)), [Completion(np.array(x), len(x) == 3) for x in written]
+
+    summary, records = evaluate(
+        [EXAMPLE] * 4,
+        [np.zeros(1)] * 4,
+        complete=complete,
+        decode=lambda tokens: "".join(f"\\boxed{{{x} m}}" for x in tokens if x < 8),
+        grade_all=functools.partial(grade_all, "boxed"),
+        answer=block.answer,
+    )
+    assert [(r["accuracy"], r["parsed"]) for r in records] == [(1, 1), (0, 1), (0, 0), (1, 1)]
+    assert [r["thought_length"] for r in records] == [3, 3, 3, 0]
+    assert [r["unended_thought"] for r in records] == [False, False, True, False]
+    assert records[0]["text"] == "\\boxed{1 m}\\boxed{4 m}"  # a reader sees all of it
+    assert summary["share_unended_thoughts"] == 0.25 == summary["share_cut"] and summary["thought_length"] == 9 / 4
+    assert summary["accuracy"] == 0.5 and summary["parsed"] == 0.75 and "unended_thought" not in summary
+    plain = summarise([{"id": "1", "sample": 0, "text": "", "length": 1, "cut": False, "accuracy": 1.0}])
+    of_roles = {"base": {"eval": {"sampled": summary}}, "trained": {"eval": {"sampled": plain}}}
+    cells = lambda line: [cell.strip() for cell in re.split("[┃│]", line)]
+    console = Console(file=io.StringIO(), width=200)
+    print_evaluation(console, of_roles)
+    lines = console.file.getvalue().splitlines()
+    head, base, trained = (cells(next(x for x in lines if word in x)) for word in ("thoughts cut", "base", "trained"))
+    assert [row[head.index("thoughts cut")] for row in (base, trained)] == ["25.0", "–"]
+    console = Console(file=io.StringIO(), width=200)
+    print_summary(console, {"run": {"evaluation": of_roles, "paths": {}}}, {"run": ("rubric",)})
+    (line,) = [line for line in console.file.getvalue().splitlines() if "thoughts cut" in line]
+    assert cells(line)[2:5] == ["thoughts cut", "base student", "25.0"]
 
 
 def test_several_samples_of_a_question():

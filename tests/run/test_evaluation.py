@@ -1,12 +1,17 @@
 """Completions of an evaluation that was stopped: none is sampled twice, none is lost."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from configs import stage2
+from rcsd_jax.evaluate.questions import Questions
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.run.evaluation import open_unfinished, resumed
+from rcsd_jax.run.evaluation import check_budget, open_unfinished, resumed
 from rcsd_jax.sampling import SamplingConfig
 from rcsd_jax.sampling.sampler import Completion
+from tests.settings_for_tests import settings_of
 
 PROMPTS = [np.array([i, 7]) for i in range(5)]
 SAMPLED = SamplingConfig(max_new_tokens=4, temperature=1.0, eos_ids=(1,))
@@ -70,3 +75,23 @@ def test_a_line_that_is_none(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(UserError, match="unfinished.jsonl:6: not a completion"):
         collected(Sampler(), path)
+
+
+def test_the_budget_of_evaluation_must_fit_the_model():
+    """To the token: the longest prompt, the teacher's analysis and what follows it, and the completion."""
+    config = stage2.get_config("reason_first")
+    config.teacher.reason_tokens = 10
+    model = lambda positions: SimpleNamespace(decoder=SimpleNamespace(config=SimpleNamespace(max_position=positions)))
+    some = Questions([None] * 2, [np.zeros(3), np.zeros(7)], np.zeros(0), "boxed")
+    questions = {"base": {"a": some}, "teacher": {"a": some._replace(transition=np.zeros(5))}}
+    assert settings_of(config).evaluation_budget == 32768
+    for budget, key in ((40, "eval.max_new_tokens"), (None, "sampling.max_new_tokens")):
+        config.eval.max_new_tokens, config.sampling.max_new_tokens = budget, 40
+        check_budget(questions, model(7 + 10 + 5 + 40), settings_of(config))
+        check_budget({"base": questions["base"]}, model(7 + 40), settings_of(config))
+        with pytest.raises(UserError, match="22 tokens.*set at most 39") as error:
+            check_budget(questions, model(7 + 10 + 5 + 39), settings_of(config))
+        assert error.value.field == key
+    with pytest.raises(UserError, match="lower data.max_student_prompt"):
+        check_budget(questions, model(20), settings_of(config))
+    check_budget({}, model(1), settings_of(config))

@@ -20,6 +20,7 @@ from rcsd_jax.run import evaluation, starts
 from rcsd_jax.run.environment import Run
 from rcsd_jax.settings import decides, keys
 from rcsd_jax.settings.unpack import choices
+from tests.chat_templates import tokenizer_with
 from tests.run.test_stage import config_for, run
 from tests.settings_for_tests import settings_of, value_of
 
@@ -200,6 +201,8 @@ def test_a_complete_run_without_checkpoints_is_not_trained_anew(config, tmp_path
 ALL = {(name, mode) for name in ("eval", "piqa", "rar") for mode in MODES}
 STALE = {
     "eval.count": (7, ALL),
+    "eval.max_new_tokens": (9, ALL),
+    "eval.thinking": (False, ALL),
     "eval.grader": ("rubric", {x for x in ALL if x[0] == "eval"}),
     "eval.path": ("others.jsonl", {x for x in ALL if x[0] == "eval"}),
     "eval.benchmarks.piqa": ("piqa.jsonl", {x for x in ALL if x[0] == "piqa"}),
@@ -260,7 +263,7 @@ def test_sets_and_modes_that_are_there_are_not_evaluated_again(config, tmp_path,
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     config.eval.samples = 5
     run = Run(settings_of(config), tmp_path, None, rich.console.Console(quiet=True), None, "")
-    model = SimpleNamespace(eos_ids=(1,), pad_id=0, decode=None, decoder=None)
+    model = SimpleNamespace(eos_ids=(1,), pad_id=0, decode=None, decoder=None, tokenizer=tokenizer_with("llama3"))
     questions = {name: Questions(name, [], np.zeros(0), "boxed") for name in ("piqa", "medmcqa")}
     found = evaluation.evaluate_role("base", questions, model, None, run)
     assert found == {"piqa": MODES, "medmcqa": {"sampled": graded, "greedy": graded}}

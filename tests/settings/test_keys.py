@@ -59,7 +59,7 @@ def test_every_default_is_one_of_its_choices(key):
 
 def test_every_config_of_the_repository_passes_the_checks():
     made = [tiny.get_config()]
-    made += [module.get_config(v) for module in (stage1, stage2) for v in getattr(module, "VARIANTS", stage1.ROLES)]
+    made += [module.get_config(v) for module in (stage1, stage2) for v in module.VARIANTS]
     for config in made:
         for _, stage in keys.stages_of(config):
             stage.model.path, stage.data.path = stage.model.path or "model", stage.data.path or "rows.jsonl"
@@ -86,7 +86,7 @@ def test_the_configs_of_evaluation_pass_the_checks_and_unknown_benchmarks_do_not
 BAD = {
     "seed": -1, "train.log_every": 0, "train.microbatches": 3, "checkpoint.keep": 0, "data.pad_to": 0, "eval.count": -1,
     "eval.greedy": ("maybe",), "eval.roles": ("base", "techer"), "eval.temperature": -1.0, "eval.every": 5, "eval.every_splits": ("nowhere",),
-    "eval.samples": 0, "judge.concurrency": 0, "judge.per_call": "token",
+    "eval.samples": 0, "eval.max_new_tokens": 0, "loss.thinking": "answers", "judge.concurrency": 0, "judge.per_call": "token",
     "eval.grader": "world", "loss.top_k": 0, "loss.beta": 1.5, "loss.entry_clip": 0.0, "loss.importance_clip": -1.0,
     "loss.chunk_size": 0, "loss.skip_first": 4096, "optimizer.learning_rate": float("nan"), "optimizer.clip": -1.0,
     "optimizer.weight_decay": float("inf"), "optimizer.b1": 1.5, "rubric.noisy_fraction": 2.0,
@@ -140,7 +140,7 @@ def test_setting_a_key_sets_no_other(key):
         return
     section, _, name = key.rpartition(".")
     place = value_of(config, section) if section else config
-    number = {float: 0.25, str: "rows.jsonl"}.get(place.get_type(name), 7)
+    number = {float: 0.25, str: "rows.jsonl", bool: True}.get(place.get_type(name), 7)
     other = number if before[key] is None else not before[key] if isinstance(before[key], bool) else before[key] * 2
     place[name] = other
     assert {k for k, v in leaves(config).items() if v != before[k]} <= {key}
