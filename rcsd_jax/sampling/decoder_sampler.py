@@ -40,6 +40,7 @@ class DecoderSampler:
       batch_size: rows that run at a time; the mesh's shards of rows divide it.
       pad_to: lengths are padded to multiples of this, so that few programs are compiled.
       pad_id: the padding token.
+      draft_tokens: that `generate` guesses in every row and checks, see `speculative`; they do not change the completions.
       stop: called between two groups of `generate`; an exception from it ends the sampling.
     """
 
@@ -49,6 +50,7 @@ class DecoderSampler:
     batch_size: int
     pad_to: int
     pad_id: int
+    draft_tokens: int = 0
     stop: Callable[[], None] = _go_on
 
     def generate(self, prompts: Sequence[np.ndarray], seeds: Sequence[int], sampling: SamplingConfig) -> Batches:
@@ -56,7 +58,7 @@ class DecoderSampler:
 
         `batch_size` rows are sampled at a time. In a group of several batches, the next prompt takes a finished row's slot.
         """
-        sample = _sampling_program(self.decoder, sampling, self.batch_size, self.pad_id)
+        sample = _sampling_program(self.decoder, sampling, self.batch_size, self.draft_tokens, self.pad_id)
         for chosen, filled in _groups([len(row) for row in prompts], _group_size(len(prompts), self.batch_size)):
             tokens, mask = pad_left([prompts[i] for i in filled], self._padded(prompts, chosen), self.pad_id)
             row_seeds = np.asarray([seeds[i] for i in filled], np.uint32)
@@ -109,10 +111,12 @@ def _group_size(count: int, batch_size: int) -> int:
 
 
 @functools.cache
-def _sampling_program(decoder: Decoder, sampling: SamplingConfig, slots: int, pad_id: int) -> Callable[..., Samples]:
+def _sampling_program(
+    decoder: Decoder, sampling: SamplingConfig, slots: int, draft_tokens: int, pad_id: int
+) -> Callable[..., Samples]:
     def sample(variables: Any, tokens: jax.Array, mask: jax.Array, seeds: jax.Array, limits: jax.Array) -> Samples:
         keys = jax.vmap(jax.random.key)(seeds)
-        bound: dict[str, Any] = dict(slots=slots, limits=limits, pad_id=pad_id)
+        bound: dict[str, Any] = dict(slots=slots, limits=limits, draft_tokens=draft_tokens, pad_id=pad_id)
         return generate_queue(decoder, variables, tokens, mask, keys, sampling, **bound)[0]
 
     return jax.jit(sample)
