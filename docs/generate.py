@@ -254,6 +254,7 @@ def fields() -> str:
         "reference": "text, number, or a list of accepted answers: a worked solution or reference answer",
         "rubric": "see [Rubrics in rows](#rubrics-in-rows)",
         "answer": "text, number, or a list of accepted answers: only the final answer",
+        "solution": "text: a chain of thought that leads to the answer, in addition to a shorter reference; read if a role sees it",
     }
     rows = [
         (_code(name), ", ".join(map(_code, names)), ", ".join(map(_code, columns.ALSO[name])), told[name])

@@ -81,10 +81,10 @@ ARMS: dict[str, Arm] = {
     "grpo": Arm("GRPO", "grpo"),
     "dr_grpo": Arm("Dr. GRPO", "dr_grpo"),
     "grpo_rubric": Arm("GRPO, rubric reward", "grpo_rubric"),
-    "opsd": Arm("OPSD", "opsd"),
-    "sdft": Arm("SDFT", "sdft"),
-    "sdpo": Arm("SDPO, own success", "sdpo"),
-    "sdpo_feedback": Arm("SDPO, feedback", "sdpo_feedback"),
+    "opsd": Arm("OPSD", "reference"),
+    "sdft": Arm("SDFT", "reference_ema"),
+    "sdpo": Arm("SDPO, own success", "success"),
+    "sdpo_feedback": Arm("SDPO, feedback", "feedback"),
     "mixed": Arm("RCSD + reward", "mixed"),
     # teachers
     # At the rate of the others it collapses: teacher and student run away together.
@@ -118,7 +118,7 @@ ARMS: dict[str, Arm] = {
     **{f"rcsd_true_{size}": Arm(f"ground truth, {size}", "ground_truth", size=size) for size in bases.SIZES},
     # flawed references: for OPSD, and for the Stage I that writes RCSD's rubrics
     **{
-        f"opsd_flawed_{_percent(x)}": Arm(f"OPSD, {_percent(x)}% flawed", "opsd", dict(data=dict(flawed=x)))
+        f"opsd_flawed_{_percent(x)}": Arm(f"OPSD, {_percent(x)}% flawed", "reference", dict(data=dict(flawed=x)))
         for x in _OTHER_FLAWED
     },
     **{

@@ -49,6 +49,12 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=most, help="runs at a time, on the CPU; 1: on what JAX finds")
 
 
+def forms(names: Sequence[str]) -> str:
+    """Which variant of `configs/world.py` the rows of a table are, in words."""
+    told = "; ".join(f"{label(name)}: {arms.ARMS[name].variant}" for name in names)
+    return f"variants of configs/world.py: {told}"
+
+
 def label(name: str) -> str:
     """An arm's name as tables show it."""
     return arms.ARMS[name].label
@@ -199,6 +205,7 @@ def compare(
     shown = {name: row | of_paper.get(name, {}) for name, row in rows.items()}
     heading = f"{title}: accuracy, percent, mean ± 95% interval of {flags.seeds} seeds; paper: {what_is_published}"
     show(console, heading, shown, [*wide, "paper"])
+    console.print(forms(names), soft_wrap=True)
     differences = {n: {c.split(":")[0]: e for c, e in row.items() if ":" in c} for n, row in rows.items()}
     show(console, "difference to RCSD, seed by seed", {n: row for n, row in differences.items() if row}, wide)
     extra = more(console, runs) if more else {}

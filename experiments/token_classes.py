@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--seed", type=int, default=90)
     flags = parser.parse_args()
-    for variant in ("ground_truth", "opsd"):
+    for variant in ("ground_truth", "reference"):
         show(variant, flags.count, flags.seed)
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from experiments import (
     scale,
     staleness,
     statistics,
+    tables,
     workers,
 )  # fmt: skip
 from experiments.world import make_base
@@ -59,6 +61,21 @@ def test_arms_differ_and_tables_name_arms_that_exist(tmp_path):
     assert set(staleness.ARMS) <= set(arms.ARMS) and len(set(staleness.ARMS)) == 8 and staleness.FRESH == "rcsd_true"
     assert {arms.flawed(m, x) for m in derived.METHODS for x in arms.FLAWED} <= set(arms.ARMS)
     assert set(main_table.ARMS) | set(curves.ARMS) == set(arms.CURVES)  # cost is of the former
+
+
+def test_rows_of_published_methods_are_plain_forms_and_the_page_says_so():
+    page = (Path(arms.__file__).parent / "README.md").read_text(encoding="utf-8")
+    for name, variant in (
+        ("opsd", "reference"),
+        ("sdft", "reference_ema"),
+        ("sdpo", "success"),
+        ("sdpo_feedback", "feedback"),
+    ):
+        assert arms.ARMS[name].variant == variant and re.search(rf"`(configs/world\.py:)?{variant}`", page)
+        loss = world_config.get_config(variant).loss
+        assert (loss.beta, loss.top_k, loss.importance_clip) == (0.0, None, None)
+        assert f"{arms.ARMS[name].label}: {variant}" in tables.forms([name])
+    assert world_config.get_config("opsd").loss.beta == world_config.get_config("sdpo").loss.beta == 0.5
 
 
 @pytest.mark.parametrize("method", derived.METHODS)

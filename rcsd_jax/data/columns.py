@@ -15,6 +15,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "reward_model.rubrics", "reward_model.rubric", "extra_info.rubrics", "extra_info.rubric",
     ),
     "answer": ("final_answer", "answer"),
+    "solution": ("solution",),  # read only if a role sees it
 }  # fmt: skip
 # Columns that hold the field in some data and something else in other data. They are read after the others, if the value can be
 # the field.
@@ -27,6 +28,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     ),
     "rubric": ("criteria",),
     "answer": ("answers", "reward_model.ground_truth", "extra_info.answer"),
+    "solution": (),
 }  # fmt: skip
 # Columns that are the second part of a question: "input" in Alpaca's rows, "context" in Dolly's.
 SECOND_PARTS = {"instruction": ("input", "context")}

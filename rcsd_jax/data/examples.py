@@ -32,6 +32,7 @@ class Example:
       history: the turns before the question; empty unless it is the last turn of a conversation.
       accepted: the answers of which a grader accepts any, if the source lists several; `reference` or `answer` is the first.
       source: the name of its part, if the data is a mixture.
+      solution: a whole chain of thought that leads to the answer, where `reference` is shorter; None unless a role sees it.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Example:
     history: tuple[Turn, ...] = ()
     accepted: tuple[str, ...] = ()
     source: str = ""
+    solution: str | None = None
 
 
 def asked_text(example: Example) -> str:

@@ -62,6 +62,7 @@ class Record:
         reference = self._answers("reference") or self._reply(asked)
         rubric = self._rubric()
         answer = self._answers("answer")
+        solution = self._answers("solution") if "solution" in {*self._rules.require, *self._rules.paths} else ()
         return {
             "id": identity[0] if identity else None,
             "question": asked.question,
@@ -70,6 +71,7 @@ class Record:
             "answer": self._first("answer", answer),
             "history": asked.history,
             "accepted": next((found for found in (answer, reference) if len(found) > 1), ()),
+            "solution": self._first("solution", solution),
         }
 
     def _question(self) -> conversations.Conversation:

@@ -9,7 +9,7 @@ import jax
 
 from rcsd_jax.methods import METHODS
 from rcsd_jax.methods.contract import CompletionTokens, Weights
-from rcsd_jax.methods.networks import Frozen, Network
+from rcsd_jax.methods.networks import Frozen, Mixture, Network
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.score_both import scored_with
 from rcsd_jax.methods.state import Params, TrainState
@@ -19,7 +19,7 @@ def loss_and_gradient(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | None,
+    teacher: Network | Mixture | None,
     teacher_hidden: jax.Array | None,
     student_hidden: Callable[[Network], jax.Array],
     tokens: CompletionTokens,

@@ -5,6 +5,7 @@
     teacher                fixed          RoleNetwork(decoder, frozen=BASE)
                            live           the student's
                            EMA            the student's with moving="average"
+                           trust region   RoleMixture of the fixed one and the live one
                            a checkpoint   RoleNetwork(its decoder, frozen="its name")
 
 Frozen weights have names. Roles that name the same ones share them, so memory holds one copy.
@@ -13,11 +14,12 @@ Frozen weights have names. Roles that name the same ones share them, so memory h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from rcsd_jax.methods.state import TrainState
 from rcsd_jax.models.decoder import Decoder
@@ -46,6 +48,46 @@ class Network:
         return head_matrix(self.decoder.config, self.variables["params"])
 
 
+@flax.struct.dataclass
+class Mixture:
+    """Two networks that score together: logits = (1 - share) * initial's + share * current's (SDPO's trust region).
+
+    Logits are linear in hidden states, so the mixture has hidden states and a head like one network: if both have the same head,
+    the mixed states; otherwise the states of both side by side, [..., 2 D], on a head [2 D, V].
+    """
+
+    initial: Network
+    current: Network
+    share: float = flax.struct.field(pytree_node=False)
+    same_head: bool = flax.struct.field(pytree_node=False)
+
+    @property
+    def decoder(self) -> Decoder:
+        """That of both."""
+        return self.initial.decoder
+
+    @property
+    def head(self) -> jax.Array:
+        """The output matrix [D or 2 D, V]."""
+        return self.initial.head if self.same_head else jnp.concatenate([self.initial.head, self.current.head])
+
+
+def hidden_of(network: Network | Mixture, score: Callable[[Network], jax.Array]) -> jax.Array:
+    """The final hidden states `score(network)` [..., D]; of a mixture [..., D or 2 D], as its head takes them."""
+    if isinstance(network, Network):
+        return score(network)
+    initial, current = score(network.initial), score(network.current)
+    first, second = (1 - network.share) * initial.astype(jnp.float32), network.share * current.astype(jnp.float32)
+    mixed = first + second if network.same_head else jnp.concatenate([first, second], axis=-1)
+    return mixed.astype(initial.dtype)
+
+
+def hidden_width(network: Network | Mixture) -> int:
+    """The last axis of `hidden_of`."""
+    size = network.decoder.config.hidden_size
+    return size if isinstance(network, Network) or network.same_head else 2 * size
+
+
 @dataclasses.dataclass(frozen=True)
 class RoleNetwork:
     """Where the network of a role comes from; hashable.
@@ -69,18 +111,50 @@ class RoleNetwork:
         return Network(self.decoder, variables)
 
 
+@dataclasses.dataclass(frozen=True)
+class RoleMixture:
+    """Where a mixture comes from; hashable."""
+
+    initial: RoleNetwork
+    current: RoleNetwork
+    share: float  # of the current network's logits
+
+    @property
+    def decoder(self) -> Decoder:
+        """That of both."""
+        return self.initial.decoder
+
+    @property
+    def frozen(self) -> str | None:
+        """The initial network's frozen weights."""
+        return self.initial.frozen
+
+    @property
+    def moving(self) -> str | None:
+        """The part of the state that the current network uses."""
+        return self.current.moving
+
+    def of(self, initial: Network, current: Network) -> Mixture:
+        """The mixture of these two."""
+        return Mixture(initial, current, self.share, self.initial.frozen == self.current.frozen)
+
+    def at(self, state: TrainState, frozen: Frozen) -> Mixture:
+        """The mixture at a state of the training."""
+        return self.of(self.initial.at(state, frozen), self.current.at(state, frozen))
+
+
 class Networks(NamedTuple):
     """The networks of both roles at one state."""
 
     student: Network
-    teacher: Network | None
+    teacher: Network | Mixture | None
 
 
 class Roles(NamedTuple):
     """Where the networks of both roles come from; the teacher is None where the method has none."""
 
     student: RoleNetwork
-    teacher: RoleNetwork | None
+    teacher: RoleNetwork | RoleMixture | None
 
     def at(self, state: TrainState, frozen: Frozen) -> Networks:
         """Both networks at a state of the training."""

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from rcsd_jax.methods import packing
 from rcsd_jax.methods.contract import Completions, CompletionTokens, Weights, tokens_of
 from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
-from rcsd_jax.methods.networks import Frozen, Network
+from rcsd_jax.methods.networks import Frozen, Mixture, Network, hidden_of, hidden_width
 from rcsd_jax.methods.packing import Places, Rows
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.state import Params, TrainState
@@ -75,7 +75,9 @@ def loss_and_gradient(
     return (loss, sums), gradient
 
 
-def score_teacher(recipe: Recipe, teacher: Network, completions: Completions, rows: int) -> tuple[jax.Array, jax.Array]:
+def score_teacher(
+    recipe: Recipe, teacher: Network | Mixture, completions: Completions, rows: int
+) -> tuple[jax.Array, jax.Array]:
     """The teacher's hidden states [G, B / G, N, D] that predict the completions, see `score_both.score_teacher`, and `scored`.
 
     With guidance they are sums over several contexts. Each context is a sequence of its own, with a coefficient.
@@ -84,7 +86,7 @@ def score_teacher(recipe: Recipe, teacher: Network, completions: Completions, ro
     shards, count, limit = completions.samples.tokens.shape
     config = teacher.decoder.config
     dtype = jnp.float32 if recipe.loss.guidance else config.dtype
-    hidden = _constrain(jnp.zeros((shards, count, limit, config.hidden_size), dtype))
+    hidden = _constrain(jnp.zeros((shards, count, limit, hidden_width(teacher)), dtype))
 
     def step(hidden: jax.Array, trip: Trip) -> jax.Array:
         new = score_trip(teacher, trip)
@@ -96,19 +98,23 @@ def score_teacher(recipe: Recipe, teacher: Network, completions: Completions, ro
     return jax.lax.stop_gradient(hidden.astype(config.dtype)), scored
 
 
-def score_trip(network: Network, trip: Trip) -> jax.Array:
-    """The final hidden states of a trip's rows, those that predict completion tokens first in each row, [R, L, D]."""
-    hidden, _ = network.decoder.apply(
-        network.variables, trip.tokens, segment_ids=trip.segment_ids, positions=trip.positions
-    )
-    return jnp.take_along_axis(hidden, trip.order[..., None], axis=1)
+def score_trip(network: Network | Mixture, trip: Trip) -> jax.Array:
+    """The final hidden states of a trip's rows, those that predict completion tokens first in each row: [R, L, D], see `hidden_of`."""
+
+    def of_one(network: Network) -> jax.Array:
+        hidden, _ = network.decoder.apply(
+            network.variables, trip.tokens, segment_ids=trip.segment_ids, positions=trip.positions
+        )
+        return hidden
+
+    return jnp.take_along_axis(hidden_of(network, of_one), trip.order[..., None], axis=1)
 
 
 def learn_student(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | None,
+    teacher: Network | Mixture | None,
     teacher_hidden: jax.Array | None,
     completions: Completions,
     weights: Weights,
@@ -143,7 +149,7 @@ def trip_loss_and_gradient(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | None,
+    teacher: Network | Mixture | None,
     teacher_hidden: jax.Array | None,
     trip: Trip,
     tokens: CompletionTokens,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.methods.contract import Completions, Without
-from rcsd_jax.methods.networks import Network, Networks
+from rcsd_jax.methods.networks import Mixture, Network, Networks
 from rcsd_jax.methods.thoughts import learnt, thoughts_of
 from rcsd_jax.sampling import Samples, SamplingConfig, generate
 from rcsd_jax.sampling.slots import generate_queue
@@ -44,6 +44,7 @@ class RolloutOptions:
     slots: int = 0  # rows that are sampled at a time; the next prompt takes a finished row's slot; 0: all at once
     draft_tokens: int = 0  # that a step guesses in every slot and checks; only with slots
     reason_tokens: int = 0  # longest analysis that the teacher writes first; 0: none
+    reason_by: str = "teacher"  # the role whose network writes it, on the teacher's prompt
     thinking: str = "all"  # learn only from this part of a completion, of `thoughts.PARTS`
     thought_end: tuple[int, ...] = ()  # token ids that end a completion's thinking block; empty: it has none
     skip_first: int = 0  # learn nothing from the first n tokens of that part (SDFT)
@@ -69,22 +70,30 @@ def draw_and_occupancy(
         tokens, mask = batch.reference_tokens, batch.reference_mask
         return Samples(tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.zeros(tokens.shape[:1], bool)), None
     if options.source == "teacher":
-        assert networks.teacher is not None, "this method has a teacher"
+        assert isinstance(networks.teacher, Network), "this method has a teacher, and one that writes"
         prompts = networks.teacher, batch.teacher_tokens, batch.teacher_mask
     else:
         prompts = networks.student, batch.student_tokens, batch.student_mask
     return _write(*prompts, keys, options, options.sampling, group=options.group)
 
 
-def draw_analysis(teacher: Network | None, batch: Batch, keys: jax.Array, options: RolloutOptions) -> Samples | None:
+def analyst(networks: Networks, options: RolloutOptions) -> Network | Mixture | None:
+    """The network that writes the teacher's analysis."""
+    return networks.student if options.reason_by == "student" else networks.teacher
+
+
+def draw_analysis(
+    analyst: Network | Mixture | None, batch: Batch, keys: jax.Array, options: RolloutOptions
+) -> Samples | None:
     """The analysis [B, `reason_tokens`] that a teacher writes before it scores; None if it does not reason first."""
     if not options.reason_tokens:
         return None
-    assert teacher is not None, "who reasons first is there"
+    assert isinstance(analyst, Network), "who reasons first is there, and writes"
     # Importance weights correct what the student's int8 copy writes. Nothing would correct an analysis.
-    reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens, int8_weights=False)
+    plainly: dict[str, Any] = dict(int8_weights=False, presence_penalty=0.0)
+    reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens, **plainly)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, 2**32 - 1))(keys)  # apart from every token's own fold
-    return _write(teacher, batch.teacher_tokens, batch.teacher_mask, keys, options, reason)[0]
+    return _write(analyst, batch.teacher_tokens, batch.teacher_mask, keys, options, reason)[0]
 
 
 def assemble(batch: Batch, samples: Samples, analysis: Samples | None, options: RolloutOptions) -> Completions:

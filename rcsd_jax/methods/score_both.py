@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.methods.contract import Completions, Scored
-from rcsd_jax.methods.networks import Network, Networks
+from rcsd_jax.methods.networks import Mixture, Network, Networks, hidden_of
 from rcsd_jax.models.scoring import completion_hidden
 
 
@@ -21,7 +21,7 @@ def score_both(networks: Networks, completions: Completions, *, guidance: float 
 
 
 def scored_with(
-    student: Network, student_hidden: jax.Array, teacher: Network | None, teacher_hidden: jax.Array | None
+    student: Network, student_hidden: jax.Array, teacher: Network | Mixture | None, teacher_hidden: jax.Array | None
 ) -> Scored:
     """Both roles' hidden states [R, T, D] with their output matrices, differentiable in the student; teachers may be None."""
     if teacher is None or teacher_hidden is None:
@@ -35,8 +35,12 @@ def score_student(student: Network, completions: Completions) -> jax.Array:
     return _hidden(student, c.student_tokens, c.student_mask, c.samples.tokens, c.samples.mask)
 
 
-def score_teacher(teacher: Network | None, completions: Completions, *, guidance: float = 0.0) -> jax.Array | None:
-    """The teacher's final hidden states that predict the completions, [B, N, D], without gradient; None without a teacher.
+def score_teacher(
+    teacher: Network | Mixture | None, completions: Completions, *, guidance: float = 0.0
+) -> jax.Array | None:
+    """The teacher's final hidden states that predict the completions, without gradient: [B, N, D], of a mixture as `hidden_of` says.
+
+    None without a teacher.
 
     With guidance g they are h + g (h - h'), h' being the teacher's without its privileged context, shown what the student
     sees. As logits are linear in them, these are the logits with - without, pushed along by the same factor. By criteria
@@ -74,7 +78,7 @@ def scored_tokens(completions: Completions, *, teacher: bool, guidance: float = 
     return jnp.stack([real, jnp.float32(places)])
 
 
-def _without_each(teacher: Network, c: Completions) -> jax.Array:
+def _without_each(teacher: Network | Mixture, c: Completions) -> jax.Array:
     """The teacher's hidden states when it is shown all criteria but one, [B, K, N, D]."""
     batch, count, _ = c.without.tokens.shape
     rows = lambda x: x.reshape(batch * count, x.shape[-1])
@@ -85,5 +89,5 @@ def _without_each(teacher: Network, c: Completions) -> jax.Array:
     return hidden.reshape(batch, count, *hidden.shape[1:])
 
 
-def _hidden(network: Network, *prompts_and_completions: jax.Array) -> jax.Array:
-    return completion_hidden(network.decoder, network.variables, *prompts_and_completions)
+def _hidden(network: Network | Mixture, *prompts_and_completions: jax.Array) -> jax.Array:
+    return hidden_of(network, lambda one: completion_hidden(one.decoder, one.variables, *prompts_and_completions))

@@ -22,7 +22,7 @@ from rcsd_jax.methods import dealing, packed_learning, rollout
 from rcsd_jax.methods.contract import Completions, Thoughts, Weights, tokens_of, weigh
 from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
 from rcsd_jax.methods.microbatches import summed
-from rcsd_jax.methods.networks import Frozen, Network
+from rcsd_jax.methods.networks import Frozen, Mixture, Network
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import Batch
 from rcsd_jax.methods.score_both import score_student, score_teacher, scored_tokens
@@ -47,7 +47,7 @@ def draw_and_metrics(
     key = jax.random.key(seed)
     keys = dealing.row_keys(batch.row, key, state.step, batches=options.batches, group=options.group)
     samples, occupancy = rollout.draw_and_occupancy(networks, batch, keys, options)
-    analysis = rollout.draw_analysis(networks.teacher, batch, keys, options)
+    analysis = rollout.draw_analysis(rollout.analyst(networks, options), batch, keys, options)
     completions = rollout.assemble(batch, samples, analysis, options)
     return completions, {} if occupancy is None else {"occupancy": occupancy}
 
@@ -85,7 +85,7 @@ def loss_and_gradient(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | None,
+    teacher: Network | Mixture | None,
     teacher_hidden: jax.Array | None,
     completions: Completions,
     weights: Weights,

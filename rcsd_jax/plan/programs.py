@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from rcsd_jax.checkpoints.hf_config import config_of_fields, read_config
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import contract, packed_learning, packing, rollout, step
-from rcsd_jax.methods.networks import BASE, Network, RoleNetwork
+from rcsd_jax.methods.networks import BASE, Mixture, Network, RoleMixture, RoleNetwork, hidden_width
 from rcsd_jax.methods.score_both import score_teacher
 from rcsd_jax.methods.state import shardings_of, update
 from rcsd_jax.models import few_layers, lora, quantization, sharding
@@ -224,10 +224,14 @@ class _Programs:
     def _student(self) -> Network:
         return self._network(self.recipe.roles.student)
 
-    def _network(self, role: RoleNetwork) -> Network:
+    @overload
+    def _network(self, role: RoleNetwork) -> Network: ...
+    @overload
+    def _network(self, role: RoleNetwork | RoleMixture) -> Network | Mixture: ...
+    def _network(self, role: RoleNetwork | RoleMixture) -> Network | Mixture:
         """A role's network, abstract."""
         state, frozen = self.setup.abstract, self.setup.frozen
-        if role.moving == "average":  # it lies as what is trained
+        if isinstance(role, RoleNetwork) and role.moving == "average":  # it lies as what is trained
             placement = self._shardings(dataclasses.replace(role, moving="trained").at(state, frozen))
             return _on(placement, jax.eval_shape(role.at, state, frozen))
         return role.at(state, frozen)
@@ -448,7 +452,7 @@ class _Programs:
         hidden: jax.ShapeDtypeStruct | None = None
         if self.recipe.roles.teacher is not None:
             teacher = self._network(self.recipe.roles.teacher)
-            shape = *completions.samples.tokens.shape, teacher.decoder.config.hidden_size
+            shape = *completions.samples.tokens.shape, hidden_width(teacher)
             hidden = self._array(*shape, dtype=teacher.decoder.config.dtype)
         weights = contract.Weights(*[self._array(*completions.samples.tokens.shape, dtype=jnp.float32)] * 2)
         state = self.setup.abstract
@@ -464,7 +468,7 @@ class _Programs:
         if self.recipe.roles.teacher is not None:
             teacher = self._network(self.recipe.roles.teacher)
             config = teacher.decoder.config
-            hidden = self._array(*trip.tokens.shape, config.hidden_size, dtype=config.dtype)
+            hidden = self._array(*trip.tokens.shape, hidden_width(teacher), dtype=config.dtype)
         state, tokens = self.setup.abstract, trip.tokens
         number = self._array(*tokens.shape, dtype=jnp.float32)
         of_tokens = contract.CompletionTokens(tokens, number, number), contract.Weights(number, number)

@@ -170,7 +170,9 @@ def _what(config: Mapping[str, Any], *, trained: bool) -> str:
     if "distillation" in config.get("method", ""):
         parts.append(f"the teacher sees {' + '.join(map(str, fields))}")
     steps, batch, data = config.get("train.steps"), config.get("train.batch_size"), config.get("data.path")
-    if steps and batch:
+    if (epochs := config.get("train.epochs")) and batch:
+        parts.append(f"{epochs:g} {'epoch' if epochs == 1 else 'epochs'} in steps of {batch} completions")
+    elif steps and batch:
         parts.append(f"{steps} {'step' if steps == 1 else 'steps'} of {batch} completions")
     return ", ".join(parts) + (f", on {str(data).split('/')[-1]}" if data else "")
 

@@ -15,7 +15,8 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.host.files import AnyPath, fetched
 from rcsd_jax.host.padding import pad_right
 from rcsd_jax.methods.contract import LossOptions
-from rcsd_jax.methods.networks import BASE, Network, Networks, RoleNetwork
+from rcsd_jax.methods.networks import BASE, Mixture, Network, Networks, RoleMixture, RoleNetwork
+from rcsd_jax.methods.rollout import analyst
 from rcsd_jax.models import quantization, sharding
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.report.tokens import Scores, score_tokens, write_analyses
@@ -101,7 +102,7 @@ def scored_by(
         networks = scorers[of_roles[0]]
         assert networks.teacher is not None, "a report has one"
         some, written = jax.tree.map(lambda x: x[mine], (batch, samples))  # noqa: B023
-        analyses = write_analyses(networks.teacher, some, key, options, batch_size=_BATCH)
+        analyses = write_analyses(analyst(networks, options), some, key, options, batch_size=_BATCH)
         scores = score_tokens(networks, some, written, analyses, options, loss, batch_size=_BATCH)
         for place, at in enumerate(mine):
             i, role = flat[at]
@@ -148,10 +149,13 @@ def _networks(config: Settings, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tu
     def trained(role: RoleNetwork) -> Network:
         return exported if exported is not None and role == student else role.at(state, frozen)
 
+    def trained_teacher(role: RoleNetwork | RoleMixture) -> Network | Mixture:
+        return trained(role) if isinstance(role, RoleNetwork) else role.of(trained(role.initial), trained(role.current))
+
     if teacher is None:  # of a method without one: where it began
         return model, Networks(untrained, untrained), Networks(trained(student), untrained)
     first = untrained if teacher.moving else teacher.at(state, frozen)
-    return model, Networks(untrained, first), Networks(trained(student), trained(teacher))
+    return model, Networks(untrained, first), Networks(trained(student), trained_teacher(teacher))
 
 
 def _pieces(model: Model, text: str, cut: bool) -> tuple[np.ndarray, list[str]]:
@@ -170,7 +174,7 @@ def _pieces(model: Model, text: str, cut: bool) -> tuple[np.ndarray, list[str]]:
 
 def _attribution(
     model: Model,
-    teacher: Network,
+    teacher: Network | Mixture,
     example: Example,
     completion: np.ndarray,
     analysis: np.ndarray | None,
@@ -178,19 +182,18 @@ def _attribution(
     loss: LossOptions,
     config: Settings,
 ) -> np.ndarray | None:
-    """A completion's matrix; None where no teacher sees a rubric of several criteria. An analysis stays as it is."""
+    """A completion's matrix; None where no teacher of one network sees a rubric of several criteria. An analysis stays as it is."""
     encoding = config.encoding
     role = encoding.teacher
-    if "rubric" not in role.fields or example.rubric is None or len(example.rubric) < 2:
+    if "rubric" not in role.fields or example.rubric is None or len(example.rubric) < 2 or isinstance(teacher, Mixture):
         return None
 
     def encode(example: Example) -> np.ndarray:
         if analysis is None:
             return teacher_prompt(model.tokenizer, example, encoding)
-        how = encoding.texts, config.task
-        prompt, _ = contexts.encode_reason_first(
-            model.tokenizer, example, role, *how, thinking=encoding.reason_thinking
-        )
+        shown = example, role, encoding.texts, config.task
+        how: dict[str, Any] = dict(transition=encoding.transition, thinking=encoding.reason_thinking)
+        prompt, _ = contexts.encode_reason_first(model.tokenizer, *shown, **how)
         ended = np.isin(analysis, model.eos_ids)
         return np.concatenate([prompt, analysis[~ended], transition])
 

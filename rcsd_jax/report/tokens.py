@@ -17,7 +17,7 @@ import numpy as np
 from rcsd_jax import losses
 from rcsd_jax.methods import rollout
 from rcsd_jax.methods.contract import LossOptions
-from rcsd_jax.methods.networks import Network, Networks
+from rcsd_jax.methods.networks import Mixture, Network, Networks
 from rcsd_jax.methods.rollout import Batch, RolloutOptions
 from rcsd_jax.methods.score_both import score_both
 from rcsd_jax.models.head import logits
@@ -67,12 +67,12 @@ def score_tokens(
 
 
 def write_analyses(
-    teacher: Network, batch: Batch, key: jax.Array, options: RolloutOptions, *, batch_size: int = 8
+    analyst: Network | Mixture | None, batch: Batch, key: jax.Array, options: RolloutOptions, *, batch_size: int = 8
 ) -> Samples | None:
     """The analyses of a teacher that reasons first, which depend only on `batch.row` and the key; None if it does not.
 
     Args:
-      teacher: its network.
+      analyst: the network that writes them, `rollout.analyst`.
       batch: NumPy's arrays of B rows.
       key: a step's.
       options: the run's.
@@ -82,7 +82,7 @@ def write_analyses(
         return None
     options = dataclasses.replace(options, slots=0)  # which change no text
     parts = [
-        jax.tree.map(lambda x: x[:count], jax.device_get(_analyse(teacher, some, key, options)))  # noqa: B023
+        jax.tree.map(lambda x: x[:count], jax.device_get(_analyse(analyst, some, key, options)))  # noqa: B023
         for some, count in _parts(batch, batch_size)
     ]
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -97,8 +97,10 @@ def _parts(tree: Any, size: int) -> Iterator[tuple[Any, int]]:
 
 
 @functools.partial(jax.jit, static_argnames="options")
-def _analyse(teacher: Network, batch: Batch, key: jax.Array, options: RolloutOptions) -> Samples | None:
-    return rollout.draw_analysis(teacher, batch, rollout.row_keys(batch, key), options)
+def _analyse(
+    analyst: Network | Mixture | None, batch: Batch, key: jax.Array, options: RolloutOptions
+) -> Samples | None:
+    return rollout.draw_analysis(analyst, batch, rollout.row_keys(batch, key), options)
 
 
 @functools.partial(jax.jit, static_argnames=("options", "loss"))

@@ -33,6 +33,7 @@ FIELDS: dict[str, Callable[[Example, str], str | None]] = {
     "question": lambda example, style: example.question,
     "reference": lambda example, style: example.reference,
     "answer": lambda example, style: example.answer,
+    "solution": lambda example, style: example.solution,
     "rubric": lambda example, style: None if example.rubric is None else to_json(example.rubric, style=style),
     "success": lambda example, style: example.extra.get("success"),
     "feedback": lambda example, style: example.extra.get("feedback"),
@@ -40,17 +41,24 @@ FIELDS: dict[str, Callable[[Example, str], str | None]] = {
 ATTEMPT_FIELDS = ("success", "feedback")
 """Fields that training puts into `extra`: of a question's completions, one that succeeded, and what a grader said of one."""
 
+ATTEMPTS_SHOWN = ("all", "any", "first")
+"""Which of a role's attempt fields it sees: all or nothing, those that there are, or the first that there is."""
+
 ABOUT_THE_CONVERSATION = ("write_rubric",)
 """Tasks that are about a conversation and do not continue it: their prompt shows it as one text."""
 
 PLACES = ("user", "system")
 """The turn in which a role's further fields may stand."""
 
+TRANSITIONS = ("turn", "raw")
+"""What follows the analysis of a teacher that reasons first: a user turn, or text without the template (the authors' release)."""
+
 ENGLISH: dict[str, Any] = {
     "rubric_style": "objects",
     "headings": {
         "reference": "Reference answer:",
         "answer": "Final answer:",
+        "solution": "Solution, step by step:",
         "rubric": "Criteria that an excellent answer meets (JSON):",
         "success": "An earlier answer that was right:",
         "feedback": "What was found wrong with an earlier answer:",
@@ -273,27 +281,30 @@ def encode_reason_first(
     prompts: Mapping[str, Any],
     task: str,
     *,
+    transition: str = "turn",
     thinking: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The teacher's context when it writes an analysis before the completion is scored (the authors' release).
 
     Args:
-      tokenizer, example, role, prompts, task: as in `role_text`; the role's thinking switch is that of the completion.
+      tokenizer, example, role, prompts, task: as of `encode_role`; the role's thinking switch is that of the completion.
+      transition: one of `TRANSITIONS`.
       thinking: the switch of the analysis; None: the role's.
 
     Returns:
       prompt: token ids up to where the analysis is sampled, those of `role_text` with the request of "reason".
       transition: token ids between the analysis and the completion, the same for all examples: the end of that turn, the
-        user turn that repeats the task's request, to be met as if unaided, and the generation prompt.
+        user turn that repeats the task's request, to be met as if unaided, and the generation prompt. "raw": the end token
+        and the same words, in no turn.
     """
     asked_for = messages(example, role, prompts, task, request=prompts["reason"]["request"])
-    turns = [
-        *asked_for,
-        {"role": "assistant", "content": _ANALYSIS},
-        {"role": "user", "content": f"{prompts['reason']['transition']}\n{prompts[task]['request']}".strip()},
-    ]
+    words = f"{prompts['reason']['transition']}\n{prompts[task]['request']}".strip()
     switch = role.thinking if thinking is None else thinking
     before = chat_text(tokenizer, asked_for, thinking=switch, origin=example.origin)
+    if transition == "raw":
+        prompt, raw = encode_texts(tokenizer, [before, f"{tokenizer.eos_token}\n\n\n{words}\n"])
+        return prompt, raw
+    turns = [*asked_for, {"role": "assistant", "content": _ANALYSIS}, {"role": "user", "content": words}]
     text = chat_text(tokenizer, turns, thinking=role.thinking, origin=example.origin)
     _, marker, after = text.rpartition(_ANALYSIS)  # the last: a row's text may hold the same characters
     if not marker:
@@ -302,5 +313,5 @@ def encode_reason_first(
             field="teacher.reason_tokens",
             remedy="set teacher.reason_tokens=0 or use a template that keeps every turn",
         )
-    prompt, transition = encode_texts(tokenizer, [before, after])
-    return prompt, transition
+    prompt, turn = encode_texts(tokenizer, [before, after])
+    return prompt, turn

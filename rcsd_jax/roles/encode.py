@@ -25,6 +25,7 @@ class Encoding:
       texts: the texts of prompts around the fields, such as `contexts.ENGLISH`.
       task: what the model writes, a key of `texts`.
       reasons: whether the teacher writes an analysis first.
+      transition: what then follows, see `contexts.TRANSITIONS`.
       reason_thinking: the chat template's thinking switch for the analysis.
       learns_references: whether completions are taken from the rows.
       by_criteria: whether the teacher also scores without each criterion.
@@ -35,6 +36,7 @@ class Encoding:
     texts: Mapping[str, Any]
     task: str
     reasons: bool = False
+    transition: str = "turn"
     reason_thinking: bool = False
     learns_references: bool = False
     by_criteria: bool = False
@@ -175,13 +177,18 @@ def transition_of(example: Example, tokenizer: Any, encoding: Encoding) -> np.nd
     """The tokens after the analysis of a teacher that reasons first, [U] int32, the same for all examples; otherwise empty."""
     if not encoding.reasons:
         return np.zeros((0,), np.int32)
-    role, thinking = encoding.teacher, encoding.reason_thinking
-    return contexts.encode_reason_first(tokenizer, example, role, encoding.texts, encoding.task, thinking=thinking)[1]
+    shown = encoding.teacher_before, encoding.texts, encoding.task
+    how: dict[str, Any] = dict(transition=encoding.transition, thinking=encoding.reason_thinking)
+    return contexts.encode_reason_first(tokenizer, example, *shown, **how)[1]
 
 
-def teacher_prompt(tokenizer: Any, example: Example, encoding: Encoding) -> np.ndarray:
-    """The teacher's prompt of an example that has all of its fields, also those of attempts; [Q] int32."""
-    return contexts.encode_role(tokenizer, example, encoding.teacher, encoding.texts, encoding.task)
+def teacher_prompt(
+    tokenizer: Any, example: Example, encoding: Encoding, *, attempts: Sequence[str] = contexts.ATTEMPT_FIELDS
+) -> np.ndarray:
+    """The teacher's prompt of an example, [Q] int32; of its fields of attempts it has those in `attempts`."""
+    hidden = set(contexts.ATTEMPT_FIELDS) - set(attempts)
+    role = dataclasses.replace(encoding.teacher, fields=tuple(n for n in encoding.teacher.fields if n not in hidden))
+    return contexts.encode_role(tokenizer, example, role, encoding.texts, encoding.task)
 
 
 def reference_text(example: Example, encoding: Encoding) -> str:

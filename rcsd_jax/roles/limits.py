@@ -21,7 +21,8 @@ class Limits(NamedTuple):
 
     Attributes:
       student: of the student's prompt, `data.max_student_prompt`.
-      teacher: of the teacher's and a rubric writer's prompt, `data.max_teacher_prompt`.
+      teacher: of the teacher's prompt, `data.max_teacher_prompt`.
+      writer: of a rubric writer's prompt, `rubric.max_prompt`.
       reference: of a completion from the data, `sampling.max_new_tokens`.
       fails: whether a longer row ends the run (`data.too_long`).
     """
@@ -29,6 +30,7 @@ class Limits(NamedTuple):
     student: int
     teacher: int
     reference: int
+    writer: int
     fails: bool = False
 
     def fit(self, row: Row) -> bool:
@@ -52,6 +54,8 @@ class Limits(NamedTuple):
         what = f"the {role}'s prompt"
         if role in ("student", "base", "trained"):
             return self._within(self.student, "data.max_student_prompt", "question", what, example, tokens)
+        if role == "rubric writer":
+            return self._within(self.writer, "rubric.max_prompt", "question", what, example, tokens)
         return self._within(self.teacher, "data.max_teacher_prompt", "question", what, example, tokens)
 
     def reference_fits(self, example: Example, tokens: np.ndarray) -> bool:

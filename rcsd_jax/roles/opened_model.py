@@ -119,6 +119,7 @@ def sampling_of(settings: Any, model: Model, *, temperature: float | None = None
         int8_cache=getattr(settings, "int8_cache", False),
         merged_adapters=getattr(settings, "merged_adapters", False),
         int8_weights=getattr(settings, "int8_weights", False),
+        presence_penalty=getattr(settings, "presence_penalty", 0.0),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from rcsd_jax.host import checks
-from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, PLACES, Role
+from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, ATTEMPTS_SHOWN, PLACES, TRANSITIONS, Role
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,9 +15,13 @@ class TeacherSettings:
     fields: tuple[str, ...]
     shown_in: str = checks.one_of(PLACES)
     thinking: bool
-    weights: str = checks.one_of(("fixed", "live", "ema"))
+    weights: str = checks.one_of(("fixed", "live", "ema", "trust_region"))
     ema_decay: float
+    current_share: float
     reason_tokens: int
+    reason_by: str = checks.one_of(("teacher", "student"))
+    transition: str = checks.one_of(TRANSITIONS)
+    attempts_shown: str = checks.one_of(ATTEMPTS_SHOWN)
     reason_thinking: bool
     guidance: float
     guidance_by: str = checks.one_of(("context", "criteria"))
@@ -25,9 +29,13 @@ class TeacherSettings:
     def __post_init__(self) -> None:
         checks.choices(self)
         Role(self.fields, self.thinking, self.shown_in)
-        checks.share(self, "ema_decay")
+        checks.share(self, "ema_decay", "current_share")
         checks.at_least_zero(self, "reason_tokens", "guidance")
         checks.finite(self, "guidance")
+        if self.weights == "trust_region" and self.reason_by == "teacher":
+            problem = "cannot be combined with a teacher that writes: two networks only score together"
+            remedy = "set teacher.reason_tokens=0 or teacher.reason_by=student"
+            checks.need(not self.reason_tokens, self, "weights", problem, remedy)
         if self.attempts:
             problem = f"cannot analyse {' and '.join(self.attempts)}, which are known only after sampling"
             checks.need(not self.reason_tokens, self, "reason_tokens", problem, "set 0")

@@ -23,6 +23,8 @@ class RubricSettings:
     writer_thinking: bool
     resample: int
     on_reject: str = checks.one_of(("generic", "drop"))
+    salvage: bool
+    max_prompt: int
     max_new_tokens: int
     temperature: float
     top_k: int
@@ -31,7 +33,7 @@ class RubricSettings:
 
     def __post_init__(self) -> None:
         checks.choices(self)
-        checks.at_least_one(self, "min_criteria", "max_new_tokens", "batch_size")
+        checks.at_least_one(self, "min_criteria", "max_prompt", "max_new_tokens", "batch_size")
         checks.at_least_zero(self, "resample", "temperature", "top_k")
         checks.finite(self, "temperature")
         checks.top_p(self)

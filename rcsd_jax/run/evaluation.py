@@ -62,8 +62,8 @@ def _evaluated(
 ) -> tuple[dict[str, Any], list[dict]]:
     config = run.config
     sampling = sampling_of(config.sampling, model, temperature=0.0 if greedy else config.eval.temperature)
-    sampling = dataclasses.replace(sampling, int8_cache=False, merged_adapters=False, int8_weights=False)
-    sampling = dataclasses.replace(sampling, max_new_tokens=config.evaluation_budget)
+    plain: dict[str, Any] = dict(int8_cache=False, merged_adapters=False, int8_weights=False, presence_penalty=0.0)
+    sampling = dataclasses.replace(sampling, max_new_tokens=config.evaluation_budget, **plain)
     block = block_of(model.tokenizer, config.model, thinking=asked.thinking)
     by_judge = GRADERS[asked.grader].grade is None
     grade: Callable[..., Any] = functools.partial(grade_all, asked.grader)

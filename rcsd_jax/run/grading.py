@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jax.experimental import multihost_utils
@@ -25,6 +26,8 @@ from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import Model
+from rcsd_jax.roles.settings import TeacherSettings
+from rcsd_jax.rubrics.parsing import drop_thinking
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.recipe import block_of_completions
 from rcsd_jax.sampling.sampler import completions_of
@@ -78,9 +81,10 @@ def graded(
     if not config.teacher.attempts:
         return completions, means
     feedback = grader.feedback or (lambda truth, text: None)
+    successes = _successes([without_thoughts(text) for text in texts], rewards, config)
     told = [
         dataclasses.replace(one, extra={**one.extra, "success": success, "feedback": feedback(truth, text)})
-        for one, truth, text, success in zip(shown, asked, texts, _successes(texts, rewards, config), strict=True)
+        for one, truth, text, success in zip(shown, asked, texts, successes, strict=True)
     ]
     completions, taught = _with_attempts(completions, told, own, model, run)
     return completions, [
@@ -117,6 +121,12 @@ def _score(scores: dict[str, float], config: Settings) -> float:
     return scores[config.reward.score]
 
 
+def without_thoughts(text: str) -> str:
+    """The text as it is shown to a teacher: a thought says how the writer got there, not what is right."""
+    rest = drop_thinking(text)
+    return text if rest == text else rest.strip()
+
+
 def _successes(texts: Sequence[str], rewards: np.ndarray, config: Settings) -> list[str | None]:
     """For each row the first other text of its group that succeeded, or None."""
     group = config.sampling.group
@@ -128,6 +138,14 @@ def _successes(texts: Sequence[str], rewards: np.ndarray, config: Settings) -> l
     return found
 
 
+def attempts_seen(known: Mapping[str, Any], teacher: TeacherSettings) -> tuple[str, ...]:
+    """The attempt fields that the teacher sees of those with a value in `known`; empty: it is not asked, and the row is not taught."""
+    there = tuple(name for name in teacher.attempts if known[name])
+    if teacher.attempts_shown == "all":
+        return there if there == teacher.attempts else ()
+    return there[:1] if teacher.attempts_shown == "first" else there
+
+
 def _with_attempts(
     completions: Completions, told: Sequence[Example], own: np.ndarray, model: Model, run: Run
 ) -> tuple[Completions, np.ndarray]:
@@ -135,9 +153,10 @@ def _with_attempts(
     config = run.config
 
     def encode(example: Example) -> np.ndarray | None:
-        if not all(example.extra[name] for name in config.teacher.attempts):
+        seen = attempts_seen(example.extra, config.teacher)
+        if not seen:
             return None
-        prompt = teacher_prompt(model.tokenizer, example, config.encoding)
+        prompt = teacher_prompt(model.tokenizer, example, config.encoding, attempts=seen)
         return prompt if config.limits.prompt_fits(example, prompt, role="teacher") else None
 
     prompts = multihost.shared(encode, told)

@@ -8,7 +8,7 @@ import optax
 
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods.contract import LossOptions
-from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
+from rcsd_jax.methods.networks import BASE, RoleMixture, RoleNetwork, Roles
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import RolloutOptions
 from rcsd_jax.models.decoder import Decoder
@@ -33,12 +33,14 @@ def recipe_of(config: Settings, model: Model, optimizer: optax.GradientTransform
 
 def roles_of(config: Settings, decoder: Decoder) -> Roles:
     """The sources of both roles' networks. A LoRA's base and a fixed teacher are the same frozen weights."""
+    fixed = RoleNetwork(decoder, frozen=BASE)
     student = RoleNetwork(decoder, frozen=BASE if config.lora.rank else None, moving="trained")
     teachers = {
         "none": None,
-        "fixed": RoleNetwork(decoder, frozen=BASE),
+        "fixed": fixed,
         "live": student,
         "ema": dataclasses.replace(student, moving="average"),
+        "trust_region": RoleMixture(fixed, student, config.teacher.current_share),
     }
     return Roles(student, teachers[config.teacher_weights])
 
@@ -56,6 +58,7 @@ def rollout_options(config: Settings, model: Model) -> RolloutOptions:
         batches=batches,
         draft_tokens=config.sampling.draft_tokens,
         reason_tokens=config.teacher.reason_tokens,
+        reason_by=config.teacher.reason_by,
         thinking=config.loss.thinking,
         thought_end=_thought_end(config, model),
         skip_first=config.loss.skip_first,

@@ -6,6 +6,7 @@ no row is read before its time.
 
 But shapes are static, and bad input should be found before weights are loaded. So the first `AT_START` rows are prepared before a run
 begins, and decide the usual shapes, however long the run is. Rows that might be too long are also prepared, if that is an error.
+If the run's length is in epochs, all rows are prepared, because the number of those that fit decides how many steps there are.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ class Rows:
         encode.check_template(self.examples, self._tokenizer, self._encoding)
         count = len(self.examples)
         first = self._drawn(0, AT_START) if count > AT_START else range(count)
-        more = self._drawn(0, min(count, self._questions())) if give_rubrics else self._doubtful(positions)
+        if self._settings.train.epochs:  # their number decides how long the run is
+            more: Sequence[int] = range(count)
+        else:
+            more = self._drawn(0, min(count, self._questions())) if give_rubrics else self._doubtful(positions)
         self._prepare([*first, *more], give_rubrics, together=True)
         fitting = self._fitting(first)
         for begin in range(AT_START, count, AT_START):
@@ -78,7 +82,9 @@ class Rows:
         transition = encode.transition_of(fitting[0].example, self._tokenizer, self._encoding)
         self.first = encode.collate(fitting, transition, encode.longest_of(fitting))
         self.digest = self._digest()
-        if give_rubrics:  # other rows take the place of rows left out, and need rubrics too
+        if (
+            give_rubrics and not self._settings.train.epochs
+        ):  # other rows take the place of rows left out, and need rubrics too
             taken, place, wanted = 0, 0, self._questions()
             while taken < wanted and len(self._held) < count:
                 drawn = self._drawn(place, wanted - taken)
@@ -103,6 +109,11 @@ class Rows:
     def longest(self) -> Longest:
         """The longest of all rows prepared so far."""
         return encode.longest_of([row for row in self._held.values() if row is not None])
+
+    @property
+    def fitting(self) -> int:
+        """How many of the rows prepared so far fit; with `train.epochs`, of all rows."""
+        return sum(row is not None for row in self._held.values())
 
     def _digest(self) -> str:
         total, data = hashlib.sha256(), self.first

@@ -18,6 +18,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.evaluate.table import Complete
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.files import as_path, read_json
 from rcsd_jax.host.metrics import Progress
 from rcsd_jax.host.shared_log import held_by_all
 from rcsd_jax.roles import contexts
@@ -44,6 +45,8 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
     sampler = run.sampler(writer, settings.batch_size)
     sampling = sampling_of(settings, writer)
     role = Role(tuple(settings.writer_fields), settings.writer_thinking)
+    if warning := asked_otherwise(settings.writer, role.fields):
+        run.console.print(f"warning: {warning}", soft_wrap=True)
     texts = config.encoding.texts
     block = block_of(writer.tokenizer, config.model, thinking=settings.writer_thinking)
 
@@ -80,6 +83,7 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
                 fallback=config.generic_rubric if settings.on_reject == "generic" else None,
                 min_criteria=settings.min_criteria,
                 max_criteria=settings.max_criteria,
+                salvage=settings.salvage,
                 seed=config.seed,
             )
         counts.update(more | {"too_long": len(examples) - len(asked)})
@@ -87,6 +91,19 @@ def rubric_writer(run: Run, counts: collections.Counter[str]) -> Iterator[GiveRu
 
     with held_by_all(RubricCache, run.workdir / "rubrics.jsonl") as cache:
         yield functools.partial(give_rubrics, cache)
+
+
+def asked_otherwise(writer: str, fields: Sequence[str]) -> str | None:
+    """A warning if the Stage I run in whose folder the writer lies showed its student other fields; None also if there is no such run."""
+    path = as_path(writer).parent / "config.json"
+    found = read_json(path) if path.exists() else None
+    if not isinstance(found, dict) or found.get("task") != "write_rubric":
+        return None
+    learned = tuple(found["student"]["fields"])
+    if set(learned) == set(fields):
+        return None
+    told = f"the rubric writer learned to write from {', '.join(learned)}, and is asked with {', '.join(fields)}"
+    return f"{told}; set rubric.writer_fields={learned!r}"
 
 
 def _text(decode: Callable[[np.ndarray], str], block: ThinkingBlock | None, tokens: np.ndarray) -> str:
@@ -129,6 +146,7 @@ def write_rubrics(
     fallback: Rubric | None,
     min_criteria: int,
     max_criteria: int,
+    salvage: bool = True,
     seed: int,
 ) -> tuple[list[Example], dict[str, int]]:
     """Examples with written rubrics, and counts of what happened.
@@ -147,6 +165,7 @@ def write_rubrics(
       resample: tries after the first.
       fallback: the rubric of a question whose every text was rejected; None drops the question.
       min_criteria, max_criteria: the limits of a valid rubric.
+      salvage: whether a rubric that was salvaged from a text is used; otherwise the text is rejected.
       seed: of the run.
 
     Returns:
@@ -171,9 +190,12 @@ def write_rubrics(
         for i in pending:
             written = cache.get(keys[i])
             assert written is not None, "what was missing has been written"
-            counts[written.parsed.status] += 1
-            if written.parsed.rubric is not None:
-                rubrics[i] = written.parsed.rubric
+            rubric, status = written.parsed.rubric, written.parsed.status
+            if status == "salvaged" and not salvage:
+                rubric, status = None, "rejected"
+            counts[status] += 1
+            if rubric is not None:
+                rubrics[i] = rubric
     counts["fallback" if fallback is not None else "dropped"] += len(examples) - len(rubrics)
     with_rubrics = [dataclasses.replace(e, rubric=rubrics.get(i, fallback)) for i, e in enumerate(examples)]
     return [e for e in with_rubrics if e.rubric is not None], dict(counts)

@@ -65,6 +65,11 @@ def run_stage(
         model, questions, examples = open_inputs(config, mesh, say=say_once(console))
         graded_as = {e.id: e for e in examples}
         rows, rubric_counts = prepared(examples, model, run)
+        if config.train.epochs:
+            told = f"{config.train.epochs:g} epochs of {rows.fitting} rows"
+            config = config.with_steps(rows.fitting)
+            run = run._replace(config=config)
+            console.print(f"{name}: {told} are {config.train.steps} steps")
 
         if config.uncorrected_sampler:
             advice = "an int8 copy samples (sampling.int8_weights) and the loss does not correct for it: set loss.importance_clip=2"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ class SamplingConfig:
       int8_cache: keep keys and values as int8, half of bfloat16; off by default.
       merged_adapters: decode with adapters added into the weights, see `merged_adapters.merged`; off by default.
       int8_weights: sample from an int8 copy of the model, see `sampled_variables`; off by default.
+      presence_penalty: subtracted from the logits, before the temperature, of every token that the completion already has;
+        below 0 it makes repetition likelier.
 
     Examples:
       >>> SamplingConfig(max_new_tokens=64, temperature=0.7, top_p=0.9, eos_ids=(2,)).top_k is None
@@ -52,6 +54,7 @@ class SamplingConfig:
     int8_cache: bool = False
     merged_adapters: bool = False
     int8_weights: bool = False
+    presence_penalty: float = 0.0
 
     @property
     def scoring_temperature(self) -> float:
@@ -60,7 +63,8 @@ class SamplingConfig:
 
     def described(self) -> dict[str, Any]:
         """Its fields as keys of logs and caches have them. Newer ones are there only if set, so older files keep their keys."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "int8_weights" or value}
+        newer = ("int8_weights", "presence_penalty")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in newer or value}
 
 
 class Samples(NamedTuple):
@@ -101,6 +105,9 @@ class Rows(NamedTuple):
     lengths: jax.Array
 
 
+_Carry: TypeAlias = tuple[jax.Array, Rows, Samples, jax.Array | None]
+
+
 def generate(
     decoder: Decoder,
     variables: Any,
@@ -139,11 +146,11 @@ def generate(
         jnp.ones((batch,), bool),
     )
 
-    def body(carry: tuple[jax.Array, Rows, Samples]) -> tuple[jax.Array, Rows, Samples]:
-        t, rows, samples = carry
+    def body(carry: _Carry) -> _Carry:
+        t, rows, samples, seen = carry
         live = samples.cut  # no end token yet
         token, log_prob, rows = decode_step(
-            decoder, weights, rows, jax.vmap(jax.random.fold_in, (0, None))(keys, t), sampling
+            decoder, weights, rows, jax.vmap(jax.random.fold_in, (0, None))(keys, t), sampling, seen
         )
         token = jnp.where(live, token, pad_id)
         samples = Samples(
@@ -152,13 +159,14 @@ def generate(
             samples.log_probs.at[:, t].set(jnp.where(live, log_prob, 0.0)),
             live & ~jnp.isin(token, eos),
         )
-        return t + 1, rows, samples
+        return t + 1, rows, samples, and_seen(seen, token)
 
-    def unfinished(carry: tuple[jax.Array, Rows, Samples]) -> jax.Array:
-        t, _, samples = carry
+    def unfinished(carry: _Carry) -> jax.Array:
+        t, _, samples, _ = carry
         return (t < limit) & samples.cut.any()
 
-    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), rows, empty))[2]
+    seen = nothing_seen(decoder.config, batch, sampling)
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), rows, empty, seen))[2]
 
 
 def sampled_variables(config: DecoderConfig, variables: Any, sampling: SamplingConfig) -> Any:
@@ -228,7 +236,12 @@ def prefill(
 
 
 def decode_step(
-    decoder: Decoder, weights: Weights, rows: Rows, keys: jax.Array, sampling: SamplingConfig
+    decoder: Decoder,
+    weights: Weights,
+    rows: Rows,
+    keys: jax.Array,
+    sampling: SamplingConfig,
+    seen: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, Rows]:
     """Draws every row's next token and runs the decoder over it.
 
@@ -238,6 +251,7 @@ def decode_step(
       rows: where the rows stand; each has a free place in its cache.
       keys: [B] random keys of this token.
       sampling: the settings.
+      seen: as of `sample_token`.
 
     Returns:
       Tokens [B] int32, their log-probabilities [B] float32 as of `sample_token`, and the rows after them.
@@ -246,7 +260,7 @@ def decode_step(
     # Computed with the vocabulary split, like the head; then every device draws for some whole rows.
     decoder = in_sampling_layout(decoder)
     logits = constrain(logits, ("batch", "vocab"), LAYOUTS[decoder.config.layout])
-    token, log_prob = sample_token(constrain(logits, ("batch", None), LAYOUTS["train"]), keys, sampling)
+    token, log_prob = sample_token(constrain(logits, ("batch", None), LAYOUTS["train"]), keys, sampling, seen)
     applied: Any = decoder.apply(  # Flax declares that it may give variables as well
         weights.variables,
         token[:, None],
@@ -258,17 +272,32 @@ def decode_step(
     return token, log_prob, Rows(hidden[:, 0], cache, rows.lengths + 1)
 
 
-def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -> tuple[jax.Array, jax.Array]:
+def nothing_seen(config: DecoderConfig, rows: int, sampling: SamplingConfig) -> jax.Array | None:
+    """Which tokens the completions of some rows have before their first token, [rows, V] bool; None without a presence penalty."""
+    if not sampling.presence_penalty:
+        return None
+    return constrain(jnp.zeros((rows, config.vocab_size), bool), ("batch", None), LAYOUTS["train"])
+
+
+def and_seen(seen: jax.Array | None, token: jax.Array) -> jax.Array | None:
+    """`seen` after every row's next token [B]."""
+    return None if seen is None else seen.at[jnp.arange(len(token)), token].set(True)
+
+
+def sample_token(
+    logits: jax.Array, keys: jax.Array, sampling: SamplingConfig, seen: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Draws one token a row.
 
     Args:
       logits: [B, V] float32, before the temperature.
       keys: [B] random keys, one a row.
       sampling: the settings; `max_new_tokens` and `eos_ids` do not matter here.
+      seen: [B, V] bool, the tokens that the presence penalty is for; None: none.
 
     Returns:
       Tokens [B] int32, and their log-probability [B] float32 under the tempered, unfiltered distribution (temperature 1
-      when greedy).
+      when greedy), without the penalty.
 
     Examples:
       >>> logits, keys = jnp.log(jnp.array([[0.1, 0.7, 0.2]])), jax.random.split(jax.random.key(0), 1)
@@ -279,16 +308,19 @@ def sample_token(logits: jax.Array, keys: jax.Array, sampling: SamplingConfig) -
       >>> token.tolist()
       [1]
     """
+    drawn_from = logits if seen is None else jnp.where(seen, logits - sampling.presence_penalty, logits)
     if sampling.temperature < GREEDY_BELOW:
         # Not argmax, which XLA on CPUs runs one by one.
         vocabulary = logits.shape[-1]
-        largest = logits == logits.max(axis=-1, keepdims=True)
+        largest = drawn_from == drawn_from.max(axis=-1, keepdims=True)
         token = jnp.where(largest, jnp.arange(vocabulary), vocabulary - 1).min(axis=-1).astype(jnp.int32)
         return token, _pick(logits, token) - jax.nn.logsumexp(logits, axis=-1)
-    logits = logits / sampling.temperature
+    logits, drawn_from = logits / sampling.temperature, drawn_from / sampling.temperature
     largest = logits.max(axis=-1, keepdims=True)
     masses = jnp.exp(logits - largest)
     log_total = largest[:, 0] + jnp.log(masses.sum(axis=-1))
+    if seen is not None:
+        masses = jnp.exp(drawn_from - drawn_from.max(axis=-1, keepdims=True))
     ids = None
     if sampling.top_k is not None or sampling.top_p is not None:
         # Sorted, so that top-p is a cumulative sum; with top-k the draw is among k entries instead of the vocabulary.

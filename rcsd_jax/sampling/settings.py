@@ -23,13 +23,17 @@ class SamplingSettings:
     int8_cache: bool
     merged_adapters: bool
     int8_weights: bool
+    presence_penalty: float
 
     def __post_init__(self) -> None:
         checks.choices(self)
         checks.at_least_one(self, "max_new_tokens", "group")
         checks.at_least_zero(self, "temperature", "top_k", "slots", "draft_tokens")
-        checks.finite(self, "temperature")
+        checks.finite(self, "temperature", "presence_penalty")
         checks.top_p(self)
+        problem = "cannot be combined with drafts, which are checked without it"
+        without_both = not (self.presence_penalty and self.draft_tokens)
+        checks.need(without_both, self, "presence_penalty", problem, "set it to 0.0, or sampling.draft_tokens=0")
         problem, remedy = (
             f"is more than {FEW - 1}",
             f"guess at most {FEW - 1} tokens; after the first few, guesses are seldom right",

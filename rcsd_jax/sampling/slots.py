@@ -25,9 +25,11 @@ from rcsd_jax.sampling.decoding import (
     Samples,
     SamplingConfig,
     Weights,
+    and_seen,
     decode_step,
     decoding_weights,
     in_sampling_layout,
+    nothing_seen,
     sampled_variables,
 )
 from rcsd_jax.sampling.short_prefill import short_prefill
@@ -70,6 +72,9 @@ class _State(NamedTuple):
     log_probs: jax.Array  # [G, R * samples, N] float32
     lengths: jax.Array  # [G, R * samples] int32
     occupancy: Occupancy
+    seen: jax.Array | None = (
+        None  # [G * slots, V] bool, tokens of the slots' completions; None without a presence penalty
+    )
 
 
 def usual_refill(slots: int, shards: int) -> int:
@@ -201,6 +206,7 @@ def _empty(
         log_probs=jnp.zeros((shards, samples, limit), jnp.float32),
         lengths=jnp.zeros((shards, samples), jnp.int32),
         occupancy=Occupancy(*jnp.zeros(4, jnp.int32)),
+        seen=nothing_seen(config, shards * slots, sampling),
     )
 
 
@@ -294,10 +300,12 @@ def _decode(
     keys = look_up(queue.keys, state.sample).reshape(-1)
     keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, number.reshape(-1, 1 + draft_tokens))
     rows: Rows | Text
+    seen = state.seen
     if isinstance(state.rows, Text):
         tokens, log_probs, count, rows = speculative_step(decoder, weights, state.rows, keys, sampling)
     else:
-        token, log_prob, rows = decode_step(decoder, weights, state.rows, keys[:, 0], sampling)
+        token, log_prob, rows = decode_step(decoder, weights, state.rows, keys[:, 0], sampling, seen)
+        seen = and_seen(seen, token)
         tokens, log_probs, count = token[:, None], log_prob[:, None], jnp.ones_like(token)
     tokens, log_probs, count = (x.reshape(shards, slots, *x.shape[1:]) for x in (tokens, log_probs, count))
     ends = jnp.isin(tokens, jnp.asarray(sampling.eos_ids, jnp.int32))
@@ -321,4 +329,5 @@ def _decode(
         occupancy=occupancy._replace(
             live=occupancy.live + live.sum(), steps=occupancy.steps + 1, tokens=occupancy.tokens + new.sum()
         ),
+        seen=None if seen is None else seen & live_after.reshape(-1, 1),
     )

@@ -99,6 +99,8 @@ def _check_teacher(s: Settings, need: Need) -> None:
     if s.sampling.source == "teacher":
         problem = "needs a teacher that exists and sees no attempts"
         need(there and not attempts, "sampling.source", problem, "set 'student'")
+        mixes = s.teacher_weights == "trust_region"
+        need(not mixes, "sampling.source", "needs a teacher of one network", "set 'student', or other teacher.weights")
         problem = "cannot be combined with teacher.reason_tokens"
         need(not s.teacher.reason_tokens, "sampling.source", problem, "set 'student'")
 

@@ -43,14 +43,14 @@ def stage() -> ConfigDict:
                 # with their shares: FILE:0.7,FILE:0.3
                 path="",
                 # column names; empty: the usual aliases
-                fields=dict(question="", reference="", rubric="", answer="", id=""),
+                fields=dict(question="", reference="", rubric="", answer="", solution="", id=""),
                 incomplete="skip",  # leave out a row that lacks a field or whose rubric breaks the bounds of `rubric`, or "fail"
                 split="train",  # of a data set, if its path names no split
                 tfds_dir="",  # where TFDS keeps prepared data; empty: its default
                 count=0,  # the number of the world's problems
                 flawed=config_dict.placeholder(float),  # share of the world's references with a wrong step
                 max_student_prompt=2048,  # tokens
-                max_teacher_prompt=4096,  # tokens, also of the rubric writer
+                max_teacher_prompt=4096,  # tokens
                 too_long="skip",  # leave out a row with a longer prompt, or "fail"; prompts are never cut
                 pad_to=128,  # prompt lengths are rounded up to multiples of this, so that few shapes are compiled
             ),
@@ -61,9 +61,16 @@ def stage() -> ConfigDict:
                 fields=("question", "rubric"),  # as for the student
                 shown_in="user",  # the turn in which its fields besides the question stand: the last "user" turn, or "system"
                 thinking=True,
-                weights="fixed",  # the initial weights; "live": the current ones; "ema": their moving average
+                # The initial weights; "live": the current ones; "ema": their moving average; "trust_region": the logits of the initial
+                # and of the current ones, mixed.
+                weights="fixed",
                 ema_decay=0.999,  # of the moving average, per step
+                current_share=0.05,  # of the current weights' logits in a trust region
                 reason_tokens=0,  # > 0: the teacher first writes an analysis of at most this many tokens
+                reason_by="teacher",  # whose weights write it; "student" in the authors' release
+                transition="turn",  # what follows the analysis: a user turn, or "raw" text without the chat template
+                # Of "success" and "feedback" it sees "all" or is not asked, "any" that there are, or the "first" that there is.
+                attempts_shown="all",
                 reason_thinking=True,  # the thinking switch of that analysis
                 guidance=0.0,  # > 0: pushes the teacher's logits further in the direction in which its fields move them, by this factor
                 guidance_by="context",  # all fields at once, or "criteria": each criterion separately, scaled by its weight
@@ -80,6 +87,8 @@ def stage() -> ConfigDict:
                 writer_thinking=True,  # its thinking switch
                 resample=2,  # how often a rejected rubric is resampled
                 on_reject="generic",  # after that: use the generic rubric, or drop the question
+                salvage=True,  # accept what can be read of a text that is no whole JSON array; False: such a text is rejected
+                max_prompt=4096,  # tokens of the writer's prompt; a row with a longer one is left out
                 max_new_tokens=4096,  # of a written rubric and the thought before it
                 temperature=1.0,
                 top_k=20,  # 0: all tokens
@@ -97,6 +106,7 @@ def stage() -> ConfigDict:
                 draft_tokens=0,  # > 0: next tokens that a step also guesses and checks; completions stay the same
                 int8_cache=False,  # store keys and values as int8; never in evaluation
                 merged_adapters=False,  # decode with LoRA merged into the weights, which is faster; never in evaluation
+                presence_penalty=0.0,  # subtracted from the logits of tokens that the completion already has; never in evaluation
                 int8_weights=False,  # sample from an int8 copy of the student, made anew in every step; never in evaluation
             ),
             # Completions are graded if the method needs rewards, or if the teacher sees the student's own success or feedback.
@@ -161,7 +171,8 @@ def stage() -> ConfigDict:
             # row_lengths: sequences are packed into rows, which have one of so many lengths; 0: each is padded to the longest.
             # With packed rows, a microbatch has as many rows as it would have without, and an update takes as many as it needs.
             train=dict(
-                steps=100,  # updates; whole rollouts
+                steps=100,  # updates; whole rollouts. 0: as many as `epochs` take
+                epochs=0.0,  # passes over the rows that fit, instead of `steps`; rounded up to whole rollouts
                 batch_size=32,
                 microbatches=1,
                 row_lengths=2,

@@ -19,6 +19,9 @@ MODELS = {
 }
 
 
+_BATCH = 32  # completions, for which the microbatches are
+
+
 def _slice(group: int, fsdp: int, tensor: int, microbatches: int, remat: str, **loss: int) -> dict[str, Any]:
     mesh = dict(data=1, group=group, fsdp=fsdp, tensor=tensor)
     return dict(mesh=mesh, microbatches=microbatches, remat=remat, loss=loss)
@@ -69,10 +72,10 @@ def split(variant: str, own: tuple[str, ...]) -> tuple[str, list[str]]:
 
 
 def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
-    """Sets model, mesh, microbatches and remat of a size on a slice; does nothing without parts.
+    """Sets model, mesh, microbatches and remat of a size on a slice, for the batch of a config; does nothing without parts.
 
     Raises:
-      ValueError: a part that is neither a size, a slice of it, nor `full`.
+      ValueError: a part that is neither a size, a slice of it, nor `full`; or no `full` for a config that trains all weights.
     """
     if not parts:
         return
@@ -83,6 +86,8 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
         raise ValueError(
             f"unknown variant {parts[0]!r}: use of {', '.join(known)}, and with a size also full and a slice"
         )
+    if not config.lora.rank and not full:
+        raise ValueError(f"the variant trains all weights, and {size} without full is for LoRA: use {size},full")
     table = (FULL if full else LORA)[size]
     named = [part for part in rest if part != size] or [next(iter(table))]
     if len(named) > 1 or named[0] not in table:
@@ -90,7 +95,7 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
     settings = table[named[0]]
     config.model.update(path=MODELS[size], remat=settings["remat"])
     config.mesh.update(settings["mesh"])
-    config.train.microbatches = settings["microbatches"]
+    config.train.microbatches = settings["microbatches"] * max(1, config.train.batch_size // _BATCH)
     config.loss.update(settings["loss"])
     if full:
         config.lora.rank = 0

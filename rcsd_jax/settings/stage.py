@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ class TrainSettings:
     """The section `train`; `settings/keys.py` says what each key means."""
 
     steps: int
+    epochs: float
     batch_size: int
     microbatches: int
     row_lengths: int
@@ -43,9 +45,14 @@ class TrainSettings:
     log_every: int
 
     def __post_init__(self) -> None:
-        sizes = ("steps", "batch_size", "microbatches", "batches_per_rollout", "passes_per_rollout", "log_every")
+        sizes = ("batch_size", "microbatches", "batches_per_rollout", "passes_per_rollout", "log_every")
         checks.at_least_one(self, *sizes)
-        checks.at_least_zero(self, "row_lengths")
+        checks.at_least_zero(self, "steps", "epochs", "row_lengths")
+        checks.finite(self, "epochs")
+        problem, remedy = "does not say how long to train, nor does train.epochs", "set one of the two"
+        checks.need(self.steps > 0 or self.epochs > 0, self, "steps", problem, remedy)
+        problem = f"cannot be combined with train.steps = {self.steps}"
+        checks.need(not (self.steps and self.epochs), self, "epochs", problem, "set train.steps=0, or this to 0")
         problem = f"does not divide train.batch_size = {self.batch_size}"
         even = self.batch_size % self.microbatches == 0
         checks.need(even, self, "microbatches", problem, "choose a divisor of the batch size")
@@ -140,6 +147,15 @@ class Settings:
         """The number of rows that are sampled together."""
         return self.train.batches_per_rollout * self.questions_per_step
 
+    def with_steps(self, rows: int) -> Settings:
+        """These settings with the number of updates that `train.epochs` passes over so many rows take, in whole rollouts."""
+        train = self.train
+        if not train.epochs:
+            return self
+        rollouts = math.ceil(train.epochs * rows / self.questions_per_rollout)
+        steps = max(rollouts, 1) * train.updates_per_rollout
+        return dataclasses.replace(self, train=dataclasses.replace(train, steps=steps, epochs=0.0))
+
     @property
     def generic_rubric(self) -> Rubric:
         """The rubric that fits any question of the data."""
@@ -171,6 +187,7 @@ class Settings:
             texts={**self.prompts, "rubric_style": self.rubric.style},
             task=self.task,
             reasons=self.teacher.reason_tokens > 0,
+            transition=self.teacher.transition,
             reason_thinking=self.teacher.reason_thinking,
             learns_references=self.sampling.source == "reference",
             by_criteria=self.teacher.guided_by_criteria,
@@ -192,6 +209,7 @@ class Settings:
         return Limits(
             student=self.data.max_student_prompt,
             teacher=self.data.max_teacher_prompt,
+            writer=self.rubric.max_prompt,
             reference=self.sampling.max_new_tokens,
             fails=self.data.too_long == "fail",
         )

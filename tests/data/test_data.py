@@ -333,3 +333,15 @@ def test_batch_errors():
         batches(range(9), batch_size=2, seed=-1)
     with pytest.raises(ValueError, match="process_index 2"):
         batches(range(9), batch_size=2, seed=0, process_index=2, process_count=2)
+
+
+def test_a_chain_of_thought_is_read_where_a_role_sees_it(file):
+    row = {"question": "6 * 7?", "answer": "42", "solution": "6 * 7 = 42, so 42."}
+    (one,) = read_jsonl(file(row))
+    assert (one.reference, one.solution, one.extra) == ("42", None, {"solution": row["solution"]})
+    (one,) = read_jsonl(file(row), require=("solution",))
+    assert (one.reference, one.solution, one.extra) == ("42", row["solution"], {})
+    (one,) = read_jsonl(file(row | {"cot": "By heart."}), fields={"solution": "cot"})
+    assert one.solution == "By heart."
+    with pytest.raises(UserError, match="solution"):
+        read_jsonl(file({"question": "6 * 7?", "answer": "42"}), require=("solution",), incomplete="fail")

@@ -8,7 +8,8 @@ from rcsd_jax.methods import rollout
 def _completions(networks, batch, key, options):
     keys = rollout.row_keys(batch, key)
     samples = rollout.draw(networks, batch, keys, options)
-    return rollout.assemble(batch, samples, rollout.draw_analysis(networks.teacher, batch, keys, options), options)
+    analysis = rollout.draw_analysis(rollout.analyst(networks, options), batch, keys, options)
+    return rollout.assemble(batch, samples, analysis, options)
 
 
 completions_of = jax.jit(_completions, static_argnums=3)

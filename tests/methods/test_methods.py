@@ -11,6 +11,7 @@ import optax
 import pytest
 import rich.console
 
+from configs import stage2
 from configs import world as world_config
 from rcsd_jax import losses, world
 from rcsd_jax.checkpoints import loading
@@ -270,7 +271,7 @@ def group_of(example, right):
 
 
 def test_advantages_and_teachers_that_see_the_groups_own_success(tmp_path):
-    config = config_of("sdpo", tmp_path)
+    config = config_of("success", tmp_path)
     first, second = world.examples("stage2", 2, seed=5)
     texts = group_of(first, [0, 1, 0, 1]) + group_of(second, [0, 0, 1, 0])
     completions, metrics, model = grade_texts(config, tmp_path, texts, [first] * 4 + [second] * 4)
@@ -299,7 +300,7 @@ def test_only_answers_are_graded_and_shown(tmp_path):
 
 
 def test_a_rollout_is_graded_at_once_and_each_batch_has_its_own_metrics(tmp_path):
-    config = config_of("sdpo", tmp_path)
+    config = config_of("success", tmp_path)
     config.sampling.group = 2
     config.train.update(steps=4, batch_size=4, batches_per_rollout=2)
     examples = world.examples("stage2", 4, seed=5)
@@ -315,7 +316,7 @@ def test_a_rollout_is_graded_at_once_and_each_batch_has_its_own_metrics(tmp_path
 
 
 def test_a_success_that_a_judge_found_is_shown(tmp_path):
-    config = config_of("sdpo", tmp_path)
+    config = config_of("success", tmp_path)
     config.reward.update(dict(grader="judge", score="rubric_score"))
     config.judge.model = "some"
     check(config)
@@ -331,7 +332,7 @@ def test_a_success_that_a_judge_found_is_shown(tmp_path):
 
 
 def test_teachers_that_see_what_the_grader_says(tmp_path):
-    config = config_of("sdpo_feedback", tmp_path)
+    config = config_of("feedback", tmp_path)
     one = world.examples("stage2", 1, seed=5)[0]
     texts = group_of(one, [0, 1])
     completions, metrics, model = grade_texts(config, tmp_path, texts, [one] * 2)
@@ -340,6 +341,48 @@ def test_teachers_that_see_what_the_grader_says(tmp_path):
     failed = world.failed_criteria(one, texts[0])
     assert 0 < len(failed.criteria) < len(one.rubric.criteria)
     assert all(" ".join(c.description.split()) in " ".join(said.split()) for c in failed.criteria)
+
+
+def test_a_success_comes_before_feedback(tmp_path):
+    config = config_of("sdpo", tmp_path)
+    config.sampling.group = 4
+    one = world.examples("stage2", 1, seed=5)[0]
+    texts = group_of(one, [0, 1, 0, 0])
+    completions, metrics, model = grade_texts(config, tmp_path, texts, [one] * 4)
+    prompts = [model.decode(np.asarray(t)[np.asarray(m)]) for t, m in zip(*completions[2:4], strict=True)]
+    text = lambda x: " ".join(x.split())
+    # The only one that succeeded has no other's to see, and no fault.
+    assert completions.taught.tolist() == [True, False, True, True] and metrics["share_taught"] == 0.75
+    assert all(text(texts[1]) in text(prompts[i]) for i in (0, 2, 3))
+    completions, _, model = grade_texts(config, tmp_path, group_of(one, [0] * 4), [one] * 4)
+    prompt = text(model.decode(np.asarray(completions.teacher_tokens[0])[np.asarray(completions.teacher_mask[0])]))
+    failed = world.failed_criteria(one, group_of(one, [0])[0]).criteria
+    assert completions.taught.all() and all(text(c.description) in prompt for c in failed)
+
+
+@pytest.mark.parametrize(
+    "how, both, success, feedback, none",
+    [
+        ("all", ("success", "feedback"), (), (), ()),
+        ("any", ("success", "feedback"), ("success",), ("feedback",), ()),
+        ("first", ("success",), ("success",), ("feedback",), ()),
+    ],
+)
+def test_the_attempts_that_a_teacher_sees(how, both, success, feedback, none):
+    config = stage2.get_config("sdpo")
+    config.teacher.attempts_shown = how
+    teacher = settings_of(config).teacher
+    found = [
+        grading.attempts_seen({"success": s, "feedback": f}, teacher)
+        for s, f in (("yes", "no"), ("yes", None), (None, "no"), ("", None))
+    ]
+    assert found == [both, success, feedback, none]
+
+
+def test_a_success_is_shown_without_its_thought():
+    assert grading.without_thoughts("<think>Perhaps 6.</think>\n\nIt is 7.") == "It is 7."
+    assert grading.without_thoughts("Perhaps 6.</think>It is 7.") == "It is 7."
+    assert grading.without_thoughts(" It is 7.\n") == " It is 7.\n" and grading.without_thoughts("<think>Perhaps") == ""
 
 
 def test_feedback_of_every_grader():
@@ -379,8 +422,8 @@ SLOW = pytest.mark.slow
         ("sft", "cross_entropy"),
         pytest.param("grpo", "policy_loss", marks=SLOW),
         pytest.param("grpo_rubric", "graded_rubric_score", marks=SLOW),
-        pytest.param("sdpo_feedback", "share_taught", marks=SLOW),
-        pytest.param("sdft", "divergence", marks=SLOW),
+        pytest.param("feedback", "share_taught", marks=SLOW),
+        pytest.param("reference_ema", "divergence", marks=SLOW),
         pytest.param("mixed", "policy_loss", marks=SLOW),
     ],
 )

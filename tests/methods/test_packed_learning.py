@@ -11,9 +11,10 @@ import pytest
 from rcsd_jax.losses import DivergenceOptions
 from rcsd_jax.methods import METHODS, packed_learning, packing
 from rcsd_jax.methods.contract import Completions, LossOptions, PolicyOptions, Without, tokens_of, weigh
-from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
+from rcsd_jax.methods.networks import BASE, Mixture, Network, RoleMixture, RoleNetwork, Roles, hidden_of
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import RolloutOptions
+from rcsd_jax.methods.score_both import score_student, score_teacher
 from rcsd_jax.methods.state import init_state
 from rcsd_jax.methods.step import padded_loss_and_gradient
 from rcsd_jax.methods.thoughts import thoughts_of
@@ -82,20 +83,22 @@ def compiled(function, *inputs):
     return jax.jit(function).lower(*inputs).compile(compiler_options=options)
 
 
-def recipe_of(method, loss, decoder, microbatches, row_lengths):
-    teacher = METHODS[method].teacher or loss.policy.kl > 0
-    roles = Roles(RoleNetwork(decoder, moving="trained"), RoleNetwork(decoder, frozen=BASE) if teacher else None)
+def recipe_of(method, loss, decoder, microbatches, row_lengths, share=None):
+    """`share`: of the student's logits in a teacher that is a trust region; None: a fixed teacher."""
+    student, fixed = RoleNetwork(decoder, moving="trained"), RoleNetwork(decoder, frozen=BASE)
+    teacher = fixed if share is None else RoleMixture(fixed, student, share)
+    roles = Roles(student, teacher if METHODS[method].teacher or loss.policy.kl > 0 else None)
     options = dict(method=method, microbatches=microbatches, row_lengths=row_lengths)
     return Recipe(roles, RolloutOptions(SamplingConfig(max_new_tokens=COMPLETION)), loss, optax.identity(), **options)
 
 
 def both(
     method="self_distillation", *, loss=None, decoder=None, completions=None, microbatches=2, row_lengths=2,
-    packed=True, padded=True,
+    packed=True, padded=True, share=None,
 ):  # fmt: skip
     """((loss, sums), gradient) of packed and of padded rows; None for the one that is not asked for."""
     decoder = decoder or decoder_of()
-    recipe = recipe_of(method, loss or options_of(), decoder, microbatches, row_lengths)
+    recipe = recipe_of(method, loss or options_of(), decoder, microbatches, row_lengths, share)
     params, other = weights_of(decoder)
     state, frozen = init_state(params, recipe.optimizer, ema=False), {BASE: {"params": other}}
     completions = completions_of() if completions is None else completions
@@ -269,3 +272,36 @@ def test_between_shards_only_tokens_and_weights_move():
     for shape in shapes:
         sizes = [int(x) for x in shape.split("[")[1].split("]")[0].split(",")]
         assert len(sizes) <= 2 and max(sizes) <= longest, shape
+
+
+def test_a_trust_region_mixes_the_logits_of_the_initial_and_the_current_model():
+    """The loss is that of logits that NumPy mixes; the heads are tied to embeddings that differ."""
+    decoder, completions, share = decoder_of(), completions_of(), 0.3
+    packed, _ = both(share=share, padded=False)
+    params, initial = weights_of(decoder)
+
+    @jax.jit
+    def log_probs(completions):
+        logits = []
+        for weights, score in ((params, score_student), (initial, score_teacher), (params, score_teacher)):
+            network = Network(decoder, {"params": weights})
+            logits.append(score(network, completions) @ network.head)
+        return logits
+
+    student, first, current = (np.asarray(x, np.float64) / 1.2 for x in log_probs(completions))
+    log_softmax = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
+    p, q = log_softmax(student), log_softmax((1 - share) * first + share * current)
+    weights = np.asarray(weigh(completions, "tokens").taught_rows, np.float64)
+    np.testing.assert_allclose(packed[0][0], (weights * (np.exp(q) * (q - p)).sum(-1)).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("same_head", (True, False))
+def test_a_mixture_s_hidden_states_on_its_head_are_mixed_logits(same_head):
+    decoder, rng = decoder_of(), np.random.default_rng(0)
+    hidden = [jnp.asarray(rng.normal(size=(2, 3, 16)), jnp.float32) for _ in range(2)]
+    params = [params_of(decoder), params_of(decoder, seed=0 if same_head else 1)]
+    networks = [Network(decoder, {"params": x, "hidden": h}) for x, h in zip(params, hidden, strict=True)]
+    mixture = Mixture(*networks, 0.05, same_head)
+    wanted = 0.95 * hidden[0] @ networks[0].head + 0.05 * hidden[1] @ networks[1].head
+    found = hidden_of(mixture, lambda network: network.variables["hidden"]) @ mixture.head
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

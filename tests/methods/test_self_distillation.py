@@ -31,8 +31,9 @@ from tests.losses.test_losses import oracle
 from tests.methods.rollouts import completions_of
 from tests.settings_for_tests import settings_of
 
-DISTILLING = [v for v in stage2.VARIANTS if v not in ("sft", "grpo", "dr_grpo", "grpo_rubric", "sdpo", "mixed")]
-CASES = [(stage1, v, {}) for v in stage1.ROLES] + [(stage2, v, {}) for v in DISTILLING]
+REWARDED = ("grpo", "dr_grpo", "grpo_rubric", "sdpo", "success", "feedback", "mixed")
+DISTILLING = [v for v in stage2.VARIANTS if v not in (*REWARDED, "sft", "reference_ema")]
+CASES = [(stage1, v, {}) for v in stage1.VARIANTS] + [(stage2, v, {}) for v in DISTILLING]
 CASES += [
     (stage2, "ground_truth", changes)
     for changes in ({"beta": 0.3}, {"skip_first": 2}, {"importance_clip": 0.5}, {"divergence": "sampled_token"})
@@ -140,7 +141,7 @@ def losses_by_hand(p, q, completion, settings):
 
 def case(module, variant, changes):
     """Those that take long and whose parts others have too run among the slow tests."""
-    slow = variant in ("release", "sdft", "random", "reduced", "noisy")
+    slow = variant in ("release", "opsd", "sdft", "random", "reduced", "noisy")
     marks = [pytest.mark.slow] if slow else []
     return pytest.param(module, variant, changes, id=f"{module.__name__}:{variant} {changes or ''}", marks=marks)
 

@@ -10,7 +10,7 @@ import optax
 
 from rcsd_jax.methods import microbatches, rollout
 from rcsd_jax.methods.contract import LossOptions, Without
-from rcsd_jax.methods.networks import BASE, Network, RoleNetwork, Roles
+from rcsd_jax.methods.networks import BASE, Network, Networks, RoleNetwork, Roles
 from rcsd_jax.methods.optimizer import make_optimizer
 from rcsd_jax.methods.rollout import Batch, RolloutOptions
 from rcsd_jax.methods.score_both import score_both
@@ -172,3 +172,9 @@ def test_parts_of_a_batch_add_up_and_rows_keep_their_places():
         (loss, sums), found = microbatches.summed(loss_and_gradient, rows, count)
         assert float(loss) == float(want) and found["w"].tolist() == gradient["w"].tolist()
         assert sums["row_loss"].tolist() == wanted["row_loss"].tolist() and float(sums["count"]) == 6.0
+
+
+def test_an_analysis_is_written_by_the_role_that_the_options_name():
+    networks, options = Networks("student", "teacher"), rollout.RolloutOptions(SamplingConfig(1))
+    assert rollout.analyst(networks, options) == "teacher"
+    assert rollout.analyst(networks, dataclasses.replace(options, reason_by="student")) == "student"

@@ -124,3 +124,13 @@ def test_a_template_that_fails_is_one_error(tokenizer):
     strict.chat_template = "{{ raise_exception('turns must alternate') }}"
     with pytest.raises(UserError, match="turns must alternate.*chat_template.jinja"):
         contexts.encode_chat(strict, [{"role": "user", "content": "?"}], thinking=False)
+
+
+def test_a_raw_transition_follows_the_analysis_s_end_without_a_turn(tokenizer):
+    role = Role(("question", "rubric"))
+    turn, _ = contexts.encode_reason_first(tokenizer, EXAMPLE, role, ENGLISH, "solve")
+    prompt, transition = contexts.encode_reason_first(tokenizer, EXAMPLE, role, ENGLISH, "solve", transition="raw")
+    np.testing.assert_array_equal(prompt, turn)
+    words = f"{ENGLISH['reason']['transition']}\n{ENGLISH['solve']['request']}"
+    assert transition[0] == tokenizer.eos_token_id
+    assert text_of(tokenizer, transition) == f"{tokenizer.eos_token}\n\n\n{words}\n"

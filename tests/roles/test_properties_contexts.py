@@ -67,7 +67,8 @@ def examples(draw):
     texts = {name: draw(SHOWN) for name in FIELDS if name != "rubric"}
     rubric = rubric_of(draw(st.lists(DESCRIPTIONS.map("Essential Criteria: x{}".format), min_size=1, max_size=3)))
     attempts = {name: texts[name] for name in contexts.ATTEMPT_FIELDS}
-    return Example("1", texts["question"], texts["reference"], rubric, texts["answer"], "rows:1", attempts)
+    known = texts["question"], texts["reference"], rubric, texts["answer"]
+    return Example("1", *known, "rows:1", attempts, solution=texts["solution"])
 
 
 def text_of(tokenizer, tokens):
@@ -99,7 +100,8 @@ def test_a_context_holds_each_shown_field_whole_and_in_order(count, tokenizer):
 
 @inputs(50, 1_000)
 def test_what_follows_an_analysis_is_the_same_for_every_row(count, tokenizer):
-    plain = Example("0", "Why?", "So.", from_records(["Essential: a"], min_criteria=1), "b", "rows:0")
+    rubric = from_records(["Essential: a"], min_criteria=1)
+    plain = Example("0", "Why?", "So.", rubric, "b", "rows:0", solution="So it is.")
 
     def check(example, fields, task):
         role = Role(tuple(name for name in fields if name not in contexts.ATTEMPT_FIELDS))

@@ -256,3 +256,40 @@ def test_no_text_has_more_tokens_than_its_bound():
 
     check()
     assert most_tokens("plain text") < 20  # else the bound would be of no use
+
+
+def test_epochs_count_the_rows_that_fit(tokenizer):
+    config = config_of()
+    config.train.update(steps=0, epochs=2.5)
+    examples = [longer(e, 2000) if i in (3, 40) else e for i, e in enumerate(EXAMPLES)]
+    found = started(config, tokenizer, examples)
+    assert found.fitting == 58 and found.skipped == 2  # all rows are prepared
+    train = settings_of(config).with_steps(found.fitting).train
+    assert (train.steps, train.epochs) == (37, 0.0)  # 145 rows, 4 a step
+    config.train.update(batches_per_rollout=2, passes_per_rollout=3)
+    assert settings_of(config).with_steps(58).train.steps == 19 * 6
+    config.train.update(steps=6, epochs=0.0)
+    assert settings_of(config).with_steps(58) == settings_of(config)
+
+
+def test_rubrics_are_written_for_every_row_of_an_epoch(tokenizer):
+    config, asked = config_of(), []
+    config.train.update(steps=0, epochs=1.0)
+
+    def give_rubrics(examples):
+        asked.extend(e.id for e in examples)
+        return examples[1:] if len(asked) == len(examples) else examples
+
+    found = started(config, tokenizer, give_rubrics=give_rubrics)
+    assert sorted(asked) == sorted(e.id for e in EXAMPLES) and found.fitting == 59
+
+
+@pytest.mark.parametrize(
+    "steps, epochs, key", [(3, 1.0, "train.epochs"), (0, 0.0, "train.steps"), (0, -1.0, "train.epochs")]
+)
+def test_a_run_has_steps_or_epochs(steps, epochs, key):
+    config = config_of()
+    config.train.update(steps=steps, epochs=epochs)
+    with pytest.raises(UserError) as error:
+        settings_of(config)
+    assert error.value.field == key

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
+from configs import stage1
 from rcsd_jax.data.examples import Example
 from rcsd_jax.roles.thinking import ThinkingBlock
 from rcsd_jax.rubrics.cache import RubricCache
 from rcsd_jax.rubrics.parsing import parse
 from rcsd_jax.rubrics.variants import generic_rubric
-from rcsd_jax.run.rubrics import _text, write_rubrics
+from rcsd_jax.run.rubrics import _text, asked_otherwise, write_rubrics
 from rcsd_jax.sampling.sampler import Completion
+from rcsd_jax.settings import keys
 
 GOOD = '["Essential Criteria: States {0}.", "Important Criteria: Shows {0}.", "Optional Criteria: Is short."]'
 EXAMPLES = [Example(str(i), f"Question {i}?", None, None, None, f"rows:{i}") for i in range(6)]
@@ -92,6 +94,29 @@ def test_another_checkpoint_or_setting_is_written_anew(tmp_path):
         assert counts["cached"] == 0
     _, counts = write(path, Writer())
     assert counts["cached"] == 6 + 2 + 2  # every try, from the cache
+
+
+def test_a_rubric_in_a_text_that_breaks_off_is_used_only_where_salvage_is_on(tmp_path):
+    broken = '["Essential Criteria: A.", "Important Criteria: B.", "Optional Criteria: C.", "Optio'
+    cut_off = lambda tokens: broken if tokens[0] == 2 else GOOD.format(int(tokens[0]))
+    examples, counts = write(tmp_path / "on.jsonl", Writer(), decode=cut_off)
+    assert counts["salvaged"] == 1 and examples[2].rubric.criteria[0].description == "A."
+    examples, counts = write(tmp_path / "off.jsonl", Writer(), decode=cut_off, salvage=False, fallback=None)
+    assert (
+        [e.id for e in examples] == ["0", "1", "3", "4", "5"] and counts["rejected"] == 3 and "salvaged" not in counts
+    )
+
+
+def test_a_writer_that_is_asked_with_other_fields_than_it_learned_from_is_told(tmp_path):
+    adapter = str(tmp_path / "adapter")
+    assert asked_otherwise(adapter, ("question",)) is None
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    assert asked_otherwise(adapter, ("question",)) is None
+    (tmp_path / "config.json").write_text(keys.to_json(stage1.get_config("release")))
+    assert asked_otherwise(adapter, ("question", "reference")) is None
+    assert "learned to write from question, reference, and is asked with question;" in asked_otherwise(
+        adapter, ("question",)
+    )
 
 
 def test_a_rubric_in_a_thought_is_none():

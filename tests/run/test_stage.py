@@ -64,6 +64,7 @@ def test_what_is_trained_is_float32_and_what_is_stored_keeps_its_dtype(user_dir,
     assert {x.dtype for x in jax.tree.leaves(setup.abstract.trained)} == {jnp.dtype("float32")}
     assert {x.dtype for x in jax.tree.leaves(setup.frozen)} == {jnp.dtype("bfloat16")}
 
+    config.train.update(steps=0, epochs=4 / 64)  # one step
     assert config.optimizer.learning_rate == 5e-6  # a twelfth of what bfloat16 resolves at 0.02
     run(config, tmp_path / "run")
     state, _ = Checkpoints(tmp_path / "run" / "checkpoints", keep=1).restore(1, setup.abstract)
@@ -232,7 +233,7 @@ def test_a_teacher_that_reasons_first_is_evaluated_after_its_analysis(user_dir, 
 
 @pytest.mark.slow
 def test_data_that_changed_since_the_checkpoint(user_dir, tmp_path):
-    config = config_for(user_dir, "opsd")
+    config = config_for(user_dir, "reference")
     rows = user_inputs.made_up_rows(8)
     config.data.path = str(tmp_path / "rows.jsonl")
     user_inputs.write_rows(tmp_path / "rows.jsonl", rows)

@@ -16,6 +16,8 @@ from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.models.scoring import completion_hidden
 from rcsd_jax.sampling import SamplingConfig, generate, sample_token
+from rcsd_jax.sampling.slots import generate_queue
+from tests.plain_logits import logits_after
 
 V, PAD, EOS = 24, 2, (3, 5, 7)
 CONFIG = DecoderConfig(
@@ -125,6 +127,26 @@ def test_greedy_takes_the_likeliest_and_scores_it_at_temperature_one():
     tokens, log_probs = sample_token(logits, keys(range(5)), SamplingConfig(1, temperature=0, top_k=3))
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
     np.testing.assert_allclose(log_probs, jax.nn.log_softmax(logits).max(-1), atol=1e-6)
+
+
+def penalised(logits, seen, penalty):
+    """The logits of which tokens are drawn, as vLLM defines them: what the text already has is less likely, however often it has it."""
+    return np.asarray(logits, np.float64) - penalty * np.asarray(seen)
+
+
+@pytest.mark.parametrize("penalty, settings", [(1.5, dict(temperature=0.7)), (-1.0, dict(top_k=4, top_p=0.9))])
+def test_a_presence_penalty_is_for_tokens_that_were_seen_and_scores_leave_it_out(penalty, settings):
+    n, logits = 20_000, np.random.default_rng(3).normal(size=10).astype(np.float32) * 1.3
+    seen = np.arange(10) % 3 == 0
+    sampling = SamplingConfig(max_new_tokens=1, presence_penalty=penalty, **settings)
+    draw = jax.jit(sample_token, static_argnums=2)
+    rows = jnp.tile(logits, (n, 1)), jax.random.split(jax.random.key(1), n)
+    tokens, log_probs = draw(*rows, sampling, jnp.tile(seen, (n, 1)))
+    counts, p = np.bincount(tokens, minlength=10), exact(penalised(logits, seen, penalty), **settings)
+    assert counts[p == 0].sum() == 0
+    assert scipy.stats.chisquare(counts[p > 0], n * p[p > 0]).pvalue > 1e-4
+    unfiltered = np.log(exact(logits, settings.get("temperature", 1.0)))
+    np.testing.assert_allclose(log_probs, unfiltered[np.asarray(tokens)], atol=1e-5)
 
 
 # -- completions -------------------------------------------------------------------------------------------------------
@@ -246,3 +268,22 @@ def test_nothing_warns(variables):
         warnings.simplefilter("error")
         sampling = dataclasses.replace(SAMPLED, max_new_tokens=3, top_k=3, top_p=0.9)  # its own compilation
         assert np.isfinite(run(variables, [0, 1], sampling).log_probs).all()
+
+
+def test_completions_with_a_presence_penalty_are_those_of_a_plain_loop_also_in_slots(variables):
+    """Greedy, so that every token can be told; the slots' memory of a completion ends with it."""
+    sampling = SamplingConfig(max_new_tokens=8, temperature=0, eos_ids=EOS, presence_penalty=3.0)
+    rows = [1, 0, 3, 2, 5]
+    whole = run(variables, rows, sampling)
+    plain = dataclasses.replace(sampling, presence_penalty=0.0)
+    assert (whole.tokens != run(variables, rows, plain).tokens).any()
+    for row, i in enumerate(rows):
+        written = []
+        while len(written) < 8 and not (written and written[-1] in EOS):
+            logits = logits_after(DECODER, variables, PROMPTS[i], np.asarray([*written, 0]))[-1]
+            written.append(int(penalised(logits, np.isin(np.arange(V), written), 3.0).argmax()))
+        assert whole.tokens[row][whole.mask[row]].tolist() == written
+    queue = jax.jit(lambda *a: generate_queue(DECODER, *a, sampling, slots=2, pad_id=PAD))
+    queued, _ = queue(variables, *prompts(rows), keys(rows))
+    np.testing.assert_array_equal(queued.tokens, whole.tokens)
+    np.testing.assert_allclose(queued.log_probs, whole.log_probs, atol=1e-5)

@@ -39,6 +39,15 @@ def test_a_size_joins_a_variant_in_any_order():
     assert stage1.get_config("qwen3_1.7b").task == "write_rubric"
 
 
+def test_a_variant_keeps_its_own_adapters_and_a_larger_batch_has_more_parts():
+    assert (
+        stage2.get_config("qwen3_8b,release").lora.rank == 16
+        and stage2.get_config("qwen3_8b,full,release").lora.rank == 0
+    )
+    usual, large = (stage2.get_config(f"qwen3_8b,full{more}").train for more in ("", ",sdpo"))
+    assert large.batch_size // large.microbatches == usual.batch_size // usual.microbatches and large.batch_size == 256
+
+
 @pytest.mark.parametrize(
     "variant, message",
     [
@@ -46,6 +55,7 @@ def test_a_size_joins_a_variant_in_any_order():
         ("qwen3_8b,v5e_2x2", "no 'v5e_2x2': use one of v5e_4x4"),
         ("paper,release", "paper and release are two variants"),
         ("full", "unknown variant 'full'"),
+        ("sdpo,qwen3_8b", "trains all weights.*use qwen3_8b,full"),
     ],
 )
 def test_what_no_variant_is_called_is_refused(variant, message):
