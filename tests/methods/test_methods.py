@@ -290,7 +290,7 @@ def test_advantages_and_teachers_that_see_the_groups_own_success(tmp_path):
 
 
 def test_only_answers_are_graded_and_shown(tmp_path):
-    config = config_of("sdpo", tmp_path)
+    config = config_of("success", tmp_path)
     config.sampling.group = 4
     config.model.update(thought_begin="<user>", thought_end="<unk>")
     one = world.examples("stage2", 1, seed=5)[0]
