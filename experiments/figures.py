@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import cost, curves, noise, svg
+from experiments import cost, curves, noise, staleness, svg
 from experiments.statistics import Estimate
 
 PAGE = Path(__file__).parent / "README.md"
@@ -94,6 +94,14 @@ def accuracy_against_tokens(page: str) -> str:
     return cost.figure({name: {t: row[c].mean for t, c in columns.items() if c in row} for name, row in rows.items()})
 
 
+def rollouts(page: str) -> str:
+    """Rollouts of several batches, without and with importance weights; with one batch the weights are 1."""
+    rows = {name: row[_IN] for name, row in table(page, "Rollouts of several batches").items()}
+    plain = {int(name): accuracy for name, accuracy in rows.items() if name.isdigit()}
+    weighted = {int(name.split(",")[0]): accuracy for name, accuracy in rows.items() if not name.isdigit()}
+    return staleness.figure({"no weights": plain, "importance weights": {1: plain[1]} | weighted})
+
+
 FIGURES: dict[str, Callable[[str], str]] = {
     "methods": methods,
     "divergences": divergences,
@@ -102,6 +110,7 @@ FIGURES: dict[str, Callable[[str], str]] = {
     "sizes": sizes,
     "noise": flawed_references,
     "cost": accuracy_against_tokens,
+    "staleness": rollouts,
 }
 
 

@@ -6,10 +6,14 @@
 
 All of it is inside the jitted step: two `lax.while_loop`s whose lengths follow from the completions' lengths. The sequences of
 a completion stay on its shard, so only tokens, masks and weights move between devices.
+
+With `Recipe.split_rows`, the mesh's fsdp devices are one shard and share its rows. A row is then cut into as many pieces, wherever
+that is. Only the decoder puts them together again; all that follows it sees pieces as rows of their own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,8 +28,9 @@ from rcsd_jax.methods.networks import Frozen, Mixture, Network, hidden_of, hidde
 from rcsd_jax.methods.packing import Places, Rows
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.state import Params, TrainState
+from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.scoring import pack
-from rcsd_jax.models.sharding import LAYOUTS, constrain, row_shards
+from rcsd_jax.models.sharding import LAYOUTS, constrain, parts_of_a_row, row_shards
 
 
 class Sequences(NamedTuple):
@@ -36,16 +41,22 @@ class Sequences(NamedTuple):
     completion: jax.Array  # [G, S] int32, which of the shard's completions follows
     coefficient: jax.Array  # [G, S] float32, of its hidden states in the completion's; 0: left out
     places: Places
-    rows: int  # of a trip on each shard, static
+    # Static:
+    rows: int  # of a trip on each shard
+    row_length: int  # places of the longest row
+    layout: str  # of `LAYOUTS`, how devices share rows
 
 
 class Trip(NamedTuple):
-    """The rows of a trip, and which completion token each place predicts: those that predict one come first in their row."""
+    """The pieces of a trip's rows, and which completion token each place predicts: those that predict one come first in their piece.
+
+    Rows that are not split are one piece. The pieces of a row follow each other.
+    """
 
     tokens: jax.Array  # [R, L] int32
-    segment_ids: jax.Array  # [R, L] int32
+    segment_ids: jax.Array  # [R, L] int32, of whole rows
     positions: jax.Array  # [R, L] int32
-    order: jax.Array  # [R, L] int32, places of the row
+    order: jax.Array  # [R, L] int32, places of the piece
     completion: jax.Array  # [G, R / G, L] int32, of the shard, in `order`
     token: jax.Array  # [G, R / G, L] int32, of the completion; N where a place predicts none
     coefficient: jax.Array  # [G, R / G, L] float32
@@ -59,11 +70,13 @@ def loss_and_gradient(
     row_loss: [B] float32, the loss of each completion.
     scored: [2] float32, real tokens of both roles' sequences, and the places of the rows that were run.
     """
-    shards = row_shards("train")
+    layout = layout_of(recipe)
+    shards = row_shards(layout)
     count = completions.taught.shape[0]
     order = packing.deal(_load(completions), shards)
     # From here [G, B / G, ...]: the completions of each shard.
-    completions, weights = jax.tree.map(lambda x: _by_shard(x[order], shards), (completions, weights))
+    by_shard = lambda x: _constrain(x[order].reshape(shards, count // shards, *x.shape[1:]), layout)
+    completions, weights = jax.tree.map(by_shard, (completions, weights))
     rows = count // shards // recipe.microbatches  # of a trip, at most
     teacher = jax.lax.stop_gradient(recipe.roles.at(state, frozen).teacher)
     hidden, of_teacher = None, jnp.zeros(2, jnp.float32)
@@ -75,6 +88,11 @@ def loss_and_gradient(
     return (loss, sums), gradient
 
 
+def layout_of(recipe: Recipe) -> str:
+    """How devices share the rows of a trip, a key of `LAYOUTS`."""
+    return "split" if recipe.split_rows else "train"
+
+
 def score_teacher(
     recipe: Recipe, teacher: Network | Mixture, completions: Completions, rows: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -82,30 +100,42 @@ def score_teacher(
 
     With guidance they are sums over several contexts. Each context is a sequence of its own, with a coefficient.
     """
-    sequences = teacher_sequences(completions, recipe.loss.guidance, rows)
+    layout = layout_of(recipe)
+    sequences = teacher_sequences(completions, recipe.loss.guidance, rows, layout)
     shards, count, limit = completions.samples.tokens.shape
     config = teacher.decoder.config
     dtype = jnp.float32 if recipe.loss.guidance else config.dtype
-    hidden = _constrain(jnp.zeros((shards, count, limit, hidden_width(teacher)), dtype))
+    # Devices that share a shard's rows have a part of each hidden state.
+    whole = lambda x: constrain(x, ("batch", None, None, "places"), LAYOUTS[layout])
+    hidden = whole(jnp.zeros((shards, count, limit, hidden_width(teacher)), dtype))
 
     def step(hidden: jax.Array, trip: Trip) -> jax.Array:
-        new = score_trip(teacher, trip)
+        new = score_trip(teacher, trip, layout)
         new = (new.astype(dtype) * trip.coefficient.reshape(*new.shape[:2], 1).astype(dtype)).astype(dtype)
         put = jax.vmap(lambda x, i, t, value: x.at[i, t].add(value, mode="drop"))
-        return _constrain(put(hidden, trip.completion, trip.token, new.reshape(*trip.token.shape, -1)))
+        new = whole(_of_shards(new.reshape(*trip.token.shape, -1), layout))
+        return whole(put(hidden, trip.completion, trip.token, new))
 
     hidden, scored = over_trips(step, hidden, sequences, completions, recipe.row_lengths)
     return jax.lax.stop_gradient(hidden.astype(config.dtype)), scored
 
 
-def score_trip(network: Network | Mixture, trip: Trip) -> jax.Array:
-    """The final hidden states of a trip's rows, those that predict completion tokens first in each row: [R, L, D], see `hidden_of`."""
+def score_trip(network: Network | Mixture, trip: Trip, layout: str = "train") -> jax.Array:
+    """The final hidden states of a trip's pieces, those that predict completion tokens first in each piece: [R, L, D], see `hidden_of`."""
+    parts, length = parts_of_a_row(layout), trip.tokens.shape[1]
+
+    def joined(x: jax.Array) -> jax.Array:
+        return constrain(x.reshape(-1, parts * length), ("batch", "places"), LAYOUTS[layout])
 
     def of_one(network: Network) -> jax.Array:
-        hidden, _ = network.decoder.apply(
-            network.variables, trip.tokens, segment_ids=trip.segment_ids, positions=trip.positions
+        decoder = Decoder(dataclasses.replace(network.decoder.config, layout=layout)) if parts > 1 else network.decoder
+        hidden, _ = decoder.apply(
+            network.variables,
+            joined(trip.tokens),
+            segment_ids=joined(trip.segment_ids),
+            positions=joined(trip.positions),
         )
-        return hidden
+        return _over_devices(hidden.reshape(*trip.tokens.shape, -1))
 
     return jnp.take_along_axis(hidden_of(network, of_one), trip.order[..., None], axis=1)
 
@@ -121,15 +151,19 @@ def learn_student(
     rows: int,
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
     """((loss, sums), gradient) from the student's trips; `row_loss` is [G, B / G]."""
-    sequences = student_sequences(completions, rows)
+    layout = layout_of(recipe)
+    sequences = student_sequences(completions, rows, layout)
     of_completions = jax.vmap(tokens_of)(completions)
 
     def of_trip(trip: Trip) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
         there, at = trip.token < of_completions.tokens.shape[2], (trip.completion, trip.token)
         look_up = jax.vmap(lambda x, i, t: x.at[i, t].get(mode="clip"))
-        tokens = jax.tree.map(lambda x: _rows(look_up(x, *at)), of_completions)
-        counts = Weights(*(_rows(jnp.where(there, look_up(x, *at), 0.0)) for x in weights))
-        hidden = None if teacher_hidden is None else _rows(look_up(teacher_hidden, *at))
+        tokens = jax.tree.map(lambda x: _pieces(look_up(x, *at), layout), of_completions)
+        counts = Weights(*(_pieces(jnp.where(there, look_up(x, *at), 0.0), layout) for x in weights))
+        hidden = None
+        if teacher_hidden is not None:
+            hidden = constrain(look_up(teacher_hidden, *at), ("batch", None, None, "places"), LAYOUTS[layout])
+            hidden = _pieces(hidden, layout)
         (loss, sums), gradient = trip_loss_and_gradient(recipe, state, frozen, teacher, hidden, trip, tokens, counts)
         add = jax.vmap(lambda x, i, value: x.at[i].add(value))
         nothing = jnp.zeros(completions.taught.shape, jnp.float32)
@@ -139,7 +173,8 @@ def learn_student(
     def step(total: Any, trip: Trip) -> Any:
         return jax.tree.map(jnp.add, total, of_trip(trip))
 
-    example = jax.eval_shape(lambda: _trip(sequences, completions, jnp.int32(0), 1))
+    shortest = parts_of_a_row(layout)
+    example = jax.eval_shape(lambda: _trip(sequences, completions, jnp.int32(0), shortest))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_trip, example))
     ((loss, sums), gradient), scored = over_trips(step, zeros, sequences, completions, recipe.row_lengths)
     return (loss, sums | {"scored": scored}), gradient
@@ -155,21 +190,21 @@ def trip_loss_and_gradient(
     tokens: CompletionTokens,
     weights: Weights,
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
-    """((loss, sums), gradient) of the method on a trip's rows: `teacher_hidden` [R, L, D], tokens and weights [R, L] in its order."""
+    """((loss, sums), gradient) of the method on a trip's pieces: `teacher_hidden` [R, L, D], tokens and weights [R, L] in its order."""
 
-    student_hidden = functools.partial(score_trip, trip=trip)
+    student_hidden = functools.partial(score_trip, trip=trip, layout=layout_of(recipe))
     return gradient_of(recipe, state, frozen, teacher, teacher_hidden, student_hidden, tokens, weights)
 
 
-def student_sequences(completions: Completions, rows: int) -> Sequences:
-    """One for each completion of [G, B / G]; a trip has at most so many rows."""
+def student_sequences(completions: Completions, rows: int, layout: str = "train") -> Sequences:
+    """One for each completion of [G, B / G]; a trip has at most so many rows of the longest."""
     c = completions
     contexts = c.student_tokens[:, :, None], c.student_mask[:, :, None]
-    return _sequences(c, *contexts, jnp.ones((*c.taught.shape, 1), jnp.float32), rows)
+    return _sequences(c, *contexts, jnp.ones((*c.taught.shape, 1), jnp.float32), rows, layout)
 
 
-def teacher_sequences(completions: Completions, guidance: float, rows: int) -> Sequences:
-    """The teacher's of each completion of [G, B / G]: one, or more with guidance; a trip has at most so many rows."""
+def teacher_sequences(completions: Completions, guidance: float, rows: int, layout: str = "train") -> Sequences:
+    """The teacher's of each completion of [G, B / G]: one, or more with guidance; a trip has at most so many rows of the longest."""
     c = completions
     contexts = [(c.teacher_tokens[:, :, None], c.teacher_mask[:, :, None])]
     ones = jnp.ones((*c.taught.shape, 1), jnp.float32)
@@ -183,11 +218,11 @@ def teacher_sequences(completions: Completions, guidance: float, rows: int) -> S
     longest = max(tokens.shape[3] for tokens, _ in contexts)
     padded = [[_pad(x, longest) for x in both] for both in contexts]
     tokens, mask = (jnp.concatenate(x, axis=2) for x in zip(*padded, strict=True))
-    return _sequences(c, tokens, mask, jnp.concatenate(coefficients, axis=2), rows)
+    return _sequences(c, tokens, mask, jnp.concatenate(coefficients, axis=2), rows, layout)
 
 
 def _sequences(
-    completions: Completions, tokens: jax.Array, mask: jax.Array, coefficient: jax.Array, rows: int
+    completions: Completions, tokens: jax.Array, mask: jax.Array, coefficient: jax.Array, rows: int, layout: str
 ) -> Sequences:
     """Contexts [G, B / G, C, Q], each followed by its completion, with coefficients [G, B / G, C]."""
     samples = completions.samples
@@ -203,11 +238,12 @@ def _sequences(
     lengths = flat(lengths.reshape(shards, count, contexts))
     # The last token of a completion predicts none of it. Of completions that nothing is learnt from, nothing is needed.
     learnt = flat(completions.completion_mask.any(axis=2, keepdims=True)) & (flat(coefficient) != 0)
-    rows = packing.rows_of_trip(packed.shape[1], rows)
-    places = packing.place(jnp.where(learnt, lengths - 1, 0), packed.shape[1], rows)
+    parts = parts_of_a_row(layout)
+    rows, row_length = packing.largest_trip(packed.shape[1], rows, parts)
+    places = packing.place(jnp.where(learnt, lengths - 1, 0), row_length, rows, level=parts > 1)
     which = flat(jnp.arange(count, dtype=jnp.int32)[None, :, None])
     packed = packed.reshape(shards, count * contexts, -1)
-    return Sequences(packed, lengths - flat(of_completion), which, flat(coefficient), places, rows)
+    return Sequences(packed, lengths - flat(of_completion), which, flat(coefficient), places, rows, row_length, layout)
 
 
 def over_trips(
@@ -218,7 +254,7 @@ def over_trips(
     row_lengths: int,
 ) -> tuple[Any, jax.Array]:
     """The carry after `step(carry, trip)` for all trips, and [2] float32: real tokens, and places of the rows."""
-    lengths = packing.row_lengths(sequences.tokens.shape[2], row_lengths)
+    lengths = packing.row_lengths(sequences.row_length, row_lengths, parts_of_a_row(sequences.layout))
     counts = packing.trips(sequences.places, sequences.rows, lengths)
     most = -(-sequences.tokens.shape[1] // sequences.rows)  # trips, if no two sequences fit into one row
     trip = jnp.int32(0)
@@ -238,21 +274,25 @@ def over_trips(
 
 def _trip(sequences: Sequences, completions: Completions, trip: jax.Array, length: int) -> Trip:
     row: Rows = packing.rows_of(sequences.places, trip, sequences.rows, length)
+    layout, parts = sequences.layout, parts_of_a_row(sequences.layout)
+    # [G, R / G, ...] -> [G, pieces of these rows, ...]
+    cut = lambda x: _of_shards(x.reshape(x.shape[0], -1, x.shape[2] // parts), layout)
     none = completions.samples.tokens.shape[2]
     take = jax.vmap(lambda x, i: x[i])
     tokens = jax.vmap(lambda x, i, t: x[i, t])(sequences.tokens, row.sequence, row.place)
     # The place before a completion's first token predicts that.
     token = row.place - (take(sequences.context, row.sequence) - 1)
-    predicts = row.real & (token >= 0)
+    predicts = cut(row.real & (token >= 0))
     order = jnp.argsort(~predicts, axis=2, stable=True)
-    ordered = lambda x: jnp.take_along_axis(x, order, axis=2)
+    ordered = lambda x: jnp.take_along_axis(cut(x), order, axis=2)
+    pieces = lambda x: _pieces(cut(x.reshape(tokens.shape)), layout)
     return Trip(
-        _rows(jnp.where(row.real, tokens, 0)),
-        _rows(row.segment_ids),
-        _rows(row.positions),
-        _rows(order),
+        pieces(jnp.where(row.real, tokens, 0)),
+        pieces(row.segment_ids),
+        pieces(row.positions),
+        _pieces(order, layout),
         ordered(take(sequences.completion, row.sequence)),
-        ordered(jnp.where(predicts, token, none)),
+        ordered(jnp.where(row.real & (token >= 0), token, none)),
         ordered(take(sequences.coefficient, row.sequence)),
     )
 
@@ -265,18 +305,24 @@ def _load(completions: Completions) -> jax.Array:
     return jnp.where(c.completion_mask.any(axis=1), 3.0 * student + teacher, 0.0)
 
 
-def _by_shard(x: jax.Array, shards: int) -> jax.Array:
-    return _constrain(x.reshape(shards, x.shape[0] // shards, *x.shape[1:]))
+def _pieces(x: jax.Array, layout: str) -> jax.Array:
+    """The pieces [G, R / G, L, ...] of all shards as rows over the devices, [R, L, ...]."""
+    return _over_devices(_of_shards(x, layout).reshape(-1, *x.shape[2:]))
 
 
-def _rows(x: jax.Array) -> jax.Array:
-    """[G, R / G, ...] or [R, L] as rows over the devices, [R, ...]."""
-    return _constrain(x.reshape(-1, *x.shape[2:]) if x.ndim > 2 else x)
+def _of_shards(x: jax.Array, layout: str) -> jax.Array:
+    """Pieces [G, R / G, L, ...] on the devices that have them in the decoder."""
+    return constrain(x, ("batch", "places", *[None] * (x.ndim - 2)), LAYOUTS[layout])
 
 
-def _constrain(x: jax.Array) -> jax.Array:
-    """Its first axis, shards or rows, over the devices."""
+def _over_devices(x: jax.Array) -> jax.Array:
+    """Pieces [R, L, ...] as rows of their own."""
     return constrain(x, ("batch", *[None] * (x.ndim - 1)), LAYOUTS["train"])
+
+
+def _constrain(x: jax.Array, layout: str) -> jax.Array:
+    """Its first axis, shards, over the devices."""
+    return constrain(x, ("batch", *[None] * (x.ndim - 1)), LAYOUTS[layout])
 
 
 def _pad(x: jax.Array, length: int) -> jax.Array:

@@ -7,10 +7,15 @@
 Rows are run a few at a time, in trips: all trips of a batch have the same number of rows, and each has the smallest length
 of a few (`row_lengths`) that holds its rows. All shapes are static. How many trips there are follows from the sequences.
 Rows of all trips but the last are as full as can be. Those of the last are about equally full, so that it can be short.
+
+Where the devices of a shard share a row (the layout "split" of `models.sharding`), a trip has one long row of each shard
+(`largest_trip`), and all trips of a batch are about equally full. Then lengths beyond a half of the longest are enough.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +25,7 @@ import jax.numpy as jnp
 _MULTIPLES = ((2048, 512), (512, 128), (0, 8))
 """If the longest row is longer than the first, lengths are multiples of the second: kernels pad to these, see `kernels.splash`."""
 _TRIP = 1024  # tokens of a trip on one shard, about, if rows are shorter
+_PART = 3072  # tokens of a shared row on one device, at most, unless a sequence is longer
 
 
 class Places(NamedTuple):
@@ -50,15 +56,50 @@ class Rows(NamedTuple):
         return _flat(jnp.where(self.real, self.place, 0))
 
 
-def row_lengths(longest: int, count: int) -> tuple[int, ...]:
-    """`count` lengths of rows in about equal steps up to the longest sequence's, or fewer if some are alike.
+def row_lengths(longest: int, count: int, parts: int = 1) -> tuple[int, ...]:
+    """`count` lengths of rows in about equal steps up to the longest, or fewer if some are alike.
+
+    Args:
+      longest: places of the longest row, of `largest_trip`.
+      count: of lengths.
+      parts: devices that share a row. The steps begin at 0 if it is one, and else at a half of the longest.
 
     Examples:
       >>> row_lengths(6144, 4), row_lengths(700, 4), row_lengths(90, 2)
       ((1536, 3072, 4608, 6144), (256, 384, 640, 700), (48, 90))
+      >>> row_lengths(24576, 4, parts=8)
+      (15360, 18432, 21504, 24576)
     """
-    multiple = next(multiple for limit, multiple in _MULTIPLES if longest > limit)
-    return tuple(sorted({min(-(-longest * i // (count * multiple)) * multiple, longest) for i in range(1, count + 1)}))
+    multiple = _multiple(longest, parts)
+    least, steps = (0, count) if parts == 1 else (longest / 2, 2 * count)
+    exact = (least + longest * i / steps for i in range(1, count + 1))
+    return tuple(sorted({min(math.ceil(x / multiple) * multiple, longest) for x in exact}))
+
+
+def largest_trip(longest: int, most: int, parts: int = 1) -> tuple[int, int]:
+    """Rows of a trip on each shard, and the places of the longest row.
+
+    Args:
+      longest: sequence.
+      most: rows of such sequences that a trip may have.
+      parts: devices that share a row. If it is more than one, a trip has one row, as long as `most` such sequences, within limits.
+
+    Examples:
+      >>> largest_trip(6144, 2), largest_trip(100, 64), largest_trip(100, 8)
+      ((1, 6144), (10, 100), (8, 100))
+      >>> largest_trip(6144, 8, parts=8), largest_trip(20, 3, parts=8)
+      ((1, 24576), (1, 64))
+    """
+    if parts == 1:
+        return rows_of_trip(longest, most), longest
+    places = max(min(longest * most, _PART * parts), longest)
+    multiple = _multiple(places, parts)
+    return 1, -(-places // multiple) * multiple
+
+
+def _multiple(longest: int, parts: int) -> int:
+    """Rows up to this length have a multiple of so many places, which the parts divide."""
+    return math.lcm(next(multiple for limit, multiple in _MULTIPLES if longest > limit), parts)
 
 
 def deal(load: jax.Array, shards: int) -> jax.Array:
@@ -99,7 +140,7 @@ def rows_of_trip(row_length: int, most: int) -> int:
     return min(max(_TRIP // row_length, 1), most)
 
 
-def place(lengths: jax.Array, row_length: int, rows: int) -> Places:
+def place(lengths: jax.Array, row_length: int, rows: int, *, level: bool = False) -> Places:
     """Puts the sequences of each shard into rows, the longest first: each into the first row with room for it.
 
     Those of the last trip are then put again, each into the row that has least so far, if that makes the trip shorter.
@@ -108,43 +149,63 @@ def place(lengths: jax.Array, row_length: int, rows: int) -> Places:
       lengths: [G, S] int32, none above `row_length`; a sequence of length 0 is left out.
       row_length: places of a row.
       rows: of a trip.
+      level: put those of all trips again, into as many rows as the shard with most rows has.
     """
-    return jax.vmap(lambda x: _place(x.astype(jnp.int32), row_length, rows))(lengths)
+    lengths = lengths.astype(jnp.int32)
+    first_fit = jax.vmap(functools.partial(_first_fit, row_length=row_length))(lengths)
+    if level:
+        used = (first_fit.fill > 0).sum(axis=1).max()
+        return jax.vmap(lambda places: _put_again(places, jnp.int32(0), used))(first_fit)
+    used = (first_fit.fill > 0).sum(axis=1)
+    return jax.vmap(lambda places, n: _put_again(places, jnp.maximum((n - 1) // rows * rows, 0), rows))(first_fit, used)
 
 
-def _place(lengths: jax.Array, row_length: int, rows: int) -> Places:
+def _first_fit(lengths: jax.Array, row_length: int) -> Places:
+    """The sequences [S] of a shard, each in the first row with room for it."""
+    row, start, fill = _put(lengths, lambda fill, length: jnp.argmax(fill + length <= row_length))
+    return _fullest_first(Places(row, start, lengths, fill))
+
+
+def _put_again(places: Places, first: jax.Array, rows: jax.Array | int) -> Places:
+    """Puts a shard's sequences in the rows after `first` again, into `rows` rows, if the fullest is then less full."""
+    row, start, lengths, fill = places
     count = lengths.shape[0]
-    longest_first = jnp.argsort(-lengths, stable=True)
-
-    def put(lengths: jax.Array, choose: Callable[[jax.Array, jax.Array], jax.Array]) -> tuple[jax.Array, ...]:
-        """Rows and first places [S] of sequences with a length, each in the row that `choose(fill, length)` gives; fills [S]."""
-
-        def one(fill: jax.Array, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            row = jnp.where(lengths[i] > 0, choose(fill, lengths[i]).astype(jnp.int32), count)
-            return fill.at[row].add(lengths[i], mode="drop"), (row, fill.at[row].get(mode="clip"))
-
-        fill, placed = jax.lax.scan(one, jnp.zeros(count, jnp.int32), longest_first)
-        row, start = (jnp.zeros(count, jnp.int32).at[longest_first].set(x) for x in placed)
-        return row, start, fill
-
-    row, start, fill = put(lengths, lambda fill, length: jnp.argmax(fill + length <= row_length))
-    fullest_first = jnp.argsort(-fill, stable=True)
-    fill = fill[fullest_first]
-    rank = jnp.zeros(count, jnp.int32).at[fullest_first].set(jnp.arange(count, dtype=jnp.int32))
-    row = jnp.where(row < count, rank.at[row].get(mode="clip"), count)
-
-    # The last trip again.
     at = jnp.arange(count)
-    first = jnp.maximum(((fill > 0).sum() - 1) // rows * rows, 0)
     last = (row >= first) & (row < count)
-    emptiest = lambda fill, _: jnp.argmin(jnp.where(at < rows, fill, row_length + 1))
-    again, again_start, again_fill = put(jnp.where(last, lengths, 0), emptiest)
+    emptiest = lambda fill, _: jnp.argmin(jnp.where(at < rows, fill, jnp.iinfo(jnp.int32).max))
+    again, again_start, again_fill = _put(jnp.where(last, lengths, 0), emptiest)
     shorter = again_fill.max() < fill[first]
     row = jnp.where(last & shorter, first + again, row)
     start = jnp.where(last & shorter, again_start, start)
     moved = again_fill.at[jnp.maximum(at - first, 0)].get(mode="clip")
     fill = jnp.where(shorter & (at >= first), moved, fill)
-    return Places(row, start, lengths, fill)
+    return _fullest_first(Places(row, start, lengths, fill))
+
+
+def _fullest_first(places: Places) -> Places:
+    """A shard's rows in the order of their fill."""
+    row, start, lengths, fill = places
+    count = lengths.shape[0]
+    order = jnp.argsort(-fill, stable=True)
+    rank = jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))
+    return Places(jnp.where(row < count, rank.at[row].get(mode="clip"), count), start, lengths, fill[order])
+
+
+def _put(lengths: jax.Array, choose: Callable[[jax.Array, jax.Array], jax.Array]) -> tuple[jax.Array, ...]:
+    """Rows and first places [S] of sequences with a length, each in the row that `choose(fill, length)` gives; fills [S].
+
+    The longest are put first.
+    """
+    count = lengths.shape[0]
+    longest_first = jnp.argsort(-lengths, stable=True)
+
+    def one(fill: jax.Array, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        row = jnp.where(lengths[i] > 0, choose(fill, lengths[i]).astype(jnp.int32), count)
+        return fill.at[row].add(lengths[i], mode="drop"), (row, fill.at[row].get(mode="clip"))
+
+    fill, placed = jax.lax.scan(one, jnp.zeros(count, jnp.int32), longest_first)
+    row, start = (jnp.zeros(count, jnp.int32).at[longest_first].set(x) for x in placed)
+    return row, start, fill
 
 
 def trips(places: Places, rows: int, lengths: tuple[int, ...]) -> jax.Array:

@@ -23,3 +23,4 @@ class Recipe:
     ema_decay: float = 0.999  # of the state's average, a step
     microbatches: int = 1  # parts into which a batch of the longest sequences is split; one part is in memory at a time
     row_lengths: int = 0  # how many static lengths packed rows can have; 0: every sequence is padded to the longest
+    split_rows: bool = False  # packed rows are split over the mesh's fsdp axis, see `sharding.LAYOUTS`

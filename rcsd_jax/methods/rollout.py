@@ -59,16 +59,16 @@ def row_keys(batch: Batch, key: jax.Array) -> jax.Array:
 
 def draw(networks: Networks, batch: Batch, keys: jax.Array, options: RolloutOptions) -> Samples:
     """The completions [B, N] of a batch, written by `options.source`; `keys` [B] come from `row_keys`."""
-    return draw_and_occupancy(networks, batch, keys, options)[0]
+    return draw_and_metrics(networks, batch, keys, options)[0]
 
 
-def draw_and_occupancy(
+def draw_and_metrics(
     networks: Networks, batch: Batch, keys: jax.Array, options: RolloutOptions
-) -> tuple[Samples, jax.Array | None]:
-    """As `draw`, and the share of the slots that were busy, [] float32; None if no role writes the completions."""
+) -> tuple[Samples, dict[str, jax.Array]]:
+    """As `draw`, and float32 scalars about the sampler: see `_write`. There are none if no role writes the completions."""
     if options.source == "reference":
         tokens, mask = batch.reference_tokens, batch.reference_mask
-        return Samples(tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.zeros(tokens.shape[:1], bool)), None
+        return Samples(tokens, mask, jnp.zeros(tokens.shape, jnp.float32), jnp.zeros(tokens.shape[:1], bool)), {}
     if options.source == "teacher":
         assert isinstance(networks.teacher, Network), "this method has a teacher, and one that writes"
         prompts = networks.teacher, batch.teacher_tokens, batch.teacher_mask
@@ -133,8 +133,12 @@ def _write(
     options: RolloutOptions,
     sampling: SamplingConfig,
     group: int = 1,
-) -> tuple[Samples, jax.Array]:
-    """A completion of every prompt, which neither slots nor drafts change; and the share of the slots that were busy."""
+) -> tuple[Samples, dict[str, jax.Array]]:
+    """A completion of every prompt, which neither slots nor drafts change; and
+
+    occupancy: [] float32, the share of the slots that were busy.
+    tokens_per_draw: [] float32, with drafts, the tokens that a busy slot writes in a step: 1, and the drafts accepted there.
+    """
     decoder, variables = network.decoder, network.variables
     if options.slots:
         queue = tokens[::group], mask[::group], keys, sampling  # one prefill for all samples of a prompt
@@ -142,7 +146,10 @@ def _write(
             slots=options.slots, samples_per_prompt=group, draft_tokens=options.draft_tokens, pad_id=options.pad_id
         )
         samples, occupancy = generate_queue(decoder, variables, *queue, **bound)
-        return samples, occupancy.live / (options.slots * occupancy.steps)
+        metrics = {"occupancy": occupancy.live / (options.slots * occupancy.steps)}
+        if options.draft_tokens:
+            metrics["tokens_per_draw"] = occupancy.tokens / occupancy.live
+        return samples, metrics
     samples = generate(decoder, variables, tokens, mask, keys, sampling, pad_id=options.pad_id)
     lengths = samples.mask.sum(axis=1)
-    return samples, lengths.sum() / (lengths.size * lengths.max())  # it ends with the longest
+    return samples, {"occupancy": lengths.sum() / (lengths.size * lengths.max())}  # it ends with the longest

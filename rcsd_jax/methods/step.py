@@ -42,14 +42,17 @@ def draw(recipe: Recipe, state: TrainState, frozen: Frozen, batch: Batch, seed: 
 def draw_and_metrics(
     recipe: Recipe, state: TrainState, frozen: Frozen, batch: Batch, seed: jax.Array
 ) -> tuple[Completions, dict[str, jax.Array]]:
-    """As `draw`, and scalar metrics: `occupancy`, the share of the sampler's slots that were busy, if a role writes."""
+    """As `draw`, and scalar metrics if a role writes: `occupancy`, the share of the sampler's slots that were busy, and
+
+    tokens_per_draw: with drafts, the tokens that a busy slot writes in a step.
+    """
     networks, options = recipe.roles.at(state, frozen), recipe.rollout
     key = jax.random.key(seed)
     keys = dealing.row_keys(batch.row, key, state.step, batches=options.batches, group=options.group)
-    samples, occupancy = rollout.draw_and_occupancy(networks, batch, keys, options)
+    samples, metrics = rollout.draw_and_metrics(networks, batch, keys, options)
     analysis = rollout.draw_analysis(rollout.analyst(networks, options), batch, keys, options)
     completions = rollout.assemble(batch, samples, analysis, options)
-    return completions, {} if occupancy is None else {"occupancy": occupancy}
+    return completions, metrics
 
 
 def learn(

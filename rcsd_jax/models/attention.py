@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.kernels import splash
-from rcsd_jax.models.sharding import LAYOUTS, has_mesh, spec
+from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh, spec
 
 _QUERIES = 64  # of a block, at least, where scores are in memory
 _QUERY_BLOCKS = 8  # at most: each is compiled separately
@@ -40,6 +42,31 @@ def causal_attention(
         return checkpoint_name(masked_attention(q, k, v, mask, scale=config.query_scale), "attention")
     interpret = config.kernels == "pallas_interpret"
     return splash_attention(q, k, v, segment_ids, scale=config.query_scale, layout=config.layout, interpret=interpret)
+
+
+def of_whole_rows(config: DecoderConfig, x: jax.Array) -> jax.Array:
+    """Heads [B, H, T, Hd] as attention needs them: where devices have parts of rows, they exchange these for some heads of whole rows."""
+    rules = LAYOUTS[config.layout]
+    # Both sides of the exchange are said: else XLA gathers whole rows before the projections, which is several times as much.
+    return (
+        constrain(of_places(config, x), ("batch", "heads", None, None), _in_attention(rules)) if rules["places"] else x
+    )
+
+
+def of_places(config: DecoderConfig, x: jax.Array) -> jax.Array:
+    """Heads [B, H, T, Hd] as projections have them: of a device's own places; the inverse of `of_whole_rows`."""
+    rules = LAYOUTS[config.layout]
+    return constrain(x, ("batch", "heads", "places", None), rules) if rules["places"] else x
+
+
+def _in_attention(rules: Mapping[str, Any]) -> dict[str, Any]:
+    """The rules of a layout while rows are whole: what splits their places splits heads."""
+    axes = {name: (*(rules["places"] or ()), *_axes(rules[name])) for name in ("heads", "kv_heads")}
+    return {**rules, **axes, "places": None}
+
+
+def _axes(rule: Any) -> tuple[str, ...]:
+    return (rule,) if isinstance(rule, str) else tuple(rule or ())
 
 
 def segment_mask(segment_ids: jax.Array) -> jax.Array:
@@ -117,7 +144,7 @@ def splash_attention(
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, pad)))
     kernel = functools.partial(splash.attend, scale=scale, interpret=interpret)
     if has_mesh():
-        rules = LAYOUTS[layout]
+        rules = _in_attention(LAYOUTS[layout])
         q_spec = spec(("batch", "heads", None, None), rules)
         kv_spec = spec(("batch", "kv_heads", None, None), rules)
         specs = (q_spec, kv_spec, kv_spec, spec(("batch", None), rules))

@@ -95,7 +95,7 @@ def _run(
         tokens = tokens.reshape(-1, 1)
     with jax.named_scope("embed"):
         x = params["embed"][tokens].astype(config.dtype)  # [B, T, D], or [B * T, 1, D]
-        x = constrain(x, ("batch", None, None), LAYOUTS[config.layout])
+        x = constrain(x, ("batch", "places", None), LAYOUTS[config.layout])
     at = tokens_at(config, positions, segment_ids, cache_index)
     x, cache, statistics = run_layers(config, params["layers"], lora, x, at, cache)
     with jax.named_scope("final_norm"):

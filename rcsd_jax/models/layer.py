@@ -49,4 +49,4 @@ def decoder_layer(
     with jax.named_scope("feed_forward"):
         h = rms_norm(config, x, weights["post_norm"])
         x = x + feed_forward.apply(config, weights, adapters, h)
-    return constrain(x, ("batch", None, None), LAYOUTS[config.layout]), cache, {}
+    return constrain(x, ("batch", "places", None), LAYOUTS[config.layout]), cache, {}

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from rcsd_jax.models import weights as forms
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.parameters import Declared, Parameter
-from rcsd_jax.models.sharding import LAYOUTS, constrain, row_shards
+from rcsd_jax.models.sharding import LAYOUTS, constrain, parts_of_a_row, row_shards
 
 
 def project(
@@ -74,7 +74,7 @@ def _matmul_with_adapter(
     """h @ w + low @ b, for h [B, T, in] and low [B, T, r]."""
     # A joint product copies the weights, which are larger than the activations of few tokens. And sampling splits `in`, which
     # devices would have to exchange to join it with r.
-    tokens = h.shape[0] * h.shape[1] // row_shards(config.layout)
+    tokens = h.shape[0] * h.shape[1] // (row_shards(config.layout) * parts_of_a_row(config.layout))
     if h.shape[1] == 1 or tokens < h.shape[2] or config.layout == "sampling":
         return forms.matmul(h, w) + low @ b
     return _joint_matmul(h, forms.plain(w, h.dtype), low, b)

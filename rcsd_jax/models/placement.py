@@ -63,13 +63,14 @@ def _shardings(axes: Any, mesh: Mesh, rules: Mapping[str, Any]) -> Any:
     return jax.tree.map(lambda x: NamedSharding(mesh, spec(x, rules)), axes, is_leaf=is_axes)
 
 
-def check_divisible(config: DecoderConfig, mesh: Mesh, batches: Mapping[str, int]) -> None:
+def check_divisible(config: DecoderConfig, mesh: Mesh, batches: Mapping[str, int], *, split_rows: bool = False) -> None:
     """Checks that the mesh divides the batches, the heads and the widths that it shards.
 
     Args:
       config: of the decoder.
       mesh: of `sharding.make_mesh`.
       batches: what they are called -> rows over all devices.
+      split_rows: whether rows are split over it, in the layout "split".
 
     Raises:
       UserError: naming the config key of the mesh axis, its size and what it does not divide.
@@ -87,6 +88,10 @@ def check_divisible(config: DecoderConfig, mesh: Mesh, batches: Mapping[str, int
         if count % size:
             remedy = f"choose a divisor of {count}"
             raise UserError(f"does not divide the {count} {what}", field=field, value=size, remedy=remedy)
+    parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    if split_rows and config.num_kv_heads % parts:
+        problem = f"the {parts} devices of mesh.fsdp x mesh.tensor cannot share {config.num_kv_heads} key/value heads"
+        raise UserError(problem, field="train.split_rows", value=True, remedy="set it to False, or lower mesh.fsdp")
 
 
 def sampling_layout(config: DecoderConfig) -> str:

@@ -9,7 +9,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from rcsd_jax.models import rope
-from rcsd_jax.models.attention import causal_attention, segment_mask
+from rcsd_jax.models.attention import causal_attention, of_places, of_whole_rows, segment_mask
 from rcsd_jax.models.cache import KVCache, write
 from rcsd_jax.models.cached_attention import cached_attention
 from rcsd_jax.models.config import DecoderConfig
@@ -107,8 +107,8 @@ def apply(
         cache = write(config, cache, k, v, layer, tokens.cache_index)
     if tokens.cache_index is None:
         assert tokens.segment_ids is not None, "whole sequences have them"
-        q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
-        attended = causal_attention(config, q, k, v, tokens.segment_ids, tokens.mask)
+        q, k, v = (checkpoint_name(of_whole_rows(config, y), "qkv") for y in (q, k, v))
+        attended = of_places(config, causal_attention(config, q, k, v, tokens.segment_ids, tokens.mask))
     else:
         assert cache is not None, "the index is a place in it"
         attended = cached_attention(config, q, cache, layer, tokens.cache_index)

@@ -17,6 +17,7 @@ AXES = ("data", "group", "fsdp", "tensor")
 
 DEFAULT_RULES: dict[str, Any] = {
     "batch": ("data", "group", "fsdp"),
+    "places": None,
     "layers": None,
     "vocab": "tensor",
     "embed": ("group", "fsdp"),
@@ -25,8 +26,11 @@ DEFAULT_RULES: dict[str, Any] = {
     "mlp": "tensor",
 }
 
+SPLIT_RULES: dict[str, Any] = DEFAULT_RULES | {"batch": ("data", "group"), "places": ("fsdp",)}
+
 SAMPLING_RULES: dict[str, Any] = {
     "batch": ("data", "group"),
+    "places": None,
     "layers": None,
     "vocab": ("fsdp", "tensor"),
     "embed": None,
@@ -35,12 +39,14 @@ SAMPLING_RULES: dict[str, Any] = {
     "mlp": ("fsdp", "tensor"),
 }
 
-LAYOUTS = {"train": DEFAULT_RULES, "sampling": SAMPLING_RULES}
-"""Two ways to use one mesh.
+LAYOUTS = {"train": DEFAULT_RULES, "split": SPLIT_RULES, "sampling": SAMPLING_RULES}
+"""Ways to use one mesh.
 
 "train": rows over data, group and fsdp. Weights are stored over group and fsdp, and a layer's weights are gathered when it
 runs, because it then has work for many tokens. "sampling": one token is too little work to gather weights for, so fsdp
 splits matrices as tensor does. Every group of fsdp x tensor devices holds the whole model and samples its own rows.
+"split": as "train", but fsdp splits the places of a row instead of the rows, so that devices share a few long rows evenly. Only
+attention needs whole rows: for it the devices exchange places for heads.
 """
 
 
@@ -93,6 +99,14 @@ def row_shards(layout: str, mesh: Mesh | None = None) -> int:
         return 1
     sizes = (mesh or jax.sharding.get_abstract_mesh()).shape
     return math.prod(sizes[axis] for axis in LAYOUTS[layout]["batch"])
+
+
+def parts_of_a_row(layout: str, mesh: Mesh | None = None) -> int:
+    """Into how many parts a mesh, by default the one that is set, splits the places of a row in a layout; 1 without a mesh."""
+    if mesh is None and not has_mesh():
+        return 1
+    sizes = (mesh or jax.sharding.get_abstract_mesh()).shape
+    return math.prod(sizes[axis] for axis in LAYOUTS[layout]["places"] or ())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -35,14 +35,14 @@ class Price(NamedTuple):
     """What one run of a program costs.
 
     Attributes:
-      seconds: of one run, when decoding reads all of the cache.
-      cache_seconds: those for reading the cache.
+      seconds: of one run, when decoding reads all of the cache, and packed rows are one sequence.
+      attention_seconds: those of attention's kernels.
       model_flops: of all chips, for MFU.
       fits: the compiler allocated it.
     """
 
     seconds: float
-    cache_seconds: float
+    attention_seconds: float
     model_flops: float
     fits: bool
 
@@ -115,8 +115,9 @@ def how(config: Settings, plan: Plan, histogram: Histogram) -> How:
             config.train.microbatches,
             scores="teacher scoring" in plan.programs,
             guided=bool(config.teacher.guidance),
-            shards=sharding.row_shards("train", plan.mesh),
+            shards=sharding.row_shards(plan.layout, plan.mesh),
             row_lengths=config.train.row_lengths,
+            parts=sharding.parts_of_a_row(plan.layout, plan.mesh),
         ),
         config.train.passes_per_rollout,
     )
@@ -164,7 +165,8 @@ def _prices(
     """The price of every run; some of them are compiled."""
     found: dict[Run, Price] = {}
     for run in sorted(to_compile(runs), key=lambda run: (programs.NAMES.index(run.program), _length(run))):
-        plan = programs.plan(_at_lengths(config, run, drawn), devices)
+        shape = programs.PackedRows(run.row, run.rows) if run.row and run.rows else None
+        plan = programs.plan(_at_lengths(config, run, drawn), devices, shape)
         told = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in run._asdict().items() if type(n) is int)
         progress(run.program + (f", {told}:" if told else ":"))
         (measured,) = measure.measure(plan, chip, [run.program], report=progress, folder=folder).values()
@@ -183,31 +185,21 @@ def _at_lengths(config: Settings, run: Run, drawn: Sequence[Drawn]) -> Settings:
 
 
 def _trip(config: Settings, run: Run, drawn: Sequence[Drawn]) -> Settings:
-    """The config of one trip over packed rows: a row has the usual share of completion tokens."""
+    """The config of one trip over packed rows, whose sequences have the mean lengths."""
     role = "teacher" if run.program == "teacher scoring" else "student"
-    completions = sum(int(batch.completion.sum()) for batch in drawn)
-    prompts = sum(int(getattr(batch, role).sum()) for batch in drawn)
-    assert run.row is not None and run.rows is not None
-    completion = round(run.row * completions / (prompts + completions))
-    given: dict[str, Any] = {f"max_{role}_prompt": run.row - completion}
+    mean = lambda name: round(float(np.mean([getattr(batch, name).mean() for batch in drawn])))
+    given: dict[str, Any] = {f"max_{role}_prompt": mean(role)}
     return dataclasses.replace(
         config,
-        train=dataclasses.replace(
-            config.train, batch_size=run.rows, microbatches=1, batches_per_rollout=1, passes_per_rollout=1
-        ),
-        sampling=dataclasses.replace(config.sampling, max_new_tokens=completion, slots=0, group=1),
+        train=dataclasses.replace(config.train, batches_per_rollout=1, passes_per_rollout=1),
+        sampling=dataclasses.replace(config.sampling, max_new_tokens=mean("completion"), slots=0, group=1),
         data=dataclasses.replace(config.data, **given),
     )
 
 
 def price(m: Measured) -> Price:
-    """The price of a compiled program. The kernel that attends to the cache is priced as if it read all of it."""
-    cache = sum(
-        kernel.seconds
-        for name, kernel in m.cost.kernels.items()
-        if name.startswith(("paged_attention", "attend_few_queries"))
-    )
-    return Price(m.cost.seconds, cache, m.model_flops or 0.0, m.fits)
+    """The price of a compiled program. Kernels of attention are priced as if they read all of the cache, or computed whole rows."""
+    return Price(m.cost.seconds, measure.attention_seconds(m.cost), m.model_flops or 0.0, m.fits)
 
 
 def _length(run: Run) -> int:
@@ -253,7 +245,7 @@ def _between(shorter: Price, longer: Price, share: float) -> Price:
     between = lambda a, b: a + share * (b - a)
     return Price(
         between(shorter.seconds, longer.seconds),
-        between(shorter.cache_seconds, longer.cache_seconds),
+        between(shorter.attention_seconds, longer.attention_seconds),
         between(shorter.model_flops, longer.model_flops),
         longer.fits,
     )
@@ -298,7 +290,7 @@ def summary(
     parts: dict[str, float] = defaultdict(float)
     times = []
     for one in works:
-        seconds_of = {run: count * _seconds(prices[run], run, plan, one) for run, count in one.runs.items()}
+        seconds_of = {run: count * _seconds(prices[run], run, plan, chip, one) for run, count in one.runs.items()}
         times.append(sum(seconds_of.values()))
         for run, spent in seconds_of.items():
             parts[run.program] += spent / len(works)
@@ -323,23 +315,31 @@ def summary(
         "cache_read": sum(one.read for one in works) / sum(one.cache for one in works) if tokens["places"] else None,
         "tokens": tokens,
         "padded_over_real": tokens["padded"] / tokens["real"],
-        "student_mfu": None if refused else _student_mfu(plan, chip, drawn, runs, prices),
-        "runs": [  # "seconds": of one, with a full cache
-            {**run._asdict(), "runs": count, "seconds": prices[run].seconds} for run, count in runs.items()
+        "student_mfu": None if refused else _student_mfu(plan, chip, drawn, runs, prices, parts),
+        "runs": [  # "seconds": of one, with a full cache, and rows that are one sequence
+            {**run._asdict(), "runs": count, **prices[run]._asdict()} for run, count in runs.items()
         ],
     }
 
 
-def _seconds(p: Price, run: Run, plan: Plan, one: Work) -> float:
-    """Of one run. Decoding is compiled for a cache of the longest prompts and completions, of which it reads what is in use."""
-    if run.program != "decode":
-        return p.seconds
-    longest = work.cache_places(plan.lengths.student_prompt, plan.lengths.completion)
-    return p.seconds - (1 - one.read / (one.places * longest)) * p.cache_seconds
+def _seconds(p: Price, run: Run, plan: Plan, chip: Chip, one: Work) -> float:
+    """Of one run. Decoding reads what is in use of the longest cache. Attention of packed rows computes what shares a sequence."""
+    share = 1.0
+    if run.program == "decode":
+        longest = work.cache_places(plan.lengths.student_prompt, plan.lengths.completion)
+        share = one.read / (one.places * longest)
+    elif run.row:
+        share = measure.attention_share(chip, run.row, one.attended[run] / one.runs[run])
+    return p.seconds - (1 - share) * p.attention_seconds
 
 
 def _student_mfu(
-    plan: Plan, chip: Chip, drawn: Sequence[Drawn], runs: Mapping[Run, float], prices: Mapping[Run, Price]
+    plan: Plan,
+    chip: Chip,
+    drawn: Sequence[Drawn],
+    runs: Mapping[Run, float],
+    prices: Mapping[Run, Price],
+    parts: Mapping[str, float],
 ) -> dict[str, float]:
     """FLOPs of the mathematics over those at peak, of the rows as they are ("real") and as they are padded."""
     adapters: dict[str, Any] = dict(lora_rank=plan.lora_rank, targets=plan.lora_targets)
@@ -348,7 +348,7 @@ def _student_mfu(
         for batch in drawn
         for prompt, completion in zip(batch.student, batch.completion, strict=True)
     )
-    own = {run: count for run, count in runs.items() if run.program == "student forward+backward"}
-    padded = sum(count * prices[run].model_flops for run, count in own.items())
-    peak = sum(count * prices[run].seconds for run, count in own.items()) * chip.bf16 * plan.mesh.size
+    name = "student forward+backward"
+    padded = sum(count * prices[run].model_flops for run, count in runs.items() if run.program == name)
+    peak = parts[name] * chip.bf16 * plan.mesh.size
     return {"real": real / len(drawn) / peak, "padded": padded / peak}

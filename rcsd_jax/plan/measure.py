@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from rcsd_jax.host.errors import UserError, first_line
+from rcsd_jax.models.kernels import splash
 from rcsd_jax.plan import hlo, model_flops
 from rcsd_jax.plan.chips import VMEM_OVER_HBM, Chip, Interconnect
 from rcsd_jax.plan.compiler import Compilation, Memory, ask
@@ -58,6 +59,28 @@ def rates(chip: Chip, plan: Plan) -> Rates:
     """The rates that turn a chip's counts into seconds."""
     network = Interconnect(chip, list(plan.mesh.devices.flat))
     return Rates(chip.clock, chip.hbm, VMEM_OVER_HBM * chip.hbm, KERNEL_EFFICIENCY * chip.bf16, network.seconds)
+
+
+def attention_share(chip: Chip, row: int, attended: float) -> float:
+    """The time of attention over packed rows, over that of rows that are one sequence.
+
+    Of a pair of blocks that is left out, the keys and values are fetched all the same. With b queries, b keys and heads of width d,
+    these are 4 b d bytes, instead of 4 b b d FLOPs.
+
+    Args:
+      chip: that runs it.
+      row: places of a row.
+      attended: the pairs of blocks that are computed, over those of rows that are one sequence.
+    """
+    block = splash.block(row + splash.padding(row))
+    fetched = min(KERNEL_EFFICIENCY * chip.bf16 / (chip.hbm * block), 1.0)
+    return attended + (1 - attended) * fetched
+
+
+def attention_seconds(cost: Cost) -> float:
+    """Seconds of attention's kernels, over whole rows or over a cache."""
+    names = ("splash", "paged_attention", "attend_few_queries")
+    return sum(kernel.seconds for name, kernel in cost.kernels.items() if name.startswith(names))
 
 
 def measure(
@@ -131,6 +154,9 @@ def _measured(
     if answer.text:
         trips = decode_steps if program.trips is None else program.trips
         spent = cost_of(hlo.parse(answer.text), rates(chip, plan), dynamic_trips=trips)
+        if program.row:
+            share = attention_share(chip, program.row, program.attended)
+            spent.kernel -= (1 - share) * attention_seconds(spent)
     if decode_steps is not None and program.name == "decode":
         program = program._replace(runs=program.runs / plan.lengths.completion * decode_steps)
     bound = (plan.weight_bytes + plan.cache_bytes) / chip.hbm if program.name == "decode" else None

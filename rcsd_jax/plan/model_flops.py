@@ -19,13 +19,13 @@ def parameters(config: DecoderConfig) -> int:
     return sum(math.prod(p.shape) for p in declarations(config).values())
 
 
-def scoring(config: DecoderConfig, rows: int, length: int) -> float:
+def scoring(config: DecoderConfig, rows: float, length: int) -> float:
     """Hidden states of `rows` sequences: 2 FLOPs a parameter and token, and causal attention, of which half is masked."""
     return rows * (2.0 * layer_parameters(config) * length + _attention(config, length))
 
 
 def student(
-    config: DecoderConfig, rows: int, prompt: int, completion: int, *, lora_rank: int, targets: Sequence[str] = ()
+    config: DecoderConfig, rows: float, prompt: int, completion: int, *, lora_rank: int, targets: Sequence[str] = ()
 ) -> float:
     """Forward and backward of the student, and the loss of both roles' logits at the completion.
 

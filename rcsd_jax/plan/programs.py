@@ -26,9 +26,11 @@ from rcsd_jax.models.cache import POOL_AXES, init_cache
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import abstract_params
 from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.kernels import splash
 from rcsd_jax.models.placement import check_divisible, lora_shardings, param_shardings, sampling_layout
 from rcsd_jax.models.weights import cast
 from rcsd_jax.plan import published
+from rcsd_jax.plan.packing import blocks_computed
 from rcsd_jax.roles import opened_model
 from rcsd_jax.run import training_state
 from rcsd_jax.run.training_state import Setup
@@ -47,16 +49,20 @@ class Program(NamedTuple):
     Attributes:
       name: one of `NAMES`.
       runs: how often a step runs it, on average.
-      rows: of the batch that one run takes.
+      rows: of the batch that one run takes; of packed rows, the sequences in them.
       lower: traces it; compiling what it returns takes the time.
       trips: how often its loops run whose end the compiler does not know; None: it knows all.
+      row: places of its packed rows; 0: they hold one sequence.
+      attended: the pairs of blocks that attention computes of packed rows, over those of rows that are one sequence.
     """
 
     name: str
     runs: float
-    rows: int
+    rows: float
     lower: Callable[[], jax.stages.Lowered]
     trips: int | None = None
+    row: int = 0
+    attended: float = 1.0
 
 
 WHOLE = ("train step", "rollout", "learning")
@@ -91,6 +97,18 @@ class Queue(NamedTuple):
     group: int
 
 
+class PackedRows(NamedTuple):
+    """The rows of a trip over packed rows.
+
+    Attributes:
+      row: places of each.
+      rows: of all shards.
+    """
+
+    row: int
+    rows: int
+
+
 class Plan(NamedTuple):
     """What is to be compiled."""
 
@@ -103,6 +121,7 @@ class Plan(NamedTuple):
     cache_bytes: float  # of one chip: keys and values of whole sequences there
     queue: Queue | None  # how completions are sampled; None: all rows of the batch at once
     packed: bool  # sequences are learned from in packed rows; a run of a program over them is a trip
+    layout: str  # of `sharding.LAYOUTS`, how devices share the rows that are learned from
     programs: dict[str, Program]
 
 
@@ -143,8 +162,13 @@ def lengths_of(config: Settings) -> Lengths:
     )
 
 
-def plan(config: Settings, devices: Sequence[Any]) -> Plan:
+def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = None) -> Plan:
     """All programs of a run on these devices.
+
+    Args:
+      config: of a stage.
+      devices: of the slice.
+      rows: of a trip, which hold sequences of the config's lengths; None: the longest.
 
     Raises:
       UserError: the model's shape is not known, or the mesh does not fit the devices, the model or the batch.
@@ -152,8 +176,8 @@ def plan(config: Settings, devices: Sequence[Any]) -> Plan:
     shape = decoder_config(config)
     mesh = sharding.make_mesh(**config.mesh, devices=list(devices))
     sizes = lengths_of(config)
-    rows = sizes.batch // sizes.microbatches
-    check_divisible(shape, mesh, {"train.batch_size / train.microbatches": rows})
+    batches = {"train.batch_size / train.microbatches": sizes.batch // sizes.microbatches}
+    check_divisible(shape, mesh, batches, split_rows=config.train.split_rows)
     # No program depends on which tokens end a completion, only on how many there are.
     model = opened_model.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
     params = _on(param_shardings(shape, mesh), abstract_params(shape))
@@ -161,7 +185,7 @@ def plan(config: Settings, devices: Sequence[Any]) -> Plan:
     if config.model.int8_weights:
         int8 = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
         setup = setup._replace(frozen={BASE: {"params": _on(param_shardings(shape, mesh, params=int8), int8)}})
-    make = _Programs(config, mesh, setup, sizes)
+    make = _Programs(config, mesh, setup, sizes, rows)
     queue, decoded, prefilled, prompts = make.queue, sizes.batch, sizes.batch, sizes.batch
     if queue:
         decoded, prefilled, prompts = queue.slots, queue.refill, sizes.batch // queue.group
@@ -174,17 +198,23 @@ def plan(config: Settings, devices: Sequence[Any]) -> Plan:
         Program("learning", 1, sizes.batch, make.learning),
         Program("prefill", -(-prompts // prefilled) / passes, prefilled, make.prefill),
         Program("decode", sizes.completion * sizes.batch / decoded / passes, decoded, make.decode),
-        Program("teacher scoring", sizes.batch // scored, scored, make.scoring),
-        Program("student forward+backward", sizes.batch // learnt, learnt, make.gradients, make.chunks()),
+        Program(
+            "teacher scoring", math.ceil(sizes.batch / scored), scored, make.scoring, None,
+            *make.attended(make.teacher_length),
+        ),
+        Program(
+            "student forward+backward", math.ceil(sizes.batch / learnt), learnt, make.gradients, make.chunks(),
+            *make.attended(make.student_length),
+        ),
         Program("update", 1, sizes.batch, make.update),
-    )
+    )  # fmt: skip
     absent = ["train step"] if updates > 1 else ["rollout", "learning"]
     absent += ["teacher scoring"] if setup.recipe.roles.teacher is None else []
     absent += ["prefill", "decode"] if config.sampling.source == "reference" else []
     programs = {program.name: program for program in table if program.name not in absent}
     held = make.weight_bytes(), make.cache_bytes()
     targets, packed = tuple(config.lora.targets), bool(setup.recipe.row_lengths)
-    return Plan(shape, mesh, sizes, config.lora.rank, targets, *held, queue, packed, programs)
+    return Plan(shape, mesh, sizes, config.lora.rank, targets, *held, queue, packed, make.layout, programs)
 
 
 def _on(placement: Any, tree: Any) -> Any:
@@ -199,8 +229,16 @@ def _bytes_of_a_chip(arrays: Sequence[jax.ShapeDtypeStruct]) -> float:
 class _Programs:
     """The trainer's functions with abstract arguments. The mesh is set while they are traced, as the trainer sets it."""
 
-    def __init__(self, config: Settings, mesh: jax.sharding.Mesh, setup: Setup, sizes: Lengths):
-        self.config, self.mesh, self.setup, self.sizes = config, mesh, setup, sizes
+    def __init__(
+        self,
+        config: Settings,
+        mesh: jax.sharding.Mesh,
+        setup: Setup,
+        sizes: Lengths,
+        packed_rows: PackedRows | None,
+    ):
+        self.config, self.mesh, self.setup, self.sizes, self.packed_rows = config, mesh, setup, sizes, packed_rows
+        self.layout = packed_learning.layout_of(setup.recipe)
         self.recipe, self.decoder = setup.recipe, setup.recipe.roles.student.decoder
         self.sampling = setup.recipe.rollout.sampling
         self.rows = sharding.batch_sharding(mesh)
@@ -423,32 +461,70 @@ class _Programs:
         assert teacher is not None, "a method without one has no such program"
         if self.recipe.row_lengths:
             trip = self._trip(self.teacher_length)
-            return self._lower(packed_learning.score_trip, self._network(teacher), trip, out_shardings=self.rows)
+            score_trip = functools.partial(packed_learning.score_trip, layout=self.layout)
+            return self._lower(score_trip, self._network(teacher), trip, out_shardings=self.rows)
         score = functools.partial(score_teacher, guidance=self.recipe.loss.guidance)
-        completions = self._completions(self.rows_together(self.teacher_length))
+        completions = self._completions(self._microbatch())
         return self._lower(score, self._network(teacher), completions, out_shardings=self.rows)
 
     def chunks(self) -> int | None:
         """Chunks of the loss in a trip, whose loop ends with the last completion token; None without packing."""
-        return -(-self.sizes.completion // self.recipe.loss.chunk_size) if self.recipe.row_lengths else None
+        if not self.recipe.row_lengths:
+            return None
+        row = self._rows_of_trip(self.student_length).row
+        completion = row * self.sizes.completion / self.student_length
+        parts = sharding.parts_of_a_row(self.layout, self.mesh)
+        return math.ceil(completion / parts / self.recipe.loss.chunk_size)
 
-    def rows_together(self, length: int) -> int:
-        """Rows of the batch that one run of a learning program takes, with sequences up to this length."""
-        rows = self.sizes.batch // self.sizes.microbatches
-        shards = sharding.row_shards("train", self.mesh)
-        return packing.rows_of_trip(length, rows // shards) * shards if self.recipe.row_lengths else rows
+    def rows_together(self, length: int) -> float:
+        """Sequences of this length that one run of a learning program takes."""
+        if not self.recipe.row_lengths:
+            return self._microbatch()
+        row, rows = self._rows_of_trip(length)
+        return rows * row / length if self.packed_rows else rows * (row // length)
 
-    def _trip(self, length: int) -> packed_learning.Trip:
-        """A trip over rows of this length."""
-        rows, shards = self.rows_together(length), sharding.row_shards("train", self.mesh)
-        row, of_shard = self._array(rows, length), (shards, rows // shards, length)
-        places = self._array(*of_shard)
-        return packed_learning.Trip(row, row, row, row, places, places, self._array(*of_shard, dtype=jnp.float32))
+    def attended(self, length: int) -> tuple[int, float]:
+        """`Program.row` and `.attended` of a trip over sequences of this length. Of rows that are asked for, nobody knows what they hold."""
+        if self.packed_rows or not self.recipe.row_lengths:
+            return 0, 1.0
+        row = self._rows_of_trip(length).row
+        if row < 2 * length:
+            return 0, 1.0
+        padded = row + splash.padding(row)
+        return padded, blocks_computed([length] * (row // length), padded, splash.block(padded))
+
+    def _microbatch(self) -> int:
+        return self.sizes.batch // self.sizes.microbatches
+
+    def _rows_of_trip(self, longest: int) -> PackedRows:
+        """The longest rows of a trip over sequences up to this length."""
+        if self.packed_rows:
+            return self.packed_rows
+        shards = sharding.row_shards(self.layout, self.mesh)
+        parts = sharding.parts_of_a_row(self.layout, self.mesh)
+        rows, row = packing.largest_trip(longest, self._microbatch() // shards, parts)
+        return PackedRows(row, rows * shards)
+
+    def _trip(self, longest: int) -> packed_learning.Trip:
+        """A trip over sequences up to this length."""
+        row, rows = self._rows_of_trip(longest)
+        shards = sharding.row_shards(self.layout, self.mesh)
+        parts = sharding.parts_of_a_row(self.layout, self.mesh)
+        pieces, length = rows * parts, row // parts
+        piece = self._array(pieces, length)
+        axes = sharding.spec(("batch", "places", None), sharding.LAYOUTS[self.layout])
+        place = jax.sharding.NamedSharding(self.mesh, axes)
+
+        def of_shard(dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((shards, pieces // shards, length), dtype, sharding=place)
+
+        places = of_shard(jnp.int32)
+        return packed_learning.Trip(piece, piece, piece, piece, places, places, of_shard(jnp.float32))
 
     def gradients(self) -> jax.stages.Lowered:
         if self.recipe.row_lengths:
             return self._trip_gradients(self.student_length)
-        completions, teacher = self._completions(self.rows_together(self.student_length)), None
+        completions, teacher = self._completions(self._microbatch()), None
         hidden: jax.ShapeDtypeStruct | None = None
         if self.recipe.roles.teacher is not None:
             teacher = self._network(self.recipe.roles.teacher)

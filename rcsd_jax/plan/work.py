@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rcsd_jax.methods.packing import row_lengths, rows_of_trip
-from rcsd_jax.models.kernels import paged
+from rcsd_jax.methods.packing import largest_trip, row_lengths
+from rcsd_jax.models.kernels import paged, splash
 from rcsd_jax.plan.lengths import Drawn
-from rcsd_jax.plan.packing import deal, lengths_of_trips
+from rcsd_jax.plan.packing import blocks_computed, deal, length_of, rows_of, trips_of
 from rcsd_jax.plan.programs import Queue
 from rcsd_jax.run.batch import padded_length
+from rcsd_jax.sampling import short_prefill
 
 
 class Run(NamedTuple):
@@ -49,6 +50,8 @@ class Work(NamedTuple):
       cache: places that it would read if it read all of the cache.
       real: tokens that student and teacher score, prompts and completions.
       padded: the same with padding.
+      attended: of packed rows, the pairs of blocks that attention computes, over those of rows that are one sequence; summed over
+        the runs.
     """
 
     runs: Mapping[Run, float]
@@ -58,6 +61,7 @@ class Work(NamedTuple):
     cache: float = 0
     real: float = 0
     padded: float = 0
+    attended: Mapping[Run, float] = {}
 
 
 class Sampling(NamedTuple):
@@ -82,6 +86,7 @@ class Learning(NamedTuple):
       guided: it also scores them without its context, after the student's prompt.
       shards: of rows on the mesh; packing deals a batch to them.
       row_lengths: how many static lengths a packed row can have; 0: rows are not packed.
+      parts: devices of a shard that share its packed rows.
     """
 
     completion: int
@@ -90,6 +95,7 @@ class Learning(NamedTuple):
     guided: bool = False
     shards: int = 1
     row_lengths: int = 0
+    parts: int = 1
 
 
 class Prompts(NamedTuple):
@@ -143,11 +149,16 @@ def update(batches: Sequence[Drawn], how: How) -> Work:
 def _sum(works: Iterable[Work], factor: float) -> Work:
     """The sum of works, times a factor."""
     works = list(works)
-    runs: dict[Run, float] = defaultdict(float)
-    for work in works:
-        for run, count in work.runs.items():
-            runs[run] += factor * count
-    return Work(dict(runs), *(factor * sum(values) for values in zip(*(work[1:] for work in works), strict=True)))
+
+    def added(name: str) -> dict[Run, float]:
+        total: dict[Run, float] = defaultdict(float)
+        for work in works:
+            for run, count in getattr(work, name).items():
+                total[run] += factor * count
+        return dict(total)
+
+    numbers = {name: factor * sum(getattr(work, name) for work in works) for name in Work._fields[1:-1]}
+    return Work(added("runs"), **numbers, attended=added("attended"))
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
@@ -163,16 +174,23 @@ def rollout(batches: Sequence[Drawn], prompt: int, how: Sampling) -> Work:
     """
     student, completion = (np.concatenate([getattr(b, name) for b in batches]) for name in ("student", "completion"))
     rows, longest = len(completion), int(completion.max())
-    slots = how.queue.slots if how.queue else rows
-    steps, prefills = queued(completion.tolist(), how.queue) if how.queue else (longest, 1)
+    slots, steps = rows, longest
+    runs: dict[Run, float] = defaultdict(float)
+    if how.queue:
+        slots = how.queue.slots
+        steps, groups = _through_slots(completion.tolist(), how.queue)
+        for length in _prefilled(student, groups, how.queue, prompt):
+            runs[Run("prefill", length)] += 1
+    else:
+        runs[Run("prefill", prompt)] = 1
+    runs[Run("decode")] = steps
     places = steps * slots
     cache = cache_places(prompt, how.completion)
     block = paged.block(cache)
     # All at once, ended rows go on until the longest ends; in a queue, free slots begin again.
     tokens = completion if how.queue else np.full(rows, longest)
     read = float(_read(student, tokens, block).sum() + (places - tokens.sum()) * block)
-    runs = {Run("prefill", prompt): prefills, Run("decode"): steps}
-    return Work(runs, decoded=int(completion.sum()), places=places, read=read, cache=places * cache)
+    return Work(dict(runs), decoded=int(completion.sum()), places=places, read=read, cache=places * cache)
 
 
 def cache_places(prompt: int, completion: int) -> int:
@@ -207,12 +225,19 @@ def queued(completions: Sequence[int], queue: Queue) -> tuple[int, int]:
       >>> queued([3, 1, 1, 2], Queue(slots=2, refill=1, shards=1, group=1))  # one slot writes 3 + 0, the other 1 + 1 + 2
       (4, 4)
     """
+    steps, groups = _through_slots(completions, queue)
+    return steps, len(groups)
+
+
+def _through_slots(completions: Sequence[int], queue: Queue) -> tuple[int, list[list[int]]]:
+    """Decode steps, and for each batch of prefilled prompts how many prompts of each shard were prefilled before."""
     # Prompts are dealt to the shards in turn.
     parts = np.reshape(completions, (-1, queue.shards, queue.group)).swapaxes(0, 1).reshape(queue.shards, -1)
     samples, slots, refill = parts.shape[1], queue.slots // queue.shards, queue.refill // queue.shards
     shelf = refill if queue.shards == 1 else 2 * refill
     ends = [[0] * slots for _ in parts]  # heaps: the step at which each slot is free
-    given, shelved, prefills = [0] * queue.shards, [0] * queue.shards, 0
+    given, shelved = [0] * queue.shards, [0] * queue.shards
+    groups: list[list[int]] = []
     every = range(queue.shards)
 
     def waits(s: int) -> bool:
@@ -225,7 +250,7 @@ def queued(completions: Sequence[int], queue: Queue) -> tuple[int, int]:
         now = min(ends[s][0] for s in every if given[s] < samples)
         while any(waits(s) for s in every):
             while any(waits(s) and not ready(s) for s in every):
-                prefills += 1
+                groups.append(list(shelved))
                 for s in every:
                     if shelved[s] - given[s] // queue.group <= shelf - refill:
                         shelved[s] += refill
@@ -233,7 +258,30 @@ def queued(completions: Sequence[int], queue: Queue) -> tuple[int, int]:
                 if waits(s):
                     heapq.heapreplace(ends[s], now + int(parts[s][given[s]]))
                     given[s] += 1
-    return max(max(e) for e in ends), prefills
+    return max(max(e) for e in ends), groups
+
+
+def _prefilled(student: np.ndarray, groups: Sequence[Sequence[int]], queue: Queue, longest: int) -> list[int]:
+    """The length at which each batch of prompts is prefilled: see `sampling.short_prefill`.
+
+    Args:
+      student: [rows] int, the prompt of each completion.
+      groups: of `_through_slots`.
+      queue: how the completions are sampled.
+      longest: tokens that all prompts are padded to.
+
+    Examples:
+      >>> queue = Queue(slots=2, refill=2, shards=1, group=1)
+      >>> _prefilled(np.array([9, 2, 3, 64]), [[0], [2]], queue, 64)
+      [16, 64]
+    """
+    prompts = np.reshape(student[:: queue.group], (-1, queue.shards)).T  # [shards, prompts of a shard]
+    refill, last = queue.refill // queue.shards, prompts.shape[1] - 1
+    lengths, found = short_prefill.lengths(longest), []
+    for before in groups:
+        most = max(prompts[s, np.minimum(n + np.arange(refill), last)].max() for s, n in enumerate(before))
+        found.append(next(length for length in lengths if length >= most))
+    return found
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
@@ -270,16 +318,20 @@ def packed_step(drawn: Drawn, prompts: tuple[int, int], how: Learning) -> Work:
     student, teacher = drawn.student + drawn.completion, drawn.teacher + drawn.completion
     own = deal(3 * student + (teacher if how.scores else student), how.shards)
     runs: dict[Run, float] = defaultdict(float)
+    attended: dict[Run, float] = defaultdict(float)
     real, padded = 0, 0
 
     def pack(program: str, sequences: Sequence[np.ndarray], prompt: int) -> None:
         nonlocal real, padded
-        longest = prompt + how.completion
-        rows = rows_of_trip(longest, most)  # of a shard
+        rows, longest = largest_trip(prompt + how.completion, most, how.parts)  # of a shard
+        lengths = row_lengths(longest, how.row_lengths, how.parts)
         # The last token of a completion predicts nothing.
         shards = [np.concatenate([lengths[mine] - 1 for lengths in sequences]).tolist() for mine in own]
-        for length in lengths_of_trips(shards, rows, row_lengths(longest, how.row_lengths)):
-            runs[Run(program, row=length, rows=rows * how.shards)] += 1
+        for trip in trips_of(rows_of(shards, longest, rows, level=how.parts > 1), rows):
+            length = length_of(trip, lengths)
+            run = Run(program, row=length, rows=rows * how.shards)
+            runs[run] += 1
+            attended[run] += _attended(trip, length, rows)
             padded += rows * how.shards * length
         real += sum(map(sum, shards))
 
@@ -289,4 +341,12 @@ def packed_step(drawn: Drawn, prompts: tuple[int, int], how: Learning) -> Work:
         pack("teacher scoring", [teacher], prompts[1])
     pack("student forward+backward", [student], prompts[0])
     runs[Run("update")] = 1
-    return Work(dict(runs), real=real, padded=padded)
+    return Work(dict(runs), real=real, padded=padded, attended=dict(attended))
+
+
+def _attended(trip: Sequence[Sequence[int]], length: int, rows: int) -> float:
+    """The share of attention's blocks that the device with most of them computes, see `models.kernels.splash.attend`."""
+    if rows > 1:
+        return 1.0
+    length += splash.padding(length)
+    return max(blocks_computed(row, length, splash.block(length)) for row in trip)

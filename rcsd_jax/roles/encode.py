@@ -177,7 +177,7 @@ def transition_of(example: Example, tokenizer: Any, encoding: Encoding) -> np.nd
     """The tokens after the analysis of a teacher that reasons first, [U] int32, the same for all examples; otherwise empty."""
     if not encoding.reasons:
         return np.zeros((0,), np.int32)
-    shown = encoding.teacher_before, encoding.texts, encoding.task
+    shown = encoding.teacher, encoding.texts, encoding.task
     how: dict[str, Any] = dict(transition=encoding.transition, thinking=encoding.reason_thinking)
     return contexts.encode_reason_first(tokenizer, example, *shown, **how)[1]
 

@@ -39,5 +39,6 @@ class Run(NamedTuple):
             batch_size=batch_size,
             pad_to=self.config.data.pad_to,
             pad_id=model.pad_id,
+            draft_tokens=self.config.sampling.draft_tokens,
             stop=lambda: self.stop.raise_if_set("between two batches of completions; results so far are kept"),
         )

@@ -36,7 +36,7 @@ def open_inputs(
       UserError: one of them cannot be read or used, or the mesh cannot divide a batch.
     """
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
-    check_divisible(model.decoder.config, mesh, _batch_sizes(config))
+    check_divisible(model.decoder.config, mesh, _batch_sizes(config), split_rows=config.train.split_rows)
     _check_queue(config, mesh)
     reading = config.reading(require=config.required_fields, say=say, tell=lambda account: say(account.line()))
     recipe.rollout_options(config, model)  # for its errors

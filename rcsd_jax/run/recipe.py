@@ -28,6 +28,7 @@ def recipe_of(config: Settings, model: Model, optimizer: optax.GradientTransform
         ema_decay=config.teacher.ema_decay,
         microbatches=config.train.microbatches,
         row_lengths=config.train.row_lengths,
+        split_rows=config.train.split_rows,
     )
 
 

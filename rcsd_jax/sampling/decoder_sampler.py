@@ -41,6 +41,7 @@ class DecoderSampler:
       batch_size: rows that run at a time; the mesh's shards of rows divide it.
       pad_to: lengths are padded to multiples of this, so that few programs are compiled.
       pad_id: the padding token.
+      draft_tokens: that `generate` guesses in every row and checks, see `speculative`; they do not change the completions.
       stop: called between two groups of `generate`; an exception from it ends the sampling.
     """
 
@@ -50,6 +51,7 @@ class DecoderSampler:
     batch_size: int
     pad_to: int
     pad_id: int
+    draft_tokens: int = 0
     stop: Callable[[], None] = _go_on
 
     def generate(
@@ -63,7 +65,8 @@ class DecoderSampler:
 
         `batch_size` rows are sampled at a time. In a group of several batches, the next prompt takes a finished row's slot.
         """
-        sample = _sampling_program(self.decoder, sampling, self.batch_size, self.pad_id)
+        drafts = self.draft_tokens if form is None else 0  # a form rules out what a draft guesses
+        sample = _sampling_program(self.decoder, sampling, self.batch_size, drafts, self.pad_id)
         if form is not None:  # every device holds its tables
             form = jax.device_put(form, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))
         for chosen, filled in _groups([len(row) for row in prompts], _group_size(len(prompts), self.batch_size)):
@@ -118,7 +121,9 @@ def _group_size(count: int, batch_size: int) -> int:
 
 
 @functools.cache
-def _sampling_program(decoder: Decoder, sampling: SamplingConfig, slots: int, pad_id: int) -> Callable[..., Samples]:
+def _sampling_program(
+    decoder: Decoder, sampling: SamplingConfig, slots: int, draft_tokens: int, pad_id: int
+) -> Callable[..., Samples]:
     def sample(
         form: TokenForm | None,
         variables: Any,
@@ -128,7 +133,7 @@ def _sampling_program(decoder: Decoder, sampling: SamplingConfig, slots: int, pa
         limits: jax.Array,
     ) -> Samples:
         keys = jax.vmap(jax.random.key)(seeds)
-        bound: dict[str, Any] = dict(slots=slots, limits=limits, pad_id=pad_id, form=form)
+        bound: dict[str, Any] = dict(slots=slots, limits=limits, draft_tokens=draft_tokens, pad_id=pad_id, form=form)
         return generate_queue(decoder, variables, tokens, mask, keys, sampling, **bound)[0]
 
     return jax.jit(sample)

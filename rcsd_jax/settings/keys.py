@@ -104,7 +104,7 @@ def stage() -> ConfigDict:
                 source="student",  # who writes the completions: a role, or "reference", the data
                 group=1,  # completions of each question; a batch has batch_size / group questions
                 slots=0,  # > 0: rows sampled at a time; the next prompt takes a finished row's place; 0: as many as a batch has
-                draft_tokens=0,  # > 0: next tokens that a step also guesses and checks; completions stay the same
+                draft_tokens=0,  # > 0: next tokens that a step also guesses and checks, also in evaluation; completions stay the same
                 int8_cache=False,  # store keys and values as int8; never in evaluation
                 merged_adapters=False,  # decode with LoRA merged into the weights, which is faster; never in evaluation
                 presence_penalty=0.0,  # subtracted from the logits of tokens that the completion already has; never in evaluation
@@ -177,6 +177,7 @@ def stage() -> ConfigDict:
                 batch_size=32,
                 microbatches=1,
                 row_lengths=2,
+                split_rows=False,  # the devices of mesh.fsdp share each packed row, instead of having rows of their own
                 batches_per_rollout=1,  # sampled together; each then serves its own update, in order
                 passes_per_rollout=1,  # how often the updates go over a rollout's batches
                 log_every=1,

@@ -40,6 +40,7 @@ class TrainSettings:
     batch_size: int
     microbatches: int
     row_lengths: int
+    split_rows: bool
     batches_per_rollout: int
     passes_per_rollout: int
     log_every: int
@@ -53,6 +54,8 @@ class TrainSettings:
         checks.need(self.steps > 0 or self.epochs > 0, self, "steps", problem, remedy)
         problem = f"cannot be combined with train.steps = {self.steps}"
         checks.need(not (self.steps and self.epochs), self, "epochs", problem, "set train.steps=0, or this to 0")
+        packed = self.row_lengths > 0 or not self.split_rows
+        checks.need(packed, self, "split_rows", "needs packed rows", "set train.row_lengths to 4, or this to False")
         problem = f"does not divide train.batch_size = {self.batch_size}"
         even = self.batch_size % self.microbatches == 0
         checks.need(even, self, "microbatches", problem, "choose a divisor of the batch size")

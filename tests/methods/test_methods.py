@@ -16,8 +16,10 @@ from configs import world as world_config
 from rcsd_jax import losses, world
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.evaluate.judged_sets import Judges
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.preemption import StopRequest
+from rcsd_jax.judge.judging import Judgement
 from rcsd_jax.methods import METHODS, contract
 from rcsd_jax.methods.networks import Network, Networks
 from rcsd_jax.methods.score_both import score_teacher
@@ -249,7 +251,7 @@ def rows_of_texts(texts, model, length):
 
 def grade_texts(config, tmp_path, texts, examples, judge=None, batches=1):
     run, model = context(config, tmp_path)
-    run, asked = run._replace(judge=judge), run.config
+    run, asked = run._replace(judges=None if judge is None else Judges(judge)), run.config
     with jax.set_mesh(run.mesh):
         data = encode_all(examples, model.tokenizer, asked.encoding, asked.limits)
         rows = list(range(len(examples)))
@@ -288,7 +290,8 @@ def test_advantages_and_teachers_that_see_the_groups_own_success(tmp_path):
 
 
 def test_only_answers_are_graded_and_shown(tmp_path):
-    config = config_of("sdpo", tmp_path)
+    config = config_of("success", tmp_path)
+    config.sampling.group = 4
     config.model.update(thought_begin="<user>", thought_end="<unk>")
     one = world.examples("stage2", 1, seed=5)[0]
     good, bad = group_of(one, [1, 0])
@@ -322,7 +325,8 @@ def test_a_success_that_a_judge_found_is_shown(tmp_path):
     check(config)
     one = world.examples("stage2", 1, seed=5)[0]
     right = [0, 1, 0, 0]
-    judge = lambda examples, texts: [{"rubric_score": float(is_right)} for is_right in right]
+    met = lambda is_right: tuple(float(is_right and c.weight > 0) for c in one.rubric.criteria)
+    judge = lambda *_: [Judgement(met(is_right), ("",) * len(one.rubric.criteria)) for is_right in right]
     completions, _, _ = grade_texts(config, tmp_path, group_of(one, right), [one] * 4, judge)
     assert completions.taught.tolist() == [True, False, True, True]
     config.teacher.fields = ("question", "feedback")

@@ -83,22 +83,22 @@ def compiled(function, *inputs):
     return jax.jit(function).lower(*inputs).compile(compiler_options=options)
 
 
-def recipe_of(method, loss, decoder, microbatches, row_lengths, share=None):
+def recipe_of(method, loss, decoder, microbatches, row_lengths, share=None, split_rows=False):
     """`share`: of the student's logits in a teacher that is a trust region; None: a fixed teacher."""
     student, fixed = RoleNetwork(decoder, moving="trained"), RoleNetwork(decoder, frozen=BASE)
     teacher = fixed if share is None else RoleMixture(fixed, student, share)
     roles = Roles(student, teacher if METHODS[method].teacher or loss.policy.kl > 0 else None)
-    options = dict(method=method, microbatches=microbatches, row_lengths=row_lengths)
+    options = dict(method=method, microbatches=microbatches, row_lengths=row_lengths, split_rows=split_rows)
     return Recipe(roles, RolloutOptions(SamplingConfig(max_new_tokens=COMPLETION)), loss, optax.identity(), **options)
 
 
 def both(
     method="self_distillation", *, loss=None, decoder=None, completions=None, microbatches=2, row_lengths=2,
-    packed=True, padded=True, share=None,
+    packed=True, padded=True, share=None, split_rows=False,
 ):  # fmt: skip
     """((loss, sums), gradient) of packed and of padded rows; None for the one that is not asked for."""
     decoder = decoder or decoder_of()
-    recipe = recipe_of(method, loss or options_of(), decoder, microbatches, row_lengths, share)
+    recipe = recipe_of(method, loss or options_of(), decoder, microbatches, row_lengths, share, split_rows)
     params, other = weights_of(decoder)
     state, frozen = init_state(params, recipe.optimizer, ema=False), {BASE: {"params": other}}
     completions = completions_of() if completions is None else completions
@@ -107,7 +107,8 @@ def both(
     return run(packed_learning.loss_and_gradient) if packed else None, run(padded_loss_and_gradient) if padded else None
 
 
-def assert_alike(packed, padded):
+def assert_alike(packed, padded, *, within=1e-5):
+    """`within`: of gradients, over the largest; on several devices the order of sums is another."""
     (loss, sums), gradient = packed
     (want, wanted), theirs = padded
     assert abs(float(want)) > 1e-3
@@ -116,7 +117,7 @@ def assert_alike(packed, padded):
         np.testing.assert_allclose(sums[name], wanted[name], rtol=1e-4, atol=1e-5, err_msg=name)
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(theirs))
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * largest)
+        np.testing.assert_allclose(a, b, atol=within * largest)
     assert float(sums["scored"][0]) <= float(sums["scored"][1]) < float(wanted["scored"][1])
 
 
@@ -305,3 +306,38 @@ def test_a_mixture_s_hidden_states_on_its_head_are_mixed_logits(same_head):
     wanted = 0.95 * hidden[0] @ networks[0].head + 0.05 * hidden[1] @ networks[1].head
     found = hidden_of(mixture, lambda network: network.variables["hidden"]) @ mixture.head
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+SPLIT = """
+import json, re
+import jax
+from rcsd_jax.models import sharding
+from rcsd_jax.methods import packed_learning
+from tests.methods import test_packed_learning as test
+
+mesh = sharding.make_mesh(data=1, group=2, fsdp=4)
+decoder = test.decoder_of(num_heads=8, num_kv_heads=4)
+cases = {
+    "guidance": dict(loss=test.options_of(guidance=1.5), microbatches=1),
+    "GRPO": dict(method="grpo", loss=test.options_of(reduction="completions", policy=test.PolicyOptions(kl=0.1))),
+}
+for name, case in cases.items():
+    with jax.set_mesh(mesh):
+        packed, _ = test.both(**case, decoder=decoder, split_rows=True, padded=False)
+    _, padded = test.both(**case, decoder=decoder, packed=False)
+    test.assert_alike(*jax.device_get((packed, padded)), within=1e-4)
+
+with jax.set_mesh(mesh):
+    rows = jax.ShapeDtypeStruct((8, 16), "int32", sharding=sharding.batch_sharding(mesh))
+    trip = packed_learning.Trip(rows, rows, rows, rows, None, None, None)
+    network = packed_learning.Network(decoder, {"params": test.weights_of(decoder)[0]})
+    program = jax.jit(lambda trip: packed_learning.score_trip(network, trip, "split")).lower(trip).compile()
+found = re.findall(r"= \\(?(\\S+?),? .*?(all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter)\\(", program.as_text())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_rows_that_devices_share_give_the_loss_and_gradient_of_padded_ones():
+    """And devices exchange places for heads; none gathers the activations of whole rows."""
+    assert {kind for shape, kind in eight_devices.run(SPLIT) if shape.startswith("f32")} == {"all-to-all"}

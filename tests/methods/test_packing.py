@@ -106,3 +106,25 @@ def test_rows_of_the_last_trip_are_about_equally_full():
     assert packing.trips(places, 2, (4, 8, 10)).tolist() == [1, 0, 1]
     alone = packing.place(jnp.asarray([lengths]), 10, 8)
     assert alone.fill[0].tolist() == [9, 8, 4, 3, 2, 1, 1]  # one trip of many rows
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_all_trips_over_shared_rows_are_about_equally_full(parts):
+    lengths = np.random.default_rng(parts).integers(100, 400, (2, 24)).astype(np.int32)
+    rows, row_length = packing.largest_trip(400, 6, parts)
+    assert rows == 1 and row_length % parts == 0 and 2400 <= row_length < 3072
+    places = packing.place(jnp.asarray(lengths), row_length, 1, level=True)
+    used = (np.asarray(places.fill) > 0).sum(axis=1)
+    assert used[0] == used[1] == -(-int(lengths.sum(axis=1).max()) // row_length) > 1
+    for shard in range(2):
+        fill = np.asarray(places.fill[shard, : used[shard]])
+        assert (np.diff(fill) <= 0).all() and fill[0] < 1.05 * fill[-1] and fill[0] <= row_length
+        for row in range(used[shard]):  # without gaps or overlaps
+            mine = np.asarray(places.row[shard]) == row
+            order = np.argsort(np.asarray(places.start[shard])[mine])
+            starts, own = np.asarray(places.start[shard])[mine][order], lengths[shard][mine][order]
+            assert starts.tolist() == np.cumsum([0, *own])[:-1].tolist() and own.sum() == fill[row]
+    lengths_of = packing.row_lengths(row_length, 4, parts)
+    assert min(lengths_of) > row_length / 2 and lengths_of[-1] == row_length
+    assert packing.trips(places, 1, lengths_of).sum() == used[0]
+    assert all(length % parts == 0 for length in lengths_of)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rcsd_jax.methods import dealing
+from rcsd_jax.methods import dealing, rollout
 from rcsd_jax.methods.contract import LossOptions, Without
-from rcsd_jax.methods.networks import BASE, RoleNetwork, Roles
+from rcsd_jax.methods.networks import BASE, Network, Networks, RoleNetwork, Roles
 from rcsd_jax.methods.optimizer import make_optimizer
 from rcsd_jax.methods.rollout import Batch, RolloutOptions
 from rcsd_jax.methods.state import init_state
@@ -18,7 +18,7 @@ from rcsd_jax.models.declarations import init_params
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.scoring import completion_hidden
 from rcsd_jax.sampling import SamplingConfig, generate
-from rcsd_jax.sampling.slots import generate_queue
+from rcsd_jax.sampling.slots import Occupancy, generate_queue
 
 BATCHES, QUESTIONS, GROUP, PROMPT, COMPLETION, SEED = 2, 3, 2, 4, 6, 11
 SIZE = QUESTIONS * GROUP
@@ -165,3 +165,15 @@ def test_occupancy_is_the_queue_s_and_tokens_are_counted():
     for _, metrics, batch in results:
         assert int(metrics["real_tokens"]) == 2 * (SIZE * PROMPT + int(batch.samples.mask.sum()))
         assert int(metrics["padded_tokens"]) == 2 * SIZE * (PROMPT + COMPLETION)
+
+
+def test_what_drafts_gain_is_logged(monkeypatch):
+    used = Occupancy(live=jnp.int32(20), steps=jnp.int32(10), prefills=jnp.int32(1), tokens=jnp.int32(30))
+    asked = []
+    monkeypatch.setattr(rollout, "generate_queue", lambda *a, **settings: (asked.append(settings), used))
+    writer = Networks(Network(decoder_of(), None), None)
+    for drafts, gained in ((0, {}), (2, {"tokens_per_draw": 1.5})):
+        options = RolloutOptions(SAMPLING, slots=4, draft_tokens=drafts)
+        _, metrics = rollout.draw_and_metrics(writer, batch_of([0, 1]), None, options)
+        assert metrics == {"occupancy": 0.5, **gained}
+    assert [settings["draft_tokens"] for settings in asked] == [0, 2]

@@ -134,7 +134,8 @@ def losses_by_hand(p, q, completion, settings):
         values = -(q[at] - p[at]) * p[at]
     else:
         clip = settings.entry_clip or np.inf
-        values = oracle(p, q, beta=settings.beta, top_k=settings.top_k, entry_clip=clip)
+        support = dict(top_k=settings.top_k, top_k_support=settings.top_k_support, tail=settings.tail)
+        values = oracle(p, q, beta=settings.beta, entry_clip=clip, **support)
     weight = min(1.0, settings.importance_clip or 1.0)  # sampler and trainer agree: exp(0), cut at the clip
     return weight * values * (np.arange(len(completion)) >= settings.skip_first)
 

@@ -65,6 +65,14 @@ def test_indivisible_size_names_the_mesh_key(mesh, batch, field, what):
     assert caught.value.field == field
 
 
+def test_devices_that_share_rows_share_their_heads_too():
+    check_divisible(CONFIG, abstract_mesh(1, 2, 1), {}, split_rows=True)
+    check_divisible(CONFIG, abstract_mesh(1, 4, 1), {})
+    with pytest.raises(UserError, match="4 devices .* cannot share 2 key/value heads") as caught:
+        check_divisible(CONFIG, abstract_mesh(1, 4, 1), {}, split_rows=True)
+    assert caught.value.field == "train.split_rows"
+
+
 def test_divisible_sizes_pass():
     check_divisible(CONFIG, abstract_mesh(2, 2, 2), {"eval.batch_size": 8, "rubric.batch_size": 4})
 

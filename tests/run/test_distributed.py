@@ -149,6 +149,7 @@ def test_rubrics_and_evaluation_of_two_processes_are_those_of_one(user_dir, tmp_
     flags = [
         *FLAGS, f"--config.rubric.writer={user_dir / 'model'}", "--config.eval.grader=boxed", "--config.eval.every=2",
         f"--config.eval.path={user_dir / 'rows.jsonl'}", "--config.eval.count=6", "--config.eval.batch_size=4",
+        "--config.eval.max_new_tokens=8",
     ]  # fmt: skip
     code, _, err = run(*ground_truth(user_dir, tmp_path / "one", *flags, variant="paper"))
     assert code == 0, err

@@ -160,7 +160,7 @@ def test_a_model_on_benchmarks(user_dir, tmp_path, server, capsys):
     config = judged(evaluate_config.get_config("medmcqa,scibench,rar"), server)
     config.model.path = str(user_dir / "model")
     config.sampling.max_new_tokens = 8
-    config.eval.update(batch_size=4, samples=3, greedy=(False, True))
+    config.eval.update(batch_size=4, samples=3, greedy=(False, True), max_new_tokens=8)
     for name in ("medmcqa", "scibench", "rar"):
         rows = [ROWS[name] | {"id": f"{name}{i}"} for i in range(2)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,5 +1,6 @@
 """The sampler of our own decoder: every prompt once, in groups, each as it would be alone, and what it thinks of others'."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.sharding import make_mesh
-from rcsd_jax.sampling import Samples, SamplingConfig, generate
+from rcsd_jax.sampling import Samples, SamplingConfig, generate, slots
 from rcsd_jax.sampling.decoder_sampler import GROUP, DecoderSampler
 from rcsd_jax.sampling.sampler import completions_of
 from tests.sampling.test_continuous_batching import CONFIG, small
@@ -40,6 +41,25 @@ def test_every_prompt_is_completed_as_if_alone(count):
             assert found[i].cut == alone.cut and not np.isin(found[i].tokens, SAMPLING.eos_ids).any()
     if count == 18:
         assert {c.cut for c in found.values()} == {True, False} and min(map(len, prompts)) < 5
+
+
+def test_drafts_change_no_completion():
+    variables, tokens, mask, _ = small()
+    prompts = [row[keep] for row, keep in zip(tokens, mask, strict=True)][:5]
+    plain = sampler_of(variables, batch_size=4)
+
+    def written(sampler):
+        found = {}
+        for chosen, completions in sampler.generate(prompts, range(5), SAMPLING):
+            found |= {i: (one.tokens.tolist(), one.cut) for i, one in zip(chosen, completions, strict=True)}
+        return found
+
+    calls = []
+    with jax.set_mesh(plain.mesh), pytest.MonkeyPatch.context() as patch:
+        step = slots.speculative_step
+        patch.setattr(slots, "speculative_step", lambda *a: calls.append(a) or step(*a))
+        assert written(dataclasses.replace(plain, draft_tokens=2)) == written(plain)
+    assert len(calls) == 1 and calls[0][3].shape == (4, 3)  # keys of a token and two drafts in every row
 
 
 def test_log_probs_of_its_own_completions_are_those_that_they_were_drawn_with():

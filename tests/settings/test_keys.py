@@ -108,6 +108,17 @@ def test_bad_values_are_named(key):
     assert error.value.field == key and error.value.remedy
 
 
+def test_only_packed_rows_can_be_shared():
+    config = stage2.get_config("ground_truth")
+    config.model.path, config.data.path = "model", "rows.jsonl"
+    config.train.split_rows = True
+    check(config)
+    config.train.row_lengths = 0
+    with pytest.raises(UserError, match="packed rows") as error:
+        check(config)
+    assert error.value.field == "train.split_rows"
+
+
 @pytest.mark.parametrize("key, value", [("top_k", 20), ("entry_clip", 0.05)])
 def test_what_the_sampled_token_s_loss_does_not_read_is_refused(key, value):
     config = stage2.get_config("sampled_token")

@@ -19,6 +19,11 @@ def padding(length: int) -> int:
     return -length % (LANES if length <= _BLOCK else _BLOCK // 2)
 
 
+def block(length: int) -> int:
+    """Queries, and keys, of a block of the kernel, for sequences of a length with `padding`."""
+    return next(b for b in range(min(_BLOCK, length), 0, -LANES) if length % b == 0)
+
+
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, scale: float, interpret: bool
 ) -> jax.Array:
@@ -37,16 +42,16 @@ def attend(
       [b, h, T, Hd] in q's dtype.
     """
     heads, length = q.shape[1:3]
-    block = next(b for b in range(min(_BLOCK, length), 0, -LANES) if length % b == 0)
+    size = block(length)
     # The fused backward kernel makes one gradient of the queries for each block of keys, and these are then summed. Larger
     # blocks of keys would make fewer, but on the diagonal the kernel also computes what is masked.
     blocks = splash.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_kv_compute=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=block,
+        block_q=size,
+        block_kv=size,
+        block_kv_compute=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_kv_dkv_compute=size,
         use_fused_bwd_kernel=True,
     )
     mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
@@ -59,10 +64,10 @@ def attend(
         interpret=interpret,
     )
     q = q * jnp.asarray(scale, q.dtype)
-    if len(q) > 1 or block == length:
+    if len(q) > 1 or size == length:
         return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment_ids, segment_ids))
     ids = segment_ids[0]
-    return _of_segments(kernel, blocks_of_segments(ids, block))(q[0], k[0], v[0], splash.SegmentIds(ids, ids))[None]
+    return _of_segments(kernel, blocks_of_segments(ids, size))(q[0], k[0], v[0], splash.SegmentIds(ids, ids))[None]
 
 
 def blocks_of_segments(segment_ids: jax.Array, block: int) -> jax.Array:
