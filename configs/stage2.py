@@ -66,6 +66,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         rubric=dict(
             source="written",
             writer_fields=REFERENCE,
+            constrained=False,
             max_new_tokens=1024,
             temperature=0.7,
             resample=0,
