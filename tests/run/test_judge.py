@@ -178,7 +178,7 @@ def test_a_model_on_benchmarks(user_dir, tmp_path, server, capsys):
     assert found["base"]["rar"]["greedy"]["judged"] == 1.0
     lines = (tmp_path / "run" / "completions_base.jsonl").read_text().splitlines()
     assert len(lines) == 3 * 2 * (3 + 1)
-    summary.print_evaluation(rich.console.Console(width=160), found)
+    summary.print_evaluation(rich.console.Console(width=200), found)
     shown = capsys.readouterr().out
     assert "medmcqa (2)" in shown and "sampled, 3 each" in shown and "rubric score" in shown and "pass@3" in shown
 
