@@ -104,7 +104,7 @@ def options_for(tokenizer, config, **changes):
     return dataclasses.replace(rollout_options(settings, model), **changes), loss_options(settings, model)
 
 
-LONGEST = 1024  # of a context with its completion; one length, so that `by_hand` compiles once
+LONGEST = 1152  # of a context with its completion; one length, so that `by_hand` compiles once
 
 
 @functools.partial(jax.jit, static_argnums=0)
