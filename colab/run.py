@@ -41,7 +41,7 @@ def small_settings(name: str, scratch: Path) -> dict[str, Any]:
     if name == "own_data":
         model, rows = _made_up_inputs(scratch)
         short = dict(
-            STEPS=2, BATCH_SIZE=4, HELD_OUT=4, RUBRIC_TOKENS=16, ANSWER_TOKENS=16, LORA_RANK=4, DTYPE="float32"
+            STEPS=2, BATCH_SIZE=4, HELD_OUT=4, RUBRIC_TOKENS=128, ANSWER_TOKENS=16, LORA_RANK=4, DTYPE="float32"
         )
         return workdir | short | dict(MODEL=model, DATA=rows)
     if name == "losses_in_flax":

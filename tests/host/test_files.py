@@ -251,9 +251,17 @@ def test_a_stage_whose_workdir_is_a_url(bucket, user_dir, monkeypatch):
     config.data.path = str(user_dir / "rows.jsonl")
     config.lora.rank = 2
     config.sampling.max_new_tokens = config.rubric.max_new_tokens = 8
-    config.rubric.update(batch_size=8, resample=0)
+    config.rubric.update(batch_size=8, resample=0, constrained=False)
     config.train.update(steps=2, batch_size=4)
-    config.eval.update(grader="boxed", path=config.data.path, count=4, batch_size=4, roles=("trained",), greedy=(True,))
+    config.eval.update(
+        grader="boxed",
+        path=config.data.path,
+        count=4,
+        batch_size=4,
+        roles=("trained",),
+        greedy=(True,),
+        max_new_tokens=8,
+    )
 
     def run(config, workdir):
         with StopRequest() as stop:

@@ -144,7 +144,9 @@ def test_evaluations_and_checkpoints_in_the_middle_of_a_rollout(user_dir, tmp_pa
     config = config_for(user_dir, steps=8, batches_per_rollout=4)
     config.loss.importance_clip = 2.0
     config.checkpoint.update(every=3, keep=9)
-    config.eval.update(grader="boxed", path=config.data.path, count=4, batch_size=4, roles=("trained",), every=5)
+    config.eval.update(
+        grader="boxed", path=config.data.path, count=4, batch_size=4, roles=("trained",), every=5, max_new_tokens=8
+    )
     config.eval.greedy = (True,)
     assert "without importance weights" not in run(config, tmp_path / "run")
     steps = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())

@@ -37,7 +37,7 @@ def config_for(user_dir, variant="ground_truth"):
     config.lora.rank = 0
     config.data.path = str(user_dir / "rows.jsonl")
     config.sampling.max_new_tokens = 8
-    config.rubric.update(max_new_tokens=8, batch_size=8, resample=0)
+    config.rubric.update(max_new_tokens=8, batch_size=8, resample=0, constrained=False)
     config.train.update(steps=1, batch_size=4)
     config.eval.update(batch_size=4, max_new_tokens=None)
     return config
