@@ -111,7 +111,7 @@ def test_two_processes_train_as_one(alone, user_dir, tmp_path):
 def test_four_processes_train_as_one(alone, user_dir, tmp_path, mesh):
     flags = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
     run_all(4, *ground_truth(user_dir, tmp_path / "run", *FLAGS, *flags))
-    assert_same_run(tmp_path / "run", alone, rtol=1e-5, atol=1e-5)
+    assert_same_run(tmp_path / "run", alone, rtol=1e-5, atol=2e-5)  # a tenth of a step of Adam
 
 
 @pytest.mark.slow
