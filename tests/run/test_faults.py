@@ -5,6 +5,7 @@ Every run takes its programs from the tests' compilation cache, which the first,
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -20,7 +21,7 @@ from tests import forked_program
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20
+KILLS = 20 if "THOROUGH" in os.environ else 12
 SHORT = [
     f"--config.{stage}.{setting}"
     for stage in ("stage1", "stage2")
