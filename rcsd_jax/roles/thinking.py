@@ -68,12 +68,15 @@ def block_of(tokenizer: Any, settings: ModelSettings, *, thinking: bool) -> Thin
 def ids_of(tokenizer: Any, text: str) -> tuple[int, ...]:
     """A text's token ids if they are the same in every surrounding; empty otherwise.
 
-    They are if the first and the last are added tokens, such as Qwen3's `</think>`, which are never merged with other text.
+    They are if the first and the last are added tokens, such as Qwen3's `</think>`, which are never merged with other text. The token
+    for unknown text stands for any, so a text that needs it has none.
     """
     if not text:
         return ()
     ids = [int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
     added = set(tokenizer.get_added_vocab().values())
+    if text != tokenizer.unk_token:
+        added.discard(tokenizer.unk_token_id)
     return tuple(ids) if ids and {ids[0], ids[-1]} <= added else ()
 
 

@@ -205,7 +205,7 @@ def _advantages_of_the_next_completion(patch):
 
 def _a_sequence_is_lost(patch):
     place = packing.place
-    patch.setattr(packing, "place", lambda lengths, *rest: place(lengths.at[:, 2].set(0), *rest))
+    patch.setattr(packing, "place", lambda lengths, *rest, **more: place(lengths.at[:, 2].set(0), *rest, **more))
 
 
 FAULTS = [

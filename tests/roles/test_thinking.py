@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from configs import stage2
+from rcsd_jax import world
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.roles import contexts
@@ -52,6 +54,11 @@ def test_marks_are_added_tokens_or_nothing():
         assert ids_of(tokenizer, text) == ()
     other = dataclasses.replace(MARKS, thought_end="</thought>")
     assert block_of(tokenizer, other, thinking=True) is None
+    words = load_tokenizer(
+        world.base_directory()
+    )  # which reads any word that it does not know as <unk>, an added token
+    assert ids(words, "</think>") == ids(words, "<unk>") and ids_of(words, "</think>") == ()
+    assert ids_of(words, "<unk>") == ids(words, "<unk>")  # unless that is the mark
 
 
 def test_the_answer_follows_the_first_end():
