@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 
 from rcsd_jax.host.errors import first_line
-from rcsd_jax.host.files import AnyPath, is_remote
+from rcsd_jax.host.files import AnyPath, is_remote, user_cache
 
 OFF = "off"
 MAX_BYTES = 8 * 2**30
@@ -24,8 +24,7 @@ def default_folder(workdir: AnyPath) -> AnyPath:
     """A folder in the user's cache; for a workdir behind a URL, a folder next to it, which the next machine can reach too."""
     if is_remote(workdir):
         return workdir.parent / "compiled_programs"
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "rcsd_jax" / "compiled_programs"
+    return user_cache() / "compiled_programs"
 
 
 def keep(setting: str, workdir: AnyPath) -> str:

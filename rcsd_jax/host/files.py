@@ -36,6 +36,11 @@ def as_path(path: epath.PathLike) -> AnyPath:
     return epath.Path(path) if is_remote(path) else Path(path).absolute()
 
 
+def user_cache() -> Path:
+    """The folder of what this package keeps for a user and can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcsd_jax"
+
+
 def modified(path: AnyPath) -> float:
     """When a file was last written, in seconds of the store's clock."""
     return path.stat().st_mtime if isinstance(path, Path) else path.stat().mtime

@@ -8,6 +8,8 @@ import io
 import os
 import time
 import unicodedata
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from rcsd_jax.checkpoints.token_texts import token_texts
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.host.files import user_cache
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.roles.thinking import ThinkingBlock
 from rcsd_jax.rubrics.settings import RubricSettings
@@ -158,13 +161,12 @@ def _kept(
         key.update(Path(source).read_bytes())
     for array in (form.step, form.lowest, form.highest, form.span, np.array([form.start, form.whole])):
         key.update(array.tobytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "rcsd_jax" / "token_forms" / f"{key.hexdigest()[:32]}.npz"
+    path = user_cache() / "token_forms" / f"{key.hexdigest()[:32]}.npz"
     try:
         with np.load(path) as held:
             return TokenForm(**{field: held[field] for field in TokenForm._fields})
-    except Exception:  # it is missing, or was written by half
-        pass
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+        pass  # it is missing, or is not what was kept: it is made again
     began = time.monotonic()
     found = compile_form(form, texts, ends, vocab_size=vocab_size, letters=letters, **thought)
     if time.monotonic() - began > _KEPT_ABOVE:
