@@ -75,7 +75,7 @@ def loss_and_gradient(
     count = completions.taught.shape[0]
     order = packing.deal(_load(completions), shards)
     # From here [G, B / G, ...]: the completions of each shard.
-    by_shard = lambda x: _constrain(x[order].reshape(shards, count // shards, *x.shape[1:]), layout)
+    by_shard = lambda x: _over_devices(x[order].reshape(shards, count // shards, *x.shape[1:]), layout)
     completions, weights = jax.tree.map(by_shard, (completions, weights))
     rows = count // shards // recipe.microbatches  # of a trip, at most
     teacher = jax.lax.stop_gradient(recipe.roles.at(state, frozen).teacher)
@@ -282,8 +282,8 @@ def _trip(sequences: Sequences, completions: Completions, trip: jax.Array, lengt
     tokens = jax.vmap(lambda x, i, t: x[i, t])(sequences.tokens, row.sequence, row.place)
     # The place before a completion's first token predicts that.
     token = row.place - (take(sequences.context, row.sequence) - 1)
-    predicts = cut(row.real & (token >= 0))
-    order = jnp.argsort(~predicts, axis=2, stable=True)
+    predicts = row.real & (token >= 0)
+    order = jnp.argsort(~cut(predicts), axis=2, stable=True)
     ordered = lambda x: jnp.take_along_axis(cut(x), order, axis=2)
     pieces = lambda x: _pieces(cut(x.reshape(tokens.shape)), layout)
     return Trip(
@@ -292,7 +292,7 @@ def _trip(sequences: Sequences, completions: Completions, trip: jax.Array, lengt
         pieces(row.positions),
         _pieces(order, layout),
         ordered(take(sequences.completion, row.sequence)),
-        ordered(jnp.where(row.real & (token >= 0), token, none)),
+        ordered(jnp.where(predicts, token, none)),
         ordered(take(sequences.coefficient, row.sequence)),
     )
 
@@ -315,13 +315,8 @@ def _of_shards(x: jax.Array, layout: str) -> jax.Array:
     return constrain(x, ("batch", "places", *[None] * (x.ndim - 2)), LAYOUTS[layout])
 
 
-def _over_devices(x: jax.Array) -> jax.Array:
-    """Pieces [R, L, ...] as rows of their own."""
-    return constrain(x, ("batch", *[None] * (x.ndim - 1)), LAYOUTS["train"])
-
-
-def _constrain(x: jax.Array, layout: str) -> jax.Array:
-    """Its first axis, shards, over the devices."""
+def _over_devices(x: jax.Array, layout: str = "train") -> jax.Array:
+    """Its first axis, shards or rows, over the devices; pieces [R, L, ...] are rows of their own in "train"."""
     return constrain(x, ("batch", *[None] * (x.ndim - 1)), LAYOUTS[layout])
 
 
