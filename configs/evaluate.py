@@ -24,8 +24,7 @@ def get_config(benchmarks: str = EXACT) -> ConfigDict:
     config.eval.update(roles=("base",), samples=4, greedy=(False,), count=10**6, temperature=0.6)
     who_thinks, names = thinking.split([name for name in (benchmarks or "").split(",") if name])
     thinking.apply(config, who_thinks)
-    if config.student.thinking:
-        config.eval.max_new_tokens = 32768
+    thinking.give_evaluation_room(config)
     for name in names or EXACT.split(","):
         if name not in config.eval.benchmarks:
             raise ValueError(f"unknown benchmark {name!r}: use some of {', '.join(config.eval.benchmarks)}")

@@ -51,9 +51,8 @@ from rcsd_jax.settings import keys, sizes, thinking
 QUESTION, REFERENCE = ("question",), ("question", "reference")
 REWARDED = dict(reward=dict(grader="boxed"), sampling=dict(group=4))
 STEPS = dict(train=dict(steps=500))  # the paper's for SFT and GRPO
-NO_TEACHER = dict(
-    roles=("base", "trained")
-)  # evaluation of a teacher whose fields exist only during training, or of none
+# Evaluation of a teacher whose fields exist only during training, or of none.
+NO_TEACHER = dict(roles=("base", "trained"))
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "release": dict(
@@ -153,7 +152,6 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config = keys.stage()
     config.update(VARIANTS[variant or "paper"])
     thinking.apply(config, who_thinks)
-    if config.student.thinking or config.eval.thinking:
-        config.eval.max_new_tokens = 32768  # many thoughts on hard questions are longer than training's completions
+    thinking.give_evaluation_room(config)
     sizes.apply(config, parts, (*VARIANTS, *thinking.VARIANTS))
     return config

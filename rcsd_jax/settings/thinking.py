@@ -19,6 +19,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+EVALUATION_TOKENS = 32768
+"""Of an evaluation with thoughts: many on hard questions are longer than training's completions."""
+
+
 def split(parts: list[str]) -> tuple[str, list[str]]:
     """The part of a variant that says who thinks ("" if there is none), and the other parts.
 
@@ -36,5 +40,11 @@ def split(parts: list[str]) -> tuple[str, list[str]]:
 
 
 def apply(config: ConfigDict, chosen: str) -> None:
-    """Sets the switches of `chosen`; does nothing without one."""
+    """Sets the switches of `chosen`, if there is one."""
     config.update(VARIANTS.get(chosen, {}))
+
+
+def give_evaluation_room(config: ConfigDict) -> None:
+    """Sets `eval.max_new_tokens` for thoughts, where there may be some."""
+    if config.student.thinking or config.eval.thinking:
+        config.eval.max_new_tokens = EVALUATION_TOKENS
