@@ -77,12 +77,6 @@ def weights_of(decoder):
     return params_of(decoder), params_of(decoder, seed=1)
 
 
-def compiled(function, *inputs):
-    """Compiled in a sixth of the usual time, for programs that run once."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return jax.jit(function).lower(*inputs).compile(compiler_options=options)
-
-
 def recipe_of(method, loss, decoder, microbatches, row_lengths, share=None, split_rows=False):
     """`share`: of the student's logits in a teacher that is a trust region; None: a fixed teacher."""
     student, fixed = RoleNetwork(decoder, moving="trained"), RoleNetwork(decoder, frozen=BASE)
@@ -103,7 +97,7 @@ def both(
     state, frozen = init_state(params, recipe.optimizer, ema=False), {BASE: {"params": other}}
     completions = completions_of() if completions is None else completions
     inputs = state, frozen, completions, weigh(completions, recipe.loss.reduction)
-    run = lambda function: compiled(functools.partial(function, recipe), *inputs)(*inputs)
+    run = lambda function: jax.jit(functools.partial(function, recipe))(*inputs)
     return run(packed_learning.loss_and_gradient) if packed else None, run(padded_loss_and_gradient) if padded else None
 
 
