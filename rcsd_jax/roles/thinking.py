@@ -57,9 +57,8 @@ def block_of(tokenizer: Any, settings: ModelSettings, *, thinking: bool) -> Thin
     if not end:
         return None
     prompt = contexts.chat_text(tokenizer, [{"role": "user", "content": _PROBE}], thinking=thinking)
-    after = contexts.encode_texts(tokenizer, [prompt.rpartition(_PROBE)[2]])[
-        0
-    ]  # the end of the turn, and the generation prompt
+    # The end of the turn, and the generation prompt.
+    (after,) = contexts.encode_texts(tokenizer, [prompt.rpartition(_PROBE)[2]])
     if _find(after, end) is not None:
         return None
     return ThinkingBlock(begin, end, opened=_find(after, begin) is not None)

@@ -82,9 +82,8 @@ class Rows:
         transition = encode.transition_of(fitting[0].example, self._tokenizer, self._encoding)
         self.first = encode.collate(fitting, transition, encode.longest_of(fitting))
         self.digest = self._digest()
-        if (
-            give_rubrics and not self._settings.train.epochs
-        ):  # other rows take the place of rows left out, and need rubrics too
+        # Other rows take the place of rows left out, and need rubrics too.
+        if give_rubrics and not self._settings.train.epochs:
             taken, place, wanted = 0, 0, self._questions()
             while taken < wanted and len(self._held) < count:
                 drawn = self._drawn(place, wanted - taken)

@@ -57,9 +57,7 @@ class TokenForm(NamedTuple):
     factor: np.ndarray  # [V, 2] uint32; a token makes p * factor + term of the polynomials p of all and of sure letters
     term: np.ndarray  # [V, 2] uint32
     unsure: np.ndarray  # [V] bool, the token may hold a character that is not sure
-    fresh: (
-        np.ndarray
-    )  # [F] int32, the first tokens of endings of which at least one makes a span new, the shortest first
+    fresh: np.ndarray  # [F] int32, first tokens of endings, the shortest first; at least one ending makes a span new
     fresh_factor: np.ndarray  # [F, 2] uint32, of the whole endings
     fresh_term: np.ndarray  # [F, 2] uint32
     start: np.ndarray  # [] int32, the first state
