@@ -8,8 +8,8 @@ the difference of the sampled token's log-probability, and the importance weight
 """
 
 import argparse
+import functools
 import json
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,38 +53,33 @@ def compare(
     keys = jax.vmap(jax.random.key)(np.arange(len(tokens), dtype=np.uint32))
     samples = jax.jit(generate, static_argnums=(0, 5))(decoder, plain, tokens, mask, keys, sampling)
 
-    @jax.jit
-    def hidden(variables: Any) -> tuple[jax.Array, jax.Array]:
-        found = completion_hidden(decoder, variables, tokens, mask, samples.tokens, samples.mask)
-        return found, head_matrix(decoder.config, variables["params"])
-
-    both = [hidden(variables) for variables in (copy, plain)]
+    head, temperature = head_matrix(decoder.config, params), sampling.scoring_temperature
 
     @jax.jit
-    def scored(start: jax.Array) -> dict[str, jax.Array]:
-        place = lambda x: jax.lax.dynamic_slice_in_dim(x, start, CHUNK, 1)
-        logits = [jnp.einsum("btd,dv->btv", place(h), w, preferred_element_type=jnp.float32) for h, w in both]
-        chosen = [
-            losses.token_log_probs(x, place(samples.tokens), temperature=sampling.scoring_temperature) for x in logits
-        ]
-        bound: Mapping[str, Any] = dict(temperature=sampling.scoring_temperature)
+    def scored(copy: Any, plain: Any) -> dict[str, jax.Array]:
+        written = tokens, mask, samples.tokens, samples.mask
+        int8, exact = (completion_hidden(decoder, variables, *written) for variables in (copy, plain))
+        score = functools.partial(
+            losses.score_from_hidden, tokens=samples.tokens, chunk_size=CHUNK, temperature=temperature
+        )
+        of_int8, of_exact = score(exact, head, int8, head), score(int8, head, exact, head)
+        likeliest = [jax.lax.map(lambda row: jnp.argmax(row @ head, axis=-1), hidden) for hidden in (int8, exact)]
+        moved = of_int8.student_log_probs - of_int8.teacher_log_probs
         return {
-            "KL(int8 || plain)": losses.per_token_divergence(*reversed(logits), beta=0.0, **bound),
-            "KL(plain || int8)": losses.per_token_divergence(*logits, beta=0.0, **bound),
-            "same likeliest token": logits[0].argmax(-1) == logits[1].argmax(-1),
-            "|log p(int8) - log p(plain)|": jnp.abs(chosen[0] - chosen[1]),
-            "ratio": jnp.exp(chosen[1] - chosen[0]),
+            "KL(int8 || plain)": of_int8.divergence,
+            "KL(plain || int8)": of_exact.divergence,
+            "same likeliest token": likeliest[0] == likeliest[1],
+            "|log p(int8) - log p(plain)|": jnp.abs(moved),
+            "ratio": jnp.exp(moved),
         }
 
-    parts = [jax.device_get(scored(start)) for start in range(0, sampling.max_new_tokens, CHUNK)]
     real = np.asarray(samples.mask)
-    means = {name: float(np.concatenate([x[name] for x in parts], 1)[real].mean()) for name in parts[0]}
-    ratio = np.concatenate([x["ratio"] for x in parts], 1)[real].astype(np.float64)
-    means |= {
+    values = {name: np.asarray(x, np.float64)[real] for name, x in scored(copy, plain).items()}
+    ratio = values["ratio"]
+    return {name: float(x.mean()) for name, x in values.items()} | {
         "effective share of the sample": float(ratio.sum() ** 2 / (ratio**2).sum() / len(ratio)),
-        "tokens": real.sum().item(),
+        "tokens": len(ratio),
     }
-    return means
 
 
 def main() -> None:
@@ -94,11 +89,9 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="JSONL")
     parser.add_argument("--question", default="question", help="the field of the question")
     parser.add_argument("--count", type=int, default=32, help="questions")
-    parser.add_argument("--tokens", type=int, default=64, help=f"of a completion; a multiple of {CHUNK}")
+    parser.add_argument("--tokens", type=int, default=64, help="of a completion")
     parser.add_argument("--temperature", type=float, default=1.2)
     flags = parser.parse_args()
-    if flags.tokens % CHUNK:
-        parser.error(f"--tokens must be a multiple of {CHUNK}")
     settings: Any = SimpleNamespace(dtype="float32", param_dtype="float32", remat="none", kernels="auto")
     model, mesh = open_model(flags.model, settings), sharding.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
