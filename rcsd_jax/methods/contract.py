@@ -46,6 +46,7 @@ class Completions(NamedTuple):
     without: Without
     taught: jax.Array  # [B] bool, whether the teacher's context is complete: False if there is no attempt to show
     thoughts: Thoughts | None = None  # None if completions have no thinking block that a token ends
+    teacher: jax.Array | None = None  # [B] int32, which of several teachers scores it; None: there is one
 
 
 class CompletionTokens(NamedTuple):
@@ -74,8 +75,9 @@ class Scored(NamedTuple):
 
     student_hidden: jax.Array  # [R, T, D]
     student_head: jax.Array  # [D, V]
-    teacher_hidden: jax.Array | None  # [R, T, D]; None for a method without a teacher
-    teacher_head: jax.Array | None  # [D, V]
+    # [R, T, D], and [D, V]; None for a method without a teacher. Of several teachers, one of each: 0 where it is not the teacher.
+    teacher_hidden: jax.Array | tuple[jax.Array, ...] | None
+    teacher_head: jax.Array | tuple[jax.Array, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,7 +96,13 @@ def _check_teacher(s: Settings, need: Need) -> None:
     problem = "needs a teacher, and this method has none"
     need(there or s.teacher.guidance == 0.0, "teacher.guidance", problem, "set 0.0")
     need(there or s.teacher.reason_tokens == 0, "teacher.reason_tokens", problem, "set 0")
-    need(there or not s.teacher.path, "teacher.path", problem, "leave it out, or choose another method")
+    key = "teacher.paths" if s.teacher.paths else "teacher.path"
+    need(there or not s.teacher.own, key, problem, "leave it out, or choose another method")
+    if len(s.teacher.own) > 1:
+        problem = "includes the teacher, and there are several"
+        need(not s.eval.grader or "teacher" not in s.eval.roles, "eval.roles", problem, "remove 'teacher'")
+        need(not s.policy.kl, "policy.kl", "needs one reference model", "set policy.kl=0, or name one teacher.path")
+        need(s.sampling.source != "teacher", "sampling.source", "needs a teacher of one network", "set 'student'")
     if s.sampling.source == "teacher":
         problem = "needs a teacher that exists and sees no attempts"
         need(there and not attempts, "sampling.source", problem, "set 'student'")

@@ -65,7 +65,10 @@ def stage() -> ConfigDict:
                 # and of the current ones, mixed.
                 weights="fixed",
                 path="",  # another model, or a LoRA adapter, with the student's tokens; empty: the student's own model
-                int8_weights=False,  # store the weights of `path` as int8
+                # several instead: name -> such a path. A row names its own in the column `teacher`, or its source does in `of_sources`
+                paths=ConfigDict(),
+                of_sources=ConfigDict(),  # a mixture's source -> the name of its teacher
+                int8_weights=False,  # store the weights of `path` or `paths` as int8
                 ema_decay=0.999,  # of the moving average, per step
                 current_share=0.05,  # of the current weights' logits in a trust region
                 reason_tokens=0,  # > 0: the teacher first writes an analysis of at most this many tokens

@@ -11,7 +11,7 @@ import pytest
 from rcsd_jax.losses import DivergenceOptions
 from rcsd_jax.methods import packed_learning
 from rcsd_jax.methods.contract import LossOptions, PolicyOptions, weigh
-from rcsd_jax.methods.networks import BASE, TEACHER, RoleNetwork, Roles
+from rcsd_jax.methods.networks import BASE, TEACHER, RoleNetwork, Roles, RoleSeveral
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import RolloutOptions
 from rcsd_jax.methods.state import init_state
@@ -90,7 +90,6 @@ def wanted_loss(divergence, student, teacher, tokens, weights):
 
 
 CASES = {
-    "as many tokens": (VOCABULARY, {}, 0),
     "more tokens, LoRA": (VOCABULARY + 8, {}, 2),
     "fewer tokens": (VOCABULARY - 8, {}, 0),
     "fewer tokens, sampled token": (VOCABULARY - 8, dict(divergence="sampled_token"), 2),
@@ -134,6 +133,56 @@ def test_a_reference_model_without_a_token_says_nothing_of_it():
     assert np.isfinite(found) and np.isfinite(sums["reference_kl"]).all() and sums["reference_kl"][0] > 0
 
 
+def several_of(number, *, row_lengths):
+    """Loss and gradient with two teachers, of which completion i has `number[i]`; the oracle's loss; and where packing went."""
+    student = decoder_of()
+    teachers = teacher_of(VOCABULARY + 8), decoder_of(VOCABULARY - 8, hidden_size=32)
+    loss = LossOptions(temperature=TEMPERATURE, chunk_size=4, shared_tokens=VOCABULARY - 8)
+    names = [f"{TEACHER} {i}" for i in range(2)]
+    roles = Roles(
+        RoleNetwork(student, moving="trained"),
+        RoleSeveral(tuple(RoleNetwork(one, frozen=name) for one, name in zip(teachers, names, strict=True))),
+    )
+    options = RolloutOptions(SamplingConfig(max_new_tokens=COMPLETION))
+    recipe = Recipe(roles, options, loss, optax.identity(), row_lengths=row_lengths)
+    of_teachers = [{"params": params_of(one, i + 1)} for i, one in enumerate(teachers)]
+    unused = [i for i in range(2) if i not in number]
+    for i in unused:  # whoever computes with these gets NaN
+        of_teachers[i] = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), of_teachers[i])
+    state, _, completions, weights = inputs_of(student, teachers[0])
+    completions = completions._replace(teacher=jnp.asarray(number, jnp.int32))
+    function = packed_learning.loss_and_gradient if row_lengths else padded_loss_and_gradient
+    frozen = dict(zip(names, of_teachers, strict=True))
+    (found, sums), gradient = jax.jit(functools.partial(function, recipe))(state, frozen, completions, weights)
+
+    prompt = completions.teacher_tokens, completions.teacher_mask
+    ours = log_probs_of(
+        student, {"params": state.trained}, (completions.student_tokens, completions.student_mask), completions, 32
+    )
+    theirs = [log_probs_of(one, v, prompt, completions, 32) for one, v in zip(teachers, of_teachers, strict=True)]
+    theirs = np.where(np.asarray(number)[:, None, None] == 0, *theirs)
+    want = wanted_loss(loss.divergence, ours, theirs, np.asarray(completions.samples.tokens), weights.taught_rows)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    return found, want, sums
+
+
+@pytest.mark.parametrize("row_lengths", [2, pytest.param(0, marks=pytest.mark.slow)])
+def test_each_completion_has_the_teacher_that_it_names(row_lengths):
+    found, want, _ = several_of([0, 1, 1, 0, 0, 1, 0, 1], row_lengths=row_lengths)
+    np.testing.assert_allclose(found, want, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_teacher_that_no_completion_names_is_not_run():
+    found, want, sums = several_of([1] * 8, row_lengths=2)
+    np.testing.assert_allclose(found, want, rtol=1e-4)
+    student, teacher = decoder_of(), decoder_of(VOCABULARY - 8, hidden_size=32)
+    loss = LossOptions(temperature=TEMPERATURE, chunk_size=4, shared_tokens=VOCABULARY - 8)
+    alone = functools.partial(packed_learning.loss_and_gradient, recipe_of(student, teacher, loss, row_lengths=2))
+    (_, wanted), _ = jax.jit(alone)(*inputs_of(student, teacher))
+    np.testing.assert_array_equal(sums["scored"], wanted["scored"])  # places of rows: as many trips
+
+
 ON_EIGHT = """
 import functools, json
 import jax
@@ -146,26 +195,21 @@ loss = test.LossOptions(temperature=1.2, chunk_size=4, shared_tokens=40)
 state, frozen, completions, weights = test.inputs_of(student, teacher, rank=2)
 int8 = lambda x: quantization.int8_kernels(teacher.config, x)
 frozen[test.TEACHER] = {"params": jax.jit(int8)(frozen[test.TEACHER]["params"])}
-found = []
-for split_rows in (None, False):
-    recipe = test.recipe_of(student, teacher, loss, rank=2, row_lengths=2)
-    function = jax.jit(functools.partial(test.packed_learning.loss_and_gradient, recipe))
-    if split_rows is None:
-        found.append(function(state, frozen, completions, weights))
-        continue
-    mesh = sharding.make_mesh(data=2, fsdp=4)
-    with jax.set_mesh(mesh):
-        of_teacher = param_shardings(teacher.config, mesh, sharding.SPREAD_RULES, frozen[test.TEACHER]["params"])
-        of_student = param_shardings(student.config, mesh)
-        placed = {
-            test.BASE: jax.device_put(frozen[test.BASE], {"params": of_student}),
-            test.TEACHER: jax.device_put(frozen[test.TEACHER], {"params": of_teacher}),
-        }
-        held = placed[test.TEACHER]["params"]["layers"]["gate"].qvalue.addressable_shards[0].data.size
-        adapters = jax.device_put(state.trained, lora_shardings(student.config, mesh, state.trained))
-        found.append(function(state.replace(trained=adapters), placed, sharding.to_mesh(completions, mesh), weights))
-(loss, _), gradient = jax.device_get(found[0])
-(other, _), theirs = jax.device_get(found[1])
+recipe = test.recipe_of(student, teacher, loss, rank=2, row_lengths=2)
+function = functools.partial(test.packed_learning.loss_and_gradient, recipe)
+(loss, _), gradient = jax.device_get(jax.jit(function)(state, frozen, completions, weights))
+mesh = sharding.make_mesh(data=2, fsdp=4)
+with jax.set_mesh(mesh):
+    of_teacher = param_shardings(teacher.config, mesh, sharding.SPREAD_RULES, frozen[test.TEACHER]["params"])
+    of_student = param_shardings(student.config, mesh)
+    placed = {
+        test.BASE: jax.device_put(frozen[test.BASE], {"params": of_student}),
+        test.TEACHER: jax.device_put(frozen[test.TEACHER], {"params": of_teacher}),
+    }
+    held = placed[test.TEACHER]["params"]["layers"]["gate"].qvalue.addressable_shards[0].data.size
+    adapters = jax.device_put(state.trained, lora_shardings(student.config, mesh, state.trained))
+    found = jax.jit(function)(state.replace(trained=adapters), placed, sharding.to_mesh(completions, mesh), weights)
+(other, _), theirs = jax.device_get(found)
 size = teacher.config.num_layers * teacher.config.hidden_size * teacher.config.intermediate_size
 worst = max(float(abs(a - b).max()) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(theirs)))
 largest = max(float(abs(a).max()) for a in jax.tree.leaves(gradient))
