@@ -84,7 +84,9 @@ def test_a_larger_teacher_is_the_large_base_and_what_it_sees_is_all_that_differs
     self, with_rubric, without = (
         keys.flat(arms.stage2(name, 0, tmp_path, quick=False)) for name in larger_teacher.ARMS
     )
-    differing = lambda one, other: {key for key in one if one[key] != other[key]} - {"eval.roles", "eval.every", "eval.every_splits"}
+    differing = lambda one, other: (
+        {key for key in one if one[key] != other[key]} - {"eval.roles", "eval.every", "eval.every_splits"}
+    )
     assert differing(self, with_rubric) == {"teacher.path"} and differing(with_rubric, without) == {"teacher.fields"}
     assert with_rubric["teacher.path"] == str(bases.directory("large", tmp_path))
     assert without["teacher.fields"] == ["question"] and "teacher" in without["eval.roles"]
