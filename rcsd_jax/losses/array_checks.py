@@ -79,7 +79,12 @@ def check_both_roles(
     check_role(student_hidden=student_hidden, student_head=student_head)
     hidden, heads = dict(student_hidden=student_hidden), dict(student_head=student_head)
     several = isinstance(teacher_hidden, tuple) and isinstance(teacher_head, tuple)
-    teachers = zip(teacher_hidden, teacher_head, strict=True) if several else [(teacher_hidden, teacher_head)]
+    if teacher_head is None and isinstance(teacher_hidden, tuple):  # what is known of a teacher
+        for name, x in zip(("tokens", "log_probs"), teacher_hidden, strict=True):
+            check_shape(f"the teacher's {name}", x[..., 0], student_hidden.shape[:2], "the hidden states [B, T, D]")
+        teachers: Any = ()
+    else:
+        teachers = zip(teacher_hidden, teacher_head, strict=True) if several else [(teacher_hidden, teacher_head)]
     for number, (of_hidden, of_head) in enumerate(teachers):
         which = f"[{number}]" if several else ""
         roles = {f"teacher_hidden{which}": of_hidden, f"teacher_head{which}": of_head}

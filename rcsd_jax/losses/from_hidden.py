@@ -15,16 +15,17 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from rcsd_jax.losses.array_checks import check_both_roles, checked_tokens
-from rcsd_jax.losses.chunks import add_head_gradient, chunk_size_of, logits_of, logits_of_several, scan_chunks
+from rcsd_jax.losses.chunks import add_head_gradient, chunk_size_of, logits_of, scan_chunks
 from rcsd_jax.losses.divergences import divergence_of, gradient_of, has_closed_gradient
 from rcsd_jax.losses.explicit_mesh import automatic
+from rcsd_jax.losses.known import KnownLogProbs, teacher_logits
 from rcsd_jax.losses.log_probs import entropy_of, log_softmax, of_tokens, without_ignored
 from rcsd_jax.losses.options import DivergenceOptions, Scalar, number, optional_number
 from rcsd_jax.losses.traced import apart, together
 from rcsd_jax.losses.weighting import importance_weight, weighted_sum
 
-Teachers: TypeAlias = jax.Array | tuple[jax.Array, ...]
-"""The teacher's array, or one of each teacher."""
+Teachers: TypeAlias = jax.Array | tuple[jax.Array, ...] | KnownLogProbs | None
+"""The teacher's array, or one of each teacher; or the log-probabilities that are known, with None as the head."""
 
 
 class DivergenceStats(NamedTuple):
@@ -92,7 +93,8 @@ def score_from_hidden(
 
     Args:
       student_hidden, teacher_hidden: [B, T, D]; student_head, teacher_head: [D, V]; tokens: [B, T] int32. Of several teachers,
-        tuples of hidden states and of heads: their logits are added, so states that are 0 leave a token to the others.
+        tuples of hidden states and of heads: their logits are added, so states that are 0 leave a token to the others. Instead of
+        hidden states `KnownLogProbs`, with None as the head.
       chunk_size: positions per chunk; T need not be a multiple.
       mask: [B, T], outside of which `divergence` is 0; None: nowhere.
       ignore_index: a token where all quantities are 0, wherever it stands.
@@ -319,7 +321,8 @@ def _stats(
 
     def step(_: None, chunk: tuple[jax.Array, ...]) -> tuple[None, DivergenceStats]:
         hidden, teacher_hidden, tokens = chunk
-        student, teacher = logits_of(hidden, student_head), logits_of_several(teacher_hidden, teacher_head)
+        student = logits_of(hidden, student_head)
+        teacher = teacher_logits(teacher_hidden, teacher_head, student.shape[-1])
         return None, _stats_of_logits(options, student, teacher, tokens)
 
     there = None if weights is None else weights != 0
@@ -341,7 +344,7 @@ def _stats_and_gradients(
     def step(head_gradient: jax.Array, chunk: tuple[Any, ...]) -> tuple[jax.Array, tuple[DivergenceStats, jax.Array]]:
         hidden, teacher_hidden, tokens, *weighting = chunk
         logits, pull = jax.vjp(lambda x: logits_of(x, student_head), hidden)
-        teacher = logits_of_several(teacher_hidden, teacher_head)
+        teacher = teacher_logits(teacher_hidden, teacher_head, logits.shape[-1])
         stats, gradient = _stats_and_logits_gradient(options, logits, teacher, tokens, *weighting)
         return add_head_gradient(head_gradient, hidden, gradient), (stats, pull(gradient)[0])
 

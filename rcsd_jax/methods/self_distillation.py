@@ -30,7 +30,8 @@ def loss_and_sums(
       loss: scalar float32, sum_t weights_t D_t over the taught rows.
       sums: results of `contract.total` over the tokens that the loss counts, and `token_loss` [R, T] of `contract.counted`.
     """
-    assert scored.teacher_hidden is not None and scored.teacher_head is not None, "this method has a teacher"
+    teacher = scored.teacher_hidden if completions.known is None else completions.known
+    assert teacher is not None, "this method has a teacher"
     heads = scored.student_head, scored.teacher_head
     student_head, teacher_head = jax.tree.map(lambda x: x[:, : options.shared_tokens], heads)
     if options.shared_tokens is not None:  # a token that one of the two does not have says nothing of their distance
@@ -39,7 +40,7 @@ def loss_and_sums(
     loss, scores = losses.weighted_divergence_from_hidden(
         scored.student_hidden,
         student_head,
-        scored.teacher_hidden,
+        teacher,
         teacher_head,
         completions.tokens,
         weights.taught_rows,
@@ -58,7 +59,7 @@ def loss_and_sums(
     of_parts = {
         "divergence": scores.divergence,
         "student_entropy": scores.student_entropy,
-        "teacher_entropy": scores.teacher_entropy,
+        **({} if completions.known is not None else {"teacher_entropy": scores.teacher_entropy}),
     }
     logged = {
         "teacher_advantage": scores.teacher_log_probs - scores.student_log_probs,

@@ -243,6 +243,10 @@ def _teacher(config: Settings, student: opened_model.Model, mesh: jax.sharding.M
     Raises:
       UserError: there are several, its shape is not known, or the mesh does not fit it.
     """
+    if config.teacher_weights == "endpoint":
+        problem, value = "a teacher at an endpoint is not planned", config.teacher_endpoint.model
+        remedy = "leave it out: the plan with the student's own teacher has more work and as much memory"
+        raise UserError(problem, field="teacher_endpoint.model", value=value, remedy=remedy)
     if len(config.teacher.own) > 1:
         remedy = "name the largest as teacher.path; the others take their weights' memory more"
         raise UserError("the planner plans one teacher", field="teacher.paths", value=config.teacher.own, remedy=remedy)

@@ -83,7 +83,8 @@ def has_weights(config: Settings, workdir: AnyPath) -> bool:
     """Whether `scored_completions` finds what it reads in a run's folder."""
     averaged = config.teacher_weights == "ema"
     trained = (workdir / "export").exists() or (workdir / "adapter").exists()
-    return trained and (not averaged or checkpoints.newest_step(workdir / "checkpoints") > 0)
+    here = config.teacher_weights != "endpoint"  # a teacher that can be asked again on these devices
+    return trained and here and (not averaged or checkpoints.newest_step(workdir / "checkpoints") > 0)
 
 
 def scored_by(

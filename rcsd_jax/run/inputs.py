@@ -17,7 +17,7 @@ from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles.encode import say_where_system_turns_go
 from rcsd_jax.roles.opened_model import Model, open_model
 from rcsd_jax.roles.own_teacher import Teachers, open_teacher, teacher_of
-from rcsd_jax.run import recipe
+from rcsd_jax.run import endpoint_teacher, recipe
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.evaluation import check_budget
 from rcsd_jax.run.rows import AT_START, Rows
@@ -47,6 +47,8 @@ def open_inputs(
         if one.model.tokenizer.chat_template != model.tokenizer.chat_template:
             whose = f"the teacher {name}'s" if name else "the teacher's"
             say(f"{whose} chat template differs from the student's, which its prompts have")
+    if config.teacher_weights == "endpoint":
+        endpoint_teacher.endpoint_of(config, model.decoder.config.vocab_size)  # for its errors
     reading = config.reading(require=config.required_fields, say=say, tell=lambda account: say(account.line()))
     recipe.rollout_options(config, model)  # for its errors
     asked_as = config.evaluation_encoding, config.limits, model.tokenizer

@@ -46,6 +46,7 @@ def roles_of(config: Settings, decoder: Decoder, teachers: Teachers = _NONE) -> 
         return Roles(student, own[0] if len(own) == 1 else RoleSeveral(tuple(own)))
     shared = {
         "none": None,
+        "endpoint": None,  # its scores come with the completions
         "fixed": fixed,
         "live": student,
         "ema": dataclasses.replace(student, moving="average"),

@@ -114,7 +114,10 @@ def run_stage(
         if config.model.int8_weights:
             frozen = {"params": quantization.on_mesh(model.decoder.config, params, mesh)}
             network = functools.partial(Network, model.decoder)
-            roles = [*([] if teachers else ["teacher"]), *(["student"] if config.lora.rank else [])]
+            roles = [
+                *([] if config.teacher_weights in ("own", "endpoint") else ["teacher"]),
+                *(["student"] if config.lora.rank else []),
+            ]
             int8 |= compared(network({"params": params}), network(frozen), roles=roles)
             training = training._replace(frozen=training.frozen | {BASE: frozen})
         for of, teacher in teachers.items() if config.teacher.int8_weights else ():

@@ -80,6 +80,16 @@ def stage() -> ConfigDict:
                 guidance=0.0,  # > 0: pushes the teacher's logits further in the direction in which its fields move them, by this factor
                 guidance_by="context",  # all fields at once, or "criteria": each criterion separately, scaled by its weight
             ),
+            # Instead of teacher.path: a model at an OpenAI-compatible endpoint that returns `prompt_logprobs` of token ids, as vLLM does.
+            teacher_endpoint=dict(
+                model="",  # its name there; empty: none
+                base_url="http://localhost:8000/v1",
+                key_variable="",  # the environment variable that holds the key; empty: no key is needed
+                concurrency=16,  # requests at a time
+                timeout_s=600.0,  # of one request
+                retries=8,  # of a request that failed
+                requests_per_minute=config_dict.placeholder(float),  # None: no limit
+            ),
             rubric=dict(
                 source="data",  # the rows' own rubrics, a variant of them, or "written" by a model
                 style="objects",  # how models see rubrics: with titles and weights, or "strings": only descriptions with their classes

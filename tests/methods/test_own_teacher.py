@@ -1,5 +1,6 @@
 """A teacher of its own: the loss is that of log-probabilities that its decoder gives by itself, on the tokens that both have."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from rcsd_jax.losses import DivergenceOptions
+from rcsd_jax.losses import DivergenceOptions, KnownLogProbs
 from rcsd_jax.methods import packed_learning
 from rcsd_jax.methods.contract import LossOptions, PolicyOptions, weigh
 from rcsd_jax.methods.networks import BASE, TEACHER, RoleNetwork, Roles, RoleSeveral
@@ -181,6 +182,37 @@ def test_a_teacher_that_no_completion_names_is_not_run():
     alone = functools.partial(packed_learning.loss_and_gradient, recipe_of(student, teacher, loss, row_lengths=2))
     (_, wanted), _ = jax.jit(alone)(*inputs_of(student, teacher))
     np.testing.assert_array_equal(sums["scored"], wanted["scored"])  # places of rows: as many trips
+
+
+KNOWN = {"sampled token": dict(divergence="sampled_token"), "top-k": dict(top_k=5, tail="bucket", beta=0.5)}
+
+
+@pytest.mark.parametrize("case", [pytest.param(x, marks=[pytest.mark.slow] if x == "top-k" else []) for x in KNOWN])
+def test_a_teacher_whose_log_probabilities_come_from_elsewhere_gives_the_same_loss_and_gradient(case):
+    """Of the sampled token, or of the k likeliest and of the sampled one if it is not among them."""
+    student, teacher = decoder_of(), teacher_of(VOCABULARY)
+    loss = LossOptions(DivergenceOptions(**KNOWN[case]), temperature=1.0, chunk_size=4)
+    state, frozen, completions, weights = inputs_of(student, teacher)
+    recipe = recipe_of(student, teacher, loss, row_lengths=2)
+    function = functools.partial(packed_learning.loss_and_gradient, recipe)
+    (wanted, sums), gradient = jax.jit(function)(state, frozen, completions, weights)
+
+    prompt = completions.teacher_tokens, completions.teacher_mask
+    log_probs = TEMPERATURE * log_probs_of(teacher, frozen[TEACHER], prompt, completions, VOCABULARY)
+    log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
+    sampled, k = np.asarray(completions.samples.tokens)[..., None], loss.divergence.top_k or 0
+    likeliest = np.argsort(-log_probs, axis=-1)[..., :k]
+    tokens = np.concatenate([likeliest, np.where((likeliest == sampled).any(-1, keepdims=True), -1, sampled)], axis=-1)
+    values = np.where(tokens < 0, 0.0, np.take_along_axis(log_probs, np.maximum(tokens, 0), -1))
+    known = KnownLogProbs(jnp.asarray(tokens, jnp.int32), jnp.asarray(values, jnp.float32))
+    recipe = dataclasses.replace(recipe, roles=recipe.roles._replace(teacher=None))
+    function = functools.partial(packed_learning.loss_and_gradient, recipe)
+    (found, others), theirs = jax.jit(function)(state, {}, completions._replace(known=known), weights)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    np.testing.assert_allclose(others["teacher_advantage"], sums["teacher_advantage"], rtol=1e-4, atol=1e-3)
+    assert "teacher_entropy" not in others  # it is not known
+    for a, b in zip(*map(jax.tree.leaves, (gradient, theirs)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4 * max(float(jnp.abs(a).max()), 1e-3))
 
 
 ON_EIGHT = """
