@@ -33,8 +33,8 @@ def whole(known: KnownLogProbs, vocabulary: int) -> jax.Array:
 
     Examples:
       >>> known = KnownLogProbs(jnp.array([[[2, -1]]]), jnp.log(jnp.array([[[0.4, 1.0]]])))
-      >>> jnp.exp(whole(known, 4)).round(4).tolist()
-      [[[0.2, 0.2, 0.4, 0.2]]]
+      >>> (100 * jnp.exp(whole(known, 4))).round().tolist()
+      [[[20.0, 20.0, 40.0, 20.0]]]
     """
     tokens, log_probs = known
     there = tokens >= 0
