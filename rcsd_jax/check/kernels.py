@@ -29,6 +29,8 @@ SHORT, LONG = 256, 1100
 """Tokens of rows that are one block of splash attention, and of a packed row of several blocks."""
 PLACES = 3 * PAGE
 """Of a row of the cache."""
+WINDOW = 150
+"""Tokens that a layer with a window sees, at most."""
 
 LIMITS = {"float32": (1e-4, 2e-4), "bfloat16": (0.02, 0.06)}
 """Largest error of values and of gradients. A value's is relative to the length of its own token's vector, a gradient's to the mean
@@ -45,19 +47,35 @@ def check_kernels(config: DecoderConfig, mesh: jax.sharding.Mesh, *, int8_cache:
       drafts: tokens that the run's sampler guesses.
     """
     native = jax.default_backend() == "tpu"
+    kinds, config = _kinds(config), _plain(config)
     with jax.set_mesh(mesh) if native else contextlib.nullcontext():
         if native:
             shares = config, dataclasses.replace(config, layout=sampling_layout(config))
         else:
             shares = _share(config, mesh.shape["tensor"]), _share(config, mesh.shape["fsdp"] * mesh.shape["tensor"])
-        findings = [
-            _whole_sequences(shares[0], native, "splash attention, rows", SHORT),
-            _whole_sequences(shares[0], native, "splash attention, a packed row", LONG),
-        ]
-        for name, tokens in (("paged attention", 1), ("attention of a few tokens", 1 + (drafts or 3))):
-            findings.append(_cached(shares[1], native, name, tokens, int8_cache))
+        findings = []
+        for sliding in kinds:
+            which = ", in a window" if sliding else ""
+            findings += [
+                _whole_sequences(shares[0], native, f"splash attention, rows{which}", SHORT, sliding),
+                _whole_sequences(shares[0], native, f"splash attention, a packed row{which}", LONG, sliding),
+                _cached(shares[1], native, f"attention of one token{which}", 1, int8_cache, sliding),
+                _cached(shares[1], native, f"attention of a few tokens{which}", 1 + (drafts or 3), int8_cache, sliding),
+            ]
         findings.append(_write(shares[1], native, int8_cache, 1 + drafts))
     return findings
+
+
+def _kinds(config: DecoderConfig) -> list[bool | None]:
+    """Of the kinds of layers, whether they have a window; None of a decoder without any."""
+    kinds: list[bool | None] = [None]
+    return [*sorted({kind.sliding for kind in config.kinds})] if config.slides else kinds
+
+
+def _plain(config: DecoderConfig) -> DecoderConfig:
+    """Its heads and its way to attend, with a window that is short enough to matter here."""
+    window = config.window and min(config.window, WINDOW)
+    return dataclasses.replace(config, layer_kinds=(), window=window)
 
 
 def _share(config: DecoderConfig, parts: int) -> DecoderConfig:
@@ -100,17 +118,22 @@ def _segments(rows: int, length: int) -> np.ndarray:
     return ids
 
 
-def _whole_sequences(config: DecoderConfig, native: bool, name: str, length: int) -> Finding:
+def _whole_sequences(
+    config: DecoderConfig, native: bool, name: str, length: int, sliding: bool | None = None
+) -> Finding:
     shards = sharding.row_shards("train")
     rows = max(shards, 2) if length == SHORT else shards
     kernel = dataclasses.replace(config, kernels="pallas" if native else "pallas_interpret", layout="train")
-    ids = jnp.asarray(_segments(rows, length))
+    ids, slides = jnp.asarray(_segments(rows, length)), None if sliding is None else jnp.asarray(sliding)
     shapes = [(rows, heads, length, config.head_dim) for heads in (config.num_heads, *[config.num_kv_heads] * 2)]
 
     @jax.jit
     def compare(ids: jax.Array) -> dict[str, dict[str, jax.Array]]:
         real = (ids != 0)[:, None, :, None]
         mask = attention.segment_mask(ids)
+        if sliding:
+            assert config.window is not None, "sliding layers have one"
+            mask &= attention.near(jnp.broadcast_to(jnp.arange(length), ids.shape), config.window)
         inputs = [_draw(seed, shape, config.dtype) for seed, shape in enumerate(shapes)]
         weight = _draw(3, shapes[0], jnp.float32)
         plainly = functools.partial(attention.masked_attention, mask=mask, scale=config.query_scale)
@@ -125,7 +148,8 @@ def _whole_sequences(config: DecoderConfig, native: bool, name: str, length: int
 
         with jax.default_matmul_precision("highest"):
             exact = outcome(plainly, [x.astype(jnp.float32) for x in inputs])
-        by_kernel = outcome(lambda *inputs: attention.causal_attention(kernel, *inputs, ids, None), inputs)
+        attend = functools.partial(attention.causal_attention, kernel, segment_ids=ids, mask=None, sliding=slides)
+        by_kernel = outcome(attend, inputs)
         names = ("values", "gradient of queries", "gradient of keys", "gradient of values")
         return {
             path: {
@@ -182,7 +206,9 @@ def _index(rows: int, tokens: int) -> jax.Array:
     return jnp.asarray(np.resize([PLACES - tokens, 0, PAGE + 2, 7], rows), jnp.int32)
 
 
-def _cached(config: DecoderConfig, native: bool, name: str, tokens: int, int8: bool) -> Finding:
+def _cached(
+    config: DecoderConfig, native: bool, name: str, tokens: int, int8: bool, sliding: bool | None = None
+) -> Finding:
     if (unused := _not_used(config, name)) is not None:
         return unused
     kernel, rows, context = _by_kernels(config, native)
@@ -193,7 +219,8 @@ def _cached(config: DecoderConfig, native: bool, name: str, tokens: int, int8: b
     def compare(index: jax.Array) -> dict[str, dict[str, jax.Array]]:
         q = _draw(2, (rows, config.num_heads, tokens, config.head_dim), config.dtype)
         kept = _filled(kernel, rows, int8)
-        attend = lambda by, q: cached_attention(by, q, kept, layer, index)
+        slides = None if sliding is None else jnp.asarray(sliding)
+        attend = lambda by, q: cached_attention(by, q, kept, layer, index, slides)
         with jax.default_matmul_precision("highest"):
             exact = attend(plain, q.astype(jnp.float32))
         found = {"kernel": attend(kernel, q), "xla": attend(plain, q)}
@@ -214,8 +241,8 @@ def _write(config: DecoderConfig, native: bool, int8: bool, tokens: int) -> Find
     @jax.jit
     def compare(index: jax.Array) -> jax.Array:
         kept = _filled(kernel, rows, int8)
-        new = [_draw(seed, (rows, config.num_kv_heads, tokens, config.head_dim), config.dtype) for seed in (5, 6)]
-        written = [cache.write(by, kept, *new, kernel.num_layers - 1, index) for by in (kernel, plain)]
+        k, v = (_draw(seed, (rows, config.num_kv_heads, tokens, config.head_dim), config.dtype) for seed in (5, 6))
+        written = [cache.write(by, kept, k, v, kernel.num_layers - 1, index) for by in (kernel, plain)]
         differing = jax.tree.map(lambda x, y: jnp.sum(x != y), *written)
         return jnp.stack(jax.tree.leaves(differing)).sum()
 

@@ -7,6 +7,7 @@ shapes, where there is a plan to compare them with.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -101,7 +102,7 @@ def on_these_devices(config: Settings) -> Here:
         if not config.lora.rank:
             return state
         filled = jax.jit(_with_adapters, out_shardings=shardings_of(setup.abstract).trained)
-        return state.replace(trained=filled(state.trained))
+        return dataclasses.replace(state, trained=filled(state.trained))
 
     return Here(config, plan.mesh, plan, model, setup, first, weights)
 
@@ -194,24 +195,20 @@ def _batch(here: Here) -> Batch:
     tokens = lambda *shape: random.integers(0, here.plan.decoder.vocab_size, shape, dtype=np.int32)
     seen = lambda length: np.arange(length) >= (np.arange(count) % 4)[:, None]
     nothing = np.zeros((count, 0), np.int32)
-    without = Without(
-        np.zeros((count, 0, 0), np.int32),
-        np.zeros((count, 0, 0), bool),
-        np.zeros((count, 0), np.float32),  # type: ignore[arg-type]
-    )
-    whole = Batch(
-        np.arange(count, dtype=np.int32),  # type: ignore[arg-type]
-        np.repeat(tokens(rows, lengths.student_prompt), config.sampling.group, axis=0),  # type: ignore[arg-type]
+    criteria: Any = np.zeros((count, 0, 0), np.int32), np.zeros((count, 0, 0), bool), np.zeros((count, 0), np.float32)
+    arrays: Any = (  # NumPy arrays, until they are on the mesh
+        np.arange(count, dtype=np.int32),
+        np.repeat(tokens(rows, lengths.student_prompt), config.sampling.group, axis=0),
         np.repeat(seen(lengths.student_prompt)[:rows], config.sampling.group, axis=0),
-        tokens(count, teacher),  # type: ignore[arg-type]
+        tokens(count, teacher),
         seen(teacher),
-        tokens(count, TRANSITION if reasons else 0),  # type: ignore[arg-type]
-        nothing,  # type: ignore[arg-type]
-        nothing.astype(bool),  # type: ignore[arg-type]
-        without,
+        tokens(count, TRANSITION if reasons else 0),
+        nothing,
+        nothing.astype(bool),
+        Without(*criteria),
     )
     own = sharding.own_rows(count, here.mesh)
-    return sharding.to_mesh(jax.tree.map(lambda x: x[own], whole), here.mesh)
+    return sharding.to_mesh(jax.tree.map(lambda x: x[own], Batch(*arrays)), here.mesh)
 
 
 # --- sampler and trainer ---------------------------------------------------------------------------------------------
@@ -283,7 +280,11 @@ def check_programs(here: Here, ran: Mapping[str, Ran], chip: Chip | None) -> lis
         if runs:
             each = here.config.train.updates_per_rollout if name == "rollout" else 1
             times[name] = each * sum(times[part] * count for part, count in runs.items())
-    return [_judged(name, one, times.get(name)) for name, one in {**ran, **parts}.items()]
+    findings = [_judged(name, one, times.get(name)) for name, one in {**ran, **parts}.items()]
+    if here.config.teacher.path:
+        stands_in = "the student's first weights stand in for teacher.path"
+        findings.append(Finding("programs", "a teacher of its own", NOT_CHECKED, stands_in))
+    return findings
 
 
 def _judged(name: str, ran: Ran, planned: float | None) -> Finding:
@@ -351,13 +352,14 @@ def _filled(abstract: Any, placement: Any, places: int) -> Any:
     paths = jax.tree_util.tree_leaves_with_path(abstract)
     names = [str(getattr(path[-1], "name", getattr(path[-1], "key", ""))) for path, _ in paths]
     shapes = [(x.shape, x.dtype) for _, x in paths]
-    needed = jax.tree.structure(abstract).flatten_up_to(placement)  # None: the compiler left this argument out
+    structure: Any = jax.tree.structure(abstract)
+    needed = structure.flatten_up_to(placement)  # None: the compiler left this argument out
     used = [number for number, place in enumerate(needed) if place is not None]
     make = lambda: [_array(names[number], *shapes[number], places) for number in used]
     made = dict(zip(used, jax.jit(make, out_shardings=[needed[number] for number in used])(), strict=True))
     nothing = lambda shape, dtype: np.broadcast_to(np.zeros((), dtype), shape)  # takes no memory
     arrays = [made[number] if number in made else nothing(*shapes[number]) for number in range(len(names))]
-    return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+    return jax.tree.unflatten(structure, arrays)
 
 
 def _array(name: str, shape: tuple[int, ...], dtype: Any, places: int) -> jax.Array:

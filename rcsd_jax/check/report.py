@@ -35,8 +35,8 @@ def print_table(console: Console, findings: Sequence[Finding], *, title: str) ->
     for finding in findings:
         part = "" if finding.part == before else finding.part
         before = finding.part
-        verdict = rich.text.Text(finding.verdict, style=_STYLES[finding.verdict])
-        table.add_row(part, finding.name, verdict, finding.measured, finding.expected)
+        shown = rich.text.Text(finding.verdict, style=_STYLES[finding.verdict])
+        table.add_row(part, finding.name, shown, finding.measured, finding.expected)
     console.print(table)
     verdict = total(findings)
     console.print(f"verdict: {verdict}; {_SAID[verdict]}", style=_STYLES[verdict], soft_wrap=True)

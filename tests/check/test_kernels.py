@@ -1,5 +1,6 @@
 """Right kernels pass, interpreted; a kernel that is made wrong is found: in its values, in its gradients only, in what it writes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 
 from rcsd_jax.check import kernels as checked
 from rcsd_jax.check.finding import FAILED, NOT_CHECKED, OK
-from rcsd_jax.models import cached_attention, sharding
+from rcsd_jax.models import attention, cached_attention, sharding
 from rcsd_jax.models import cache as cache_module
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.kernels import few_queries, splash
@@ -41,6 +42,16 @@ def test_bfloat16_is_held_to_its_own_rounding():
     assert found.verdict == OK and 1e-3 < found.numbers["kernel"]["values"] < checked.LIMITS["bfloat16"][0]
 
 
+@pytest.mark.parametrize("window, verdict", [(20, OK), (21, FAILED)])
+def test_a_window_is_that_of_the_model(window, verdict, monkeypatch):
+    """The kernels are given a window of 20 tokens, or by mistake of 21."""
+    monkeypatch.setattr(checked, "WINDOW", 20)
+    right = attention.splash_attention
+    monkeypatch.setattr(attention, "splash_attention", lambda *a, **kw: right(*a, **kw | {"window": window}))
+    config = checked._plain(dataclasses.replace(NARROW, window=4096))
+    assert checked._whole_sequences(config, False, "rows", checked.SHORT, True).verdict == verdict
+
+
 def test_heads_for_which_there_is_no_kernel():
     assert checked._cached(NARROW, False, "paged", 1, False).verdict == NOT_CHECKED
     assert checked._write(NARROW, False, False, 1).verdict == NOT_CHECKED
@@ -56,15 +67,15 @@ def test_wrong_values_of_one_head_are_found(monkeypatch):
 def test_wrong_gradients_are_found_though_values_are_right(monkeypatch):
     right = splash.attend
 
-    def attend(q, k, v, ids, **settings):
+    def attend(q, k, v, *rest, **settings):
         function = functools.partial(right, **settings)
 
         @jax.custom_vjp
         def wrong(q, k, v):
-            return function(q, k, v, ids)
+            return function(q, k, v, *rest)
 
         def backward(inputs, gradient):
-            of_q, of_k, of_v = jax.vjp(lambda *x: function(*x, ids), *inputs)[1](gradient)
+            of_q, of_k, of_v = jax.vjp(lambda *x: function(*x, *rest), *inputs)[1](gradient)
             return of_q, of_k * 1.02, of_v
 
         wrong.defvjp(lambda *inputs: (wrong(*inputs), inputs), backward)
@@ -80,7 +91,7 @@ def test_wrong_gradients_are_found_though_values_are_right(monkeypatch):
 def test_a_kernel_that_sees_a_place_too_few_is_found(tokens, monkeypatch):
     module, name = (cached_attention, "_single") if tokens == 1 else (few_queries, "attend")
     right = getattr(module, name)
-    late = lambda q, k, v, index, layer, *, scale: right(q, k, v, jnp.maximum(index - 1, 0), layer, scale=scale)
+    late = lambda q, k, v, index, *rest, scale: right(q, k, v, jnp.maximum(index - 1, 0), *rest, scale=scale)
     monkeypatch.setattr(module, name, late)
     assert checked._cached(WIDE, False, "cached", tokens, False).verdict == FAILED
 

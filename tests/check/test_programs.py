@@ -58,7 +58,7 @@ def test_a_sampler_that_differs_is_found(here, monkeypatch):
     monkeypatch.setattr(
         self_attention,
         "cached_attention",
-        lambda config, q, cache, layer, index: right(config, q, cache, layer, index - 1),
+        lambda config, q, cache, layer, index, sliding=None: right(config, q, cache, layer, index - 1, sliding),
     )
     with jax.set_mesh(here.mesh):
         draw = jit_step(here.setup.recipe, shardings_of(here.setup.abstract)).draw
@@ -112,7 +112,7 @@ def test_any_run_has_a_small_one(variant):
     config.judge.model = "judge"
     config.train.steps, config.train.epochs = 40, 0.0
     batches = 1 if config.sampling.source == "reference" else 20
-    config.train.batches_per_rollout, config.train.passes_per_rollout = batches, 2
+    config.train.batches_per_rollout, config.train.passes_per_rollout = batches, min(batches, 2)
     whole = settings(config)
     few = small.small(whole)
     assert few.sampling.max_new_tokens == small.COMPLETION and few.train.updates_per_rollout == min(batches, 2)
