@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from rcsd_jax.evaluate.questions import Questions
 from rcsd_jax.host import multihost
 from rcsd_jax.host.console import Console, say_once
 from rcsd_jax.host.files import AnyPath, as_path, write_json
@@ -35,7 +37,9 @@ from rcsd_jax.run.int8_divergence import described, int8_divergence
 from rcsd_jax.run.judge import judges_of
 from rcsd_jax.run.loop import train_loop
 from rcsd_jax.run.rows import AT_START
+from rcsd_jax.run.tracking import scores, tracked
 from rcsd_jax.run.workdir import claimed, from_main_if_written
+from rcsd_jax.settings import keys
 from rcsd_jax.settings.unpack import unpack
 
 
@@ -77,12 +81,19 @@ def run_stage(
         if changed:
             told = multihost.from_main(lambda: starts.apply(workdir, given.to_dict()))
             console.print(f"{name}: goes on with another config: {told}", soft_wrap=True)
+        run = run._replace(track=closing.enter_context(tracked(run, keys.flat(given))))
 
         console.print(f"{name}: loading weights of {model.directory}", soft_wrap=True)
         params = load_weights(model, mesh)
         sampler = run.sampler(model, config.eval.batch_size)
+
+        def evaluated(label: str, asked: Mapping[str, Questions], variables: Any, step: int) -> dict[str, Any]:
+            found = evaluate_role(label, asked, model, sampler.with_weights(variables), run)
+            run.track(step, scores("teacher" if label == "teacher" else "student", found))
+            return found
+
         evaluation: dict[str, Any] = {
-            role: evaluate_role(role, questions[role], model, sampler.with_weights({"params": params}), run)
+            role: evaluated(role, questions[role], {"params": params}, 0)
             for role in ("base", "teacher")
             if role in questions
         }
@@ -95,7 +106,7 @@ def run_stage(
 
         def evaluate_at(step: int, state: TrainState) -> None:
             asked = {s: questions["trained"][s] for s in config.eval.every_splits or questions["trained"]}
-            evaluate_role(f"step_{step}", asked, model, sampler.with_weights(student(state)), run)
+            evaluated(f"step_{step}", asked, student(state), step)
 
         int8 = {}
         if config.model.int8_weights:
@@ -119,8 +130,7 @@ def run_stage(
         console.print(f"{name}: writing the trained model to {workdir}", soft_wrap=True)
         paths = export(student(state), model, config, workdir)
         if "trained" in questions:
-            trained = sampler.with_weights(student(state))
-            evaluation["trained"] = evaluate_role("trained", questions["trained"], model, trained, run)
+            evaluation["trained"] = evaluated("trained", questions["trained"], student(state), config.train.steps)
         summary = {
             "task": config.task,
             "evaluation": evaluation,
