@@ -107,10 +107,10 @@ def _not_usable(name: str, project: str, problem: str) -> UserError:
 
 
 def scores(role: str, evaluation: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
-    """eval_<role>/<set>/<mode>/<score> -> value, of an evaluation's set -> mode -> scores; without intervals and counts.
+    """eval_<role>/<set>/<mode>/<score> -> value, of an evaluation's set -> mode -> scores; without errors, intervals and counts.
 
     Examples:
-      >>> scores("student", {"eval": {"greedy": {"questions": 8, "accuracy": 0.5, "accuracy_interval": [0.2, 0.8]}}})
+      >>> scores("student", {"eval": {"greedy": {"questions": 8, "accuracy": 0.5, "accuracy_stderr": 0.2}}})
       {'eval_student/eval/greedy/accuracy': 0.5}
     """
     return {
@@ -118,7 +118,7 @@ def scores(role: str, evaluation: Mapping[str, Mapping[str, Mapping[str, Any]]])
         for split, modes in evaluation.items()
         for mode, found in modes.items()
         for name, value in found.items()
-        if isinstance(value, int | float) and name != "questions"
+        if isinstance(value, int | float) and name not in ("questions", "samples") and not name.endswith("_stderr")
     }
 
 
