@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dry_run", metavar="FOLDER", help="write the files there, and upload nothing")
     parser.add_argument("--adapter", action="store_true", help="share the adapter even if there is a merged model")
     parser.add_argument("--private", action="store_true", help="make the new repository private")
+    parser.add_argument("--base", default="", metavar="OWNER/NAME", help="of the base model, if the run read a folder")
     parser.add_argument("--license", default="", metavar="ID", help="such as apache-2.0, if the base does not say it")
     parser.add_argument("--noreport", action="store_true", help="leave out report.html, which shows rows of the data")
     parser.add_argument(
@@ -45,7 +46,7 @@ def _share(flags: argparse.Namespace, console: Console) -> None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", flags.to):
         raise UserError("not the name of a repository", field="--to", value=flags.to, remedy="write OWNER/NAME")
     workdir = as_path(flags.workdir)
-    facts = facts_of(workdir, adapter=flags.adapter, license=flags.license)
+    facts = facts_of(workdir, adapter=flags.adapter, base=flags.base, license=flags.license)
     report = None if flags.noreport else _report(workdir, facts.folder)
     if report is None and not flags.noreport:
         console.print(f"no report.html: python -m rcsd_jax.report {workdir} writes it", soft_wrap=True)
@@ -53,7 +54,7 @@ def _share(flags: argparse.Namespace, console: Console) -> None:
         told = f"{facts.base} does not say its license: pass --license=ID, or add 'license:' to README.md"
         console.print(told, soft_wrap=True)
     if facts.adapter and not facts.on_hub:
-        told = f"the base {facts.base} is a folder: name its hub id in adapter_config.json, or nobody finds it"
+        told = f"the base {facts.base} is a folder, which nobody finds: pass --base=OWNER/NAME"
         console.print(told, soft_wrap=True)
     if flags.dry_run:
         folder = Path(flags.dry_run).absolute()

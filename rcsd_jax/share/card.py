@@ -131,7 +131,8 @@ def _scores(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def _training(facts: Facts) -> list[str]:
-    data = ", ".join(f"`{path}`" for path in facts.data)
+    world = "the embedded world, " if facts.config["data.source"] == "world" else ""
+    data = world + ", ".join(f"`{path}`" for path in facts.data)
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     rows = [f"| `{key}` | `{_cell(value)}` |" for key, value in facts.changed.items()]
     return [

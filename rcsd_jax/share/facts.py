@@ -61,12 +61,13 @@ class Facts(NamedTuple):
     versions: Mapping[str, str]
 
 
-def facts_of(workdir: AnyPath, *, adapter: bool = False, license: str = "") -> Facts:
+def facts_of(workdir: AnyPath, *, adapter: bool = False, base: str = "", license: str = "") -> Facts:
     """The facts about the model that a run trained; of several stages, about the last one's.
 
     Args:
       workdir: of a job, or of one stage.
       adapter: share the adapter even if there is a merged model.
+      base: the base model's hub id, if the run read it from a folder.
       license: the license's id, if the base does not say it.
 
     Raises:
@@ -84,7 +85,7 @@ def facts_of(workdir: AnyPath, *, adapter: bool = False, license: str = "") -> F
     config, standard = keys.flat(keys.with_defaults(read_json(folder / "config.json"))), keys.flat(keys.stage())
     shown = {key: without_folders(value) for key, value in config.items()}
     origin = _origin(config["model.path"])
-    base, on_hub = _name_of(origin)
+    base, on_hub = (base, True) if base else _name_of(origin)
     starts = provenance.starts(folder)
     return Facts(
         folder=folder,

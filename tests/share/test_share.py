@@ -140,6 +140,18 @@ def test_an_adapter_names_its_base_at_the_hub(workdir, tmp_path, capsys, monkeyp
     )
 
 
+def test_a_base_that_was_a_folder_can_be_named(workdir, tmp_path, capsys):
+    told, _ = share(capsys, workdir, "--to=me/adapter", f"--dry_run={tmp_path / 'one'}", "--adapter").splitlines()
+    assert told == "the base small-base is a folder, which nobody finds: pass --base=OWNER/NAME"
+    named = ["--adapter", "--base=small/small-base"]
+    out = share(capsys, workdir, "--to=me/adapter", f"--dry_run={tmp_path / 'two'}", *named)
+    assert "is a folder" not in out
+    fields = json.loads((tmp_path / "two" / "adapter_config.json").read_text())
+    assert fields["base_model_name_or_path"] == "small/small-base"
+    data = huggingface_hub.ModelCard.load(tmp_path / "two" / "README.md").data
+    assert (data.base_model, data.license_name) == ("small/small-base", "small")  # the folder's own license
+
+
 def test_an_unknown_license_is_left_to_the_user_in_one_line(workdir, base, tmp_path, capsys):
     (base / "README.md").unlink()
     out = share(capsys, workdir, "--to=me/my-model", f"--dry_run={tmp_path / 'out'}", "--noreport")
