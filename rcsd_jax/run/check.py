@@ -17,6 +17,7 @@ from rcsd_jax.run.evaluate_model import questions_of
 from rcsd_jax.run.inputs import check_positions, counted, open_inputs, positions_of
 from rcsd_jax.run.judge import endpoint_of
 from rcsd_jax.run.rows import Rows
+from rcsd_jax.run.tracking import check_installed
 from rcsd_jax.settings.stage import Settings
 
 
@@ -32,6 +33,7 @@ def check_stage(config: Settings, console: Console, name: str = "", *, earlier: 
     Raises:
       UserError: any error that the stage would raise before it loads weights.
     """
+    check_installed(config, name)
     name = name or "run"
     mesh = sharding.make_mesh(**config.mesh)
     waits = lambda path: any(path.startswith(f"{folder}/") for folder in earlier) and not as_path(path).exists()

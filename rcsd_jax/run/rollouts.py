@@ -59,12 +59,12 @@ class Programs(NamedTuple):
 
     Attributes:
       begin: (state, data, first update, place of the data) -> the rollout that begins there.
-      update: (state, rollout, update's number) -> (state, metrics).
+      update: (state, rollout, update's number) -> (state, metrics, the completions that it learned from).
       again: (state, what a checkpoint holds, data) -> the rollout that it holds.
     """
 
     begin: Callable[[TrainState, Encoded, int, int], Rollout]
-    update: Callable[[TrainState, Rollout, int], tuple[TrainState, dict[str, Any]]]
+    update: Callable[[TrainState, Rollout, int], tuple[TrainState, dict[str, Any], Completions]]
     again: Callable[[TrainState, Kept, Encoded], Rollout]
 
 
@@ -111,17 +111,17 @@ def programs_of(setup: Setup, model: Model, run: Run, examples: Mapping[str, Exa
         metrics = [of_batch | of_all for of_batch in metrics]
         return rollout._replace(completions=completions, metrics=tuple(metrics), seconds=seconds)
 
-    def update(state: TrainState, rollout: Rollout, number: int) -> tuple[TrainState, dict[str, Any]]:
+    def update(state: TrainState, rollout: Rollout, number: int) -> tuple[TrainState, dict[str, Any], Completions]:
         since = {"updates_since_rollout": number - rollout.first}
         if rollout.completions is None:
-            state, metrics, _ = step.train_step(state, frozen, *prompts(rollout.data))
-            return state, metrics | since
+            state, metrics, completions = step.train_step(state, frozen, *prompts(rollout.data))
+            return state, metrics | since, completions
         batch = batch_number(rollout, number, config)
         completions = rollout.completions
         if dealt["batches"] > 1:
             completions = batch_of(completions, np.int32(batch))
         state, metrics = step.learn(state, frozen, completions)
-        return state, metrics | rollout.metrics[batch] | since
+        return state, metrics | rollout.metrics[batch] | since, completions
 
     def again(state: TrainState, kept: Kept, data: Encoded) -> Rollout:
         like = jax.eval_shape(step.draw, state, frozen, *prompts(data))[0]

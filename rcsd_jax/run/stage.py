@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from rcsd_jax.evaluate.questions import Questions
 from rcsd_jax.host import multihost
 from rcsd_jax.host.console import Console, say_once
 from rcsd_jax.host.files import AnyPath, as_path, write_json
@@ -37,7 +39,10 @@ from rcsd_jax.run.judge import judges_of
 from rcsd_jax.run.loop import train_loop
 from rcsd_jax.run.recipe import frozen_name
 from rcsd_jax.run.rows import AT_START
+from rcsd_jax.run.tracking import scores, tracked
 from rcsd_jax.run.workdir import claimed, from_main_if_written
+from rcsd_jax.sampling.sampler import Sampler
+from rcsd_jax.settings import keys
 from rcsd_jax.settings.unpack import unpack
 
 
@@ -79,6 +84,7 @@ def run_stage(
         if changed:
             told = multihost.from_main(lambda: starts.apply(workdir, given.to_dict()))
             console.print(f"{name}: goes on with another config: {told}", soft_wrap=True)
+        run = run._replace(track=closing.enter_context(tracked(run, keys.flat(given))))
 
         console.print(f"{name}: loading weights of {model.directory}", soft_wrap=True)
         params = load_weights(model, mesh)
@@ -93,8 +99,14 @@ def run_stage(
             samplers["teacher"] = of_teacher.with_weights(plain_teachers[frozen_name(of)])
         digests = {of: multihost.from_main(functools.partial(weights_digest, one)) for of, one in teachers.items()}
         training = training._replace(frozen=training.frozen | plain_teachers, teachers=digests)
+
+        def evaluated(label: str, asked: Mapping[str, Questions], by: Sampler, step: int) -> dict[str, Any]:
+            found = evaluate_role(label, asked, model, by, run)
+            run.track(step, scores("teacher" if label == "teacher" else "student", found))
+            return found
+
         evaluation: dict[str, Any] = {
-            role: evaluate_role(role, questions[role], model, samplers[role], run)
+            role: evaluated(role, questions[role], samplers[role], 0)
             for role in ("base", "teacher")
             if role in questions
         }
@@ -107,7 +119,7 @@ def run_stage(
 
         def evaluate_at(step: int, state: TrainState) -> None:
             asked = {s: questions["trained"][s] for s in config.eval.every_splits or questions["trained"]}
-            evaluate_role(f"step_{step}", asked, model, sampler.with_weights(student(state)), run)
+            evaluated(f"step_{step}", asked, sampler.with_weights(student(state)), step)
 
         int8: dict[str, dict[str, float]] = {}
         compared = functools.partial(int8_divergence, data=rows.first, config=config, model=model, mesh=mesh)
@@ -144,7 +156,7 @@ def run_stage(
         paths = export(student(state), model, config, workdir)
         if "trained" in questions:
             trained = sampler.with_weights(student(state))
-            evaluation["trained"] = evaluate_role("trained", questions["trained"], model, trained, run)
+            evaluation["trained"] = evaluated("trained", questions["trained"], trained, config.train.steps)
         summary = {
             "task": config.task,
             "evaluation": evaluation,

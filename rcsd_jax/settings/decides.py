@@ -53,6 +53,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "model.remat", "model.kernels", "data.pad_to", "data.tfds_dir", "rubric.batch_size", "sampling.slots",
         "sampling.draft_tokens",
         "loss.chunk_size", "train.microbatches", "train.row_lengths", "train.split_rows", "train.log_every", "checkpoint.every", "checkpoint.keep",
+        "log.wandb", "log.mlflow", "log.trackio", "log.completions_every",
         "mesh.data", "mesh.group", "mesh.fsdp", "mesh.tensor",
         "eval.every", "eval.every_splits", "eval.batch_size",
         "teacher_endpoint.key_variable", "teacher_endpoint.concurrency", "teacher_endpoint.timeout_s", "teacher_endpoint.retries",

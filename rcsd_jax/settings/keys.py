@@ -199,6 +199,12 @@ def stage() -> ConfigDict:
             ),
             # every: steps between checkpoints; keep: how many are kept.
             checkpoint=dict(every=20, keep=2),
+            log=dict(  # trackers besides `metrics.jsonl` and TensorBoard; an empty name: not logged there
+                wandb="",  # PROJECT or ENTITY/PROJECT of Weights & Biases
+                mlflow="",  # the experiment, at MLFLOW_TRACKING_URI
+                trackio="",  # the project
+                completions_every=50,  # steps between tables of completions that trackers get; 0: none
+            ),
             # Sizes of the axes; `models.sharding.LAYOUTS` says what they split. -1: all remaining devices.
             mesh=dict(data=1, group=1, fsdp=-1, tensor=1),
             eval=dict(

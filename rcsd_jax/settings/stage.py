@@ -17,6 +17,7 @@ from rcsd_jax.data.sources import Reading
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.evaluate.settings import EvaluationSettings, RewardSettings
 from rcsd_jax.host import checks
+from rcsd_jax.host.trackers import CLIENTS
 from rcsd_jax.judge.settings import JudgeChoice
 from rcsd_jax.judge.teacher_settings import TeacherEndpoint
 from rcsd_jax.methods import METHODS
@@ -84,6 +85,24 @@ class CheckpointSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """The section `log`; `settings/keys.py` says what each key means."""
+
+    wandb: str
+    mlflow: str
+    trackio: str
+    completions_every: int
+
+    def __post_init__(self) -> None:
+        checks.at_least_zero(self, "completions_every")
+
+    @property
+    def trackers(self) -> Mapping[str, str]:
+        """Name -> project of the trackers in use."""
+        return {name: project for name in CLIENTS if (project := getattr(self, name))}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of a stage by subject: a field for every section of its config.
 
@@ -111,6 +130,7 @@ class Settings:
     optimizer: OptimizerSettings
     train: TrainSettings
     checkpoint: CheckpointSettings
+    log: LogSettings
     mesh: Mapping[str, Any]
     eval: EvaluationSettings
     export: ExportSettings
