@@ -37,7 +37,9 @@ from rcsd_jax.plan.compiler import Compilation, Memory
 from rcsd_jax.plan.measure import Measured
 from rcsd_jax.plan.programs import TRANSITION, WHOLE, Plan, Program
 from rcsd_jax.roles.opened_model import Model, load_weights
+from rcsd_jax.roles.own_teacher import in_int8
 from rcsd_jax.run import training_state
+from rcsd_jax.run.recipe import frozen_name
 from rcsd_jax.run.training_state import Setup
 from rcsd_jax.settings.stage import Settings
 
@@ -89,7 +91,12 @@ def on_these_devices(config: Settings) -> Here:
     model = Model(Decoder(plan.decoder), None, (), 0, Path(config.model.path).expanduser())
     with jax.set_mesh(plan.mesh):
         params, weights = _params(model, plan.mesh)
-        setup = training_state.setup(model, params, config, plan.mesh)
+        teachers, _ = planner.own_teacher(config, model, plan.mesh)
+        setup = training_state.setup(model, params, config, plan.mesh, teachers)
+        for name, one in teachers.items():
+            own: dict[str, Any] = {"params": _params(one.model, plan.mesh, sharding.SPREAD_RULES)[0]}
+            own = in_int8(one, own, plan.mesh) if config.teacher.int8_weights else own
+            setup = setup._replace(frozen=setup.frozen | {frozen_name(name): own})
         if config.model.int8_weights:
             int8 = quantization.on_mesh(plan.decoder, params, plan.mesh)
             setup = setup._replace(frozen=setup.frozen | {BASE: {"params": int8}})
@@ -107,12 +114,14 @@ def on_these_devices(config: Settings) -> Here:
     return Here(config, plan.mesh, plan, model, setup, first, weights)
 
 
-def _params(model: Model, mesh: jax.sharding.Mesh) -> tuple[Any, str]:
+def _params(
+    model: Model, mesh: jax.sharding.Mesh, rules: Mapping[str, Any] = sharding.DEFAULT_RULES
+) -> tuple[Any, str]:
     directory, config = model.directory, model.decoder.config
     if directory.is_dir() and any(directory.glob("*.safetensors")):
-        return load_weights(model, mesh), f"weights of {directory}"
+        return load_weights(model, mesh, rules), f"weights of {directory}"
     make = functools.partial(init_params, config)
-    return jax.jit(make, out_shardings=param_shardings(config, mesh))(jax.random.key(0)), "random weights"
+    return jax.jit(make, out_shardings=param_shardings(config, mesh, rules))(jax.random.key(0)), "random weights"
 
 
 def _with_adapters(trained: Any) -> Any:

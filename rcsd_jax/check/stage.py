@@ -24,7 +24,7 @@ from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.sharding import make_mesh
 from rcsd_jax.plan import chips
 from rcsd_jax.plan.model_flops import parameters
-from rcsd_jax.plan.programs import decoder_config
+from rcsd_jax.plan.programs import decoder_config, own_teacher
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run import training_state
 from rcsd_jax.settings.stage import Settings
@@ -119,7 +119,8 @@ def _room(shape: DecoderConfig, config: Settings) -> Room:
     one = make_mesh(devices=jax.devices()[:1])  # only shapes are asked for
     params = abstract_params(shape)
     model = Model(Decoder(shape), None, (), 0, Path(config.model.path))
-    state = training_state.setup(model, params, config, one).abstract
+    teachers, _ = own_teacher(config, model, one)
+    state = training_state.setup(model, params, config, one, teachers).abstract
     exports = 0.0
     if config.export.merged or not config.lora.rank:
         exports += parameters(shape) * jnp.dtype(config.export.dtype).itemsize

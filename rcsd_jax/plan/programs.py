@@ -197,7 +197,7 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
     # No program depends on which tokens end a completion, only on how many there are.
     model = opened_model.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
     params = _on(param_shardings(shape, mesh), abstract_params(shape))
-    teachers, of_teacher = _teacher(config, model, mesh)
+    teachers, of_teacher = own_teacher(config, model, mesh)
     setup = training_state.setup(model, params, config, mesh, teachers)
     if config.model.int8_weights:
         int8 = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
@@ -237,7 +237,7 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
     return Plan(shape, scorer, mesh, sizes, config.lora.rank, targets, *held, queue, packed, make.layout, programs)
 
 
-def _teacher(config: Settings, student: opened_model.Model, mesh: jax.sharding.Mesh) -> tuple[Teachers, Frozen]:
+def own_teacher(config: Settings, student: opened_model.Model, mesh: jax.sharding.Mesh) -> tuple[Teachers, Frozen]:
     """A teacher that is another model, and its abstract weights; none if the teacher is the student's own.
 
     Raises:
@@ -258,7 +258,11 @@ def _teacher(config: Settings, student: opened_model.Model, mesh: jax.sharding.M
         if config.teacher.int8_weights:
             params = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
         sizes = {shape.vocab_size, student.decoder.config.vocab_size}
-        opened = OwnTeacher(path, student._replace(decoder=Decoder(shape)), min(sizes) if len(sizes) > 1 else None)
+        opened = OwnTeacher(
+            path,
+            student._replace(decoder=Decoder(shape), directory=Path(path).expanduser()),
+            min(sizes) if len(sizes) > 1 else None,
+        )
         placed = _on(param_shardings(shape, mesh, rules, params), params)
         return {name: opened}, {frozen_name(name): {"params": placed}}
     return {}, {}

@@ -14,6 +14,7 @@ from rcsd_jax.check import programs, small
 from rcsd_jax.check.finding import FAILED, NOT_CHECKED, OK, WARNING, Finding
 from rcsd_jax.check.programs import Ran
 from rcsd_jax.check.stage import rooms, worst
+from rcsd_jax.methods.networks import TEACHER
 from rcsd_jax.methods.state import shardings_of
 from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import self_attention
@@ -131,6 +132,16 @@ def test_room_for_all_stages():
     assert found["stage1"] == found["stage2"]
     assert found["stage1"].exports == 4 * parameters and found["stage1"].keep == 2
     assert 0 <= found["stage1"].checkpoint - 3 * 4 * parameters < 64  # what is trained and two moments
+
+
+def test_a_teacher_that_is_another_model_has_its_weights_and_takes_no_room(here):
+    teacher = dataclasses.replace(here.config.teacher, path=str(tiny.base_directory()), int8_weights=True)
+    config = dataclasses.replace(here.config, teacher=teacher)
+    own = programs.on_these_devices(config)
+    roles = own.setup.recipe.roles
+    assert roles.teacher.frozen == TEACHER and roles.teacher.decoder == roles.student.decoder
+    assert own.setup.frozen[TEACHER]["params"]["layers"]["gate"].qvalue.dtype == jnp.int8
+    assert rooms({"": config}) == rooms({"": here.config})
 
 
 def test_the_worst_of_all_processes_counts():
