@@ -75,6 +75,8 @@ def with_workdir(stage: ConfigDict, workdir: AnyPath) -> ConfigDict:
     stage = stage.copy_and_resolve_references()
     for section, key in (("model", "path"), ("data", "path"), ("rubric", "writer"), ("teacher", "path")):
         stage[section][key] = stage[section][key].replace("{workdir}", str(workdir))
+    for name, path in stage.teacher.paths.items():
+        stage.teacher.paths[name] = path.replace("{workdir}", str(workdir))
     return stage
 
 

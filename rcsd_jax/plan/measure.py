@@ -165,11 +165,11 @@ def measured(
 def _model_flops(plan: Plan, program: Program) -> float | None:
     s = plan.lengths
     if program.name == "teacher scoring":
-        return model_flops.scoring(plan.decoder, program.rows, s.teacher_prompt + s.completion)
+        return model_flops.scoring(plan.teacher, program.rows, s.teacher_prompt + s.completion)
     if program.name == "student forward+backward":
         return model_flops.student(
             plan.decoder, program.rows, s.student_prompt, s.completion, lora_rank=plan.lora_rank,
-            targets=plan.lora_targets,
+            targets=plan.lora_targets, teacher=plan.teacher,
         )  # fmt: skip
     return None
 

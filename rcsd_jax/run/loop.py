@@ -56,9 +56,9 @@ def train_loop(
         return bool(config.eval.every) and step % config.eval.every == 0 and 0 < step < steps
 
     # A checkpoint also holds what the remaining steps depend on. Their random keys follow from seed and step.
-    position = {"seed": config.seed, "data": rows.digest, "rubric_cache": "rubrics.jsonl"}
-    if setup.teacher:
-        position["teacher"] = setup.teacher
+    position: dict[str, Any] = {"seed": config.seed, "data": rows.digest, "rubric_cache": "rubrics.jsonl"}
+    if setup.teachers:
+        position["teachers"] = dict(setup.teachers)
 
     def save(step: int, place: int, rollout: Rollout | None, writer: MetricWriter) -> None:
         """Saves the state of `step`; `rollout`: from which the next step learns, None if that draws its own, from `place` on."""

@@ -19,6 +19,7 @@ from rcsd_jax.evaluate.settings import EvaluationSettings, RewardSettings
 from rcsd_jax.host import checks
 from rcsd_jax.host.trackers import CLIENTS
 from rcsd_jax.judge.settings import JudgeChoice
+from rcsd_jax.judge.teacher_settings import TeacherEndpoint
 from rcsd_jax.methods import METHODS
 from rcsd_jax.methods.optimizer import OptimizerSettings
 from rcsd_jax.methods.settings import LossSettings, PolicySettings
@@ -119,6 +120,7 @@ class Settings:
     data: DataSettings
     student: Role
     teacher: TeacherSettings
+    teacher_endpoint: TeacherEndpoint
     rubric: RubricSettings
     sampling: SamplingSettings
     reward: RewardSettings
@@ -142,10 +144,15 @@ class Settings:
 
     @property
     def teacher_weights(self) -> str:
-        """The teacher's weights: "none" if the method needs no teacher, "own" if they are another model's."""
+        """The teacher's weights: "none" if the method needs no teacher, "own" if they are other models'.
+
+        "endpoint" if it is a model at an endpoint.
+        """
         if not (METHODS[self.method].teacher or self.policy.kl):
             return "none"
-        return "own" if self.teacher.path else self.teacher.weights
+        if self.teacher_endpoint.model:
+            return "endpoint"
+        return "own" if self.teacher.own else self.teacher.weights
 
     @property
     def writes_rubrics(self) -> bool:

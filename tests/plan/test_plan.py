@@ -77,6 +77,12 @@ def test_flops_of_the_model_by_hand():
     assert lora == 2 * (forward - attention) + 3 * attention + 3 * adapters + 3 * head
 
 
+def test_flops_of_a_larger_teacher_are_its_own():
+    student, teacher = shape_of("Qwen/Qwen3-8B"), shape_of("Qwen/Qwen3-32B")
+    own, other = (model_flops.student(student, 1, 2048, 4096, lora_rank=64, teacher=x) for x in (None, teacher))
+    assert other - own == 2 * (5120 - 4096) * 151936 * 4096
+
+
 def test_without_the_compiler_one_line_says_what_to_install(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as u\nfind = u.find_spec\n"
