@@ -26,6 +26,9 @@ DEFAULT_RULES: dict[str, Any] = {
     "mlp": "tensor",
 }
 
+SPREAD_RULES: dict[str, Any] = DEFAULT_RULES | {"embed": ("data", "group", "fsdp")}
+"""As they are stored, weights over all devices: of a large model that only scores, so that data holds no copies."""
+
 SPLIT_RULES: dict[str, Any] = DEFAULT_RULES | {"batch": ("data", "group"), "places": ("fsdp",)}
 
 SAMPLING_RULES: dict[str, Any] = {
