@@ -33,6 +33,17 @@ KINDS = {
     ),
     "qwen3_tied": ("Qwen3", dict(head_dim=8, tie_word_embeddings=True)),
     "qwen2": ("Qwen2", dict(tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1e6))),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        dict(
+            num_hidden_layers=2,
+            head_dim=16,
+            num_experts=8,
+            num_experts_per_tok=3,
+            moe_intermediate_size=24,
+            norm_topk_prob=True,
+        ),
+    ),
     "llama3": ("Llama", dict(rope_parameters=_LLAMA3_ROPE)),
 }
 

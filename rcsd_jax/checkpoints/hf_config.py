@@ -197,8 +197,17 @@ def fields_of_config(config: DecoderConfig, dtype: np.dtype, source: Mapping[str
         positions: dict[str, Any] = {"rope_parameters": {"rope_theta": config.rope_theta, **rope}}
     else:
         positions = {"rope_theta": config.rope_theta, "rope_scaling": rope if scaling else None}
+    mixture: dict[str, Any] = {}
+    if config.num_experts:
+        mixture = {
+            "num_local_experts" if "num_local_experts" in source else "num_experts": config.num_experts,
+            "num_experts_per_tok": config.experts_per_token,
+            "moe_intermediate_size": config.expert_size,
+            "norm_topk_prob": config.renormalised,
+        }
     return {
         **source,
+        **mixture,
         "architectures": [FAMILIES[config.family].architecture],
         "model_type": config.family,
         "vocab_size": config.vocab_size,

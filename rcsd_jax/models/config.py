@@ -14,7 +14,7 @@ from rcsd_jax.models.rope import Llama3Rope
 class DecoderConfig:
     """Static description of a decoder. It is hashable, so `Decoder(config)` can be a static argument of jit."""
 
-    family: str  # of its checkpoints: "qwen3", "qwen2" or "llama"
+    family: str  # of its checkpoints: a `model_type`, such as "qwen3"
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -29,6 +29,11 @@ class DecoderConfig:
     qkv_bias: bool = False
     qk_norm: bool = True
     max_position: int = 40960
+    num_experts: int = 0  # of a layer's feed-forward block; 0: it is dense
+    experts_per_token: int = 0  # that the router chooses
+    expert_size: int = 0  # an expert's intermediate size
+    renormalised: bool = False  # the shares of the chosen experts add up to 1
+    train_router: bool = True  # whether the routers' weights get a gradient
     dtype: Any = jnp.float32  # of activations
     param_dtype: Any = jnp.float32
     remat: str = "none"  # what the backward pass recomputes: a key of `REMAT`

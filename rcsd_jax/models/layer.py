@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import jax
 
-from rcsd_jax.models import feed_forward, self_attention
+from rcsd_jax.models import experts, feed_forward, self_attention
 from rcsd_jax.models.cache import KVCache
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.norm import rms_norm
@@ -22,7 +22,8 @@ Statistics: TypeAlias = dict[str, jax.Array]
 def declared(config: DecoderConfig) -> Declared:
     """The parameters of one layer."""
     norms = {name: scale(config, config.hidden_size) for name in ("input_norm", "post_norm")}
-    table = norms | feed_forward.declared(config) | self_attention.declared(config)
+    block = experts if config.num_experts else feed_forward
+    table = norms | block.declared(config) | self_attention.declared(config)
     # `init_params` makes a parameter's random key from its place here. So the order stays; new parameters go to the end.
     first = ("input_norm", "q", "k", "v", "o", "post_norm")
     return {name: table[name] for name in (*first, *table)}
@@ -40,7 +41,7 @@ def decoder_layer(
     """Applies layer `number` to x [B, T, D]; arguments as in `self_attention.apply`.
 
     Returns:
-      [B, T, D], the extended cache, and what the layer reports besides: nothing, as its blocks are dense.
+      [B, T, D], the extended cache, and what the layer reports besides: see `experts.apply`; nothing if its blocks are dense.
     """
     with jax.named_scope("attention"):
         h = rms_norm(config, x, weights["input_norm"])
@@ -48,5 +49,11 @@ def decoder_layer(
         x = x + attended
     with jax.named_scope("feed_forward"):
         h = rms_norm(config, x, weights["post_norm"])
-        x = x + feed_forward.apply(config, weights, adapters, h)
-    return constrain(x, ("batch", "places", None), LAYOUTS[config.layout]), cache, {}
+        statistics: Statistics = {}
+        if config.num_experts:
+            real = None if tokens.segment_ids is None else tokens.segment_ids != 0
+            y, statistics = experts.apply(config, weights, adapters, h, real)
+        else:
+            y = feed_forward.apply(config, weights, adapters, h)
+        x = x + y
+    return constrain(x, ("batch", "places", None), LAYOUTS[config.layout]), cache, statistics

@@ -53,7 +53,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "model.remat", "model.kernels", "data.pad_to", "data.tfds_dir", "rubric.batch_size", "sampling.slots",
         "sampling.draft_tokens",
         "loss.chunk_size", "train.microbatches", "train.row_lengths", "train.split_rows", "train.log_every", "checkpoint.every", "checkpoint.keep",
-        "mesh.data", "mesh.group", "mesh.fsdp", "mesh.tensor",
+        "mesh.data", "mesh.group", "mesh.fsdp", "mesh.expert", "mesh.tensor",
         "eval.every", "eval.every_splits", "eval.batch_size",
         "judge.key_variable", "judge.second_key_variable", "judge.concurrency", "judge.timeout_s", "judge.retries", "judge.requests_per_minute",
         "judge.tokens_per_minute", "judge.input_price", "judge.output_price", "judge.batch_size",

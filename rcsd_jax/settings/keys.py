@@ -185,7 +185,7 @@ def stage() -> ConfigDict:
             # every: steps between checkpoints; keep: how many are kept.
             checkpoint=dict(every=20, keep=2),
             # Sizes of the axes; `models.sharding.LAYOUTS` says what they split. -1: all remaining devices.
-            mesh=dict(data=1, group=1, fsdp=-1, tensor=1),
+            mesh=dict(data=1, group=1, fsdp=-1, expert=1, tensor=1),
             eval=dict(
                 grader="",  # empty: no evaluation; "world", "boxed" (last \\boxed{} against the reference), "rubric"
                 path="",  # rows held out for evaluation

@@ -32,7 +32,9 @@ KINDS = {
     "qwen3": ("Qwen3Config", {"rope_type": "default", "rope_theta": 500.0}),
     "qwen2": ("Qwen2Config", {"rope_type": "default", "rope_theta": 500.0}),
     "llama": ("LlamaConfig", LLAMA3),
+    "qwen3_moe": ("Qwen3MoeConfig", {"rope_type": "default", "rope_theta": 500.0}),
 }
+OWN_SIZES = {"qwen3_moe": dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, norm_topk_prob=True)}
 ABSENT = object()
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
 NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 77.0}}
@@ -45,7 +47,7 @@ REFUSED = {
     "per_layer_config": [{"0": {"intermediate_size": 12}}], "original_max_position_embeddings": [8],
     "is_causal": [False], "attn_logit_softcapping": [5.0], "auto_map": [{"AutoModelForCausalLM": "modeling.Other"}],
     "rope_parameters.rope_type": ["linear", "dynamic", "yarn", "longrope", "proportional"],
-    "rope_parameters.mrope_section": [[2, 1, 1]], "rope_parameters.attention_factor": [2.0],
+    "mlp_only_layers": [[0]], "decoder_sparse_step": [2], "rope_parameters.mrope_section": [[2, 1, 1]], "rope_parameters.attention_factor": [2.0],
 }  # fmt: skip
 FOLLOWED = {
     "model_type": ["qwen2", "mistral"],
@@ -74,7 +76,9 @@ WITHOUT_EFFECT = {
 def written(kind):
     """config.json as transformers writes it."""
     name, rope = KINDS[kind]
-    return json.loads(getattr(transformers, name)(**SIZES, rope_parameters=rope).to_json_string())
+    return json.loads(
+        getattr(transformers, name)(**SIZES, **OWN_SIZES.get(kind, {}), rope_parameters=rope).to_json_string()
+    )
 
 
 def without_effect(kind):
@@ -149,7 +153,7 @@ def is_refused(directory, key):
     except UserError as error:
         assert error.file == directory / "config.json" and error.remedy and "\n" not in str(error)
         # Where two fields contradict each other, one of them is named.
-        related = ("num_key_value_heads", "layer_types", "rope_scaling")
+        related = ("num_key_value_heads", "num_local_experts", "layer_types", "rope_scaling")
         assert error.field.startswith((key.split(".")[0], *related)) or key == "model_type", error
         return True
     return False
@@ -165,7 +169,7 @@ def test_a_changed_key_is_followed_or_refused(kind, key, tmp_path):
             continue
         model = their_model(tmp_path)
         with torch.no_grad():
-            theirs = model(torch.tensor(TOKENS, dtype=torch.long))[0].numpy()
+            theirs = model(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
         np.testing.assert_allclose(our_logits(tmp_path, model), theirs, rtol=0, atol=1e-4, err_msg=repr(value))
         outcomes.append("followed")
     if key in REFUSED:

@@ -17,6 +17,8 @@ class Family(NamedTuple):
         one over the second. Matrices are stored as [out, in].
       config: fields of config.json -> arguments of `DecoderConfig` that are this family's own.
       followed: the fields that `config` reads.
+      fused: parameter -> (name of a tensor that holds it for all experts of a layer, [experts, out, in], which part of `out` it is,
+        and of how many), where some checkpoints have this in place of a tensor for each expert.
       without_effect: fields of config.json that change no logit in this family; see `hf_config` for those of all families.
     """
 
@@ -25,3 +27,4 @@ class Family(NamedTuple):
     config: Callable[[Fields], dict[str, Any]]
     followed: tuple[str, ...]
     without_effect: tuple[str, ...] = ()
+    fused: Mapping[str, tuple[str, int, int]] = {}
