@@ -31,6 +31,25 @@ class Fields:
             raise self.broken("not a positive whole number", name, value)
         return value
 
+    def size_or_none(self, name: str) -> int | None:
+        """A positive whole number; None if the field is absent."""
+        return None if self.raw.get(name) is None else self.size(name)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.broken("neither true nor false", name, value)
+        return value
+
+    def one_of(self, name: str, choices: Mapping[str, Any], default: str) -> Any:
+        """What a table has for the field's value, if it is among those supported."""
+        value = self.get(name, default)
+        if not isinstance(value, str) or value not in choices:
+            problem, remedy = "is not supported", f"use a checkpoint with one of {', '.join(choices)}"
+            raise UserError(problem, remedy=remedy, file=self.file, field=name, value=value)
+        return choices[value]
+
     def positive(self, name: str, default: Any = _REQUIRED) -> Any:
         """A positive number."""
         return self.check_positive(self.get(name, default), name)

@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 
 from rcsd_jax.checkpoints.directory import read_object, resolve
-from rcsd_jax.checkpoints.families import FAMILIES
+from rcsd_jax.checkpoints.families import FAMILIES, Family
 from rcsd_jax.checkpoints.fields import Fields
+from rcsd_jax.checkpoints.layer_fields import layers
+from rcsd_jax.checkpoints.rope_fields import written_rope
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.models.config import DecoderConfig
-from rcsd_jax.models.rope import Llama3Rope
+from rcsd_jax.models.rope import Rope
 
 # The fields that are read here; a family reads more (`Family.followed`). Beyond these a config.json may have two kinds of
 # fields. First, those that the decoder supports with one value only, unless the family reads them ...
 FOLLOWED = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "layer_types",
+    "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "layer_types",
     "rope_theta", "rope_scaling", "rope_parameters",
 )  # fmt: skip
 ONLY: dict[str, tuple[Any, str]] = {
-    "hidden_act": ("silu", "activation is not supported (only silu is)"),
     "attention_bias": (False, "attention biases are not supported"),
     "mlp_bias": (False, "MLP biases are not supported"),
     "num_experts": (0, "mixtures of experts are not supported"),
@@ -33,6 +34,9 @@ ONLY: dict[str, tuple[Any, str]] = {
     "quantization_config": ({}, "quantised weights are not supported"),
     "use_sliding_window": (False, "sliding-window attention is not supported"),
     "is_encoder_decoder": (False, "encoders are not supported"),
+    "attn_logit_softcapping": (None, "soft-capped attention is not supported"),
+    "final_logit_softcapping": (None, "soft-capped logits are not supported"),
+    "use_bidirectional_attention": (False, "attention to later tokens is not supported"),
 }
 # ... and second, those that change no logit (`Family.without_effect` has more). Any other field is refused: it may change
 # what the model computes.
@@ -46,6 +50,10 @@ WITHOUT_EFFECT = (
     # Notes of other programs.
     "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version",
 )  # fmt: skip
+# How config.json names the activations of `feed_forward.ACTIVATIONS`.
+_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+# Fields of biases -> arguments of `DecoderConfig`.
+_BIASES = {"attention_bias": ("qkv_bias", "o_bias"), "mlp_bias": ("mlp_bias",)}
 
 
 def read_config(
@@ -71,8 +79,7 @@ def config_of_fields(
     raw: Mapping[str, Any], file: Any, *, dtype: Any, param_dtype: Any = None, remat: str = "none"
 ) -> DecoderConfig:
     """Our config from the fields of a config.json; `file` says in errors where they stood. Otherwise as `read_config`."""
-    fields = Fields(raw, file)
-    name = fields.get("model_type")
+    name = Fields(raw, file).get("model_type")
     if name not in FAMILIES:
         raise UserError(
             "architecture is not supported",
@@ -81,135 +88,88 @@ def config_of_fields(
             field="model_type",
             value=name,
         )
+    family = FAMILIES[name]
+    fields = Fields({**family.defaults, **_of_text(raw, family, file)}, file)
     _reject_unsupported(fields, name)
-    theta, scaling = _read_rope(fields)
-    if not isinstance(tied := fields.get("tie_word_embeddings", False), bool):
-        raise fields.broken("neither true nor false", "tie_word_embeddings", tied)
+    heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
     arguments: dict[str, Any] = dict(
         vocab_size=fields.size("vocab_size"),
-        hidden_size=fields.size("hidden_size"),
+        hidden_size=hidden,
         intermediate_size=fields.size("intermediate_size"),
         num_layers=fields.size("num_hidden_layers"),
-        num_heads=fields.size("num_attention_heads"),
-        rope_theta=theta,
-        rope_scaling=scaling,
+        num_heads=heads,
+        num_kv_heads=fields.size("num_key_value_heads", heads),
+        head_dim=fields.size("head_dim", hidden // heads),
         rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
-        tie_embeddings=tied,
+        tie_embeddings=fields.flag("tie_word_embeddings", False),
         max_position=fields.size("max_position_embeddings"),
-        **FAMILIES[name].config(fields),
+        activation=fields.one_of(family.activation, _ACTIVATIONS, "silu"),
+        **family.switches,
     )
-    if arguments["num_heads"] % arguments["num_kv_heads"]:
-        problem = f"does not divide the {arguments['num_heads']} attention heads"
+    for field, names in _BIASES.items():
+        if field in family.followed:
+            arguments |= dict.fromkeys(names, fields.flag(field, False))
+    own = family.config(fields)
+    # A family that says nothing of its layers has one kind.
+    arguments |= own if "rope_theta" in own else own | layers(fields, None, lambda layer: False)
+    if heads % arguments["num_kv_heads"]:
+        problem = f"does not divide the {heads} attention heads"
         raise fields.broken(problem, "num_key_value_heads", arguments["num_kv_heads"])
     param_dtype = dtype if param_dtype is None else param_dtype
     return DecoderConfig(family=name, dtype=dtype, param_dtype=param_dtype, remat=remat, **arguments)
 
 
-def _reject_unsupported(fields: Fields, family: str) -> None:
+def _of_text(raw: Mapping[str, Any], family: Family, file: Any) -> Mapping[str, Any]:
+    """The fields of the text model, and what stands around it but holds for it as well."""
+    if not family.text_config:
+        return raw
+    text = Fields(raw, file).get(family.text_config)
+    if not isinstance(text, dict):
+        raise Fields(raw, file).broken("not an object", family.text_config, text)
+    around = ("tie_word_embeddings", "quantization_config", "bos_token_id", "eos_token_id", "pad_token_id")
+    return {**text, **{name: raw[name] for name in around if raw.get(name) is not None}}
+
+
+def _reject_unsupported(fields: Fields, name: str) -> None:
     """Raises UserError for a field that is unknown, or that has a value which the decoder does not compute."""
-    followed = {*FOLLOWED, *FAMILIES[family].followed}
-    known = {*followed, *ONLY, *WITHOUT_EFFECT, *FAMILIES[family].without_effect}
-    for name, value in fields.raw.items():
+    family = FAMILIES[name]
+    followed = {*FOLLOWED, family.activation, *family.followed}
+    known = {*followed, *ONLY, *WITHOUT_EFFECT, *family.without_effect}
+    for field, value in fields.raw.items():
         if value is None:  # as if it were absent
             continue
-        problem = None
-        if name in ONLY and name not in followed and value != ONLY[name][0]:
-            problem = ONLY[name][1]
-        elif name == "layer_types" and (not isinstance(value, list) or set(value) != {"full_attention"}):
-            problem = "not full attention in every layer: sliding-window and linear attention are not supported"
-        elif name == "layer_types" and len(value) != fields.raw.get("num_hidden_layers"):
-            problem = "not of num_hidden_layers layers"
-        if problem:
-            remedy = "use a dense full-attention checkpoint"
-            raise UserError(problem, remedy=remedy, file=fields.file, field=name, value=value)
-        if name not in known:
+        if field in ONLY and field not in followed and value != ONLY[field][0]:
+            remedy = "use a dense checkpoint without it"
+            raise UserError(ONLY[field][1], remedy=remedy, file=fields.file, field=field, value=value)
+        if field not in known:
             raise UserError(
-                f"a {family} model has no such field, and it may change what the model computes",
+                f"a {name} model has no such field, and it may change what the model computes",
                 remedy="take it out of config.json if it does not",
                 file=fields.file,
-                field=name,
+                field=field,
                 value=value,
             )
 
 
-def _read_rope(fields: Fields) -> tuple[float, Llama3Rope | None]:
-    """(theta, scaling) from transformers 5's `rope_parameters` or the older `rope_theta` and `rope_scaling`.
-
-    If both are there, transformers takes `rope_scaling` for all of `rope_parameters`, so a theta that stands only there is
-    lost. That is followed if it makes no difference, and otherwise refused.
-    """
-    if not fields.raw.get("rope_scaling"):
-        return _read_rope_at("rope_parameters", fields)
-    found = _read_rope_at("rope_scaling", fields)
-    if fields.raw.get("rope_parameters") and _read_rope_at("rope_parameters", fields) != found:
-        raise UserError(
-            "contradicts rope_parameters, in whose place it is taken, rope_theta included",
-            remedy="write it into rope_parameters, or take it out",
-            file=fields.file,
-            field="rope_scaling",
-            value=fields.raw["rope_scaling"],
-        )
-    return found
-
-
-def _read_rope_at(name: str, fields: Fields) -> tuple[float, Llama3Rope | None]:
-    rope = fields.raw.get(name) or {}
-    if not isinstance(rope, dict):
-        raise fields.broken("not an object", name, rope)
-    where = f"{name}.rope_theta" if "rope_theta" in rope else "rope_theta"
-    theta = float(fields.check_positive(rope.get("rope_theta", fields.get("rope_theta", 10000.0)), where))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise UserError(
-            "RoPE scaling is not supported",
-            remedy="use default or llama3, or remove the scaling and stay within the original context length",
-            file=fields.file,
-            field=f"{name}.rope_type",
-            value=kind,
-        )
-    numbers = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    known = {"rope_type", "type", "rope_theta", *(numbers if kind == "llama3" else ())}
-    for key, value in rope.items():
-        whole = key == "partial_rotary_factor" and value == 1.0
-        if key not in known and value is not None and not whole:
-            problem, remedy = f"RoPE of type {kind} has no such field", "take it out of config.json if it has no effect"
-            raise UserError(problem, remedy=remedy, file=fields.file, field=f"{name}.{key}", value=value)
-    if kind == "default":
-        return theta, None
-    factor, low, high, original = (fields.check_positive(rope.get(key), f"{name}.{key}") for key in numbers)
-    return theta, Llama3Rope(factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_position=original)
-
-
 def fields_of_config(config: DecoderConfig, dtype: np.dtype, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of config.json: those of the source, with ours on top. RoPE is written where the source has it.
+    """Fields of config.json: those of the source, with ours on top.
 
-    Without a source RoPE is written in the older place, which transformers 4 and 5 both read.
+    Without a source RoPE is written in the older place, which transformers 4 and 5 both read, if it is the same in all layers.
     """
-    scaling = config.rope_scaling
-    rope: dict[str, Any] = {"rope_type": "default"} if scaling is None else {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_position,
-    }  # fmt: skip
-    if "rope_parameters" in source:
-        positions: dict[str, Any] = {"rope_parameters": {"rope_theta": config.rope_theta, **rope}}
-    else:
-        positions = {"rope_theta": config.rope_theta, "rope_scaling": rope if scaling else None}
-    mixture: dict[str, Any] = {}
-    if config.num_experts:
-        mixture = {
-            "num_local_experts" if "num_local_experts" in source else "num_experts": config.num_experts,
-            "num_experts_per_tok": config.experts_per_token,
-            "moe_intermediate_size": config.expert_size,
-            "norm_topk_prob": config.renormalised,
-        }
+    family, name = FAMILIES[config.family], config.family
+    source = _of_text(source, family, "config.json") if source else {}
+    if family.saved_as:
+        family, name = FAMILIES[family.saved_as], family.saved_as
+    own: dict[str, Any] = {}
+    if not source:
+        rope = written_rope(Rope(config.rope_theta, config.rope_scaling))
+        theta = rope.pop("rope_theta")
+        own = dict(rope_theta=theta, rope_scaling=rope if config.rope_scaling else None, **family.written(config))
+        own |= {field: getattr(config, names[0]) for field, names in _BIASES.items() if field in family.followed}
     return {
         **source,
-        **mixture,
-        "architectures": [FAMILIES[config.family].architecture],
-        "model_type": config.family,
+        "architectures": [family.architecture],
+        "model_type": name,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -217,10 +177,10 @@ def fields_of_config(config: DecoderConfig, dtype: np.dtype, source: Mapping[str
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        family.activation: next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation),
         "rms_norm_eps": config.rms_norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": config.max_position,
-        **positions,
+        **own,
         "dtype" if "dtype" in source else "torch_dtype": str(dtype),
     }

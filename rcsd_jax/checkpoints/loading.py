@@ -59,7 +59,7 @@ def load_model(
     """
     directory = resolve(directory)
     config = read_config(directory, dtype=dtype, param_dtype=param_dtype, remat=remat)
-    stored = taken_apart(config, list_tensors(directory))
+    stored = taken_apart(config, _of_text(FAMILIES[config.family].renamed, list_tensors(directory)))
     _check_tensors(directory, config, stored)
     tensors = tensors_of_model(config)
     on_one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -76,6 +76,19 @@ def load_model(
         return array.block_until_ready()
 
     return config, tree_of(config, place)
+
+
+def _of_text(renamed: Mapping[str, str | None], stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors under the names of `Family.names`, without those of other parts of the checkpoint."""
+
+    def new_name(name: str) -> str | None:
+        found = next((old for old in renamed if name.startswith(old)), None)
+        if found is None:
+            return name
+        new = renamed[found]
+        return None if new is None else new + name.removeprefix(found)
+
+    return {new: tensor for name, tensor in stored.items() if (new := new_name(name)) is not None}
 
 
 def _check_tensors(directory: pathlib.Path, config: DecoderConfig, stored: Mapping[str, StoredTensor]) -> None:

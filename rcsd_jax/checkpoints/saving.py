@@ -5,6 +5,7 @@ One layer of one parameter at a time is fetched and appended to its file. So the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcsd_jax.checkpoints.directory import COMPANIONS, INDEX, read_object, resolve
+from rcsd_jax.checkpoints.families import FAMILIES
 from rcsd_jax.checkpoints.hf_config import fields_of_config
 from rcsd_jax.checkpoints.safetensors import NewTensor, write_file
 from rcsd_jax.checkpoints.tensors import tensors_of_model
@@ -93,6 +95,7 @@ def save_model(
 
 def _pieces(config: DecoderConfig, params: Mapping[str, Any], dtype: Any) -> list[_Piece]:
     pieces = []
+    config = dataclasses.replace(config, family=FAMILIES[config.family].saved_as or config.family)
     declared = declarations(config)
     if len(jax.tree.leaves(params)) != len(declared):
         raise ValueError(f"{len(jax.tree.leaves(params))} parameters given, the config declares {len(declared)}")

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.kernels import splash
@@ -25,6 +26,7 @@ def causal_attention(
     v: jax.Array,
     segment_ids: jax.Array,
     mask: jax.Array | None,
+    sliding: jax.Array | None,
 ) -> jax.Array:
     """Attention of whole sequences by `config.kernels`.
 
@@ -32,7 +34,8 @@ def causal_attention(
       config: of the decoder.
       q: [B, H, T, Hd]; k, v: [B, K, T, Hd], H a multiple of K.
       segment_ids: [B, T] int32; 0 is padding.
-      mask: `segment_mask(segment_ids)`, which only XLA reads.
+      mask: `segment_mask(segment_ids)`, within the window if the layer has one; only XLA reads it.
+      sliding: [] bool, whether the layer has a window; None if no layer has one. Only Pallas kernels read it.
 
     Returns:
       [B, H, T, Hd].
@@ -41,7 +44,17 @@ def causal_attention(
         assert mask is not None, "only other kernels go without it"
         return checkpoint_name(masked_attention(q, k, v, mask, scale=config.query_scale), "attention")
     interpret = config.kernels == "pallas_interpret"
-    return splash_attention(q, k, v, segment_ids, scale=config.query_scale, layout=config.layout, interpret=interpret)
+    return splash_attention(
+        q,
+        k,
+        v,
+        segment_ids,
+        sliding,
+        scale=config.query_scale,
+        window=config.window,
+        layout=config.layout,
+        interpret=interpret,
+    )
 
 
 def of_whole_rows(config: DecoderConfig, x: jax.Array) -> jax.Array:
@@ -74,6 +87,11 @@ def segment_mask(segment_ids: jax.Array) -> jax.Array:
     same = segment_ids[:, None, :] == segment_ids[:, :, None]
     causal = jnp.tril(jnp.ones((segment_ids.shape[1],) * 2, bool))
     return same & causal & (segment_ids != 0)[:, :, None]
+
+
+def near(positions: jax.Array, window: int) -> jax.Array:
+    """[B, T] int32 -> [B, T, T] bool: the key is one of the last `window` tokens up to the query."""
+    return positions[:, :, None] - positions[:, None, :] < window
 
 
 def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, scale: float) -> jax.Array:
@@ -119,19 +137,25 @@ def splash_attention(
     k: jax.Array,
     v: jax.Array,
     segment_ids: jax.Array,
+    sliding: jax.Array | None = None,
     *,
     scale: float,
+    window: int | None = None,
     layout: str = "train",
     interpret: bool = False,
 ) -> jax.Array:
     """The same values as `masked_attention` under `segment_mask`, except at padding; memory is linear in T.
+
+    A window counts places. So no padding may stand inside a segment that is longer than it.
 
     Over a mesh every device runs the kernel on its own rows and heads.
 
     Args:
       q: [B, H, T, Hd]; k, v: [B, K, T, Hd].
       segment_ids: [B, T] int32; padding (0) attends to padding.
+      sliding: [] bool, whether a token sees only the last `window` tokens; None: it sees all before it.
       scale: of the scores.
+      window: tokens, with the token itself.
       layout: of `sharding.LAYOUTS`.
       interpret: run the kernel's interpreter, for devices other than TPUs.
 
@@ -142,11 +166,11 @@ def splash_attention(
     pad = splash.padding(length)
     q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (q, k, v))
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, pad)))
-    kernel = functools.partial(splash.attend, scale=scale, interpret=interpret)
+    kernel = functools.partial(splash.attend, scale=scale, window=window, interpret=interpret)
     if has_mesh():
         rules = _in_attention(LAYOUTS[layout])
         q_spec = spec(("batch", "heads", None, None), rules)
         kv_spec = spec(("batch", "kv_heads", None, None), rules)
-        specs = (q_spec, kv_spec, kv_spec, spec(("batch", None), rules))
+        specs = (q_spec, kv_spec, kv_spec, spec(("batch", None), rules), PartitionSpec())
         kernel = jax.shard_map(kernel, in_specs=specs, out_specs=q_spec, check_vma=False)
-    return kernel(q, k, v, segment_ids)[:, :, :length]
+    return kernel(q, k, v, segment_ids, sliding)[:, :, :length]

@@ -22,25 +22,33 @@ _HEADS_AND_ROWS = ((0, 1), (0, 1))  # batch axes of products with keys and value
 
 
 def cached_attention(
-    config: DecoderConfig, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array
+    config: DecoderConfig,
+    q: jax.Array,
+    cache: KVCache,
+    layer: jax.Array | int,
+    index: jax.Array,
+    sliding: jax.Array | None = None,
 ) -> jax.Array:
     """Grouped-query attention of new tokens to a layer of the cache, which holds their own keys and values already.
 
     Args:
       config: of the decoder; with `kernels` "pallas", few tokens take a kernel if heads fill vector registers.
-      q: [B, H, T, Hd]; row b's token t attends to the places up to index[b] + t.
+      q: [B, H, T, Hd]; row b's token t attends to the places up to index[b] + t, of a sliding layer to the last `config.window`
+        of them.
       cache: [.., B, S, ..], see `KVCache`.
       layer: as in `cache.write`.
       index: [B] int32.
+      sliding: [] bool, whether the layer has a window; None if no layer has one.
 
     Returns:
       [B, H, T, Hd] in the dtype of q.
     """
     q = _scaled(q, cache.k_scale, cache, layer)
+    window = None if sliding is None else jnp.where(sliding, config.window, cache.length)  # of at most all places
     if config.kernels == "pallas" and kernels.takes(q):
-        attended = _by_kernel(config, q, cache, layer, index)
+        attended = _by_kernel(config, q, cache, layer, index, window)
     else:
-        attended = _blocks(config, q, cache, layer, index)
+        attended = _blocks(config, q, cache, layer, index, window)
     return _scaled(attended, cache.v_scale, cache, layer)
 
 
@@ -54,7 +62,14 @@ def _scaled(x: jax.Array, scales: tuple[jax.Array, ...], cache: KVCache, layer: 
     return (grouped.astype(jnp.float32) * scale[:, :, None]).reshape(x.shape).astype(x.dtype)
 
 
-def _blocks(config: DecoderConfig, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array) -> jax.Array:
+def _blocks(
+    config: DecoderConfig,
+    q: jax.Array,
+    cache: KVCache,
+    layer: jax.Array | int,
+    index: jax.Array,
+    window: jax.Array | None,
+) -> jax.Array:
     """Block by block up to the last place in use, with a running maximum and sum (the softmax is exact)."""
     batch, heads, length, head_dim = q.shape
     pool, layer = pool_of(cache, layer)
@@ -77,6 +92,8 @@ def _blocks(config: DecoderConfig, q: jax.Array, cache: KVCache, layer: jax.Arra
         scores = _scores(q, take(keys))  # [K, B, G * T, block]
         place = start + jnp.arange(block)
         seen = (place <= last[..., None]) & (place >= i * block)
+        if window is not None:
+            seen &= place > last[..., None] - window
         scores = jnp.where(seen, scores * config.query_scale, -1e30)
         new_maximum = jnp.maximum(maximum, scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - new_maximum)
@@ -95,7 +112,9 @@ def _blocks(config: DecoderConfig, q: jax.Array, cache: KVCache, layer: jax.Arra
     if block == places:
         carry = add(0, carry)
     else:
-        carry = jax.lax.fori_loop(0, (index.max() + length + block - 1) // block, add, carry)
+        # What a row sums up in blocks before its window is multiplied by 0 in the first block that it sees.
+        first = 0 if window is None else jnp.maximum(index.min() + 1 - window, 0) // block
+        carry = jax.lax.fori_loop(first, (index.max() + length + block - 1) // block, add, carry)
     return (carry[2] / carry[1]).astype(q.dtype).swapaxes(0, 1).reshape(batch, heads, length, head_dim)
 
 
@@ -109,23 +128,29 @@ def _scores(q: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def _by_kernel(
-    config: DecoderConfig, q: jax.Array, cache: KVCache, layer: jax.Array | int, index: jax.Array
+    config: DecoderConfig,
+    q: jax.Array,
+    cache: KVCache,
+    layer: jax.Array | int,
+    index: jax.Array,
+    window: jax.Array | None,
 ) -> jax.Array:
-    """One token a row by the paged kernel, or a few, q [B, H, T, Hd]."""
+    """One token a row by the paged kernel, or a few, q [B, H, T, Hd]. The paged kernel knows no windows."""
     pool, layer = pool_of(cache, layer)
-    kernel: Callable[..., jax.Array] = _single if q.shape[2] == 1 else few_queries.attend
+    kernel: Callable[..., jax.Array] = _single if q.shape[2] == 1 and window is None else few_queries.attend
     attend = functools.partial(kernel, scale=config.query_scale)
+    numbers = [jnp.asarray(x, jnp.int32) for x in (layer, window) if x is not None]
     if has_mesh():  # the kernel cannot be partitioned: each device runs it on its rows and heads
         rules = LAYOUTS[config.layout]
         pool_spec = spec(POOL_AXES, rules)
         rows, queries = spec(("batch",), rules), spec(("batch", "heads", None, None), rules)
         attend = jax.shard_map(
             attend,
-            in_specs=(queries, pool_spec, pool_spec, rows, PartitionSpec()),
+            in_specs=(queries, pool_spec, pool_spec, rows, *(PartitionSpec() for _ in numbers)),
             out_specs=queries,
             check_vma=False,
         )
-    return attend(q, cache.k[pool], cache.v[pool], index.astype(jnp.int32), jnp.asarray(layer, jnp.int32))
+    return attend(q, cache.k[pool], cache.v[pool], index.astype(jnp.int32), *numbers)
 
 
 def _single(q: jax.Array, *arguments: jax.Array, scale: float) -> jax.Array:

@@ -1,4 +1,4 @@
-"""One decoder for Qwen3 (dense), Qwen2.5 and Llama 3.
+"""One decoder for all model families; `DecoderConfig` says in what they differ.
 
 It is a Linen module because Linen's variable collections are exactly the split that self-distillation needs: `params`
 (frozen or trained) and `lora` (adapters; without the collection they are off). `Decoder(config).apply` is a pure function of
@@ -95,6 +95,8 @@ def _run(
         tokens = tokens.reshape(-1, 1)
     with jax.named_scope("embed"):
         x = params["embed"][tokens].astype(config.dtype)  # [B, T, D], or [B * T, 1, D]
+        if config.embedding_scale != 1:
+            x = x * jnp.asarray(config.embedding_scale, config.dtype)
         x = constrain(x, ("batch", "places", None), LAYOUTS[config.layout])
     at = tokens_at(config, positions, segment_ids, cache_index)
     x, cache, statistics = run_layers(config, params["layers"], lora, x, at, cache)

@@ -1,4 +1,4 @@
-"""A layer of the decoder: an attention block and a feed-forward block, each behind a norm and added to the residual."""
+"""A layer of the decoder: an attention block and a feed-forward block, normed and added to the residual."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ Statistics: TypeAlias = dict[str, jax.Array]
 
 def declared(config: DecoderConfig) -> Declared:
     """The parameters of one layer."""
-    norms = {name: scale(config, config.hidden_size) for name in ("input_norm", "post_norm")}
+    norm = scale(config, config.hidden_size)
+    before = {"input_norm": norm, "post_norm": norm} if config.pre_norms else {}
+    after = {"attention_out_norm": norm, "feed_forward_out_norm": norm} if config.post_norms else {}
     block = experts if config.num_experts else feed_forward
-    table = norms | block.declared(config) | self_attention.declared(config)
+    table = before | block.declared(config) | self_attention.declared(config) | after
     # `init_params` makes a parameter's random key from its place here. So the order stays; new parameters go to the end.
-    first = ("input_norm", "q", "k", "v", "o", "post_norm")
+    first = [name for name in ("input_norm", "q", "k", "v", "o", "post_norm") if name in table]
     return {name: table[name] for name in (*first, *table)}
 
 
@@ -43,17 +45,24 @@ def decoder_layer(
     Returns:
       [B, T, D], the extended cache, and what the layer reports besides: see `experts.apply`; nothing if its blocks are dense.
     """
+
+    def norm(x: jax.Array, name: str) -> jax.Array:
+        return rms_norm(config, x, weights[name]) if name in weights else x
+
+    def added(x: jax.Array, y: jax.Array) -> jax.Array:
+        return x + y if config.residual_scale == 1 else x + y * config.residual_scale
+
     with jax.named_scope("attention"):
-        h = rms_norm(config, x, weights["input_norm"])
+        h = norm(x, "input_norm")
         attended, cache = self_attention.apply(config, weights, adapters, h, tokens, cache, number)
-        x = x + attended
+        x = added(x, norm(attended, "attention_out_norm"))
     with jax.named_scope("feed_forward"):
-        h = rms_norm(config, x, weights["post_norm"])
+        h = norm(x, "post_norm")
         statistics: Statistics = {}
         if config.num_experts:
             real = None if tokens.segment_ids is None else tokens.segment_ids != 0
             y, statistics = experts.apply(config, weights, adapters, h, real)
         else:
             y = feed_forward.apply(config, weights, adapters, h)
-        x = x + y
+        x = added(x, norm(y, "feed_forward_out_norm"))
     return constrain(x, ("batch", "places", None), LAYOUTS[config.layout]), cache, statistics

@@ -42,10 +42,11 @@ def matrix(config: DecoderConfig, rows: tuple[str, int], columns: tuple[str, int
 
 
 def scale(config: DecoderConfig, size: int) -> Parameter:
-    """The weight of a norm [size]."""
-    return Parameter((size,), config.param_dtype, (None,), nn.initializers.ones)
+    """The weight of a norm [size], which changes nothing yet."""
+    neutral = nn.initializers.zeros if config.norm_plus_one else nn.initializers.ones
+    return Parameter((size,), config.param_dtype, (None,), neutral)
 
 
-def bias(config: DecoderConfig, axis: str, size: int) -> Parameter:
-    """A bias [size] along a logical axis."""
+def bias(config: DecoderConfig, axis: str | None, size: int) -> Parameter:
+    """A bias [size] along a logical axis; None: whole on every device."""
     return Parameter((size,), config.param_dtype, (axis,), nn.initializers.zeros)

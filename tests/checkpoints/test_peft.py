@@ -23,7 +23,7 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.models import decoder, lora
 from rcsd_jax.models.head import head_matrix
 from tests.checkpoints_for_tests import KINDS, VOCAB_SIZE, write_checkpoint
-from tests.models.test_lora import ALL, ALPHA, BAD_SETTINGS, CONFIG, RANK
+from tests.models.test_lora import ALPHA, BAD_SETTINGS, CONFIG, RANK
 
 TOKENS = np.random.default_rng(1).integers(1, VOCAB_SIZE, size=(2, 13)).astype(np.int32)
 

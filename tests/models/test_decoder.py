@@ -224,7 +224,7 @@ def test_bfloat16_norm_and_rope_compute_in_float32():
     close(y, np.ones(x.shape), 0.01)
     close(rms_norm(QWEN3, 0 * x, jnp.ones(64)), np.zeros(x.shape))
     # At position 30001 a bfloat16 angle would be off by many radians.
-    cos, sin = rope.cos_and_sin(jnp.asarray([[30001]]), head_dim=64, theta=1e4, scaling=None)
+    cos, sin = rope.cos_and_sin(jnp.asarray([[30001]]), head_dim=64, rope=rope.Rope(1e4))
     assert cos.dtype == sin.dtype == jnp.float32
     angles = 30001 * 1e4 ** (-np.arange(0, 64, 2) / 64)
     close(cos[0, 0, 0], np.tile(np.cos(angles), 2), 5e-3)

@@ -1,11 +1,8 @@
-"""Llama 3."""
+"""Llama 3, and what has its architecture: SmolLM2."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from rcsd_jax.checkpoints.families.family import Family
-from rcsd_jax.checkpoints.fields import Fields
 
 NAMES = {
     "embed": "model.embed_tokens.weight",
@@ -20,20 +17,17 @@ NAMES = {
     "gate": "model.layers.{layer}.mlp.gate_proj.weight",
     "up": "model.layers.{layer}.mlp.up_proj.weight",
     "down": "model.layers.{layer}.mlp.down_proj.weight",
+    # Where a family has them.
+    **{f"{side}_bias": f"model.layers.{{layer}}.self_attn.{side}_proj.bias" for side in "qkvo"},
+    **{f"{side}_bias": f"model.layers.{{layer}}.mlp.{side}_proj.bias" for side in ("gate", "up", "down")},
+    **{f"{side}_norm": f"model.layers.{{layer}}.self_attn.{side}_norm.weight" for side in "qk"},
 }
 """Of Llama, and of the families that follow it."""
 
-
-def _config(fields: Fields) -> dict[str, Any]:
-    heads = fields.size("num_attention_heads")
-    return dict(
-        num_kv_heads=fields.size("num_key_value_heads", heads),
-        head_dim=fields.size("head_dim", fields.size("hidden_size") // heads),
-        qkv_bias=False,
-        qk_norm=False,
-    )
-
-
 LLAMA = Family(
-    "LlamaForCausalLM", NAMES, _config, ("num_key_value_heads", "head_dim"), without_effect=("pretraining_tp",)
+    "LlamaForCausalLM",
+    NAMES,
+    switches=dict(qk_norm=False),
+    followed=("attention_bias", "mlp_bias"),
+    without_effect=("pretraining_tp",),
 )

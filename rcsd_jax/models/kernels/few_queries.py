@@ -17,7 +17,14 @@ from rcsd_jax.models.kernels import paged
 
 
 def attend(
-    q: jax.Array, keys: jax.Array, values: jax.Array, index: jax.Array, layer: jax.Array, *, scale: float
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    index: jax.Array,
+    layer: jax.Array,
+    window: jax.Array | None = None,
+    *,
+    scale: float,
 ) -> jax.Array:
     """Attention of T tokens a row, each to the places up to its own, of one device's rows and heads.
 
@@ -26,6 +33,7 @@ def attend(
       keys, values: [K, L, B, S, Hd], S a multiple of `paged.PAGE`.
       index: [B] int32, the place of each row's first token; index + T is at most S.
       layer: [] int32.
+      window: [] int32, how many places a token sees, at least 1; None: all.
       scale: of the scores.
 
     Returns:
@@ -41,7 +49,7 @@ def attend(
     kernel = pl.pallas_call(
         functools.partial(_attend, tokens=tokens, block=block),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=3,
             grid=(kv_heads, batch),
             in_specs=[one_head, anywhere, anywhere],
             out_specs=one_head,
@@ -62,21 +70,23 @@ def attend(
         name="attend_few_queries",
     )
     q = (q * jnp.asarray(scale, q.dtype)).reshape(batch, kv_heads, queries, head_dim)
-    return kernel(layer[None], index, q, keys, values).reshape(batch, heads, tokens, head_dim)
+    window = jnp.asarray(places if window is None else window, jnp.int32)
+    return kernel(layer[None], window[None], index, q, keys, values).reshape(batch, heads, tokens, head_dim)
 
 
 def _attend(
-    layer: Any, index: Any, q: Any, keys: Any, values: Any, out: Any, key_blocks: Any, value_blocks: Any, semaphores: Any,
+    layer: Any, window: Any, index: Any, q: Any, keys: Any, values: Any, out: Any, key_blocks: Any, value_blocks: Any, semaphores: Any,
     first: Any, *, tokens: int, block: int,
 ) -> None:  # fmt: skip
     """One row and key/value head, block by block, with a running maximum and sum. The next block is copied meanwhile.
 
-    References: layer [1] and index [B] in SMEM, q and out [1, 1, queries, Hd] in VMEM, the pools in HBM, two blocks of each in VMEM,
+    References: layer [1], window [1] and index [B] in SMEM, q and out [1, 1, queries, Hd] in VMEM, the pools in HBM, two blocks of each in VMEM,
     and which of the two holds the row's first block, [1] in SMEM.
     """
     head, row = pl.program_id(0), pl.program_id(1)
     heads, batch = pl.num_programs(0), pl.num_programs(1)
     blocks = pl.cdiv(index[row] + tokens, block)
+    first_block = lambda row: jnp.maximum(index[row] + 1 - window[0], 0) // block
     queries = q[0, 0]  # [queries, Hd]
 
     def copies(head: Any, row: Any, i: Any, half: Any) -> list[Any]:
@@ -90,7 +100,7 @@ def _attend(
     @pl.when((head == 0) & (row == 0))
     def _() -> None:
         first[0] = 0
-        for copy in copies(head, row, 0, 0):
+        for copy in copies(head, row, first_block(row), 0):
             copy.start()
 
     query = jax.lax.broadcasted_iota(jnp.int32, (queries.shape[0], block), 0)
@@ -101,11 +111,8 @@ def _attend(
         maximum, total, sums, half = carry
         ends = i + 1 == blocks
         wraps = ends & (row + 1 == batch)
-        following = (
-            jnp.where(wraps, head + 1, head),
-            jnp.where(wraps, 0, jnp.where(ends, row + 1, row)),
-            jnp.where(ends, 0, i + 1),
-        )
+        next_row = jnp.where(wraps, 0, jnp.where(ends, row + 1, row))
+        following = (jnp.where(wraps, head + 1, head), next_row, jnp.where(ends, first_block(next_row), i + 1))
 
         @pl.when(following[0] < heads)
         def _() -> None:
@@ -116,7 +123,8 @@ def _attend(
             copy.wait()
         k, v = (both[half].astype(jnp.float32).astype(queries.dtype) for both in (key_blocks, value_blocks))
         scores = jax.lax.dot_general(queries, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-        scores = jnp.where(i * block + place <= last, scores, -1e30)
+        seen = (i * block + place <= last) & (i * block + place > last - window[0])
+        scores = jnp.where(seen, scores, -1e30)
         new_maximum = jnp.maximum(maximum, scores.max(axis=1, keepdims=True))
         weights = jnp.exp(scores - new_maximum)
         scale = jnp.exp(maximum - new_maximum)
@@ -131,6 +139,6 @@ def _attend(
         jnp.zeros(wide, jnp.float32),
         first[0],
     )
-    _, total, sums, half = jax.lax.fori_loop(0, blocks, add, start)
+    _, total, sums, half = jax.lax.fori_loop(first_block(row), blocks, add, start)
     first[0] = half
     out[0, 0] = (sums / total).astype(out.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +27,15 @@ def block(length: int) -> int:
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, scale: float, interpret: bool
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    sliding: jax.Array | None = None,
+    *,
+    scale: float,
+    window: int | None = None,
+    interpret: bool,
 ) -> jax.Array:
     """Causal attention within segments, of one device's rows and heads.
 
@@ -35,7 +45,9 @@ def attend(
     Args:
       q: [b, h, T, Hd]; k, v: [b, k, T, Hd], with T of `padding`.
       segment_ids: [b, T] int32; padding (0) attends to padding.
+      sliding: [] bool, whether a token sees only the last `window` places; None: it sees all before it.
       scale: of the scores.
+      window: places, with the token's own.
       interpret: run the kernel's interpreter, for devices other than TPUs.
 
     Returns:
@@ -63,6 +75,9 @@ def attend(
         residual_checkpoint_name="attention",
         interpret=interpret,
     )
+    if sliding is not None:
+        assert window is not None, "sliding layers have one"
+        kernel = _of_window(kernel, sliding, window, size)
     q = q * jnp.asarray(scale, q.dtype)
     if len(q) > 1 or size == length:
         return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment_ids, segment_ids))
@@ -89,10 +104,46 @@ def blocks_of_segments(segment_ids: jax.Array, block: int) -> jax.Array:
 
 def _of_segments(kernel: Any, shared: jax.Array) -> Any:
     """The kernel without the blocks of a causal mask that share no segment."""
+    return _changed(kernel, lambda info: _only(info, shared))
 
-    def without(info: Any) -> Any:
-        return info._replace(block_mask=jnp.where(shared, info.block_mask, 0).astype(info.block_mask.dtype))
 
-    (forward, queries, keys_and_values), static = kernel.tree_flatten()
+def _of_window(kernel: Any, sliding: jax.Array, window: int, block: int) -> Any:
+    """The kernel of a causal mask that keeps within a window if `sliding`, which is known only when it runs.
+
+    So layers with and without a window are one program. The kernel calls a mask function with the places of queries, which are
+    an array, and of keys. Queries that slide say so by a large number that is added to their places.
+    """
+
+    def changed(info: Any) -> Any:
+        ahead = jnp.arange(info.block_mask.shape[-2])[:, None] - jnp.arange(info.block_mask.shape[-1])
+        within = ~sliding | ((ahead - 1) * block + 1 < window)  # the nearest places of two blocks
+        return _only(info, within)._replace(q_sequence=info.q_sequence + jnp.where(sliding, _SLIDES, 0))
+
+    return _changed(kernel, changed, mask_function=_window_mask(window))
+
+
+_SLIDES = 1 << 24  # more than any place
+
+
+@functools.cache
+def _window_mask(window: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(places of queries, places of keys) -> bool. Cached, so that equal windows are equal static arguments."""
+
+    def mask(queries: jax.Array, keys: jax.Array) -> jax.Array:
+        slides = queries >= _SLIDES
+        places = jnp.where(slides, queries - _SLIDES, queries)
+        return (keys <= places) & (keys > jnp.where(slides, places - window, -1))
+
+    return mask
+
+
+def _only(info: Any, blocks: jax.Array) -> Any:
+    """Information about a mask without the other blocks."""
+    return info._replace(block_mask=jnp.where(blocks, info.block_mask, 0).astype(info.block_mask.dtype))
+
+
+def _changed(kernel: Any, change: Callable[[Any], Any], **static: Any) -> Any:
+    """The kernel with its information about masks changed, and with other static arguments."""
+    (forward, queries, keys_and_values), old = kernel.tree_flatten()
     assert queries is None, "the fused backward kernel needs none"
-    return type(kernel).tree_unflatten(static, (without(forward), None, without(keys_and_values)))
+    return type(kernel).tree_unflatten({**old, **static}, (change(forward), None, change(keys_and_values)))
