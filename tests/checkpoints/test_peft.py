@@ -22,13 +22,19 @@ from rcsd_jax.checkpoints.peft import load_peft, read_peft_config, save_peft
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.models import decoder, lora
 from rcsd_jax.models.head import head_matrix
-from tests.checkpoints_for_tests import KINDS, VOCAB_SIZE, write_checkpoint
+from tests.checkpoints_for_tests import FAMILY_KINDS, KINDS, VOCAB_SIZE, write_checkpoint
 from tests.models.test_lora import ALPHA, BAD_SETTINGS, CONFIG, RANK
 
 TOKENS = np.random.default_rng(1).integers(1, VOCAB_SIZE, size=(2, 13)).astype(np.int32)
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+FAMILIES = [
+    kind if kind in ("gemma3_text", "olmo2", "qwen3_moe") else pytest.param(kind, marks=pytest.mark.slow)
+    for kind in FAMILY_KINDS
+]
+
+
+@pytest.fixture(scope="module", params=[*KINDS, *FAMILIES])
 def case(request, tmp_path_factory):
     """One checkpoint of each kind with adapters on every target, as if trained: b is not zero."""
     directory = write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)

@@ -19,6 +19,8 @@ def _config(fields: Fields) -> dict[str, Any]:
     for name, value in (("decoder_sparse_step", 1), ("mlp_only_layers", [])):
         if fields.get(name, value) != value:
             raise fields.broken("layers without experts are not supported", name, fields.raw[name])
+    if fields.raw["num_key_value_heads"] is None:  # which other families take for as many as there are heads
+        raise fields.broken("is null", "num_key_value_heads", None)
     experts, chosen = _experts(fields), fields.size("num_experts_per_tok", 8)
     if chosen > experts:
         raise fields.broken(f"more than the {experts} experts", "num_experts_per_tok", chosen)

@@ -22,7 +22,8 @@ def _config(fields: Fields) -> dict[str, Any]:
 
 def _written(config: DecoderConfig) -> dict[str, Any]:
     rotated = [int(config.kinds[number].rope is not None) for number in config.kind_numbers]
-    return written_layers(config) | dict(no_rope_layers=rotated, use_sliding_window=config.slides)
+    # Without the field, transformers takes a token that small vocabularies do not have.
+    return written_layers(config) | dict(no_rope_layers=rotated, use_sliding_window=config.slides, pad_token_id=None)
 
 
 SMOLLM3 = Family(
