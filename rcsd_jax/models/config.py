@@ -46,6 +46,7 @@ class DecoderConfig:
     expert_size: int = 0  # an expert's intermediate size
     renormalised: bool = False  # the shares of the chosen experts add up to 1
     train_router: bool = True  # whether the routers' weights get a gradient
+    replays_experts: bool = False  # recorded choices of experts are used; else they are only compared with
     dtype: Any = jnp.float32  # of activations
     param_dtype: Any = jnp.float32
     remat: str = "none"  # what the backward pass recomputes: a key of `REMAT`

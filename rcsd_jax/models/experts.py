@@ -52,6 +52,7 @@ def apply(
     adapters: Mapping[str, Any],
     h: jax.Array,
     real: jax.Array | None,
+    recorded: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The sum over each token's experts of share * (silu(h @ gate) * (h @ up)) @ down.
 
@@ -61,11 +62,13 @@ def apply(
       adapters: of the layer: name -> {"a": [E, in, r], "b": [E, r, out]}; names without one are left out.
       h: [B, T, D].
       real: [B, T] bool, False at padding, which has no experts; None: all are real.
+      recorded: as of `router.routes`.
 
     Returns:
-      [B, T, D] in `config.dtype`, 0 at padding, and what the block reports: `expert_load` [E] float32, tokens of each expert.
+      [B, T, D] in `config.dtype`, 0 at padding, and what the block reports: see `router.routes`, and `experts` [B, T, k] int32,
+      those chosen.
     """
-    chosen = router.routes(config, weights["router"], h, real)
+    chosen, reported = router.routes(config, weights["router"], h, real, recorded)
     parts, specs = {}, {}
     for name, parameter in declared(config).items():
         if name in NAMES:
@@ -74,7 +77,7 @@ def apply(
     if has_mesh():
         rows = spec(("batch", "places", None), LAYOUTS[config.layout])
         compute = jax.shard_map(compute, in_specs=(specs, rows, Routes(rows, rows)), out_specs=rows, check_vma=False)
-    return compute(parts, h, chosen), {"expert_load": router.load(config, chosen)}
+    return compute(parts, h, chosen), {**reported, "experts": chosen.experts}
 
 
 def _parts(

@@ -39,8 +39,9 @@ def decoder_layer(
     tokens: Tokens,
     cache: KVCache | None,
     number: jax.Array | int,
+    recorded: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None, Statistics]:
-    """Applies layer `number` to x [B, T, D]; arguments as in `self_attention.apply`.
+    """Applies layer `number` to x [B, T, D]; arguments as in `self_attention.apply`, and in `experts.apply`.
 
     Returns:
       [B, T, D], the extended cache, and what the layer reports besides: see `experts.apply`; nothing if its blocks are dense.
@@ -61,7 +62,7 @@ def decoder_layer(
         statistics: Statistics = {}
         if config.num_experts:
             real = None if tokens.segment_ids is None else tokens.segment_ids != 0
-            y, statistics = experts.apply(config, weights, adapters, h, real)
+            y, statistics = experts.apply(config, weights, adapters, h, real, recorded)
         else:
             y = feed_forward.apply(config, weights, adapters, h)
         x = added(x, norm(y, "feed_forward_out_norm"))

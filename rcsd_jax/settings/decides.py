@@ -32,7 +32,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "loss.token_clip", "loss.importance_clip", "loss.thinking", "loss.mask_cut", "loss.skip_first", "loss.reduction",
         "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.clip", "optimizer.b1",
         "optimizer.b2", "optimizer.weight_decay",
-        "train.epochs", "train.batch_size", "train.batches_per_rollout", "train.passes_per_rollout",
+        "train.router", "train.routing_replay", "train.epochs", "train.batch_size", "train.batches_per_rollout", "train.passes_per_rollout",
     ),
     # How long it is learned. Finished steps stay valid, unless their learning rates depended on it.
     "length": ("train.steps",),

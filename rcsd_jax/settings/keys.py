@@ -177,6 +177,10 @@ def stage() -> ConfigDict:
                 batch_size=32,
                 microbatches=1,
                 row_lengths=2,
+                router=True,  # whether full fine-tuning of a mixture of experts also trains its routers
+                # of a mixture: "compare" records the experts that the sampler chose, and logs how often the trainer chooses others;
+                # "replay" also computes the loss with those recorded
+                routing_replay="off",
                 split_rows=False,  # the devices of mesh.fsdp share each packed row, instead of having rows of their own
                 batches_per_rollout=1,  # sampled together; each then serves its own update, in order
                 passes_per_rollout=1,  # how often the updates go over a rollout's batches
