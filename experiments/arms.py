@@ -86,6 +86,10 @@ ARMS: dict[str, Arm] = {
     "sdpo": Arm("SDPO, own success", "success"),
     "sdpo_feedback": Arm("SDPO, feedback", "feedback"),
     "mixed": Arm("RCSD + reward", "mixed"),
+    # as their authors run them: teacher, loss and group
+    "opsd_authors": Arm("OPSD, authors' loss", "opsd"),
+    "sdft_authors": Arm("SDFT, authors' loss", "sdft"),
+    "sdpo_authors": Arm("SDPO, authors' loss", "sdpo"),
     # teachers
     # At the rate of the others it collapses: teacher and student run away together.
     "rcsd_live": _paper("live teacher", teacher=dict(weights="live"), optimizer=dict(learning_rate=5e-5)),

@@ -70,7 +70,7 @@ def check_job(config: ConfigDict, workdir: AnyPath) -> None:
 def with_workdir(stage: ConfigDict, workdir: AnyPath) -> ConfigDict:
     """The stage's config with {workdir} in its paths replaced, so that a later stage finds what an earlier one wrote."""
     stage = stage.copy_and_resolve_references()
-    for section, key in (("model", "path"), ("data", "path"), ("rubric", "writer")):
+    for section, key in (("model", "path"), ("data", "path"), ("rubric", "writer"), ("teacher", "path")):
         stage[section][key] = stage[section][key].replace("{workdir}", str(workdir))
     return stage
 

@@ -101,6 +101,8 @@ class LossOptions:
     importance_clip: float | None = None  # truncated importance weight of trainer against sampler
     guidance: float = 0.0  # how far the teacher is pushed in the direction in which its privileged context changes it
     by_part: bool = True  # also log means over thoughts and over answers
+    # The number of first tokens that both roles have, if the teacher is another model with more or fewer; None: all.
+    shared_tokens: int | None = None
 
 
 def weigh(completions: Completions, reduction: str) -> Weights:

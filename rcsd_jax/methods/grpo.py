@@ -42,6 +42,8 @@ def loss_and_sums(
             scored.teacher_hidden, scored.teacher_head, completions.tokens, **of_tokens
         )
         kl = policy_gradient.reference_kl(log_probs, reference)
+        if options.shared_tokens is not None:  # the reference may not have the token
+            kl = jnp.where(completions.tokens < options.shared_tokens, kl, 0.0)
         token_loss += policy.kl * kl
         logged["reference_kl"] = kl
     sums = {name: total(counts, jax.lax.stop_gradient(values)) for name, values in logged.items()}

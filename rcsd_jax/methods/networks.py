@@ -6,7 +6,7 @@
                            live           the student's
                            EMA            the student's with moving="average"
                            trust region   RoleMixture of the fixed one and the live one
-                           a checkpoint   RoleNetwork(its decoder, frozen="its name")
+                           its own        RoleNetwork(its decoder, frozen=TEACHER)
 
 Frozen weights have names. Roles that name the same ones share them, so memory holds one copy.
 """
@@ -33,6 +33,9 @@ Frozen: TypeAlias = dict[str, Variables]
 
 BASE = "base"
 """The name of the weights that a run starts from: a LoRA's base, and a fixed teacher."""
+
+TEACHER = "teacher"
+"""The name of the weights of a teacher of its own."""
 
 
 @flax.struct.dataclass

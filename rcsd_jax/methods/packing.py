@@ -25,7 +25,7 @@ import jax.numpy as jnp
 _MULTIPLES = ((2048, 512), (512, 128), (0, 8))
 """If the longest row is longer than the first, lengths are multiples of the second: kernels pad to these, see `kernels.splash`."""
 _TRIP = 1024  # tokens of a trip on one shard, about, if rows are shorter
-_PART = 3072  # tokens of a shared row on one device, at most, unless a sequence is longer
+_PART = 2304  # tokens of a shared row on one device, at most, unless a sequence is longer: as many as memory holds of an 8B on v5e
 
 
 class Places(NamedTuple):
@@ -67,8 +67,8 @@ def row_lengths(longest: int, count: int, parts: int = 1) -> tuple[int, ...]:
     Examples:
       >>> row_lengths(6144, 4), row_lengths(700, 4), row_lengths(90, 2)
       ((1536, 3072, 4608, 6144), (256, 384, 640, 700), (48, 90))
-      >>> row_lengths(24576, 4, parts=8)
-      (15360, 18432, 21504, 24576)
+      >>> row_lengths(18432, 4, parts=8)
+      (11776, 13824, 16384, 18432)
     """
     multiple = _multiple(longest, parts)
     least, steps = (0, count) if parts == 1 else (longest / 2, 2 * count)
@@ -88,7 +88,7 @@ def largest_trip(longest: int, most: int, parts: int = 1) -> tuple[int, int]:
       >>> largest_trip(6144, 2), largest_trip(100, 64), largest_trip(100, 8)
       ((1, 6144), (10, 100), (8, 100))
       >>> largest_trip(6144, 8, parts=8), largest_trip(20, 3, parts=8)
-      ((1, 24576), (1, 64))
+      ((1, 18432), (1, 64))
     """
     if parts == 1:
         return rows_of_trip(longest, most), longest

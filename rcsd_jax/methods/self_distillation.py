@@ -31,11 +31,15 @@ def loss_and_sums(
       sums: results of `contract.total` over the tokens that the loss counts, and `token_loss` [R, T] of `contract.counted`.
     """
     assert scored.teacher_hidden is not None and scored.teacher_head is not None, "this method has a teacher"
+    student_head, teacher_head = (x[:, : options.shared_tokens] for x in (scored.student_head, scored.teacher_head))
+    if options.shared_tokens is not None:  # a token that one of the two does not have says nothing of their distance
+        known = completions.tokens < options.shared_tokens
+        weights = weights._replace(taught_rows=jnp.where(known, weights.taught_rows, 0.0))
     loss, scores = losses.weighted_divergence_from_hidden(
         scored.student_hidden,
-        scored.student_head,
+        student_head,
         scored.teacher_hidden,
-        scored.teacher_head,
+        teacher_head,
         completions.tokens,
         weights.taught_rows,
         chunk_size=options.chunk_size,

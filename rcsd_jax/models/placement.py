@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +64,15 @@ def _shardings(axes: Any, mesh: Mesh, rules: Mapping[str, Any]) -> Any:
     return jax.tree.map(lambda x: NamedSharding(mesh, spec(x, rules)), axes, is_leaf=is_axes)
 
 
-def check_divisible(config: DecoderConfig, mesh: Mesh, batches: Mapping[str, int], *, split_rows: bool = False) -> None:
+def check_divisible(
+    config: DecoderConfig,
+    mesh: Mesh,
+    batches: Mapping[str, int],
+    *,
+    split_rows: bool = False,
+    rules: Mapping[str, Any] = DEFAULT_RULES,
+    whose: str = "",
+) -> None:
     """Checks that the mesh divides the batches, the heads, the widths and the experts that it shards.
 
     Args:
@@ -71,29 +80,34 @@ def check_divisible(config: DecoderConfig, mesh: Mesh, batches: Mapping[str, int
       mesh: of `sharding.make_mesh`.
       batches: what they are called -> rows over all devices.
       split_rows: whether rows are split over it, in the layout "split".
+      rules: by which its weights are stored.
+      whose: what messages put before the model's sizes, if it is not the student, such as "teacher's ".
 
     Raises:
       UserError: naming the config key of the mesh axis, its size and what it does not divide.
     """
-    stored, rows = mesh.shape["group"] * mesh.shape["fsdp"], row_shards("train", mesh)
-    of_expert = " x mesh.expert" if mesh.shape["expert"] > 1 else ""
-    of_rows = f"mesh.data x mesh.group x mesh.fsdp{of_expert}"
+    over, rows = rules["embed"], row_shards("train", mesh)
+    stored = math.prod(mesh.shape[axis] for axis in over)
+    named = lambda axes: " x ".join(f"mesh.{axis}" for axis in axes if axis != "expert" or mesh.shape[axis] > 1)
+    of_rows = named(DEFAULT_RULES["batch"])
     needs = (
         *((of_rows, rows, f"rows of {name}", count) for name, count in batches.items()),
         ("mesh.tensor", mesh.shape["tensor"], "attention heads", config.num_heads),
         ("mesh.tensor", mesh.shape["tensor"], "key/value heads", config.num_kv_heads),
         ("mesh.tensor", mesh.shape["tensor"], *_width(config)),
         ("mesh.tensor", mesh.shape["tensor"], "vocab_size", config.vocab_size),
-        (f"mesh.group x mesh.fsdp{of_expert}", stored * mesh.shape["expert"], "hidden_size", config.hidden_size),
+        (named(over), stored, "hidden_size", config.hidden_size),
         ("mesh.expert", mesh.shape["expert"], "experts", config.num_experts),
     )
     for field, size, what, count in needs:
         if count % size:
             remedy = f"choose a divisor of {count}"
+            what = what if what.startswith("rows of") else f"{whose}{what}"
             raise UserError(f"does not divide the {count} {what}", field=field, value=size, remedy=remedy)
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
     if split_rows and config.num_kv_heads % parts:
-        problem = f"the {parts} devices of mesh.fsdp x mesh.tensor cannot share {config.num_kv_heads} key/value heads"
+        heads = f"{config.num_kv_heads} {whose}key/value heads"
+        problem = f"the {parts} devices of mesh.fsdp x mesh.tensor cannot share {heads}"
         raise UserError(problem, field="train.split_rows", value=True, remedy="set it to False, or lower mesh.fsdp")
 
 

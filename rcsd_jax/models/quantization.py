@@ -17,6 +17,7 @@ import qwix
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import layer_matrices
 from rcsd_jax.models.placement import param_shardings
+from rcsd_jax.models.sharding import DEFAULT_RULES
 from rcsd_jax.models.weights import Matrix
 
 
@@ -50,7 +51,12 @@ def int8_matrix(matrix: jax.Array) -> qwix.QArray:
     return qwix.quantize(matrix, qtype=jnp.int8, channelwise_axes=(1,), scale_dtype=jnp.float32)
 
 
-def on_mesh(config: DecoderConfig, params: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def on_mesh(
+    config: DecoderConfig,
+    params: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+    rules: Mapping[str, Any] = DEFAULT_RULES,
+) -> dict[str, Any]:
     """`int8_kernels` of parameters on a mesh, each with its matrix's sharding."""
     make = functools.partial(int8_kernels, config)
-    return jax.jit(make, out_shardings=param_shardings(config, mesh, params=jax.eval_shape(make, params)))(params)
+    return jax.jit(make, out_shardings=param_shardings(config, mesh, rules, jax.eval_shape(make, params)))(params)

@@ -29,6 +29,12 @@ DEFAULT_RULES: dict[str, Any] = {
     "expert_mlp": "tensor",
 }
 
+SPREAD_RULES: dict[str, Any] = DEFAULT_RULES | {
+    "embed": ("data", "group", "fsdp", "expert"),
+    "expert_embed": ("data", "group", "fsdp"),
+}
+"""As they are stored, weights over all devices: of a large model that only scores, so that data holds no copies."""
+
 SPLIT_RULES: dict[str, Any] = DEFAULT_RULES | {"batch": ("data", "group", "expert"), "places": ("fsdp",)}
 
 SAMPLING_RULES: dict[str, Any] = {

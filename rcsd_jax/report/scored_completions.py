@@ -15,7 +15,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.host.files import AnyPath, fetched
 from rcsd_jax.host.padding import pad_right
 from rcsd_jax.methods.contract import LossOptions
-from rcsd_jax.methods.networks import BASE, Mixture, Network, Networks, RoleMixture, RoleNetwork
+from rcsd_jax.methods.networks import BASE, TEACHER, Mixture, Network, Networks, RoleMixture, RoleNetwork
 from rcsd_jax.methods.rollout import analyst
 from rcsd_jax.models import quantization, sharding
 from rcsd_jax.models.placement import lora_shardings, param_shardings
@@ -24,6 +24,7 @@ from rcsd_jax.roles import contexts
 from rcsd_jax.roles.attribution import ablated_contexts, attribution
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import Model, load_weights, open_model
+from rcsd_jax.roles.own_teacher import OwnTeacher, in_int8, load_teacher, open_teacher
 from rcsd_jax.run import checkpoints, recipe, training_state
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.rows import encode_all
@@ -62,8 +63,8 @@ def scored_completions(config: Settings, workdir: AnyPath, chosen: Chosen) -> li
     """
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        model, first, last = _networks(config, workdir, mesh)
-        return scored_by(model, dict.fromkeys(ROLES, last) | {"base": first}, config, chosen)
+        model, own, first, last = _networks(config, workdir, mesh)
+        return scored_by(model, dict.fromkeys(ROLES, last) | {"base": first}, config, chosen, own)
 
 
 def has_weights(config: Settings, workdir: AnyPath) -> bool:
@@ -74,9 +75,13 @@ def has_weights(config: Settings, workdir: AnyPath) -> bool:
 
 
 def scored_by(
-    model: Model, scorers: Mapping[str, Networks], config: Settings, chosen: Chosen
+    model: Model,
+    scorers: Mapping[str, Networks],
+    config: Settings,
+    chosen: Chosen,
+    own: OwnTeacher | None = None,
 ) -> list[dict[str, dict[str, Any]]]:
-    """`scored_completions` with weights at hand: `scorers` are those that score what each role wrote."""
+    """`scored_completions` with weights at hand: `scorers` are those that score what each role wrote, `own` a teacher of its own."""
     config = dataclasses.replace(
         config,
         sampling=dataclasses.replace(
@@ -84,7 +89,7 @@ def scored_by(
         ),  # whoever wrote them: the completions are given
         data=dataclasses.replace(config.data, max_student_prompt=_NO_LIMIT, max_teacher_prompt=_NO_LIMIT),
     )
-    options, loss = recipe.rollout_options(config, model), recipe.loss_options(config, model)
+    options, loss = recipe.rollout_options(config, model), recipe.loss_options(config, model, own)
     flat = [(i, role) for i, (_, written) in enumerate(chosen) for role in written]
     questions = np.asarray([i for i, _ in flat], np.int32)
     data = encode_all([example for example, _ in chosen], model.tokenizer, config.encoding, config.limits)
@@ -121,13 +126,21 @@ def _samples(completions: Sequence[np.ndarray], cut: Sequence[bool], model: Mode
     return Samples(*arrays)
 
 
-def _networks(config: Settings, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tuple[Model, Networks, Networks]:
-    """The model, and both roles' networks before the first step and after the last, as training has them."""
+def _networks(
+    config: Settings, workdir: AnyPath, mesh: jax.sharding.Mesh
+) -> tuple[Model, OwnTeacher | None, Networks, Networks]:
+    """The model, a teacher of its own, and both roles' networks before the first step and after the last, as training has them."""
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     decoder_config = model.decoder.config
     params = load_weights(model, mesh)
-    setup = training_state.setup(model, params, config, mesh)
+    own = None
+    if config.teacher_weights == "own":
+        own = open_teacher(config.teacher.path, config.model, model, mesh, split_rows=config.train.split_rows)
+    setup = training_state.setup(model, params, config, mesh, own)
     (student, teacher), frozen, state = setup.recipe.roles, setup.frozen, setup.abstract
+    if own is not None:
+        plain = load_teacher(own, model, params, mesh)
+        frozen = frozen | {TEACHER: in_int8(own, plain, mesh) if config.teacher.int8_weights else plain}
     if config.model.int8_weights:
         frozen = frozen | {BASE: {"params": quantization.on_mesh(decoder_config, params, mesh)}}
     # New adapters add nothing.
@@ -153,9 +166,9 @@ def _networks(config: Settings, workdir: AnyPath, mesh: jax.sharding.Mesh) -> tu
         return trained(role) if isinstance(role, RoleNetwork) else role.of(trained(role.initial), trained(role.current))
 
     if teacher is None:  # of a method without one: where it began
-        return model, Networks(untrained, untrained), Networks(trained(student), untrained)
+        return model, own, Networks(untrained, untrained), Networks(trained(student), untrained)
     first = untrained if teacher.moving else teacher.at(state, frozen)
-    return model, Networks(untrained, first), Networks(trained(student), trained_teacher(teacher))
+    return model, own, Networks(untrained, first), Networks(trained(student), trained_teacher(teacher))
 
 
 def _pieces(model: Model, text: str, cut: bool) -> tuple[np.ndarray, list[str]]:

@@ -117,9 +117,9 @@ def _score(
     assert scored.teacher_hidden is not None and scored.teacher_head is not None, "there is a teacher"
     stats = losses.score_from_hidden(
         scored.student_hidden,
-        scored.student_head,
+        scored.student_head[:, : loss.shared_tokens],
         scored.teacher_hidden,
-        scored.teacher_head,
+        scored.teacher_head[:, : loss.shared_tokens],
         samples.tokens,
         chunk_size=loss.chunk_size,
         temperature=loss.temperature,

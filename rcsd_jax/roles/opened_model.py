@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from rcsd_jax.checkpoints.settings import ModelSettings
 from rcsd_jax.checkpoints.tokenizer import end_token_ids, load_tokenizer
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import fetched
-from rcsd_jax.models import lora
+from rcsd_jax.models import lora, sharding
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.sampling.decoding import SamplingConfig
@@ -123,10 +123,10 @@ def sampling_of(settings: Any, model: Model, *, temperature: float | None = None
     )
 
 
-def load_weights(model: Model, mesh: jax.sharding.Mesh) -> Any:
+def load_weights(model: Model, mesh: jax.sharding.Mesh, rules: Mapping[str, Any] = sharding.DEFAULT_RULES) -> Any:
     """The model's parameters, read onto the mesh."""
     config = model.decoder.config
-    placement = param_shardings(config, mesh)
+    placement = param_shardings(config, mesh, rules)
     precision: dict[str, Any] = dict(dtype=config.dtype, param_dtype=config.param_dtype)
     return loading.load_model(model.directory, shardings=placement, **precision)[1]
 

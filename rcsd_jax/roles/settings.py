@@ -16,6 +16,8 @@ class TeacherSettings:
     shown_in: str = checks.one_of(PLACES)
     thinking: bool
     weights: str = checks.one_of(("fixed", "live", "ema", "trust_region"))
+    path: str
+    int8_weights: bool
     ema_decay: float
     current_share: float
     reason_tokens: int
@@ -30,6 +32,14 @@ class TeacherSettings:
         checks.choices(self)
         Role(self.fields, self.thinking, self.shown_in)
         checks.share(self, "ema_decay", "current_share")
+        problem = "follow from the student's, and teacher.path names another model"
+        fixed = self.weights == "fixed" or not self.path
+        checks.need(fixed, self, "weights", problem, "set 'fixed', or leave teacher.path out")
+        problem, remedy = (
+            "is for a teacher of its own",
+            "set teacher.path, or model.int8_weights for the student's base",
+        )
+        checks.need(bool(self.path) or not self.int8_weights, self, "int8_weights", problem, remedy)
         checks.at_least_zero(self, "reason_tokens", "guidance")
         checks.finite(self, "guidance")
         if self.weights == "trust_region" and self.reason_by == "teacher":

@@ -14,7 +14,7 @@ from rcsd_jax.host.files import AnyPath, as_path
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.opened_model import Model, open_unloaded
 from rcsd_jax.run.evaluate_model import questions_of
-from rcsd_jax.run.inputs import check_positions, counted, open_inputs
+from rcsd_jax.run.inputs import check_positions, counted, open_inputs, positions_of
 from rcsd_jax.run.judge import endpoint_of
 from rcsd_jax.run.rows import Rows
 from rcsd_jax.settings.stage import Settings
@@ -41,13 +41,18 @@ def check_stage(config: Settings, console: Console, name: str = "", *, earlier: 
         later = f"their prompts are checked when {config.model.path} is written"
         console.print(f"{name}: {len(examples)} examples; {later}", soft_wrap=True)
         return
-    model, questions, examples = open_inputs(config, mesh, say=say_once(console))
+    if waits(config.teacher.path):
+        own = dataclasses.replace(config.teacher, path="", int8_weights=False)
+        config = dataclasses.replace(config, teacher=own)
+    model, teacher, questions, examples = open_inputs(config, mesh, say=say_once(console))
     examples, rubrics = _with_rubrics(examples, config, waits)
     rows = Rows(examples, model.tokenizer, config)
-    if not rows.start(positions=model.decoder.config.max_position):
+    positions = positions_of(model, teacher)
+    if not rows.start(positions=positions):
         raise config.limits.nothing_fits(len(examples))
-    check_positions(model, rows, config)
-    console.print(f"{name}: model {config.model.path}; {counted(rows)}{rubrics}", soft_wrap=True)
+    check_positions(positions, rows, config)
+    of_teacher = f"; teacher {config.teacher.path}" if teacher else ""
+    console.print(f"{name}: model {config.model.path}{of_teacher}; {counted(rows)}{rubrics}", soft_wrap=True)
     _say_questions(questions, console, name)
 
 

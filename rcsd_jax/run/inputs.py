@@ -16,6 +16,7 @@ from rcsd_jax.models import sharding
 from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles.encode import say_where_system_turns_go
 from rcsd_jax.roles.opened_model import Model, open_model
+from rcsd_jax.roles.own_teacher import OwnTeacher, open_teacher
 from rcsd_jax.run import recipe
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.evaluation import check_budget
@@ -26,8 +27,8 @@ from rcsd_jax.settings.stage import Settings
 
 def open_inputs(
     config: Settings, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
-) -> tuple[Model, dict[str, dict[str, Questions]], list[Example]]:
-    """The model without its weights, role -> split -> questions of evaluation, and the examples to learn from.
+) -> tuple[Model, OwnTeacher | None, dict[str, dict[str, Questions]], list[Example]]:
+    """The model and a teacher of its own without their weights, role -> split -> questions of evaluation, and the examples to learn from.
 
     `say` is called with what was read from which columns and left out, with columns that are not read, and if the chat template
     refuses system turns.
@@ -38,6 +39,11 @@ def open_inputs(
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     check_divisible(model.decoder.config, mesh, _batch_sizes(config), split_rows=config.train.split_rows)
     _check_queue(config, mesh)
+    teacher = None
+    if config.teacher.path:
+        teacher = open_teacher(config.teacher.path, config.model, model, mesh, split_rows=config.train.split_rows)
+        if teacher.model.tokenizer.chat_template != model.tokenizer.chat_template:
+            say("the teacher's chat template differs from the student's, which its prompts have")
     reading = config.reading(require=config.required_fields, say=say, tell=lambda account: say(account.line()))
     recipe.rollout_options(config, model)  # for its errors
     asked_as = config.evaluation_encoding, config.limits, model.tokenizer
@@ -45,10 +51,12 @@ def open_inputs(
     check_budget(questions, model, config)
     examples = sources.read_as(config.data.path, reading)
     say_where_system_turns_go(examples, model.tokenizer, config.encoding, say)
-    return model, questions, examples
+    return model, teacher, questions, examples
 
 
-def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dict[str, int]]:
+def prepared(
+    examples: list[Example], model: Model, run: Run, teacher: OwnTeacher | None = None
+) -> tuple[Rows, dict[str, int]]:
     """The rows with the teacher's rubrics, as far as a run must know them before it starts; and counts of the outcomes of
     rubrics that a model wrote.
 
@@ -56,7 +64,7 @@ def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dic
       UserError: a row cannot be used, or no row can.
     """
     config, counts = run.config, collections.Counter[str]()
-    positions = model.decoder.config.max_position
+    positions = positions_of(model, teacher)
     if config.writes_rubrics:
         rows = Rows(examples, model.tokenizer, config)
         with rubric_writer(run, counts) as give_rubrics:
@@ -69,8 +77,14 @@ def prepared(examples: list[Example], model: Model, run: Run) -> tuple[Rows, dic
     if not some_fit:
         raise config.limits.nothing_fits(len(examples))
     run.console.print(f"{run.name}: {counted(rows)}")
-    check_positions(model, rows, config)
+    check_positions(positions, rows, config)
     return rows, dict(counts)
+
+
+def positions_of(model: Model, teacher: OwnTeacher | None) -> int:
+    """The number of positions that both roles' models support."""
+    models = [model] if teacher is None else [model, teacher.model]
+    return min(one.decoder.config.max_position for one in models)
 
 
 def counted(rows: Rows) -> str:
@@ -83,15 +97,14 @@ def counted(rows: Rows) -> str:
     return f"{len(rows.examples) - rows.left_out} examples{mixture}, {looked_at}"
 
 
-def check_positions(model: Model, rows: Rows, config: Settings) -> None:
-    """Raises UserError if the longest row exceeds the positions that the model supports."""
+def check_positions(positions: int, rows: Rows, config: Settings) -> None:
+    """Raises UserError if the longest row exceeds the positions that the models support."""
     analysis = config.teacher.reason_tokens + len(rows.first.transition)
     found = rows.longest()
     longest = max(found.student, found.teacher + analysis) + config.sampling.max_new_tokens
-    limit = model.decoder.config.max_position
-    if longest > limit:
+    if longest > positions:
         raise UserError(
-            f"the longest prompt and completion take {longest} tokens, more than the model's {limit} positions",
+            f"the longest prompt and completion take {longest} tokens, more than the model's {positions} positions",
             field="sampling.max_new_tokens",
             value=config.sampling.max_new_tokens,
             remedy="lower it, data.max_student_prompt or data.max_teacher_prompt",

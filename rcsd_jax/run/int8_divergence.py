@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,13 @@ from rcsd_jax.settings.stage import Settings
 
 
 def int8_divergence(
-    plain: Network, int8: Network, data: Encoded, config: Settings, model: Model, mesh: jax.sharding.Mesh
+    plain: Network,
+    int8: Network,
+    data: Encoded,
+    config: Settings,
+    model: Model,
+    mesh: jax.sharding.Mesh,
+    roles: Sequence[str],
 ) -> dict[str, dict[str, float]]:
     """Compares the next-token distributions of both over the prompts of a microbatch.
 
@@ -28,18 +35,20 @@ def int8_divergence(
       config: of the run.
       model: whose prompts they are.
       mesh: the run's.
+      roles: "teacher", "student" or both: those that use the network.
 
     Returns:
-      Role ("teacher", and under LoRA "student", whose base is in int8 too) -> means over "tokens" tokens of its prompts,
-      in nats: "kl", KL(plain || int8), and "entropy", of the plain model, for comparison.
+      Role -> means over "tokens" tokens of its prompts, in nats: "kl", KL(plain || int8), and "entropy", of the plain model,
+      for comparison.
     """
     rows = [i % len(data.examples) for i in range(config.train.batch_size // config.train.microbatches)]
     batch = to_mesh(make_batch(rows, data, config, model.pad_id, mesh), mesh)
     compare = jax.jit(functools.partial(_compare, chunk_size=config.loss.chunk_size))
-    prompts = {"teacher": (batch.teacher_tokens, batch.teacher_mask)}
-    if config.lora.rank:
-        prompts["student"] = (batch.student_tokens, batch.student_mask)
-    results = {role: compare(plain, int8, *arrays) for role, arrays in prompts.items()}
+    prompts = {
+        "teacher": (batch.teacher_tokens, batch.teacher_mask),
+        "student": (batch.student_tokens, batch.student_mask),
+    }
+    results = {role: compare(plain, int8, *prompts[role]) for role in roles}
     return {role: {name: float(value) for name, value in result.items()} for role, result in results.items()}
 
 

@@ -56,6 +56,8 @@ def train_loop(
 
     # A checkpoint also holds what the remaining steps depend on. Their random keys follow from seed and step.
     position = {"seed": config.seed, "data": rows.digest, "rubric_cache": "rubrics.jsonl"}
+    if setup.teacher:
+        position["teacher"] = setup.teacher
 
     def save(step: int, place: int, rollout: Rollout | None, writer: MetricWriter) -> None:
         """Saves the state of `step`; `rollout`: from which the next step learns, None if that draws its own, from `place` on."""

@@ -8,21 +8,24 @@ import optax
 
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods.contract import LossOptions
-from rcsd_jax.methods.networks import BASE, RoleMixture, RoleNetwork, Roles
+from rcsd_jax.methods.networks import BASE, TEACHER, RoleMixture, RoleNetwork, Roles
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import RolloutOptions
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.roles.opened_model import Model, sampling_of
+from rcsd_jax.roles.own_teacher import OwnTeacher
 from rcsd_jax.roles.thinking import ThinkingBlock, block_of, ids_of
 from rcsd_jax.settings.stage import Settings
 
 
-def recipe_of(config: Settings, model: Model, optimizer: optax.GradientTransformation) -> Recipe:
-    """The static choices of a run's step."""
+def recipe_of(
+    config: Settings, model: Model, optimizer: optax.GradientTransformation, teacher: OwnTeacher | None = None
+) -> Recipe:
+    """The static choices of a run's step; `teacher` is that of `teacher.path`."""
     return Recipe(
-        roles=roles_of(config, trained_decoder(config, model.decoder)),
+        roles=roles_of(config, trained_decoder(config, model.decoder), teacher),
         rollout=rollout_options(config, model),
-        loss=loss_options(config, model),
+        loss=loss_options(config, model, teacher),
         optimizer=optimizer,
         method=config.method,
         ema_decay=config.teacher.ema_decay,
@@ -47,10 +50,12 @@ def trained_decoder(config: Settings, decoder: Decoder) -> Decoder:
     return Decoder(dataclasses.replace(decoder.config, train_router=train.router, replays_experts=replays))
 
 
-def roles_of(config: Settings, decoder: Decoder) -> Roles:
+def roles_of(config: Settings, decoder: Decoder, teacher: OwnTeacher | None = None) -> Roles:
     """The sources of both roles' networks. A LoRA's base and a fixed teacher are the same frozen weights."""
     fixed = RoleNetwork(decoder, frozen=BASE)
     student = RoleNetwork(decoder, frozen=BASE if config.lora.rank else None, moving="trained")
+    if teacher is not None:
+        return Roles(student, RoleNetwork(teacher.model.decoder, frozen=TEACHER))
     teachers = {
         "none": None,
         "fixed": fixed,
@@ -85,7 +90,7 @@ def rollout_options(config: Settings, model: Model) -> RolloutOptions:
     )
 
 
-def loss_options(config: Settings, model: Model) -> LossOptions:
+def loss_options(config: Settings, model: Model, teacher: OwnTeacher | None = None) -> LossOptions:
     """The options of the method's loss. Both roles are compared at the temperature of sampling."""
     return LossOptions(
         divergence=config.loss.divergence_options,
@@ -96,6 +101,7 @@ def loss_options(config: Settings, model: Model) -> LossOptions:
         importance_clip=config.loss.importance_clip,
         guidance=config.teacher.guidance,
         by_part=config.loss.thinking == "all",
+        shared_tokens=None if teacher is None else teacher.shared_tokens,
     )
 
 

@@ -21,10 +21,11 @@ from rcsd_jax.host.console import Console, say_once
 from rcsd_jax.host.files import AnyPath, as_path, write_json
 from rcsd_jax.host.metrics import compilations
 from rcsd_jax.host.preemption import StopRequest
-from rcsd_jax.methods.networks import BASE, Network
+from rcsd_jax.methods.networks import BASE, TEACHER, Network
 from rcsd_jax.methods.state import TrainState
 from rcsd_jax.models import quantization, sharding
 from rcsd_jax.roles.opened_model import load_weights
+from rcsd_jax.roles.own_teacher import in_int8, load_teacher, weights_digest
 from rcsd_jax.run import provenance, starts, training_state
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
@@ -62,9 +63,9 @@ def run_stage(
 
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
         console.print(f"{name}: reading model {config.model.path} and data {config.data.path}", soft_wrap=True)
-        model, questions, examples = open_inputs(config, mesh, say=say_once(console))
+        model, teacher, questions, examples = open_inputs(config, mesh, say=say_once(console))
         graded_as = {e.id: e for e in examples}
-        rows, rubric_counts = prepared(examples, model, run)
+        rows, rubric_counts = prepared(examples, model, run, teacher)
         if config.train.epochs:
             told = f"{config.train.epochs:g} epochs of {rows.fitting} rows"
             config = config.with_steps(rows.fitting)
@@ -81,13 +82,22 @@ def run_stage(
         console.print(f"{name}: loading weights of {model.directory}", soft_wrap=True)
         params = load_weights(model, mesh)
         sampler = run.sampler(model, config.eval.batch_size)
+        samplers = dict.fromkeys(("base", "teacher"), sampler.with_weights({"params": params}))
+        training = training_state.setup(model, params, config, mesh, teacher)
+        plain_teacher: dict[str, Any] = {}
+        if teacher is not None:
+            console.print(f"{name}: loading weights of the teacher {teacher.path}", soft_wrap=True)
+            plain_teacher = load_teacher(teacher, model, params, mesh)
+            samplers["teacher"] = run.sampler(teacher.model, config.eval.batch_size).with_weights(plain_teacher)
+            identity = multihost.from_main(functools.partial(weights_digest, teacher))
+            training = training._replace(frozen=training.frozen | {TEACHER: plain_teacher}, teacher=identity)
         evaluation: dict[str, Any] = {
-            role: evaluate_role(role, questions[role], model, sampler.with_weights({"params": params}), run)
+            role: evaluate_role(role, questions[role], model, samplers[role], run)
             for role in ("base", "teacher")
             if role in questions
         }
+        samplers = {}  # they hold weights
 
-        training = training_state.setup(model, params, config, mesh)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
 
         def student(state: TrainState) -> Any:
@@ -97,17 +107,25 @@ def run_stage(
             asked = {s: questions["trained"][s] for s in config.eval.every_splits or questions["trained"]}
             evaluate_role(f"step_{step}", asked, model, sampler.with_weights(student(state)), run)
 
-        int8 = {}
+        int8: dict[str, dict[str, float]] = {}
+        compared = functools.partial(int8_divergence, data=rows.first, config=config, model=model, mesh=mesh)
         if config.model.int8_weights:
             frozen = {"params": quantization.on_mesh(model.decoder.config, params, mesh)}
             network = functools.partial(Network, model.decoder)
-            int8 = int8_divergence(network({"params": params}), network(frozen), rows.first, config, model, mesh)
-            console.print(f"{name}: int8 weights, {described(int8)}", soft_wrap=True)
+            roles = [*([] if teacher else ["teacher"]), *(["student"] if config.lora.rank else [])]
+            int8 |= compared(network({"params": params}), network(frozen), roles=roles)
             training = training._replace(frozen=training.frozen | {BASE: frozen})
+        if teacher is not None and config.teacher.int8_weights:
+            frozen = in_int8(teacher, plain_teacher, mesh)
+            network = functools.partial(Network, teacher.model.decoder)
+            int8 |= compared(network(plain_teacher), network(frozen), roles=["teacher"])
+            training = training._replace(frozen=training.frozen | {TEACHER: frozen})
+        if int8:
+            console.print(f"{name}: int8 weights, {described(int8)}", soft_wrap=True)
 
         with contextlib.closing(checkpoints):
             state, start = training_state.begin(model, params, training, rows, checkpoints, run)
-            params = None  # what does not change lives on in `training.frozen`
+            params, plain_teacher = None, {}  # what does not change lives on in `training.frozen`
             state = train_loop(state, start, training, model, rows, checkpoints, run, evaluate_at, graded_as)
         if len(rows.examples) > AT_START:
             console.print(f"{name}: of all rows looked at {rows.skipped} were skipped as too long")

@@ -18,7 +18,8 @@ from rcsd_jax.run import checkpoints
 from rcsd_jax.settings import keys
 from rcsd_jax.settings.decides import at, decides
 
-_READ = (("model", "path"), ("data", "path"), ("rubric", "writer"))  # where a stage may name what an earlier one wrote
+_READ = (("model", "path"), ("data", "path"), ("rubric", "writer"), ("teacher", "path"))
+"""Where a stage may name what an earlier one wrote."""
 
 
 def begin(workdir: AnyPath, config: Mapping[str, Any]) -> tuple[str, ...]:

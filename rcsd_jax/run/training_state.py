@@ -18,6 +18,7 @@ from rcsd_jax.methods.state import TrainState, abstract_state, init_state, shard
 from rcsd_jax.models import lora, sharding
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.roles.opened_model import Model
+from rcsd_jax.roles.own_teacher import OwnTeacher
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.recipe import recipe_of
@@ -34,13 +35,19 @@ class Setup(NamedTuple):
     frozen: Frozen  # by the names that the recipe's roles have for them
     rate: Callable[[Any], Any]  # step -> learning rate
     abstract: TrainState  # shapes, dtypes and shardings of the state
+    teacher: str = ""  # identifies the weights of a teacher of its own
 
 
-def setup(model: Model, params: Any, config: Settings, mesh: jax.sharding.Mesh) -> Setup:
-    """Everything except the state, which `first_state` makes or a checkpoint holds, so that a state is never held twice."""
+def setup(
+    model: Model, params: Any, config: Settings, mesh: jax.sharding.Mesh, teacher: OwnTeacher | None = None
+) -> Setup:
+    """Everything except the state, which `first_state` makes or a checkpoint holds, so that a state is never held twice.
+
+    The weights of a teacher of its own are not among the frozen ones: the caller adds them.
+    """
     frozen = () if config.train.router else ("router",)
     optimizer, rate = make_optimizer(steps=config.train.steps, frozen=frozen, **dataclasses.asdict(config.optimizer))
-    recipe = recipe_of(config, model, optimizer)
+    recipe = recipe_of(config, model, optimizer, teacher)
     trained = jax.eval_shape(functools.partial(_first_trained, model, config=config), params)
     if config.lora.rank:
         placement = lora_shardings(model.decoder.config, mesh, trained)
@@ -106,6 +113,13 @@ def begin(
             "the prompts are not those that the last checkpoint was trained with: data, rubrics or templates changed",
             file=run.workdir / "checkpoints" / str(restored.step),
             remedy=f"restore the data and {restored.position['rubric_cache']}, or start anew with another --workdir",
+        )
+    if restored.position.get("teacher", "") != setup.teacher:
+        raise UserError(
+            "the teacher's weights are not those that the last checkpoint was trained with",
+            file=config.teacher.path,
+            field="teacher.path",
+            remedy="give the same checkpoint, or start anew with another --workdir",
         )
     run.console.print(f"{run.name}: continuing at step {restored.step}")
     # A checkpoint without a place in the data is older; its run drew only the rows that it used.

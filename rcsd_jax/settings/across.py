@@ -100,6 +100,7 @@ def _check_teacher(s: Settings, need: Need) -> None:
     problem = "needs a teacher, and this method has none"
     need(there or s.teacher.guidance == 0.0, "teacher.guidance", problem, "set 0.0")
     need(there or s.teacher.reason_tokens == 0, "teacher.reason_tokens", problem, "set 0")
+    need(there or not s.teacher.path, "teacher.path", problem, "leave it out, or choose another method")
     if s.sampling.source == "teacher":
         problem = "needs a teacher that exists and sees no attempts"
         need(there and not attempts, "sampling.source", problem, "set 'student'")
@@ -115,7 +116,7 @@ def _check_int8(s: Settings, need: Need) -> None:
         not s.model.int8_weights or s.lora.rank > 0 or s.teacher_weights == "fixed",
         "model.int8_weights",
         "all weights change, so none can be stored as int8",
-        "train a LoRA (lora.rank), or set teacher.weights=fixed",
+        "train a LoRA (lora.rank), or leave teacher.path out and set teacher.weights=fixed",
     )
     need(
         not (s.model.int8_weights and s.sampling.merged_adapters),

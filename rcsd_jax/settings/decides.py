@@ -18,7 +18,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "data.fields.answer", "data.fields.solution", "data.fields.id", "data.incomplete", "data.split", "data.count", "data.flawed", "data.max_student_prompt",
         "data.max_teacher_prompt", "data.too_long",
         "student.fields", "student.shown_in", "student.thinking",
-        "teacher.fields", "teacher.shown_in", "teacher.thinking", "teacher.weights", "teacher.ema_decay", "teacher.current_share", "teacher.reason_tokens",
+        "teacher.fields", "teacher.shown_in", "teacher.thinking", "teacher.weights", "teacher.path", "teacher.int8_weights", "teacher.ema_decay", "teacher.current_share", "teacher.reason_tokens",
         "teacher.reason_by", "teacher.reason_thinking", "teacher.transition", "teacher.attempts_shown",
         "teacher.guidance", "teacher.guidance_by",
         "rubric.source", "rubric.style", "rubric.min_criteria", "rubric.max_criteria", "rubric.noisy_fraction",

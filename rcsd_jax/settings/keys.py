@@ -64,6 +64,8 @@ def stage() -> ConfigDict:
                 # The initial weights; "live": the current ones; "ema": their moving average; "trust_region": the logits of the initial
                 # and of the current ones, mixed.
                 weights="fixed",
+                path="",  # another model, or a LoRA adapter, with the student's tokens; empty: the student's own model
+                int8_weights=False,  # store the weights of `path` as int8
                 ema_decay=0.999,  # of the moving average, per step
                 current_share=0.05,  # of the current weights' logits in a trust region
                 reason_tokens=0,  # > 0: the teacher first writes an analysis of at most this many tokens

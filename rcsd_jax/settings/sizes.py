@@ -22,9 +22,12 @@ MODELS = {
 _BATCH = 32  # completions, for which the microbatches are
 
 
-def _slice(group: int, fsdp: int, tensor: int, microbatches: int, remat: str, **loss: int) -> dict[str, Any]:
+def _slice(
+    group: int, fsdp: int, tensor: int, microbatches: int, remat: str, *, shared_rows: bool = False, **loss: int
+) -> dict[str, Any]:
     mesh = dict(data=1, group=group, fsdp=fsdp, tensor=tensor)
-    return dict(mesh=mesh, microbatches=microbatches, remat=remat, loss=loss)
+    train = dict(split_rows=True, row_lengths=6) if shared_rows else {}
+    return dict(mesh=mesh, microbatches=microbatches, remat=remat, train=train, loss=loss)
 
 
 # Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
@@ -38,7 +41,10 @@ LORA = {
         "v5e_2x4": _slice(1, 8, 1, 4, "mlp", chunk_size=512),
         "v5e_4x4": _slice(2, 8, 1, 2, "mlp", chunk_size=512),
     },
-    "qwen3_8b": {"v5e_4x4": _slice(2, 8, 1, 2, "mlp"), "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024)},
+    "qwen3_8b": {
+        "v5e_4x4": _slice(2, 8, 1, 2, "projections", shared_rows=True),
+        "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
+    },
     "qwen3_14b": {
         "v5e_4x8": _slice(4, 8, 1, 1, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
@@ -96,6 +102,7 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
     config.model.update(path=MODELS[size], remat=settings["remat"])
     config.mesh.update(settings["mesh"])
     config.train.microbatches = settings["microbatches"] * max(1, config.train.batch_size // _BATCH)
+    config.train.update(settings["train"])
     config.loss.update(settings["loss"])
     if full:
         config.lora.rank = 0

@@ -125,8 +125,10 @@ class Settings:
 
     @property
     def teacher_weights(self) -> str:
-        """The teacher's weights; "none" if the method needs no teacher."""
-        return self.teacher.weights if METHODS[self.method].teacher or self.policy.kl else "none"
+        """The teacher's weights: "none" if the method needs no teacher, "own" if they are another model's."""
+        if not (METHODS[self.method].teacher or self.policy.kl):
+            return "none"
+        return "own" if self.teacher.path else self.teacher.weights
 
     @property
     def writes_rubrics(self) -> bool:

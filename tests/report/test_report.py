@@ -187,8 +187,8 @@ def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, user_d
         kept.close()
         found = scored_completions._networks(config, tmp_path, mesh)
     expected = setup.recipe.roles.at(state, {BASE: {"params": frozen}})
-    jax.tree.map(np.testing.assert_array_equal, found[2], expected)
-    for untrained in found[1]:
+    jax.tree.map(np.testing.assert_array_equal, found[-1], expected)
+    for untrained in found[-2]:
         jax.tree.map(np.testing.assert_array_equal, untrained.variables["params"], frozen)
         assert "lora" not in untrained.variables  # new adapters add nothing, and are left out
 

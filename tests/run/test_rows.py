@@ -137,7 +137,7 @@ def test_a_row_beyond_the_model_s_positions_is_found_at_the_start(tokenizer):
     found = started(config_of(), tokenizer, examples, positions=300)
     model = Model(type("", (), {"config": type("", (), {"max_position": 300})}), tokenizer, (), 0, None)
     with pytest.raises(UserError, match="more than the model's 300 positions"):
-        inputs.check_positions(model, found, settings_of(config_of()))
+        inputs.check_positions(model.decoder.config.max_position, found, settings_of(config_of()))
 
 
 def test_usual_shapes_depend_on_the_first_rows_alone(tokenizer):

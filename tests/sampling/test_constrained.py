@@ -15,6 +15,7 @@ from rcsd_jax.sampling import SamplingConfig, constrained, generate, slots
 from rcsd_jax.sampling.decoder_sampler import DecoderSampler
 from rcsd_jax.sampling.text_form import FormBuilder
 from rcsd_jax.sampling.token_form import Letters, compile_form
+from tests import eight_devices
 from tests.sampling import test_continuous_batching
 from tests.sampling.test_continuous_batching import PAD
 
@@ -140,6 +141,38 @@ def test_slots_write_the_same_texts(batch):
         wanted = samples.tokens[i][samples.mask[i]]
         np.testing.assert_array_equal(completion.tokens, wanted[~np.isin(wanted, ENDS)])
     assert len(found) == 24 and not any(completion.cut for completion in found.values())
+
+
+SCRIPT = """
+import json
+import jax
+import numpy as np
+from rcsd_jax.models import sharding
+from rcsd_jax.models.placement import param_shardings
+from tests.sampling.test_constrained import CONFIG, PAD, SAMPLING, Decoder, DecoderSampler, form_of, small
+variables, tokens, mask, _ = small()
+prompts = [row[keep] for row, keep in zip(tokens, mask)]
+report = []
+for shape in ((1, 1, 1), (1, 8, 1), (2, 2, 2)):
+    mesh = sharding.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    params = jax.tree.map(jax.device_put, variables["params"], param_shardings(CONFIG, mesh))
+    sampler = DecoderSampler(Decoder(CONFIG), {"params": params}, mesh, batch_size=8, pad_to=4, pad_id=PAD)
+    with jax.set_mesh(mesh):
+        groups = list(sampler.generate(prompts, range(24), SAMPLING, form_of()))
+    found = {int(i): c for chosen, group in groups for i, c in zip(chosen, group)}
+    report.append([[np.asarray(found[i].tokens).tolist(), bool(found[i].cut)] for i in range(24)])
+print(json.dumps(report))
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_write_the_same_texts(batch):
+    _, samples = batch
+    for report in eight_devices.run(SCRIPT):
+        for i, (tokens, cut) in enumerate(report):
+            wanted = samples.tokens[i][samples.mask[i]]
+            np.testing.assert_array_equal(tokens, wanted[~np.isin(wanted, ENDS)])
+            assert not cut
 
 
 def test_a_row_that_must_end_and_repeats_itself_gets_one_more_token():
