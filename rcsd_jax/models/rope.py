@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple, TypeAlias
 
@@ -10,13 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 
-class LinearRope(NamedTuple):
+# No named tuples: those of different kinds would be equal where their numbers are.
+@dataclasses.dataclass(frozen=True)
+class LinearRope:
     """All frequencies are divided by `factor` (arXiv 2306.15595)."""
 
     factor: float
 
 
-class DynamicRope(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class DynamicRope:
     """Frequencies that change with the length of a text beyond `DecoderConfig.max_position`; up to there they stay as they are.
 
     The decoder is not used beyond it.
@@ -25,7 +29,8 @@ class DynamicRope(NamedTuple):
     factor: float
 
 
-class Llama3Rope(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Llama3Rope:
     """Llama 3's scaling: low frequencies are divided by `factor`, high ones stay, with a ramp between."""
 
     factor: float
@@ -34,7 +39,8 @@ class Llama3Rope(NamedTuple):
     original_max_position: int
 
 
-class YarnRope(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class YarnRope:
     """YaRN (arXiv 2309.00071): as Llama 3's, with a ramp over the frequencies' numbers; cosine and sine grow by `attention_factor`."""
 
     factor: float

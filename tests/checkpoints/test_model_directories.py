@@ -174,6 +174,7 @@ def test_older_place_of_rope_gives_the_same_config(case, tmp_path):
         ("gemma3_text", {"sliding_window": None}, "layer_types"),
         ("gemma3_text", {"rope_parameters": {"rope_type": "default"}}, "rope_parameters.rope_type"),
         ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers"),
+        ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ("olmo3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
         ("granite", {"logits_scaling": 0}, "logits_scaling"),
     ],

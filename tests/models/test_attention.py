@@ -89,6 +89,36 @@ def test_a_block_that_is_skipped_is_not_computed(monkeypatch):
     assert np.isfinite(value) and abs(float(value) - float(expected)) > 1e-2
 
 
+def test_splash_keeps_within_a_window_that_only_some_layers_have(monkeypatch):
+    """One program, of blocks of 128: with and without the window, values and gradients; blocks before it are left out."""
+    monkeypatch.setattr(splash, "_BLOCK", 128)
+    window, segment_ids = 150, jnp.asarray([[1] * 80 + [2] * 290 + [0] * 14])
+    q, k, v, weight, _ = inputs(384, batch=1, heads=2, kv_heads=1)
+    real, places = (segment_ids != 0)[:, None, :, None], jnp.arange(384)[None]
+
+    def masked(q, k, v, sliding):
+        mask = attention.segment_mask(segment_ids) & (~sliding | attention.near(places, window))
+        return attention.masked_attention(q, k, v, mask, scale=0.2)
+
+    def by_kernel(q, k, v, sliding):
+        return attention.splash_attention(q, k, v, segment_ids, sliding, scale=0.2, window=window, interpret=True)
+
+    def gradients(f):
+        loss = lambda q, k, v, sliding: jnp.sum(jnp.where(real, f(q, k, v, sliding) * weight, 0.0))
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+
+    found = {sliding: gradients(masked)(q, k, v, sliding) for sliding in (True, False)}
+    kernel = gradients(by_kernel)
+    for sliding, expected in found.items():
+        close = lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-4)
+        jax.tree.map(close, kernel(q, k, v, sliding), expected)
+    assert abs(found[True][0] - found[False][0]) > 1e-2
+    monkeypatch.setattr(
+        splash, "_only", lambda info, blocks: info._replace(block_mask=info.block_mask * jnp.eye(3, dtype=jnp.int8))
+    )
+    assert abs(gradients(by_kernel)(q, k, v, True)[0] - found[True][0]) > 1e-2
+
+
 def test_blocks_that_share_a_segment():
     ids = jnp.asarray([0, 1, 1, 1, 2, 2, 3, 3, 3, 3, 0, 0, 0, 0, 0])
     want = [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]

@@ -32,7 +32,7 @@ def filled(config, batch, length):
     return KVCache(jax.tree.map(draw(0), cache.k), jax.tree.map(draw(1), cache.v))
 
 
-def expected(q, cache, layer, index):
+def expected(q, cache, layer, index, window=None):
     """By a loop over rows, tokens and heads, in float64."""
     k, v = (
         np.concatenate([np.asarray(x, np.float64) for x in pools], axis=1)[:, layer] for pools in (cache.k, cache.v)
@@ -40,9 +40,10 @@ def expected(q, cache, layer, index):
     out = np.zeros(q.shape)
     for b, h, t in np.ndindex(*q.shape[:3]):
         n = int(index[b]) + t + 1
-        scores = k[h // (HEADS // KV_HEADS), b, :n] @ np.asarray(q[b, h, t], np.float64) / np.sqrt(HEAD_DIM)
+        seen = slice(max(0, n - window) if window else 0, n)
+        scores = k[h // (HEADS // KV_HEADS), b, seen] @ np.asarray(q[b, h, t], np.float64) / np.sqrt(HEAD_DIM)
         weights = np.exp(scores - scores.max())
-        out[b, h, t] = weights / weights.sum() @ v[h // (HEADS // KV_HEADS), b, :n]
+        out[b, h, t] = weights / weights.sum() @ v[h // (HEADS // KV_HEADS), b, seen]
     return out
 
 
@@ -55,6 +56,26 @@ def test_it_is_attention_to_the_places_in_use(unrolled, tokens, length, index):
     q = jax.random.normal(jax.random.key(2), (3, HEADS, tokens, HEAD_DIM))
     out = jax.jit(cached_attention, static_argnums=(0, 3))(config(unrolled=unrolled), q, cache, 1, index)
     np.testing.assert_allclose(out, expected(q, cache, 1, index), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("kernels, tokens, length, index", [
+    ("xla", 1, 40, [0, 39, 17]), ("xla", 3, 900, [0, 780, 897]), ("pallas", 1, 1280, [0, 1279, 639]), ("pallas", 3, 1280, [90, 1000, 640]),
+])  # fmt: skip
+def test_a_layer_may_see_the_last_places_only(kernels, tokens, length, index):
+    """One program for layers with and without a window; what stands before all rows' windows is not read."""
+    windowed = dataclasses.replace(config(kernels), window=100)
+    cache, index = filled(windowed, 3, length), jnp.asarray(index)
+    q = jax.random.normal(jax.random.key(2), (3, HEADS, tokens, HEAD_DIM))
+    run = jax.jit(cached_attention, static_argnums=(0, 3))
+    interpreted = pltpu.force_tpu_interpret_mode if kernels == "pallas" else contextlib.nullcontext
+    with interpreted():
+        for sliding, window in ((True, 100), (False, None)):
+            out = run(windowed, q, cache, 1, index, jnp.asarray(sliding))
+            np.testing.assert_allclose(out, expected(q, cache, 1, index, window), rtol=0, atol=1e-4)
+        if length > 256:
+            late = jnp.maximum(index, length - 100)  # no row's window reaches the first blocks
+            lost = jax.tree.map(lambda x: x.at[:, :, :, :256].set(jnp.nan), cache)
+            assert np.isfinite(run(windowed, q, lost, 1, late - tokens, jnp.asarray(True))).all()
 
 
 def test_blocks_beyond_the_places_in_use_are_not_read():

@@ -12,7 +12,12 @@ from rcsd_jax.models.config import DecoderConfig
 
 
 def _config(fields: Fields) -> dict[str, Any]:
-    return layers(fields, fields.size_or_none("sliding_window"), lambda layer: True)
+    window = fields.size_or_none("sliding_window")
+    read = layers(fields, window, lambda layer: True)
+    if window and {kind.sliding for kind in read.get("layer_kinds", ())} != {True}:
+        problem = "contradicts sliding_window, which transformers takes for all layers"
+        raise fields.broken(problem, "layer_types", fields.get("layer_types"))
+    return read
 
 
 def _written(config: DecoderConfig) -> dict[str, Any]:
