@@ -76,7 +76,8 @@ def apply(
     compute = functools.partial(_of_device, config)
     if has_mesh():
         rows = spec(("batch", "places", None), LAYOUTS[config.layout])
-        compute = jax.shard_map(compute, in_specs=(specs, rows, Routes(rows, rows)), out_specs=rows, check_vma=False)
+        of_routes = jax.tree.map(lambda _: rows, chosen)
+        compute = jax.shard_map(compute, in_specs=(specs, rows, of_routes), out_specs=rows, check_vma=False)
     return compute(parts, h, chosen), {**reported, "experts": chosen.experts}
 
 
