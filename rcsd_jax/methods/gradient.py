@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from rcsd_jax.methods import METHODS
 from rcsd_jax.methods.contract import CompletionTokens, Weights
-from rcsd_jax.methods.networks import Frozen, Mixture, Network
+from rcsd_jax.methods.networks import Frozen, Network, Teacher
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.score_both import scored_with
 from rcsd_jax.methods.state import Params, TrainState
@@ -23,8 +24,8 @@ def loss_and_gradient(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | Mixture | None,
-    teacher_hidden: jax.Array | None,
+    teacher: Teacher | None,
+    teacher_hidden: Any,
     student_hidden: Callable[[Network], tuple[jax.Array, Statistics]],
     tokens: CompletionTokens,
     weights: Weights,
@@ -34,7 +35,7 @@ def loss_and_gradient(
     Args:
       recipe, state, frozen: of the step.
       teacher: its network, of which the output matrix is read; None without a teacher.
-      teacher_hidden: [R, T, D], its hidden states that predict the tokens; None without a teacher.
+      teacher_hidden: [R, T, D], its hidden states that predict the tokens, of several teachers a tuple; None without a teacher.
       student_hidden: the student's network -> its hidden states [R, T, D] that predict the tokens, differentiable, and what its
         layers report: those of `REPORTED` are added to the sums.
       tokens, weights: [R, T].

@@ -24,9 +24,10 @@ import jax.numpy as jnp
 from rcsd_jax.methods import packing
 from rcsd_jax.methods.contract import Completions, CompletionTokens, Weights, tokens_of
 from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
-from rcsd_jax.methods.networks import Frozen, Mixture, Network, hidden_of, hidden_width
+from rcsd_jax.methods.networks import Frozen, Mixture, Network, Several, Teacher, hidden_of, hidden_width
 from rcsd_jax.methods.packing import Places, Rows
 from rcsd_jax.methods.recipe import Recipe
+from rcsd_jax.methods.score_both import of_teacher
 from rcsd_jax.methods.state import Params, TrainState
 from rcsd_jax.models.decoder import Decoder, apply_and_report
 from rcsd_jax.models.layer import Statistics
@@ -83,12 +84,12 @@ def loss_and_gradient(
     completions, weights = jax.tree.map(by_shard, (completions, weights))
     rows = count // shards // recipe.microbatches  # of a trip, at most
     teacher = jax.lax.stop_gradient(recipe.roles.at(state, frozen).teacher)
-    hidden, of_teacher = None, jnp.zeros(2, jnp.float32)
+    hidden, scored = None, jnp.zeros(2, jnp.float32)
     if teacher is not None:
-        hidden, of_teacher = score_teacher(recipe, teacher, completions, rows)
+        hidden, scored = score_teacher(recipe, teacher, completions, rows)
     (loss, sums), gradient = learn_student(recipe, state, frozen, teacher, hidden, completions, weights, rows)
     sums["row_loss"] = jnp.zeros(count, jnp.float32).at[order].set(sums["row_loss"].reshape(-1))
-    sums["scored"] += of_teacher
+    sums["scored"] += scored
     return (loss, sums), gradient
 
 
@@ -97,13 +98,15 @@ def layout_of(recipe: Recipe) -> str:
     return "split" if recipe.split_rows else "train"
 
 
-def score_teacher(
-    recipe: Recipe, teacher: Network | Mixture, completions: Completions, rows: int
-) -> tuple[jax.Array, jax.Array]:
+def score_teacher(recipe: Recipe, teacher: Teacher, completions: Completions, rows: int) -> tuple[Any, jax.Array]:
     """The teacher's hidden states [G, B / G, N, D] that predict the completions, see `score_both.score_teacher`, and `scored`.
 
-    With guidance they are sums over several contexts. Each context is a sequence of its own, with a coefficient.
+    With guidance they are sums over several contexts. Each context is a sequence of its own, with a coefficient. Of several teachers
+    they are a tuple; each goes over its own completions, so that one without any makes no trip.
     """
+    if isinstance(teacher, Several):
+        each = [score_teacher(recipe, one, of_teacher(completions, i), rows) for i, one in enumerate(teacher.networks)]
+        return tuple(hidden for hidden, _ in each), jnp.stack([scored for _, scored in each]).sum(axis=0)
     layout = layout_of(recipe)
     sequences = teacher_sequences(completions, recipe.loss.guidance, rows, layout)
     shards, count, limit = completions.samples.tokens.shape
@@ -161,8 +164,8 @@ def learn_student(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | Mixture | None,
-    teacher_hidden: jax.Array | None,
+    teacher: Teacher | None,
+    teacher_hidden: Any,
     completions: Completions,
     weights: Weights,
     rows: int,
@@ -179,8 +182,8 @@ def learn_student(
         counts = Weights(*(_pieces(jnp.where(there, look_up(x, *at), 0.0), layout) for x in weights))
         hidden = None
         if teacher_hidden is not None:
-            hidden = constrain(look_up(teacher_hidden, *at), ("batch", None, None, "places"), LAYOUTS[layout])
-            hidden = _pieces(hidden, layout)
+            whole = lambda x: constrain(look_up(x, *at), ("batch", None, None, "places"), LAYOUTS[layout])
+            hidden = jax.tree.map(lambda x: _pieces(whole(x), layout), teacher_hidden)
         (loss, sums), gradient = trip_loss_and_gradient(recipe, state, frozen, teacher, hidden, trip, tokens, counts)
         add = jax.vmap(lambda x, i, value: x.at[i].add(value))
         nothing = jnp.zeros(completions.taught.shape, jnp.float32)
@@ -201,8 +204,8 @@ def trip_loss_and_gradient(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | Mixture | None,
-    teacher_hidden: jax.Array | None,
+    teacher: Teacher | None,
+    teacher_hidden: Any,
     trip: Trip,
     tokens: CompletionTokens,
     weights: Weights,

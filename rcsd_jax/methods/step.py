@@ -22,7 +22,7 @@ from rcsd_jax.methods import dealing, packed_learning, rollout
 from rcsd_jax.methods.contract import Completions, Thoughts, Weights, tokens_of, weigh
 from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
 from rcsd_jax.methods.microbatches import summed
-from rcsd_jax.methods.networks import Frozen, Mixture, Network
+from rcsd_jax.methods.networks import Frozen, Teacher
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import Batch
 from rcsd_jax.methods.score_both import score_student_and_report, score_teacher, scored_tokens
@@ -88,8 +88,8 @@ def loss_and_gradient(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | Mixture | None,
-    teacher_hidden: jax.Array | None,
+    teacher: Teacher | None,
+    teacher_hidden: Any,
     completions: Completions,
     weights: Weights,
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:

@@ -36,19 +36,27 @@ def scoring(config: DecoderConfig, rows: float, length: int) -> float:
 
 
 def student(
-    config: DecoderConfig, rows: float, prompt: int, completion: int, *, lora_rank: int, targets: Sequence[str] = ()
+    config: DecoderConfig,
+    rows: float,
+    prompt: int,
+    completion: int,
+    *,
+    lora_rank: int,
+    targets: Sequence[str] = (),
+    teacher: DecoderConfig | None = None,
 ) -> float:
     """Forward and backward of the student, and the loss of both roles' logits at the completion.
 
     Backward, attention takes twice its forward pass. The matrices take once theirs for the activations' gradient, and once
     more for their own where they are trained (full fine-tuning); under LoRA the adapters are added, thrice their forward
-    pass. Nothing is counted for what is computed anew.
+    pass. Nothing is counted for what is computed anew. `teacher`: its shape, if it is another model.
     """
     length = prompt + completion
     matrices = 2.0 * layer_parameters(config) * length
     head = 2.0 * config.hidden_size * config.vocab_size * completion
     total = 3 * _attention(config, length) + matrices * (2 if lora_rank else 3)
-    total += head * (3 if lora_rank else 4)  # teacher's and student's logits, the hidden state's gradient, the matrix's
+    total += head * (2 if lora_rank else 3)  # the student's logits, the hidden state's gradient, the matrix's
+    total += head * (teacher or config).hidden_size / config.hidden_size  # the teacher's logits
     if lora_rank:
         met = [_met(config, p) for target, p in layer_matrices(config).items() if target in targets]
         sides = sum(math.prod(stacked) * (rows + columns) for *stacked, rows, columns in met)

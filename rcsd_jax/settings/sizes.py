@@ -1,7 +1,7 @@
 """Qwen3 sizes and the slices they train on, which a variant such as `configs/stage2.py:qwen3_8b` sets.
 
 A variant is names joined by commas, in any order: a size (`qwen3_8b`), `full` for full fine-tuning instead of LoRA, a
-slice (`v5e_4x4`; without one, the size's first below), and a variant of the config itself. `python -m rcsd_jax.plan` shows
+slice (`v5e_4x4`; without one, the size's first below), `from_32b` for the model of that size as the teacher, and a variant of the config itself. `python -m rcsd_jax.plan` shows
 what each needs; experiments/tpu/README.md has the tables.
 """
 
@@ -76,6 +76,9 @@ FULL = {
     "qwen3_32b": {"v5p_2x4x4": _slice(4, 8, 1, 1, "mlp", chunk_size=2048)},
 }
 
+# LoRA with a larger model as the teacher; both are in memory. (student, teacher) -> its slices.
+FROM = {("qwen3_8b", "qwen3_32b"): {"v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024)}}
+
 
 def split(variant: str, own: tuple[str, ...]) -> tuple[str, list[str]]:
     """A variant's parts: the config's own name ("" if there is none) and the rest.
@@ -107,22 +110,38 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
         )
     if not config.lora.rank and not full:
         raise ValueError(f"the variant trains all weights, and {size} without full is for LoRA: use {size},full")
-    table = (FULL if full else LORA).get(size, {})
-    if not table:
-        raise ValueError(f"{size} has no slice for full fine-tuning: leave out full")
-    named = [part for part in rest if part != size] or [next(iter(table))]
+    rest, teacher = _teacher(rest)
+    table = _slices(size, teacher, full)
+    called = ",".join([size, *(["full"] if full else []), *([f"from_{teacher.rpartition('_')[2]}"] if teacher else [])])
+    named = [part for part in rest if part != size] or [next(iter(table), "")]
     if len(named) > 1 or named[0] not in table:
-        raise ValueError(f"{size}{',full' if full else ''} has no {named[-1]!r}: use one of {', '.join(table)}")
+        raise ValueError(
+            f"{called} has no {named[-1] or 'slice'!r}: use one of {', '.join(table) or 'the sizes without it'}"
+        )
     settings = table[named[0]]
     config.model.update(path=MODELS[size], remat=settings["remat"])
     config.mesh.update(settings["mesh"])
     config.train.microbatches = settings["microbatches"] * max(1, config.train.batch_size // _BATCH)
     config.train.update(settings["train"])
     config.loss.update(settings["loss"])
+    if teacher:
+        config.teacher.path = MODELS[teacher]
     if full:
         config.lora.rank = 0
     if size in MIXTURES:
         config.lora.targets = ATTENTION
+
+
+def _teacher(parts: list[str]) -> tuple[list[str], str]:
+    """A variant's parts without `from_<size>`, and the size of that teacher; "" if there is none."""
+    named = [part for part in parts if part.startswith("from_")]
+    return [part for part in parts if part not in named], "".join(f"qwen3_{part[len('from_') :]}" for part in named[:1])
+
+
+def _slices(size: str, teacher: str, full: bool) -> dict[str, dict[str, Any]]:
+    if teacher:
+        return {} if full else FROM.get((size, teacher), {})
+    return (FULL if full else LORA).get(size, {})
 
 
 def topology(variant: str) -> str | None:
@@ -136,5 +155,5 @@ def topology(variant: str) -> str | None:
     size = next((part for part in parts if part in MODELS), None)
     if size is None:
         return None
-    table = (FULL if "full" in parts else LORA).get(size, {})
+    table = _slices(size, _teacher(parts)[1], "full" in parts)
     return next((part for part in parts if part in table), next(iter(table), "")).replace("_", ":", 1)

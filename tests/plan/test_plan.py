@@ -91,6 +91,12 @@ def test_flops_of_a_mixture_are_those_of_the_chosen_experts():
     assert experts - frozen == 3 * 2 * 8 * 48 * ((2048 + 4096) + 8 * (2048 + 768)) * 1024
 
 
+def test_flops_of_a_larger_teacher_are_its_own():
+    student, teacher = shape_of("Qwen/Qwen3-8B"), shape_of("Qwen/Qwen3-32B")
+    own, other = (model_flops.student(student, 1, 2048, 4096, lora_rank=64, teacher=x) for x in (None, teacher))
+    assert other - own == 2 * (5120 - 4096) * 151936 * 4096
+
+
 def test_without_the_compiler_one_line_says_what_to_install(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as u\nfind = u.find_spec\n"

@@ -218,7 +218,7 @@ for name, shape in {"1": (1, 1, 1), "1x8": (1, 8, 1), "2x2x2": (2, 2, 2)}.items(
         text = take.lower(rollout.completions).compile().as_text()
         moves += re.findall("all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter", text)
         for update in range(2):
-            state, metrics = programs.update(state, rollout, update)
+            state, metrics, _ = programs.update(state, rollout, update)
             losses.setdefault(name, []).append([float(metrics[x]) for x in ("loss", "grad_norm", "teacher_entropy")])
 print(json.dumps([losses, moves]))
 """
