@@ -89,7 +89,7 @@ def draw_analysis(analyst: Teacher | None, batch: Batch, keys: jax.Array, option
         return None
     assert isinstance(analyst, Network), "who reasons first is there, and writes"
     # Importance weights correct what the student's int8 copy writes. Nothing would correct an analysis.
-    plainly: dict[str, Any] = dict(int8_weights=False, presence_penalty=0.0)
+    plainly: dict[str, Any] = dict(int8_weights=False, presence_penalty=0.0, record_experts=False)
     reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens, **plainly)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, 2**32 - 1))(keys)  # apart from every token's own fold
     return _write(analyst, batch.teacher_tokens, batch.teacher_mask, keys, options, reason)[0]

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from rcsd_jax.methods.contract import Completions, Scored
 from rcsd_jax.methods.networks import Mixture, Network, Networks, Several, Teacher, hidden_of
-from rcsd_jax.models.scoring import completion_hidden
+from rcsd_jax.models.layer import Statistics
+from rcsd_jax.models.scoring import completion_hidden, completion_hidden_and_report
 
 
 def score_both(networks: Networks, completions: Completions, *, guidance: float = 0.0) -> Scored:
@@ -31,8 +32,14 @@ def scored_with(student: Network, student_hidden: jax.Array, teacher: Teacher | 
 
 def score_student(student: Network, completions: Completions) -> jax.Array:
     """The student's final hidden states that predict the completions, [B, N, D], differentiable in its variables."""
+    return score_student_and_report(student, completions)[0]
+
+
+def score_student_and_report(student: Network, completions: Completions) -> tuple[jax.Array, Statistics]:
+    """`score_student`, and what the layers report: of the experts that the sampler recorded, if it did."""
     c = completions
-    return _hidden(student, c.student_tokens, c.student_mask, c.samples.tokens, c.samples.mask)
+    sequences = c.student_tokens, c.student_mask, c.samples.tokens, c.samples.mask
+    return completion_hidden_and_report(student.decoder, student.variables, *sequences, c.samples.experts)
 
 
 def score_teacher(teacher: Teacher | None, completions: Completions, *, guidance: float = 0.0) -> Any:

@@ -7,11 +7,22 @@ from collections.abc import Sequence
 
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import declarations, layer_matrices
+from rcsd_jax.models.parameters import Parameter
 
 
 def layer_parameters(config: DecoderConfig) -> int:
-    """Elements of the layers' matrices: each costs a multiplication and an addition per token."""
-    return sum(math.prod(p.shape) for p in layer_matrices(config).values())
+    """Elements of the layers' matrices that a token meets: each costs a multiplication and an addition. Of a mixture's experts, those
+    of the few that are chosen, and the router's."""
+    routers = config.num_layers * config.num_experts * config.hidden_size
+    return routers + sum(math.prod(_met(config, p)) for p in layer_matrices(config).values())
+
+
+def _met(config: DecoderConfig, parameter: Parameter) -> tuple[int, ...]:
+    """The shape of the part of a stacked matrix that a token meets."""
+    if "experts" not in parameter.axes:
+        return parameter.shape
+    layers, _, rows, columns = parameter.shape
+    return layers, config.experts_per_token, rows, columns
 
 
 def parameters(config: DecoderConfig) -> int:
@@ -47,8 +58,9 @@ def student(
     total += head * (2 if lora_rank else 3)  # the student's logits, the hidden state's gradient, the matrix's
     total += head * (teacher or config).hidden_size / config.hidden_size  # the teacher's logits
     if lora_rank:
-        sides = sum(sum(p.shape[1:]) for target, p in layer_matrices(config).items() if target in targets)
-        total += 3 * 2.0 * lora_rank * sides * config.num_layers * length
+        met = [_met(config, p) for target, p in layer_matrices(config).items() if target in targets]
+        sides = sum(math.prod(stacked) * (rows + columns) for *stacked, rows, columns in met)
+        total += 3 * 2.0 * lora_rank * sides * length
     return rows * total
 
 

@@ -25,7 +25,7 @@ def recipe_of(
 ) -> Recipe:
     """The static choices of a run's step; `teachers` are those that are other models."""
     return Recipe(
-        roles=roles_of(config, model.decoder, teachers),
+        roles=roles_of(config, trained_decoder(config, model.decoder), teachers),
         rollout=rollout_options(config, model),
         loss=loss_options(config, model, teachers),
         optimizer=optimizer,
@@ -35,6 +35,21 @@ def recipe_of(
         row_lengths=config.train.row_lengths,
         split_rows=config.train.split_rows,
     )
+
+
+def trained_decoder(config: Settings, decoder: Decoder) -> Decoder:
+    """The decoder with what training decides of a mixture of experts: whether its routers learn, and whether choices are replayed.
+
+    Raises:
+      UserError: a choice for mixtures only, of a dense model.
+    """
+    train = config.train
+    for field, value, usual in (("router", train.router, True), ("routing_replay", train.routing_replay, "off")):
+        if value != usual and not decoder.config.num_experts:
+            problem = "is for mixtures of experts, and the model is dense"
+            raise UserError(problem, field=f"train.{field}", value=value, remedy=f"set {usual!r}")
+    replays = train.routing_replay == "replay"
+    return Decoder(dataclasses.replace(decoder.config, train_router=train.router, replays_experts=replays))
 
 
 def roles_of(config: Settings, decoder: Decoder, teachers: Teachers = _NONE) -> Roles:
@@ -64,7 +79,9 @@ def rollout_options(config: Settings, model: Model) -> RolloutOptions:
     """How completions are made."""
     batches = config.train.batches_per_rollout
     return RolloutOptions(
-        sampling=sampling_of(config.sampling, model),
+        sampling=dataclasses.replace(
+            sampling_of(config.sampling, model), record_experts=config.train.routing_replay != "off"
+        ),
         source=config.sampling.source,
         group=config.sampling.group,
         # Several batches go through a queue, so that the cache does not grow with their number; rows with drafts, as they move at

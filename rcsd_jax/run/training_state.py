@@ -52,7 +52,8 @@ def setup(
 
     The weights of teachers that are other models are not among the frozen ones: the caller adds them.
     """
-    optimizer, rate = make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
+    frozen = () if config.train.router else ("router",)
+    optimizer, rate = make_optimizer(steps=config.train.steps, frozen=frozen, **dataclasses.asdict(config.optimizer))
     recipe = recipe_of(config, model, optimizer, teachers)
     trained = jax.eval_shape(functools.partial(_first_trained, model, config=config), params)
     if config.lora.rank:
@@ -62,8 +63,8 @@ def setup(
     averages = any(role is not None and role.moving == "average" for role in recipe.roles)
     abstract = abstract_state(trained, placement, optimizer, mesh, ema=averages)
     uses_base = any(role is not None and role.frozen == BASE for role in recipe.roles)
-    frozen: Frozen = {BASE: {"params": params}} if uses_base else {}
-    return Setup(recipe, frozen, rate, abstract)
+    base: Frozen = {BASE: {"params": params}} if uses_base else {}
+    return Setup(recipe, base, rate, abstract)
 
 
 def first_state(model: Model, params: Any, config: Settings, setup: Setup) -> TrainState:

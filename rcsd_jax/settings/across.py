@@ -72,6 +72,10 @@ def _check_method(s: Settings, need: Need) -> None:
             need(once, f"train.{key}", "needs sampled completions, and sampling.source=reference has none", "set 1")
         need(s.sampling.group == 1, "sampling.group", "a question has only one reference", "set 1")
         need(not rewarded and not attempts, "sampling.source", "references are not graded", "set 'student'")
+    if s.train.routing_replay != "off":
+        key, remedy = "train.routing_replay", "set 'off'"
+        need(s.sampling.source == "student", key, "replays what the student sampled, and it does not sample", remedy)
+        need(s.sampling.draft_tokens == 0, key, "does not go with sampling.draft_tokens", remedy)
     need(s.method == "grpo" or not s.policy.kl, "policy.kl", "has an effect only with method 'grpo'", "set policy.kl=0")
 
 

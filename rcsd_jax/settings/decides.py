@@ -32,7 +32,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "loss.token_clip", "loss.importance_clip", "loss.thinking", "loss.mask_cut", "loss.skip_first", "loss.reduction",
         "optimizer.learning_rate", "optimizer.schedule", "optimizer.warmup_steps", "optimizer.clip", "optimizer.b1",
         "optimizer.b2", "optimizer.weight_decay",
-        "train.epochs", "train.batch_size", "train.batches_per_rollout", "train.passes_per_rollout",
+        "train.router", "train.routing_replay", "train.epochs", "train.batch_size", "train.batches_per_rollout", "train.passes_per_rollout",
     ),
     # How long it is learned. Finished steps stay valid, unless their learning rates depended on it.
     "length": ("train.steps",),
@@ -54,7 +54,7 @@ DECIDES: dict[str, tuple[str, ...]] = {
         "sampling.draft_tokens",
         "loss.chunk_size", "train.microbatches", "train.row_lengths", "train.split_rows", "train.log_every", "checkpoint.every", "checkpoint.keep",
         "log.wandb", "log.mlflow", "log.trackio", "log.completions_every",
-        "mesh.data", "mesh.group", "mesh.fsdp", "mesh.tensor",
+        "mesh.data", "mesh.group", "mesh.fsdp", "mesh.expert", "mesh.tensor",
         "eval.every", "eval.every_splits", "eval.batch_size",
         "teacher_endpoint.key_variable", "teacher_endpoint.concurrency", "teacher_endpoint.timeout_s", "teacher_endpoint.retries",
         "teacher_endpoint.requests_per_minute",

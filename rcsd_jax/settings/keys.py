@@ -192,6 +192,10 @@ def stage() -> ConfigDict:
                 batch_size=32,
                 microbatches=1,
                 row_lengths=2,
+                router=True,  # whether full fine-tuning of a mixture of experts also trains its routers
+                # of a mixture: "compare" records the experts that the sampler chose, and logs how often the trainer chooses others;
+                # "replay" also computes the loss with those recorded
+                routing_replay="off",
                 split_rows=False,  # the devices of mesh.fsdp share each packed row, instead of having rows of their own
                 batches_per_rollout=1,  # sampled together; each then serves its own update, in order
                 passes_per_rollout=1,  # how often the updates go over a rollout's batches
@@ -206,7 +210,7 @@ def stage() -> ConfigDict:
                 completions_every=50,  # steps between tables of completions that trackers get; 0: none
             ),
             # Sizes of the axes; `models.sharding.LAYOUTS` says what they split. -1: all remaining devices.
-            mesh=dict(data=1, group=1, fsdp=-1, tensor=1),
+            mesh=dict(data=1, group=1, fsdp=-1, expert=1, tensor=1),
             eval=dict(
                 grader="",  # empty: no evaluation; "world", "boxed" (last \\boxed{} against the reference), "rubric"
                 path="",  # rows held out for evaluation

@@ -16,23 +16,35 @@ MODELS = {
     "qwen3_8b": "Qwen/Qwen3-8B",
     "qwen3_14b": "Qwen/Qwen3-14B",
     "qwen3_32b": "Qwen/Qwen3-32B",
+    "qwen3_30b_a3b": "Qwen/Qwen3-30B-A3B",
 }
+MIXTURES = ("qwen3_30b_a3b",)
+ATTENTION = ("q", "k", "v", "o")
+"""What has adapters in a mixture of experts. The experts can have them too, see `lora.targets`."""
 
 
 _BATCH = 32  # completions, for which the microbatches are
 
 
 def _slice(
-    group: int, fsdp: int, tensor: int, microbatches: int, remat: str, *, shared_rows: bool = False, **loss: int
+    group: int,
+    fsdp: int,
+    tensor: int,
+    microbatches: int,
+    remat: str,
+    *,
+    expert: int = 1,
+    shared_rows: bool = False,
+    **loss: int,
 ) -> dict[str, Any]:
-    mesh = dict(data=1, group=group, fsdp=fsdp, tensor=tensor)
+    mesh = dict(data=1, group=group, fsdp=fsdp, expert=expert, tensor=tensor)
     train = dict(split_rows=True, row_lengths=6) if shared_rows else {}
     return dict(mesh=mesh, microbatches=microbatches, remat=remat, train=train, loss=loss)
 
 
 # Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
 # fine-tuning its gradient is added up over the devices.
-# fsdp x tensor divides the 8 key/value heads, so that sampling can split the model over it.
+# fsdp x tensor divides the 8 key/value heads (4 of the mixtures), so that sampling can split the model over it.
 # None sets `sampling.slots`: as many as the batch has rows fit where the step fits, and rollouts of 20 batches keep 85% of them busy.
 LORA = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 4, "mlp")},
@@ -50,6 +62,7 @@ LORA = {
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
     },
     "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024)},
+    "qwen3_30b_a3b": {"v5p_2x2x2": _slice(2, 4, 1, 1, "mlp", chunk_size=1024)},
 }
 FULL = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 8, "mlp")},
@@ -115,6 +128,8 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
         config.teacher.path = MODELS[teacher]
     if full:
         config.lora.rank = 0
+    if size in MIXTURES:
+        config.lora.targets = ATTENTION
 
 
 def _teacher(parts: list[str]) -> tuple[list[str], str]:
@@ -126,7 +141,7 @@ def _teacher(parts: list[str]) -> tuple[list[str], str]:
 def _slices(size: str, teacher: str, full: bool) -> dict[str, dict[str, Any]]:
     if teacher:
         return {} if full else FROM.get((size, teacher), {})
-    return (FULL if full else LORA)[size]
+    return (FULL if full else LORA).get(size, {})
 
 
 def topology(variant: str) -> str | None:
@@ -141,4 +156,4 @@ def topology(variant: str) -> str | None:
     if size is None:
         return None
     table = _slices(size, _teacher(parts)[1], "full" in parts)
-    return next((part for part in parts if part in table), next(iter(table))).replace("_", ":", 1)
+    return next((part for part in parts if part in table), next(iter(table), "")).replace("_", ":", 1)

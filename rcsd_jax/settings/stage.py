@@ -42,12 +42,15 @@ class TrainSettings:
     batch_size: int
     microbatches: int
     row_lengths: int
+    router: bool
+    routing_replay: str = checks.one_of(("off", "compare", "replay"))
     split_rows: bool
     batches_per_rollout: int
     passes_per_rollout: int
     log_every: int
 
     def __post_init__(self) -> None:
+        checks.choices(self)
         sizes = ("batch_size", "microbatches", "batches_per_rollout", "passes_per_rollout", "log_every")
         checks.at_least_one(self, *sizes)
         checks.at_least_zero(self, "steps", "epochs", "row_lengths")
