@@ -156,10 +156,9 @@ def fields_of_config(config: DecoderConfig, dtype: np.dtype, source: Mapping[str
 
     Without a source RoPE is written in the older place, which transformers 4 and 5 both read, if it is the same in all layers.
     """
-    family, name = FAMILIES[config.family], config.family
-    source = _of_text(source, family, "config.json") if source else {}
-    if family.saved_as:
-        family, name = FAMILIES[family.saved_as], family.saved_as
+    source = _of_text(source, FAMILIES[config.family], "config.json") if source else {}
+    name = FAMILIES[config.family].saved_as or config.family
+    family = FAMILIES[name]
     own: dict[str, Any] = {}
     if not source:
         rope = written_rope(Rope(config.rope_theta, config.rope_scaling))
