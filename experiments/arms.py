@@ -28,8 +28,8 @@ IMPORTANCE_CLIP = 2.0
 
 # Arms that are evaluated every quarter of the steps, for `experiments.curves` and `experiments.cost`.
 CURVES = (
-    "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema",
-    "rcsd_reverse", "rcsd_true", "rcsd",
+    "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "opsd_authors", "sdft_authors",
+    "sdpo_authors", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema", "rcsd_reverse", "rcsd_true", "rcsd",
 )  # fmt: skip
 
 
