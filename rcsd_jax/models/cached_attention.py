@@ -44,7 +44,10 @@ def cached_attention(
       [B, H, T, Hd] in the dtype of q.
     """
     q = _scaled(q, cache.k_scale, cache, layer)
-    window = None if sliding is None else jnp.where(sliding, config.window, cache.length)  # of at most all places
+    window = None
+    if sliding is not None:
+        assert config.window is not None, "sliding layers have one"
+        window = jnp.where(sliding, config.window, cache.length)  # at most all places
     if config.kernels == "pallas" and kernels.takes(q):
         attended = _by_kernel(config, q, cache, layer, index, window)
     else:
