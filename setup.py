@@ -1,5 +1,5 @@
 """Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `judge`, `hub`, `experiments`, `notebooks`,
-`tpu`, `gcs`, `docs`, `lint`.
+`tpu`, `gcs`, `docs`, `lint`, `lm_eval`, and a tracker each: `wandb`, `mlflow`, `trackio`.
 """
 
 import pathlib
@@ -69,6 +69,10 @@ setuptools.setup(
         "gcs": ["gcsfs"],  # workdirs in gs:// buckets
         "hub": ["datasets>=3"],  # data sets of the Hugging Face hub
         "judge": ["openai>=1.56"],  # judges at endpoints
+        "lm_eval": ["lm_eval>=0.4.12"],  # EleutherAI's harness
+        "wandb": ["wandb>=0.31"],
+        "mlflow": ["mlflow-skinny>=3"],  # the client without a server
+        "trackio": ["trackio>=0.40"],
         "experiments": ["matplotlib", "scipy"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0"],
         "notebooks": ["ipykernel", "matplotlib", "nbclient", "nbformat"],  # to execute them, outside Colab
@@ -80,6 +84,7 @@ setuptools.setup(
             "hypothesis>=6",
             "import-linter>=2.17",
             "ipykernel",
+            "lm_eval>=0.4.12",
             "matplotlib",
             "nbclient",
             "nbformat",
@@ -88,6 +93,7 @@ setuptools.setup(
             "pytest-xdist>=3.7",
             "selenium>=4",
             "torch==2.13.0",
+            "trackio>=0.40",
             "trl>=1.0",
             "peft>=0.18",
             "scipy",

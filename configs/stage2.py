@@ -37,6 +37,7 @@ Other methods:
 Student and teacher think, in training and in evaluation. "non_thinking", as in `configs/stage2.py:release,non_thinking`, turns this off.
 With "student_non_thinking" the student learns from completions without a thought, and the teacher and everybody in evaluation think.
 
+"from_32b" makes Qwen3-32B the teacher of a size, as in `configs/stage2.py:qwen3_8b,from_32b`; otherwise the teacher is the student's own.
 A size, as in `configs/stage2.py:qwen3_8b,release`, adds model, mesh and memory settings for a slice: see
 `rcsd_jax/settings/sizes.py`.
 """

@@ -36,6 +36,7 @@ _PROGRAMS = {
     "rcsd_jax.main": "rcsd_jax/main.py",
     "rcsd_jax.data": "rcsd_jax/data/__main__.py",
     "rcsd_jax.plan": "rcsd_jax/plan/__main__.py",
+    "rcsd_jax.check": "rcsd_jax/check/__main__.py",
     "rcsd_jax.report": "rcsd_jax/report/__main__.py",
 }
 

@@ -28,8 +28,8 @@ IMPORTANCE_CLIP = 2.0
 
 # Arms that are evaluated every quarter of the steps, for `experiments.curves` and `experiments.cost`.
 CURVES = (
-    "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema",
-    "rcsd_reverse", "rcsd_true", "rcsd",
+    "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "opsd_authors", "sdft_authors",
+    "sdpo_authors", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema", "rcsd_reverse", "rcsd_true", "rcsd",
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ class Arm(NamedTuple):
     """A variant of `configs/world.py`, the changes to it, and the writer of its teacher's rubrics, if a model writes them.
 
     `size`: of the model: "medium", the package's own, or of `bases.SIZES`. `writer`: the name of a Stage I, or "base" for the
-    untrained model, "base_<size>" for one of another size.
+    untrained model, "base_<size>" for one of another size. `teacher`: the size of the base that teaches instead of the model's own.
     """
 
     label: str
@@ -45,6 +45,7 @@ class Arm(NamedTuple):
     changes: dict[str, Any] = {}
     writer: str = "stage1"
     size: str = "medium"
+    teacher: str = ""
 
 
 def _paper(label: str, **changes: Any) -> Arm:
@@ -120,6 +121,11 @@ ARMS: dict[str, Arm] = {
     # sizes of the model
     **{f"rcsd_{size}": Arm(f"RCSD, {size}", "paper", writer=f"stage1_{size}", size=size) for size in bases.SIZES},
     **{f"rcsd_true_{size}": Arm(f"ground truth, {size}", "ground_truth", size=size) for size in bases.SIZES},
+    # a teacher of its own, five times as large, with the true rubric and without
+    "large_teacher": Arm("larger teacher, with rubric", "ground_truth", teacher="large"),
+    "large_teacher_plain": Arm(
+        "larger teacher, without rubric", "ground_truth", dict(teacher=dict(fields=("question",))), teacher="large"
+    ),
     # flawed references: for OPSD, and for the Stage I that writes RCSD's rubrics
     **{
         f"opsd_flawed_{_percent(x)}": Arm(f"OPSD, {_percent(x)}% flawed", "reference", dict(data=dict(flawed=x)))
@@ -157,12 +163,15 @@ def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
     config.update(arm.changes)
     config.seed = 200 + seed
     config.model.path = str(bases.directory(arm.size, folder))
+    if arm.teacher:
+        config.teacher.path = str(bases.directory(arm.teacher, folder))
     if config.rubric.source == "written":
         kind, _, size = arm.writer.partition("_")
         trained = folder / arm.writer / f"seed{seed}" / "export"
         config.rubric.writer = str(bases.directory(size or arm.size, folder) if kind == "base" else trained)
-    # One arm of each size also evaluates the base and the teacher that sees the true rubric.
-    config.eval.roles = ("base", "teacher", "trained") if name.startswith("rcsd_true") else ("trained",)
+    # One arm of each size also evaluates the base and the teacher that sees the true rubric; others only a teacher of their own.
+    others = ("base", "teacher") if name.startswith("rcsd_true") else ("teacher",) if arm.teacher else ()
+    config.eval.roles = (*others, "trained")
     if name in CURVES:
         config.eval.update(every=config.train.steps // 4, every_splits=("in_distribution",))
     return _shortened(config) if quick else config

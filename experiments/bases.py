@@ -18,9 +18,9 @@ def directory(size: str, folder: Path) -> Path:
 
 
 def ensure(arm: Any, folder: Path, *, quick: bool) -> None:
-    """Makes the bases that an arm needs: for its model, and for an untrained writer of another size. Resumes after a stop."""
+    """Makes the bases that an arm needs: for its model, its teacher, and an untrained writer of another size. Resumes after a stop."""
     kind, _, size = arm.writer.partition("_")
-    for needed in {arm.size, size if kind == "base" and size else "medium"} - {"medium"}:
+    for needed in {arm.size, arm.teacher or "medium", size if kind == "base" and size else "medium"} - {"medium"}:
         place = directory(needed, folder)
         finished = place.parent / f"{needed}.finished"
         if finished.exists():

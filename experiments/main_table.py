@@ -13,8 +13,8 @@ from experiments.cells import Cell
 from rcsd_jax.host.console import Console
 
 ARMS = (
-    "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema",
-    "rcsd_true", "rcsd",
+    "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "opsd_authors", "sdft_authors", "sdpo_authors",
+    "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema", "rcsd_true", "rcsd",
 )  # fmt: skip
 PUBLISHED = {"sft": 65.4, "grpo": 69.2, "grpo_rubric": 69.6, "opsd": 69.7, "rcsd": 70.6}
 

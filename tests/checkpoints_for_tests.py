@@ -38,6 +38,13 @@ KINDS = {
 # Families that differ from these by switches, with shapes that are not the usual ones: heads that are not hidden / heads wide, one
 # key/value head or as many as heads, tied or not. Prompts are longer than windows, and than the contexts that yarn stretches.
 FAMILY_KINDS = {
+    "qwen3_moe": (
+        "Qwen3Moe",
+        dict(
+            num_hidden_layers=2, head_dim=16, num_key_value_heads=1, num_experts=8, num_experts_per_tok=3,
+            moe_intermediate_size=24, norm_topk_prob=True,
+        ),
+    ),
     "gemma3_text": (
         "Gemma3Text",
         dict(

@@ -13,8 +13,8 @@ class JudgeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, handler=None):
+        super().__init__(("127.0.0.1", 0), handler or Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.delay, self.misbehave = 0.0, lambda handler, prompt, nth: None
         self.lock, self.released = threading.Lock(), threading.Event()
@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = body["messages"][0]["content"]
+        prompt = self.prompt_of(body)
         with server.lock:
             nth = server.asked[prompt]
             server.asked[prompt] += 1
@@ -49,7 +49,13 @@ class Handler(BaseHTTPRequestHandler):
             server.most = max(server.most, server.now)
         server.released.wait(server.delay)
         if not server.misbehave(self, prompt, nth):
-            self.say(right_answer(prompt))
+            self.answer(body)
+
+    def prompt_of(self, body):
+        return body["messages"][0]["content"]
+
+    def answer(self, body):
+        self.say(right_answer(self.prompt_of(body)))
 
     def say(self, content, *, counted=True, **changes):
         """A completion with this text, whose tokens are counted; `changes` replace fields of the reply."""

@@ -22,6 +22,7 @@ from experiments import (
     curves,
     derived,
     divergences,
+    larger_teacher,
     learning_rates,
     main_table,
     noise,
@@ -59,6 +60,7 @@ def test_arms_differ_and_tables_name_arms_that_exist(tmp_path):
         assert set(table.ARMS) <= set(arms.ARMS) and "rcsd" in table.ARMS
     assert cost.main_table is main_table and noise.arms is arms
     assert set(staleness.ARMS) <= set(arms.ARMS) and len(set(staleness.ARMS)) == 8 and staleness.FRESH == "rcsd_true"
+    assert set(larger_teacher.ARMS) <= set(arms.ARMS) and larger_teacher.SELF == "rcsd_true"
     assert {arms.flawed(m, x) for m in derived.METHODS for x in arms.FLAWED} <= set(arms.ARMS)
     assert set(main_table.ARMS) | set(curves.ARMS) == set(arms.CURVES)  # cost is of the former
 
@@ -76,6 +78,18 @@ def test_rows_of_published_methods_are_plain_forms_and_the_page_says_so():
         assert (loss.beta, loss.top_k, loss.importance_clip) == (0.0, None, None)
         assert f"{arms.ARMS[name].label}: {variant}" in tables.forms([name])
     assert world_config.get_config("opsd").loss.beta == world_config.get_config("sdpo").loss.beta == 0.5
+
+
+def test_a_larger_teacher_is_the_large_base_and_what_it_sees_is_all_that_differs(tmp_path):
+    self, with_rubric, without = (
+        keys.flat(arms.stage2(name, 0, tmp_path, quick=False)) for name in larger_teacher.ARMS
+    )
+    differing = lambda one, other: (
+        {key for key in one if one[key] != other[key]} - {"eval.roles", "eval.every", "eval.every_splits"}
+    )
+    assert differing(self, with_rubric) == {"teacher.path"} and differing(with_rubric, without) == {"teacher.fields"}
+    assert with_rubric["teacher.path"] == str(bases.directory("large", tmp_path))
+    assert without["teacher.fields"] == ["question"] and "teacher" in without["eval.roles"]
 
 
 @pytest.mark.parametrize("method", derived.METHODS)

@@ -53,7 +53,7 @@ WITHOUT_EFFECT = (
 # How config.json names the activations of `feed_forward.ACTIVATIONS`.
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 # Fields of biases -> arguments of `DecoderConfig`.
-BIASES = {"attention_bias": ("qkv_bias", "o_bias"), "mlp_bias": ("mlp_bias",)}
+_BIASES = {"attention_bias": ("qkv_bias", "o_bias"), "mlp_bias": ("mlp_bias",)}
 
 
 def read_config(
@@ -106,7 +106,7 @@ def config_of_fields(
         activation=fields.one_of(family.activation, _ACTIVATIONS, "silu"),
         **family.switches,
     )
-    for field, names in BIASES.items():
+    for field, names in _BIASES.items():
         if field in family.followed:
             arguments |= dict.fromkeys(names, fields.flag(field, False))
     own = family.config(fields)
@@ -164,7 +164,7 @@ def fields_of_config(config: DecoderConfig, dtype: np.dtype, source: Mapping[str
         rope = written_rope(Rope(config.rope_theta, config.rope_scaling))
         theta = rope.pop("rope_theta")
         own = dict(rope_theta=theta, rope_scaling=rope if config.rope_scaling else None, **family.written(config))
-        own |= {field: getattr(config, names[0]) for field, names in BIASES.items() if field in family.followed}
+        own |= {field: getattr(config, names[0]) for field, names in _BIASES.items() if field in family.followed}
     return {
         **source,
         "architectures": [family.architecture],

@@ -18,6 +18,7 @@ import numpy as np
 
 from rcsd_jax.checkpoints.directory import resolve
 from rcsd_jax.checkpoints.families import FAMILIES
+from rcsd_jax.checkpoints.fused_experts import taken_apart
 from rcsd_jax.checkpoints.hf_config import read_config
 from rcsd_jax.checkpoints.safetensors import StoredTensor, list_tensors
 from rcsd_jax.checkpoints.tensors import tensors_of_model
@@ -58,7 +59,7 @@ def load_model(
     """
     directory = resolve(directory)
     config = read_config(directory, dtype=dtype, param_dtype=param_dtype, remat=remat)
-    stored = _of_text(FAMILIES[config.family].renamed, list_tensors(directory))
+    stored = taken_apart(config, _of_text(FAMILIES[config.family].renamed, list_tensors(directory)))
     _check_tensors(directory, config, stored)
     tensors = tensors_of_model(config)
     on_one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -17,6 +17,7 @@ from rcsd_jax.report.summary import print_summary
 from rcsd_jax.report.write import report_path, write_report
 from rcsd_jax.run.check import check_stage
 from rcsd_jax.run.stage import run_stage
+from rcsd_jax.run.tracking import check_installed
 from rcsd_jax.run.workdir import check_later_stages
 from rcsd_jax.settings import keys
 from rcsd_jax.settings.unpack import check, unpack
@@ -41,6 +42,8 @@ def run_job(config: ConfigDict, workdir: AnyPath, *, report: bool = False) -> di
     began, results = time.monotonic(), {}
     stages = [(name, with_workdir(stage, workdir)) for name, stage in keys.stages_of(config)]
     check_later_stages([(name, stage.to_dict()) for name, stage in stages], as_path(workdir))
+    for name, stage in stages:
+        check_installed(unpack(stage, name=name), name)  # of all stages, before the first takes its hours
     with StopRequest() as stop:
         for name, stage in stages:
             stop.raise_if_set(f"before {name}")
@@ -72,6 +75,8 @@ def with_workdir(stage: ConfigDict, workdir: AnyPath) -> ConfigDict:
     stage = stage.copy_and_resolve_references()
     for section, key in (("model", "path"), ("data", "path"), ("rubric", "writer"), ("teacher", "path")):
         stage[section][key] = stage[section][key].replace("{workdir}", str(workdir))
+    for name, path in stage.teacher.paths.items():
+        stage.teacher.paths[name] = path.replace("{workdir}", str(workdir))
     return stage
 
 

@@ -18,13 +18,13 @@ from rcsd_jax.host.console import to_stderr
 from rcsd_jax.host.errors import Preempted, UserError, WriteFailed, first_line
 
 
-def run_program(program: Callable[[list[str]], None], name: str, usage: str) -> None:
+def run_program(program: Callable[[list[str]], int | None], name: str, usage: str) -> None:
     """Runs a program with the defined flags, and ends the process if anything goes wrong.
 
     A `UserError` becomes one line on stderr and exit status 2, a signal status 128 + its number.
 
     Args:
-      program: its entry point, called after the flags are read.
+      program: its entry point, called after the flags are read; the exit status, or None for 0.
       name: its module.
       usage: its command line and purpose, the docstring of the module.
     """
@@ -64,14 +64,15 @@ def without_torch() -> None:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
-def _and_finish(program: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs a program; the processes then leave together."""
+def _and_finish(program: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
+    """Runs a program and returns its exit status; the processes then leave together."""
     try:
-        program(argv)
+        status = program(argv)
     except Preempted:
         distributed.finish()
         raise
     distributed.finish()
+    return status
 
 
 def _end_all(error: Exception) -> None:

@@ -78,7 +78,7 @@ class EndpointSettings:
     tokens_per_minute: float | None = None
 
 
-class _Failed(NamedTuple):
+class Failed(NamedTuple):
     """A try without an answer: what was wrong, whether and when to try again, and whether it ends the run."""
 
     problem: str
@@ -90,11 +90,15 @@ class _Failed(NamedTuple):
 
 
 class Endpoint:
-    """Asks the endpoint; an `asking.Ask`.
+    """Asks the endpoint; an `asking.Ask`. `prompt_scores` asks another kind of model in the same way.
 
     Attributes:
+      whose: what messages call the model.
+      section: of the config, whose keys messages name.
       identity: everything that decides its answer to a prompt, as `cache.key_of` takes it.
     """
+
+    whose, section = "judge", "judge"
 
     def __init__(self, settings: EndpointSettings):
         """Reads the key; nothing is sent.
@@ -102,8 +106,9 @@ class Endpoint:
         Raises:
           UserError: the openai package or the key is missing, or a setting is invalid.
         """
-        _check(settings)
-        self._settings, self._key, self._openai = settings, _key(settings.key_variable), _openai_package()
+        _check(settings, self.section)
+        self._settings = settings
+        self._key, self._openai = _key(settings.key_variable, self.whose, self.section), _openai_package(self.section)
         self._body = {
             name: value
             for name in ("model", "temperature", "seed", "max_tokens")
@@ -114,7 +119,7 @@ class Endpoint:
         self._answered = self._answered_tokens = self._failed_in_a_row = 0
         self._random = random.Random()  # only pauses depend on it
 
-    def __call__(self, prompts: Sequence[str], receive: Receive, stop: Callable[[], None]) -> None:
+    def __call__(self, prompts: Sequence[Any], receive: Receive, stop: Callable[[], None]) -> None:
         """See `asking.Ask`. If `stop` raises, open requests are abandoned and their answers are lost.
 
         Raises:
@@ -123,7 +128,7 @@ class Endpoint:
         arrived: queue.SimpleQueue = queue.SimpleQueue()
         halted = threading.Event()
         # A thread of its own, because a notebook's main thread already runs an event loop.
-        with ThreadPoolExecutor(1, "judge") as thread:
+        with ThreadPoolExecutor(1, self.section) as thread:
             asking = thread.submit(asyncio.run, self._ask(prompts, arrived, halted))
             asking.add_done_callback(lambda _: arrived.put(None))  # wakes the loop below
             try:
@@ -138,7 +143,7 @@ class Endpoint:
                     _receive(arrived.get(), receive)
             asking.result()
 
-    async def _ask(self, prompts: Sequence[str], arrived: queue.SimpleQueue, halted: threading.Event) -> None:
+    async def _ask(self, prompts: Sequence[Any], arrived: queue.SimpleQueue, halted: threading.Event) -> None:
         settings, waiting = self._settings, iter(enumerate(prompts))
         client = self._openai.AsyncOpenAI(
             api_key=self._key or "none", base_url=settings.base_url, timeout=settings.timeout_s, max_retries=0
@@ -161,16 +166,16 @@ class Endpoint:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _answer(self, client: Any, prompt: str) -> Answer:
+    async def _answer(self, client: Any, prompt: Any) -> Answer:
         """Asks one prompt, as often as the settings allow."""
         settings = self._settings
         tokens, uncounted = [0, 0], 0
         for attempt in range(settings.retries + 1):
-            guess = self._answered_tokens / self._answered if self._answered else len(prompt) / 3
+            guess = self._answered_tokens / self._answered if self._answered else self._guess(prompt)
             await self._tokens.turn(guess)
             await self._requests.turn()
             reply = await self._try(client, prompt)
-            used = reply.tokens if isinstance(reply, _Failed) else (reply.input_tokens, reply.output_tokens)
+            used = reply.tokens if isinstance(reply, Failed) else (reply.input_tokens, reply.output_tokens)
             self._tokens.add(sum(used) - guess)
             tokens, uncounted = [a + b for a, b in zip(tokens, used, strict=True)], uncounted + reply.uncounted
             spent: dict[str, Any] = dict(
@@ -185,36 +190,47 @@ class Endpoint:
             if not reply.retry or attempt == settings.retries:
                 break
             if reply.after_s > _LONGEST_RETRY_AFTER_S:
-                raise self._hopeless(f"the judge's endpoint wants a pause of {reply.after_s:.0f} s", reply.problem)
+                raise self._hopeless(
+                    f"the {self.whose}'s endpoint wants a pause of {reply.after_s:.0f} s", reply.problem
+                )
             self._requests.pause(reply.after_s)  # for all: the endpoint means this client, not this prompt
             pause = min(settings.backoff_s * 2**attempt, settings.longest_backoff_s) * self._random.uniform(0.5, 1.0)
             await asyncio.sleep(pause)
-        assert isinstance(reply, _Failed), "an answer has been returned"
+        assert isinstance(reply, Failed), "an answer has been returned"
         # A refused prompt says nothing about the others: a run that continues may have only such prompts left.
         self._failed_in_a_row += reply.retry
         if self._failed_in_a_row >= _HOPELESS:
-            raise self._hopeless(f"the judge's endpoint answered none of {_HOPELESS} prompts in a row", reply.problem)
+            raise self._hopeless(
+                f"the {self.whose}'s endpoint answered none of {_HOPELESS} prompts in a row", reply.problem
+            )
         return Answer(None, f"no answer after {spent['requests']} tries: {reply.problem}", **spent)
 
-    async def _try(self, client: Any, prompt: str) -> Answer | _Failed:
+    def _guess(self, prompt: Any) -> float:
+        """The tokens of a request, before any was counted."""
+        return len(prompt) / 3
+
+    async def _send(self, client: Any, prompt: Any) -> Any:
+        return await client.chat.completions.create(
+            messages=[{"role": "user", "content": prompt}], **self._body, extra_body=dict(self._settings.extra)
+        )
+
+    async def _try(self, client: Any, prompt: Any) -> Answer | Failed:
         # The client's exceptions hold the request with the key, so they must not be the cause or context of ours.
         openai, settings = self._openai, self._settings
         try:
             async with asyncio.timeout(settings.timeout_s):
-                reply = await client.chat.completions.create(
-                    messages=[{"role": "user", "content": prompt}], **self._body, extra_body=dict(settings.extra)
-                )
+                reply = await self._send(client, prompt)
         except openai.APIStatusError as error:
             return self._refusal(error)
         except (openai.APITimeoutError, TimeoutError):
-            return _Failed(f"nothing came in {settings.timeout_s:g} s")
+            return Failed(f"nothing came in {settings.timeout_s:g} s")
         except openai.APIConnectionError as error:
-            return _Failed(f"no connection ({type(error.__cause__ or error).__name__})")
+            return Failed(f"no connection ({type(error.__cause__ or error).__name__})")
         except (openai.APIError, ValueError):
-            return _Failed("the reply is not JSON")
-        return self._read(reply)
+            return Failed("the reply is not JSON")
+        return self._read(reply, prompt)
 
-    def _read(self, reply: Any) -> Answer | _Failed:
+    def _read(self, reply: Any, prompt: Any) -> Answer | Failed:
         """Reads a reply carefully: the client checks no types, and servers leave out different fields."""
         usage = getattr(reply, "usage", None)
         fields = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
@@ -226,7 +242,7 @@ class Endpoint:
         if message is None:
             said = getattr(reply, "error", None)
             problem = f"the reply holds no choice ({self._clean(said)})" if said else "the reply holds no choice"
-            return _Failed(problem, tokens=tokens, uncounted=int(usage is not None and not counted))
+            return Failed(problem, tokens=tokens, uncounted=int(usage is not None and not counted))
         text = getattr(message, "content", None)
         return Answer(
             self._without_key(text if isinstance(text, str) else ""),
@@ -236,32 +252,34 @@ class Endpoint:
             uncounted=int(not counted),
         )
 
-    def _refusal(self, error: Any) -> _Failed:
+    def _refusal(self, error: Any) -> Failed:
         """The failure that a status other than 2xx stands for."""
         status, settings = error.status_code, self._settings
         if status in (401, 403):
-            problem, variable = f"the judge's endpoint rejects the key (status {status})", settings.key_variable
+            problem, variable = f"the {self.whose}'s endpoint rejects the key (status {status})", settings.key_variable
             remedy = "set it to a key that is valid there, or name another variable"
-            return _Failed(problem, end=UserError(problem, field="judge.key_variable", value=variable, remedy=remedy))
+            return Failed(
+                problem, end=UserError(problem, field=f"{self.section}.key_variable", value=variable, remedy=remedy)
+            )
         said = error.body.get("message") if isinstance(error.body, dict) else error.body
         problem = f"status {status}: {self._clean(said)}" if said else f"status {status}"
         if status == 404 or error.code == "model_not_found":
             end = UserError(
                 f"there is no such model at {settings.base_url}, or no such endpoint ({problem})",
-                field="judge.model",
+                field=f"{self.section}.model",
                 value=settings.model,
-                remedy="correct judge.model or judge.base_url",
+                remedy=f"correct {self.section}.model or {self.section}.base_url",
             )
-            return _Failed(problem, end=end)
+            return Failed(problem, end=end)
         if status == 402 or error.code == "insufficient_quota":
-            return _Failed(problem, end=self._hopeless("the judge's account is used up", problem))
+            return Failed(problem, end=self._hopeless(f"the {self.whose}'s account is used up", problem))
         retry = status in (408, 409, 429) or status >= 500
-        return _Failed(problem, retry=retry, after_s=_retry_after(error.response.headers.get("retry-after")))
+        return Failed(problem, retry=retry, after_s=_retry_after(error.response.headers.get("retry-after")))
 
     def _hopeless(self, what: str, problem: str) -> UserError:
         return UserError(
             f"{what} ({problem})",
-            field="judge.base_url",
+            field=f"{self.section}.base_url",
             value=self._settings.base_url,
             remedy="check the endpoint and repeat the command: the answers so far are kept",
         )
@@ -291,34 +309,34 @@ def _retry_after(value: str | None) -> float:
     return 0.0
 
 
-def _key(variable: str) -> str:
+def _key(variable: str, whose: str, section: str) -> str:
     if not variable:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(
-            f"the environment variable {variable}, which should hold the judge's key, is not set",
-            field="judge.key_variable",
+            f"the environment variable {variable}, which should hold the {whose}'s key, is not set",
+            field=f"{section}.key_variable",
             value=variable,
             remedy=f"export {variable}=…, name another variable, or leave it empty for an endpoint without keys",
         )
     if not (key.isascii() and key.isprintable()):
         raise UserError(
-            "the judge's key has characters that a header cannot hold",
-            field="judge.key_variable",
+            f"the {whose}'s key has characters that a header cannot hold",
+            field=f"{section}.key_variable",
             value=variable,
             remedy="set it to the key and nothing else",
         )
     return key
 
 
-def _openai_package() -> Any:
+def _openai_package(section: str) -> Any:
     try:
         import openai  # optional
     except ImportError:
         raise UserError(
-            "a judge at an endpoint needs the package openai, which is not installed",
-            field="judge.base_url",
+            "a model at an endpoint needs the package openai, which is not installed",
+            field=f"{section}.base_url",
             remedy="pip install 'rcsd_jax[judge]'",
         ) from None
     # At DEBUG the clients log a reply's headers, and a server may repeat the key there; at INFO they log every request.
@@ -327,22 +345,27 @@ def _openai_package() -> Any:
     return openai
 
 
-def _check(settings: EndpointSettings) -> None:
+def _check(settings: EndpointSettings, section: str) -> None:
     place = urlsplit(settings.base_url)
     # The value is not shown if it may hold a password.
     if place.username or place.password:
-        problem, remedy = "the URL holds a user or a password", "put the key into the environment (judge.key_variable)"
-        raise UserError(problem, field="judge.base_url", remedy=remedy)
+        problem, remedy = (
+            "the URL holds a user or a password",
+            f"put the key into the environment ({section}.key_variable)",
+        )
+        raise UserError(problem, field=f"{section}.base_url", remedy=remedy)
     if place.scheme not in ("http", "https") or not place.netloc:
         remedy = "give one such as https://api.openai.com/v1 or http://localhost:8000/v1"
-        raise UserError("not the URL of an endpoint", field="judge.base_url", value=settings.base_url, remedy=remedy)
+        raise UserError(
+            "not the URL of an endpoint", field=f"{section}.base_url", value=settings.base_url, remedy=remedy
+        )
     if not settings.model:
-        raise UserError("no model", field="judge.model", value=settings.model, remedy="name one of the endpoint's")
+        raise UserError("no model", field=f"{section}.model", value=settings.model, remedy="name one of the endpoint's")
     for name in ("concurrency", "timeout_s", "requests_per_minute", "tokens_per_minute"):
         value = getattr(settings, name)
         if value is not None and value <= 0:
-            raise UserError("it must be positive", field=f"judge.{name}", value=value, remedy="raise it")
+            raise UserError("it must be positive", field=f"{section}.{name}", value=value, remedy="raise it")
     for name in ("retries", "backoff_s", "longest_backoff_s"):
         if getattr(settings, name) < 0:
             value = getattr(settings, name)
-            raise UserError("it must not be negative", field=f"judge.{name}", value=value, remedy="raise it")
+            raise UserError("it must not be negative", field=f"{section}.{name}", value=value, remedy="raise it")

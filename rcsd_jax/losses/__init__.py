@@ -30,6 +30,7 @@ from rcsd_jax.losses.from_hidden import (
     weighted_divergence_from_hidden,
 )
 from rcsd_jax.losses.from_logits import entropy, per_token_divergence, sampled_token_loss, token_log_probs
+from rcsd_jax.losses.known import KnownLogProbs
 from rcsd_jax.losses.log_probs_from_hidden import token_log_probs_from_hidden
 from rcsd_jax.losses.options import SMALLEST_TEMPERATURE, DivergenceOptions
 from rcsd_jax.losses.weighting import importance_weight, masked_mean, token_weights, weighted_sum
@@ -38,6 +39,7 @@ __all__ = [
     "SMALLEST_TEMPERATURE",
     "DivergenceOptions",
     "DivergenceStats",
+    "KnownLogProbs",
     "divergence_from_hidden",
     "entropy",
     "importance_weight",

@@ -75,11 +75,21 @@ def check_role(**arrays: Any) -> None:
 def check_both_roles(
     student_hidden: Any, student_head: Any, teacher_hidden: Any, teacher_head: Any, **by_token: Any
 ) -> None:
-    """Hidden states [B, T, D] and heads [D, V], D being each role's own; all others are [B, T] or None."""
+    """Hidden states [B, T, D] and heads [D, V], D being each role's own; all others are [B, T] or None. Teachers may be tuples."""
     check_role(student_hidden=student_hidden, student_head=student_head)
-    check_role(teacher_hidden=teacher_hidden, teacher_head=teacher_head)
-    hidden = dict(student_hidden=student_hidden, teacher_hidden=teacher_hidden)
-    heads = dict(student_head=student_head, teacher_head=teacher_head)
+    hidden, heads = dict(student_hidden=student_hidden), dict(student_head=student_head)
+    several = isinstance(teacher_hidden, tuple) and isinstance(teacher_head, tuple)
+    if teacher_head is None and isinstance(teacher_hidden, tuple):  # what is known of a teacher
+        for name, x in zip(("tokens", "log_probs"), teacher_hidden, strict=True):
+            check_shape(f"the teacher's {name}", x[..., 0], student_hidden.shape[:2], "the hidden states [B, T, D]")
+        teachers: Any = ()
+    else:
+        teachers = zip(teacher_hidden, teacher_head, strict=True) if several else [(teacher_hidden, teacher_head)]
+    for number, (of_hidden, of_head) in enumerate(teachers):
+        which = f"[{number}]" if several else ""
+        roles = {f"teacher_hidden{which}": of_hidden, f"teacher_head{which}": of_head}
+        check_role(**roles)
+        hidden[f"teacher_hidden{which}"], heads[f"teacher_head{which}"] = of_hidden, of_head
     for what, axes, arrays in (("[B, T]", slice(0, 2), hidden), ("V", slice(1, 2), heads)):
         if len({x.shape[axes] for x in arrays.values()}) > 1:
             got = " and ".join(f"{name} {shape(x)}" for name, x in arrays.items())

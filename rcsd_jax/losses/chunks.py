@@ -82,6 +82,19 @@ def logits_of(hidden: jax.Array, head: jax.Array) -> jax.Array:
         return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
 
 
+def logits_of_several(hidden: Any, head: Any) -> jax.Array:
+    """`logits_of`; of tuples of hidden states and heads, the sum of all. States that are all 0 cost no product."""
+    if not isinstance(hidden, tuple):
+        return logits_of(hidden, head)
+    shape = (*hidden[0].shape[:-1], head[0].shape[-1])
+
+    def of_one(hidden: jax.Array, head: jax.Array) -> jax.Array:
+        nothing = lambda *_: jnp.zeros(shape, jnp.float32)
+        return jax.lax.cond((hidden != 0).any(), logits_of, nothing, hidden, head)
+
+    return sum(map(of_one, hidden[1:], head[1:]), start=of_one(hidden[0], head[0]))
+
+
 def add_head_gradient(total: jax.Array, hidden: jax.Array, logits_gradient: jax.Array) -> jax.Array:
     """total [D, V] float32 + the head's gradient for a chunk, a band of rows at a time: the product is never whole."""
     size = total.shape[0]

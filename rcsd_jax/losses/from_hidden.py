@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,14 @@ from rcsd_jax.losses.array_checks import check_both_roles, checked_tokens
 from rcsd_jax.losses.chunks import add_head_gradient, chunk_size_of, logits_of, scan_chunks
 from rcsd_jax.losses.divergences import divergence_of, gradient_of, has_closed_gradient
 from rcsd_jax.losses.explicit_mesh import automatic
+from rcsd_jax.losses.known import KnownLogProbs, teacher_logits
 from rcsd_jax.losses.log_probs import entropy_of, log_softmax, of_tokens, without_ignored
 from rcsd_jax.losses.options import DivergenceOptions, Scalar, number, optional_number
 from rcsd_jax.losses.traced import apart, together
 from rcsd_jax.losses.weighting import importance_weight, weighted_sum
+
+Teachers: TypeAlias = jax.Array | tuple[jax.Array, ...] | KnownLogProbs | None
+"""The teacher's array, or one of each teacher; or the log-probabilities that are known, with None as the head."""
 
 
 class DivergenceStats(NamedTuple):
@@ -37,8 +41,8 @@ class DivergenceStats(NamedTuple):
 def divergence_from_hidden(
     student_hidden: jax.Array,
     student_head: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_head: jax.Array,
+    teacher_hidden: Teachers,
+    teacher_head: Teachers,
     *,
     chunk_size: int,
     mask: jax.Array | None = None,
@@ -72,8 +76,8 @@ def divergence_from_hidden(
 def score_from_hidden(
     student_hidden: jax.Array,
     student_head: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_head: jax.Array,
+    teacher_hidden: Teachers,
+    teacher_head: Teachers,
     tokens: jax.Array,
     *,
     chunk_size: int,
@@ -88,7 +92,9 @@ def score_from_hidden(
     avoids. If the head needs no gradient (LoRA), none is computed.
 
     Args:
-      student_hidden, teacher_hidden: [B, T, D]; student_head, teacher_head: [D, V]; tokens: [B, T] int32.
+      student_hidden, teacher_hidden: [B, T, D]; student_head, teacher_head: [D, V]; tokens: [B, T] int32. Of several teachers,
+        tuples of hidden states and of heads: their logits are added, so states that are 0 leave a token to the others. Instead of
+        hidden states `KnownLogProbs`, with None as the head.
       chunk_size: positions per chunk; T need not be a multiple.
       mask: [B, T], outside of which `divergence` is 0; None: nowhere.
       ignore_index: a token where all quantities are 0, wherever it stands.
@@ -109,8 +115,8 @@ def score_from_hidden(
 def weighted_divergence_from_hidden(
     student_hidden: jax.Array,
     student_head: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_head: jax.Array,
+    teacher_hidden: Teachers,
+    teacher_head: Teachers,
     tokens: jax.Array,
     weights: jax.Array,
     *,
@@ -199,14 +205,14 @@ def _options(
 
 
 def _masked_scores(
-    options: _Options, *inputs: jax.Array, mask: jax.Array | None, ignore_index: int | None
+    options: _Options, *inputs: Any, mask: jax.Array | None, ignore_index: int | None
 ) -> DivergenceStats:
     """The stats of the roles' hidden states, heads and tokens; 0 outside the mask and at ignored tokens."""
     *roles, tokens = inputs
     tokens, ignored = without_ignored(tokens, ignore_index)
     mask = jnp.ones_like(tokens, bool) if mask is None else jnp.asarray(mask).astype(bool)
 
-    def masked(options: _Options, *arrays: jax.Array) -> DivergenceStats:
+    def masked(options: _Options, *arrays: Any) -> DivergenceStats:
         *inputs, mask = arrays
         stats = _differentiable_stats(*apart(options), *inputs)
         return stats._replace(divergence=jnp.where(mask, stats.divergence, 0.0))
@@ -229,8 +235,8 @@ def _weighted(
     traced: list[jax.Array],
     student_hidden: jax.Array,
     student_head: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_head: jax.Array,
+    teacher_hidden: Teachers,
+    teacher_head: Teachers,
     tokens: jax.Array,
     weights: jax.Array,
     sampler_log_probs: jax.Array,
@@ -306,8 +312,8 @@ def _stats(
     options: _Options,
     student_hidden: jax.Array,
     student_head: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_head: jax.Array,
+    teacher_hidden: Teachers,
+    teacher_head: Teachers,
     tokens: jax.Array,
     weights: jax.Array | None = None,
 ) -> DivergenceStats:
@@ -315,7 +321,8 @@ def _stats(
 
     def step(_: None, chunk: tuple[jax.Array, ...]) -> tuple[None, DivergenceStats]:
         hidden, teacher_hidden, tokens = chunk
-        student, teacher = logits_of(hidden, student_head), logits_of(teacher_hidden, teacher_head)
+        student = logits_of(hidden, student_head)
+        teacher = teacher_logits(teacher_hidden, teacher_head, student.shape[-1])
         return None, _stats_of_logits(options, student, teacher, tokens)
 
     there = None if weights is None else weights != 0
@@ -326,8 +333,8 @@ def _stats_and_gradients(
     options: _Options,
     student_hidden: jax.Array,
     student_head: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_head: jax.Array,
+    teacher_hidden: Teachers,
+    teacher_head: Teachers,
     tokens: jax.Array,
     weights: jax.Array,
     sampler_log_probs: jax.Array | None = None,
@@ -337,7 +344,7 @@ def _stats_and_gradients(
     def step(head_gradient: jax.Array, chunk: tuple[Any, ...]) -> tuple[jax.Array, tuple[DivergenceStats, jax.Array]]:
         hidden, teacher_hidden, tokens, *weighting = chunk
         logits, pull = jax.vjp(lambda x: logits_of(x, student_head), hidden)
-        teacher = logits_of(teacher_hidden, teacher_head)
+        teacher = teacher_logits(teacher_hidden, teacher_head, logits.shape[-1])
         stats, gradient = _stats_and_logits_gradient(options, logits, teacher, tokens, *weighting)
         return add_head_gradient(head_gradient, hidden, gradient), (stats, pull(gradient)[0])
 

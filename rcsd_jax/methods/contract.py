@@ -46,6 +46,8 @@ class Completions(NamedTuple):
     without: Without
     taught: jax.Array  # [B] bool, whether the teacher's context is complete: False if there is no attempt to show
     thoughts: Thoughts | None = None  # None if completions have no thinking block that a token ends
+    teacher: jax.Array | None = None  # [B] int32, which of several teachers scores it; None: there is one
+    known: losses.KnownLogProbs | None = None  # [B, N, K], of a teacher at an endpoint; None: the teacher is a network
 
 
 class CompletionTokens(NamedTuple):
@@ -55,6 +57,7 @@ class CompletionTokens(NamedTuple):
     sampler_log_probs: jax.Array  # [R, T] float32, under the policy that sampled them
     advantages: jax.Array  # [R, T] float32, each token has its completion's
     thought: jax.Array | None = None  # [R, T] bool, of the thinking block; None if completions have none
+    known: losses.KnownLogProbs | None = None  # [R, T, K], of a teacher at an endpoint; None: the teacher is a network
 
 
 class Weights(NamedTuple):
@@ -74,8 +77,9 @@ class Scored(NamedTuple):
 
     student_hidden: jax.Array  # [R, T, D]
     student_head: jax.Array  # [D, V]
-    teacher_hidden: jax.Array | None  # [R, T, D]; None for a method without a teacher
-    teacher_head: jax.Array | None  # [D, V]
+    # [R, T, D], and [D, V]; None for a method without a teacher. Of several teachers, one of each: 0 where it is not the teacher.
+    teacher_hidden: jax.Array | tuple[jax.Array, ...] | None
+    teacher_head: jax.Array | tuple[jax.Array, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +121,7 @@ def tokens_of(completions: Completions) -> CompletionTokens:
     samples = completions.samples
     advantages = jnp.broadcast_to(completions.advantages[:, None], samples.tokens.shape)
     thought = None if completions.thoughts is None else completions.thoughts.mask
-    return CompletionTokens(samples.tokens, samples.log_probs, advantages, thought)
+    return CompletionTokens(samples.tokens, samples.log_probs, advantages, thought, completions.known)
 
 
 def total(weights: jax.Array, values: jax.Array) -> jax.Array:

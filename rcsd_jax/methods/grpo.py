@@ -37,10 +37,9 @@ def loss_and_sums(
         "sampler_trainer_log_prob_difference": jnp.abs(log_probs - completions.sampler_log_probs),
     }
     if policy.kl:
-        assert scored.teacher_hidden is not None and scored.teacher_head is not None, "it is the reference model"
-        reference, _ = losses.token_log_probs_from_hidden(
-            scored.teacher_hidden, scored.teacher_head, completions.tokens, **of_tokens
-        )
+        hidden, head = scored.teacher_hidden, scored.teacher_head
+        assert isinstance(hidden, jax.Array) and isinstance(head, jax.Array), "it is one reference model"
+        reference, _ = losses.token_log_probs_from_hidden(hidden, head, completions.tokens, **of_tokens)
         kl = policy_gradient.reference_kl(log_probs, reference)
         if options.shared_tokens is not None:  # the reference may not have the token
             kl = jnp.where(completions.tokens < options.shared_tokens, kl, 0.0)

@@ -7,6 +7,7 @@
                            EMA            the student's with moving="average"
                            trust region   RoleMixture of the fixed one and the live one
                            its own        RoleNetwork(its decoder, frozen=TEACHER)
+                           several        RoleSeveral of such, of which each completion has one
 
 Frozen weights have names. Roles that name the same ones share them, so memory holds one copy.
 """
@@ -73,6 +74,21 @@ class Mixture:
     def head(self) -> jax.Array:
         """The output matrix [D or 2 D, V]."""
         return self.initial.head if self.same_head else jnp.concatenate([self.initial.head, self.current.head])
+
+
+@flax.struct.dataclass
+class Several:
+    """Networks of which each completion has one as its teacher, `Completions.teacher`; they only score."""
+
+    networks: tuple[Network, ...]
+
+    @property
+    def head(self) -> tuple[jax.Array, ...]:
+        """The output matrix [D, V] of each; D and V may differ."""
+        return tuple(network.head for network in self.networks)
+
+
+Teacher: TypeAlias = Network | Mixture | Several
 
 
 def hidden_of(network: Network | Mixture, score: Callable[[Network], jax.Array]) -> jax.Array:
@@ -146,18 +162,32 @@ class RoleMixture:
         return self.of(self.initial.at(state, frozen), self.current.at(state, frozen))
 
 
+@dataclasses.dataclass(frozen=True)
+class RoleSeveral:
+    """Where several teachers come from; hashable."""
+
+    teachers: tuple[RoleNetwork, ...]
+
+    frozen = None
+    moving = None
+
+    def at(self, state: TrainState, frozen: Frozen) -> Several:
+        """The networks at a state of the training, which never change."""
+        return Several(tuple(role.at(state, frozen) for role in self.teachers))
+
+
 class Networks(NamedTuple):
     """The networks of both roles at one state."""
 
     student: Network
-    teacher: Network | Mixture | None
+    teacher: Teacher | None
 
 
 class Roles(NamedTuple):
     """Where the networks of both roles come from; the teacher is None where the method has none."""
 
     student: RoleNetwork
-    teacher: RoleNetwork | RoleMixture | None
+    teacher: RoleNetwork | RoleMixture | RoleSeveral | None
 
     def at(self, state: TrainState, frozen: Frozen) -> Networks:
         """Both networks at a state of the training."""

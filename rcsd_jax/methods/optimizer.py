@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,10 +50,11 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
     weight_decay: float = 0.0,
+    frozen: tuple[str, ...] = (),
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
     """AdamW behind global-norm clipping, and its learning-rate schedule (step -> rate), for logging.
 
-    Weight decay is for matrices; norms and biases have none.
+    Weight decay is for matrices; norms, biases and the layers' parameters `frozen`, which get no gradient, have none.
 
     `schedule` is one of `SCHEDULES`, after a linear warm-up; "linear" and "cosine" fall to zero at `steps`.
     """
@@ -60,10 +62,13 @@ def make_optimizer(
     # The first update already has a rate of learning_rate / (warmup + 1): a rate of zero would waste a whole step.
     warmup = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
     rate = optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
-    adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_matrix)
+    adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=functools.partial(_decays, frozen=frozen))
     return (optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw), rate
 
 
-def _is_matrix(trained: Any) -> Any:
+def _decays(trained: Any, frozen: tuple[str, ...]) -> Any:
     # Layers are stacked: there a matrix has three axes, and two make vectors.
-    return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim - (path[0].key == "layers") >= 2, trained)
+    def is_matrix(path: Any, x: jax.Array) -> bool:
+        return x.ndim - (path[0].key == "layers") >= 2 and path[-1].key not in frozen
+
+    return jax.tree_util.tree_map_with_path(is_matrix, trained)

@@ -24,13 +24,16 @@ import jax.numpy as jnp
 from rcsd_jax.methods import packing
 from rcsd_jax.methods.contract import Completions, CompletionTokens, Weights, tokens_of
 from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
-from rcsd_jax.methods.networks import Frozen, Mixture, Network, hidden_of, hidden_width
+from rcsd_jax.methods.networks import Frozen, Mixture, Network, Several, Teacher, hidden_of, hidden_width
 from rcsd_jax.methods.packing import Places, Rows
 from rcsd_jax.methods.recipe import Recipe
+from rcsd_jax.methods.score_both import of_teacher
 from rcsd_jax.methods.state import Params, TrainState
-from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.decoder import Decoder, apply_and_report
+from rcsd_jax.models.layer import Statistics
 from rcsd_jax.models.scoring import pack
 from rcsd_jax.models.sharding import LAYOUTS, constrain, parts_of_a_row, row_shards
+from rcsd_jax.sampling import Samples
 
 
 class Sequences(NamedTuple):
@@ -45,6 +48,7 @@ class Sequences(NamedTuple):
     rows: int  # of a trip on each shard
     row_length: int  # places of the longest row
     layout: str  # of `LAYOUTS`, how devices share rows
+    recorded: bool = False  # the experts that the sampler recorded are theirs
 
 
 class Trip(NamedTuple):
@@ -60,6 +64,7 @@ class Trip(NamedTuple):
     completion: jax.Array  # [G, R / G, L] int32, of the shard, in `order`
     token: jax.Array  # [G, R / G, L] int32, of the completion; N where a place predicts none
     coefficient: jax.Array  # [G, R / G, L] float32
+    experts: jax.Array | None = None  # [R, L, layers, k] int, recorded of the token in each place, see `router.routes`
 
 
 def loss_and_gradient(
@@ -79,12 +84,12 @@ def loss_and_gradient(
     completions, weights = jax.tree.map(by_shard, (completions, weights))
     rows = count // shards // recipe.microbatches  # of a trip, at most
     teacher = jax.lax.stop_gradient(recipe.roles.at(state, frozen).teacher)
-    hidden, of_teacher = None, jnp.zeros(2, jnp.float32)
+    hidden, scored = None, jnp.zeros(2, jnp.float32)
     if teacher is not None:
-        hidden, of_teacher = score_teacher(recipe, teacher, completions, rows)
+        hidden, scored = score_teacher(recipe, teacher, completions, rows)
     (loss, sums), gradient = learn_student(recipe, state, frozen, teacher, hidden, completions, weights, rows)
     sums["row_loss"] = jnp.zeros(count, jnp.float32).at[order].set(sums["row_loss"].reshape(-1))
-    sums["scored"] += of_teacher
+    sums["scored"] += scored
     return (loss, sums), gradient
 
 
@@ -93,13 +98,15 @@ def layout_of(recipe: Recipe) -> str:
     return "split" if recipe.split_rows else "train"
 
 
-def score_teacher(
-    recipe: Recipe, teacher: Network | Mixture, completions: Completions, rows: int
-) -> tuple[jax.Array, jax.Array]:
+def score_teacher(recipe: Recipe, teacher: Teacher, completions: Completions, rows: int) -> tuple[Any, jax.Array]:
     """The teacher's hidden states [G, B / G, N, D] that predict the completions, see `score_both.score_teacher`, and `scored`.
 
-    With guidance they are sums over several contexts. Each context is a sequence of its own, with a coefficient.
+    With guidance they are sums over several contexts. Each context is a sequence of its own, with a coefficient. Of several teachers
+    they are a tuple; each goes over its own completions, so that one without any makes no trip.
     """
+    if isinstance(teacher, Several):
+        each = [score_teacher(recipe, one, of_teacher(completions, i), rows) for i, one in enumerate(teacher.networks)]
+        return tuple(hidden for hidden, _ in each), jnp.stack([scored for _, scored in each]).sum(axis=0)
     layout = layout_of(recipe)
     sequences = teacher_sequences(completions, recipe.loss.guidance, rows, layout)
     shards, count, limit = completions.samples.tokens.shape
@@ -122,30 +129,43 @@ def score_teacher(
 
 def score_trip(network: Network | Mixture, trip: Trip, layout: str = "train") -> jax.Array:
     """The final hidden states of a trip's pieces, those that predict completion tokens first in each piece: [R, L, D], see `hidden_of`."""
+    hidden = hidden_of(network, lambda one: _through_decoder(one, trip, layout)[0])
+    return jnp.take_along_axis(hidden, trip.order[..., None], axis=1)
+
+
+def score_student_trip(network: Network, trip: Trip, layout: str) -> tuple[jax.Array, Statistics]:
+    """`score_trip`, and what the layers report."""
+    hidden, reported = _through_decoder(network, trip, layout)
+    return jnp.take_along_axis(hidden, trip.order[..., None], axis=1), reported
+
+
+def _through_decoder(network: Network, trip: Trip, layout: str) -> tuple[jax.Array, Statistics]:
+    """The final hidden states of a trip's pieces, in their places, and what the layers report."""
     parts, length = parts_of_a_row(layout), trip.tokens.shape[1]
 
     def joined(x: jax.Array) -> jax.Array:
-        return constrain(x.reshape(-1, parts * length), ("batch", "places"), LAYOUTS[layout])
+        rest = x.shape[2:]
+        axes = ("batch", "places", *(None for _ in rest))
+        return constrain(x.reshape(-1, parts * length, *rest), axes, LAYOUTS[layout])
 
-    def of_one(network: Network) -> jax.Array:
-        decoder = Decoder(dataclasses.replace(network.decoder.config, layout=layout)) if parts > 1 else network.decoder
-        hidden, _ = decoder.apply(
-            network.variables,
-            joined(trip.tokens),
-            segment_ids=joined(trip.segment_ids),
-            positions=joined(trip.positions),
-        )
-        return _over_devices(hidden.reshape(*trip.tokens.shape, -1))
-
-    return jnp.take_along_axis(hidden_of(network, of_one), trip.order[..., None], axis=1)
+    decoder = Decoder(dataclasses.replace(network.decoder.config, layout=layout)) if parts > 1 else network.decoder
+    hidden, _, reported = apply_and_report(
+        decoder,
+        network.variables,
+        joined(trip.tokens),
+        segment_ids=joined(trip.segment_ids),
+        positions=joined(trip.positions),
+        experts=None if trip.experts is None else joined(trip.experts),
+    )
+    return _over_devices(hidden.reshape(*trip.tokens.shape, -1)), reported
 
 
 def learn_student(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | Mixture | None,
-    teacher_hidden: jax.Array | None,
+    teacher: Teacher | None,
+    teacher_hidden: Any,
     completions: Completions,
     weights: Weights,
     rows: int,
@@ -162,8 +182,8 @@ def learn_student(
         counts = Weights(*(_pieces(jnp.where(there, look_up(x, *at), 0.0), layout) for x in weights))
         hidden = None
         if teacher_hidden is not None:
-            hidden = constrain(look_up(teacher_hidden, *at), ("batch", None, None, "places"), LAYOUTS[layout])
-            hidden = _pieces(hidden, layout)
+            whole = lambda x: constrain(look_up(x, *at), ("batch", None, None, "places"), LAYOUTS[layout])
+            hidden = jax.tree.map(lambda x: _pieces(whole(x), layout), teacher_hidden)
         (loss, sums), gradient = trip_loss_and_gradient(recipe, state, frozen, teacher, hidden, trip, tokens, counts)
         add = jax.vmap(lambda x, i, value: x.at[i].add(value))
         nothing = jnp.zeros(completions.taught.shape, jnp.float32)
@@ -184,15 +204,15 @@ def trip_loss_and_gradient(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | Mixture | None,
-    teacher_hidden: jax.Array | None,
+    teacher: Teacher | None,
+    teacher_hidden: Any,
     trip: Trip,
     tokens: CompletionTokens,
     weights: Weights,
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
     """((loss, sums), gradient) of the method on a trip's pieces: `teacher_hidden` [R, L, D], tokens and weights [R, L] in its order."""
 
-    student_hidden = functools.partial(score_trip, trip=trip, layout=layout_of(recipe))
+    student_hidden = functools.partial(score_student_trip, trip=trip, layout=layout_of(recipe))
     return gradient_of(recipe, state, frozen, teacher, teacher_hidden, student_hidden, tokens, weights)
 
 
@@ -200,7 +220,8 @@ def student_sequences(completions: Completions, rows: int, layout: str = "train"
     """One for each completion of [G, B / G]; a trip has at most so many rows of the longest."""
     c = completions
     contexts = c.student_tokens[:, :, None], c.student_mask[:, :, None]
-    return _sequences(c, *contexts, jnp.ones((*c.taught.shape, 1), jnp.float32), rows, layout)
+    sequences = _sequences(c, *contexts, jnp.ones((*c.taught.shape, 1), jnp.float32), rows, layout)
+    return sequences._replace(recorded=c.samples.experts is not None)
 
 
 def teacher_sequences(completions: Completions, guidance: float, rows: int, layout: str = "train") -> Sequences:
@@ -286,6 +307,12 @@ def _trip(sequences: Sequences, completions: Completions, trip: jax.Array, lengt
     order = jnp.argsort(~cut(predicts), axis=2, stable=True)
     ordered = lambda x: jnp.take_along_axis(cut(x), order, axis=2)
     pieces = lambda x: _pieces(cut(x.reshape(tokens.shape)), layout)
+    experts = None
+    if sequences.recorded:
+        experts = _recorded(completions.samples, take(sequences.completion, row.sequence), token - 1, row.real)
+        rest = experts.shape[3:]
+        experts = experts.reshape(experts.shape[0], -1, experts.shape[2] // parts, *rest)
+        experts = _pieces(_of_shards(experts, layout), layout)
     return Trip(
         pieces(jnp.where(row.real, tokens, 0)),
         pieces(row.segment_ids),
@@ -294,7 +321,16 @@ def _trip(sequences: Sequences, completions: Completions, trip: jax.Array, lengt
         ordered(take(sequences.completion, row.sequence)),
         ordered(jnp.where(predicts, token, none)),
         ordered(take(sequences.coefficient, row.sequence)),
+        experts,
     )
+
+
+def _recorded(samples: Samples, completion: jax.Array, token: jax.Array, real: jax.Array) -> jax.Array:
+    """The recorded experts [G, R / G, L, layers, k] of places that hold token `token` of a completion; none before its first."""
+    assert samples.experts is not None, "the sampler recorded them"
+    found = jax.vmap(lambda x, i, t: x.at[i, t].get(mode="clip"))(samples.experts, completion, jnp.maximum(token, 0))
+    none = jnp.iinfo(found.dtype).max
+    return jnp.where((real & (token >= 0))[..., None, None], found, none)
 
 
 def _load(completions: Completions) -> jax.Array:

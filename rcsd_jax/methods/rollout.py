@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.methods.contract import Completions, Without
-from rcsd_jax.methods.networks import Mixture, Network, Networks
+from rcsd_jax.methods.networks import Network, Networks, Teacher
 from rcsd_jax.methods.thoughts import learnt, thoughts_of
 from rcsd_jax.sampling import Samples, SamplingConfig, generate
 from rcsd_jax.sampling.slots import generate_queue
@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     reference_tokens: jax.Array  # [B, N] int32, completions taken from the data; N = 0 if a role writes them
     reference_mask: jax.Array  # [B, N] bool
     without: Without
+    teacher: jax.Array | None = None  # [B] int32, which of several teachers scores it; None: there is one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,20 +78,18 @@ def draw_and_metrics(
     return _write(*prompts, keys, options, options.sampling, group=options.group)
 
 
-def analyst(networks: Networks, options: RolloutOptions) -> Network | Mixture | None:
+def analyst(networks: Networks, options: RolloutOptions) -> Teacher | None:
     """The network that writes the teacher's analysis."""
     return networks.student if options.reason_by == "student" else networks.teacher
 
 
-def draw_analysis(
-    analyst: Network | Mixture | None, batch: Batch, keys: jax.Array, options: RolloutOptions
-) -> Samples | None:
+def draw_analysis(analyst: Teacher | None, batch: Batch, keys: jax.Array, options: RolloutOptions) -> Samples | None:
     """The analysis [B, `reason_tokens`] that a teacher writes before it scores; None if it does not reason first."""
     if not options.reason_tokens:
         return None
     assert isinstance(analyst, Network), "who reasons first is there, and writes"
     # Importance weights correct what the student's int8 copy writes. Nothing would correct an analysis.
-    plainly: dict[str, Any] = dict(int8_weights=False, presence_penalty=0.0)
+    plainly: dict[str, Any] = dict(int8_weights=False, presence_penalty=0.0, record_experts=False)
     reason = dataclasses.replace(options.sampling, max_new_tokens=options.reason_tokens, **plainly)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, 2**32 - 1))(keys)  # apart from every token's own fold
     return _write(analyst, batch.teacher_tokens, batch.teacher_mask, keys, options, reason)[0]
@@ -121,7 +120,7 @@ def assemble(batch: Batch, samples: Samples, analysis: Samples | None, options: 
     prompts = batch.student_tokens, batch.student_mask, teacher_tokens, teacher_mask
     taught = jnp.ones(batch.row.shape, bool)
     return jax.lax.stop_gradient(
-        Completions(*prompts, samples, completion_mask, advantages, batch.without, taught, thoughts)
+        Completions(*prompts, samples, completion_mask, advantages, batch.without, taught, thoughts, batch.teacher)
     )
 
 

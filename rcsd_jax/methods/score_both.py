@@ -5,12 +5,15 @@ h_S, h_T       hidden states that predict ŷ in both roles, the teacher's withou
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from rcsd_jax.methods.contract import Completions, Scored
-from rcsd_jax.methods.networks import Mixture, Network, Networks, hidden_of
-from rcsd_jax.models.scoring import completion_hidden
+from rcsd_jax.methods.networks import Mixture, Network, Networks, Several, Teacher, hidden_of
+from rcsd_jax.models.layer import Statistics
+from rcsd_jax.models.scoring import completion_hidden, completion_hidden_and_report
 
 
 def score_both(networks: Networks, completions: Completions, *, guidance: float = 0.0) -> Scored:
@@ -20,9 +23,7 @@ def score_both(networks: Networks, completions: Completions, *, guidance: float 
     return scored_with(student, score_student(student, completions), teacher, teacher_hidden)
 
 
-def scored_with(
-    student: Network, student_hidden: jax.Array, teacher: Network | Mixture | None, teacher_hidden: jax.Array | None
-) -> Scored:
+def scored_with(student: Network, student_hidden: jax.Array, teacher: Teacher | None, teacher_hidden: Any) -> Scored:
     """Both roles' hidden states [R, T, D] with their output matrices, differentiable in the student; teachers may be None."""
     if teacher is None or teacher_hidden is None:
         return Scored(student_hidden, student.head, None, None)
@@ -31,16 +32,20 @@ def scored_with(
 
 def score_student(student: Network, completions: Completions) -> jax.Array:
     """The student's final hidden states that predict the completions, [B, N, D], differentiable in its variables."""
+    return score_student_and_report(student, completions)[0]
+
+
+def score_student_and_report(student: Network, completions: Completions) -> tuple[jax.Array, Statistics]:
+    """`score_student`, and what the layers report: of the experts that the sampler recorded, if it did."""
     c = completions
-    return _hidden(student, c.student_tokens, c.student_mask, c.samples.tokens, c.samples.mask)
+    sequences = c.student_tokens, c.student_mask, c.samples.tokens, c.samples.mask
+    return completion_hidden_and_report(student.decoder, student.variables, *sequences, c.samples.experts)
 
 
-def score_teacher(
-    teacher: Network | Mixture | None, completions: Completions, *, guidance: float = 0.0
-) -> jax.Array | None:
+def score_teacher(teacher: Teacher | None, completions: Completions, *, guidance: float = 0.0) -> Any:
     """The teacher's final hidden states that predict the completions, without gradient: [B, N, D], of a mixture as `hidden_of` says.
 
-    None without a teacher.
+    None without a teacher. Of several teachers a tuple, each 0 in the completions of others; one without any costs nothing.
 
     With guidance g they are h + g (h - h'), h' being the teacher's without its privileged context, shown what the student
     sees. As logits are linear in them, these are the logits with - without, pushed along by the same factor. By criteria
@@ -48,6 +53,8 @@ def score_teacher(
     """
     if teacher is None:
         return None
+    if isinstance(teacher, Several):
+        return tuple(_score_own(one, i, completions, guidance) for i, one in enumerate(teacher.networks))
     c = completions
     answer = c.samples.tokens, c.samples.mask
     hidden = _hidden(teacher, c.teacher_tokens, c.teacher_mask, *answer)
@@ -61,6 +68,28 @@ def score_teacher(
         change = hidden.astype(jnp.float32) - less
         hidden = (hidden.astype(jnp.float32) + guidance * change).astype(hidden.dtype)
     return jax.lax.stop_gradient(hidden)
+
+
+def _score_own(teacher: Network, number: int, completions: Completions, guidance: float) -> jax.Array:
+    """The hidden states of one of several teachers, [B, N, D]: 0 in the completions of others."""
+    own = _own(completions, number)
+
+    def score() -> jax.Array:
+        return jnp.where(own[:, None, None], score_teacher(teacher, completions, guidance=guidance), 0)
+
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score))
+    return jax.lax.cond(own.any(), score, lambda: nothing)
+
+
+def of_teacher(completions: Completions, number: int) -> Completions:
+    """The completions with only those to learn from that one of several teachers scores."""
+    own = _own(completions, number)[..., None]
+    return completions._replace(completion_mask=completions.completion_mask & own)
+
+
+def _own(completions: Completions, number: int) -> jax.Array:
+    assert completions.teacher is not None, "several teachers: each completion has one"
+    return completions.teacher == number
 
 
 def scored_tokens(completions: Completions, *, teacher: bool, guidance: float = 0.0) -> jax.Array:

@@ -30,15 +30,17 @@ def loss_and_sums(
       loss: scalar float32, sum_t weights_t D_t over the taught rows.
       sums: results of `contract.total` over the tokens that the loss counts, and `token_loss` [R, T] of `contract.counted`.
     """
-    assert scored.teacher_hidden is not None and scored.teacher_head is not None, "this method has a teacher"
-    student_head, teacher_head = (x[:, : options.shared_tokens] for x in (scored.student_head, scored.teacher_head))
+    teacher = scored.teacher_hidden if completions.known is None else completions.known
+    assert teacher is not None, "this method has a teacher"
+    heads = scored.student_head, scored.teacher_head
+    student_head, teacher_head = jax.tree.map(lambda x: x[:, : options.shared_tokens], heads)
     if options.shared_tokens is not None:  # a token that one of the two does not have says nothing of their distance
         known = completions.tokens < options.shared_tokens
         weights = weights._replace(taught_rows=jnp.where(known, weights.taught_rows, 0.0))
     loss, scores = losses.weighted_divergence_from_hidden(
         scored.student_hidden,
         student_head,
-        scored.teacher_hidden,
+        teacher,
         teacher_head,
         completions.tokens,
         weights.taught_rows,
@@ -57,7 +59,7 @@ def loss_and_sums(
     of_parts = {
         "divergence": scores.divergence,
         "student_entropy": scores.student_entropy,
-        "teacher_entropy": scores.teacher_entropy,
+        **({} if completions.known is not None else {"teacher_entropy": scores.teacher_entropy}),
     }
     logged = {
         "teacher_advantage": scores.teacher_log_probs - scores.student_log_probs,

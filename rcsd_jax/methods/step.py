@@ -22,10 +22,10 @@ from rcsd_jax.methods import dealing, packed_learning, rollout
 from rcsd_jax.methods.contract import Completions, Thoughts, Weights, tokens_of, weigh
 from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
 from rcsd_jax.methods.microbatches import summed
-from rcsd_jax.methods.networks import Frozen, Mixture, Network
+from rcsd_jax.methods.networks import Frozen, Teacher
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import Batch
-from rcsd_jax.methods.score_both import score_student, score_teacher, scored_tokens
+from rcsd_jax.methods.score_both import score_student_and_report, score_teacher, scored_tokens
 from rcsd_jax.methods.state import Params, TrainState, update
 from rcsd_jax.models import sharding
 
@@ -88,14 +88,14 @@ def loss_and_gradient(
     recipe: Recipe,
     state: TrainState,
     frozen: Frozen,
-    teacher: Network | Mixture | None,
-    teacher_hidden: jax.Array | None,
+    teacher: Teacher | None,
+    teacher_hidden: Any,
     completions: Completions,
     weights: Weights,
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Params]:
     """((loss, sums), gradient) of the method on rows that the teacher has scored: `teacher_hidden` of `score_teacher`."""
 
-    student_hidden = functools.partial(score_student, completions=completions)
+    student_hidden = functools.partial(score_student_and_report, completions=completions)
     of_tokens = student_hidden, tokens_of(completions), weights
     (loss, sums), gradient = gradient_of(recipe, state, frozen, teacher, teacher_hidden, *of_tokens)
     sums["row_loss"] = sums.pop("token_loss").sum(axis=1)
@@ -136,6 +136,7 @@ def _metrics(
 ) -> dict[str, jax.Array]:
     mask, cut = completions.samples.mask, completions.samples.cut
     row_loss, (real, places) = sums.pop("row_loss"), sums.pop("scored")
+    of_experts = _of_experts(sums.pop("expert_load", None), sums.pop("rerouted", None))
     by_part = {} if completions.thoughts is None else _lengths_of_parts(mask, completions.thoughts)
     return {
         "loss": loss,
@@ -145,6 +146,7 @@ def _metrics(
         "completion_length": mask.sum(axis=1).mean(),
         "share_cut": cut.mean(),
         **by_part,
+        **of_experts,
         "completion_tokens": mask.sum(),
         "real_tokens": real,
         "padded_tokens": places,
@@ -158,3 +160,21 @@ def _lengths_of_parts(mask: jax.Array, thoughts: Thoughts) -> dict[str, jax.Arra
         "answer_length": (mask & ~thoughts.mask).sum(axis=1).mean(),
         "share_unended_thoughts": 1.0 - thoughts.ended.mean(),
     }
+
+
+def _of_experts(load: jax.Array | None, rerouted: jax.Array | None) -> dict[str, jax.Array]:
+    """How evenly a mixture's experts are used, on average over its layers, and how many choices of recorded experts are others now.
+
+    Args:
+      load: [L, E], tokens of each expert; None if the model is dense.
+      rerouted: [L, 2], as of `router.routes`; None if none are recorded.
+    """
+    metrics = {}
+    if load is not None:
+        shares = load / jnp.maximum(load.sum(axis=1, keepdims=True), 1)
+        entropy = -jnp.where(shares > 0, shares * jnp.log(jnp.maximum(shares, 1e-30)), 0).sum(axis=1)
+        metrics["busiest_expert"] = shares.max(axis=1).mean()
+        metrics["expert_entropy"] = entropy.mean() / jnp.log(load.shape[1])
+    if rerouted is not None:
+        metrics["rerouted"] = rerouted[:, 0].sum() / jnp.maximum(rerouted[:, 1].sum(), 1)
+    return metrics

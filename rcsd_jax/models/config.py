@@ -41,6 +41,12 @@ class DecoderConfig:
     qkv_bias: bool = False
     qk_norm: bool = True  # norms of queries and keys
     max_position: int = 40960
+    num_experts: int = 0  # of a layer's feed-forward block; 0: it is dense
+    experts_per_token: int = 0  # that the router chooses
+    expert_size: int = 0  # an expert's intermediate size
+    renormalised: bool = False  # the shares of the chosen experts add up to 1
+    train_router: bool = True  # whether the routers' weights get a gradient
+    replays_experts: bool = False  # recorded choices of experts are used; else they are only compared with
     dtype: Any = jnp.float32  # of activations
     param_dtype: Any = jnp.float32
     remat: str = "none"  # what the backward pass recomputes: a key of `REMAT`

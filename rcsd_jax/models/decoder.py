@@ -44,6 +44,7 @@ class Decoder(nn.Module):
         segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
         cache_index: jax.Array | None = None,
+        experts: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs the decoder.
 
@@ -57,6 +58,7 @@ class Decoder(nn.Module):
           cache_index: [B] int32, the place of each row's first token, with cache_index + T at most the cache's length
             (XLA would move the write back silently). None: the cache is empty, and the tokens, which stand first in
             it, attend only among themselves.
+          experts: [B, T, L, k] int, experts that were chosen before for whole sequences, see `router.routes`; None: none.
 
         Returns:
           Hidden states [B, T, D] in `config.dtype` after the final norm, and the extended cache (None without one). At
@@ -73,7 +75,7 @@ class Decoder(nn.Module):
             params = self.variables["params"]
         lora = dict(self.variables.get("lora", {}))
         run = automatic(functools.partial(_run, self.config), tokens, cache)
-        hidden, cache, statistics = run(params, lora, tokens, segment_ids, positions, cache, cache_index)
+        hidden, cache, statistics = run(params, lora, tokens, segment_ids, positions, cache, cache_index, experts)
         for name, value in statistics.items():
             self.sow("statistics", name, value)
         return hidden, cache
@@ -88,6 +90,7 @@ def _run(
     positions: jax.Array,
     cache: KVCache | None,
     cache_index: jax.Array | None,
+    experts: jax.Array | None,
 ) -> tuple[jax.Array, KVCache | None, Statistics]:
     shape = tokens.shape
     if cache_index is not None and shape[1] <= FEW:
@@ -99,9 +102,19 @@ def _run(
             x = x * jnp.asarray(config.embedding_scale, config.dtype)
         x = constrain(x, ("batch", "places", None), LAYOUTS[config.layout])
     at = tokens_at(config, positions, segment_ids, cache_index)
-    x, cache, statistics = run_layers(config, params["layers"], lora, x, at, cache)
+    recorded = None if experts is None else jnp.moveaxis(experts, 2, 0)
+    x, cache, statistics = run_layers(config, params["layers"], lora, x, at, cache, recorded)
     with jax.named_scope("final_norm"):
         return rms_norm(config, x, params["final_norm"]).reshape(*shape, -1), cache, statistics
+
+
+def apply_and_report(
+    decoder: Decoder, variables: Any, tokens: jax.Array, **how: Any
+) -> tuple[jax.Array, KVCache | None, Statistics]:
+    """What `decoder.apply(variables, tokens, **how)` gives, and what its layers report, stacked; see `experts.apply`."""
+    applied: Any = decoder.apply(variables, tokens, **how, mutable=["statistics"])
+    (hidden, cache), reported = applied
+    return hidden, cache, {name: value for name, (value,) in reported.get("statistics", {}).items()}
 
 
 def positions_from_mask(mask: jax.Array) -> jax.Array:

@@ -41,7 +41,8 @@ def decoding_variables(
         return dict(variables)
     split = lambda tree: jax.tree.map(lambda x: tuple(x[i] for i in range(config.num_layers)), tree)
     layers = {
-        name: Transposed(x.swapaxes(1, 2)) if name in matrices and isinstance(x, jax.Array) else x
+        # Experts' matrices have their own products.
+        name: Transposed(x.swapaxes(1, 2)) if name in matrices and isinstance(x, jax.Array) and x.ndim == 3 else x
         for name, x in variables["params"]["layers"].items()
     }
     params = variables["params"] | {"layers": split(layers)}

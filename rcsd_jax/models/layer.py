@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import jax
 
-from rcsd_jax.models import feed_forward, self_attention
+from rcsd_jax.models import experts, feed_forward, self_attention
 from rcsd_jax.models.cache import KVCache
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.norm import rms_norm
@@ -24,7 +24,8 @@ def declared(config: DecoderConfig) -> Declared:
     norm = scale(config, config.hidden_size)
     before = {"input_norm": norm, "post_norm": norm} if config.pre_norms else {}
     after = {"attention_out_norm": norm, "feed_forward_out_norm": norm} if config.post_norms else {}
-    table = before | feed_forward.declared(config) | self_attention.declared(config) | after
+    block = experts if config.num_experts else feed_forward
+    table = before | block.declared(config) | self_attention.declared(config) | after
     # `init_params` makes a parameter's random key from its place here. So the order stays; new parameters go to the end.
     first = [name for name in ("input_norm", "q", "k", "v", "o", "post_norm") if name in table]
     return {name: table[name] for name in (*first, *table)}
@@ -38,11 +39,12 @@ def decoder_layer(
     tokens: Tokens,
     cache: KVCache | None,
     number: jax.Array | int,
+    recorded: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None, Statistics]:
-    """Applies layer `number` to x [B, T, D]; arguments as in `self_attention.apply`.
+    """Applies layer `number` to x [B, T, D]; arguments as in `self_attention.apply`, and in `experts.apply`.
 
     Returns:
-      [B, T, D], the extended cache, and what the layer reports besides: nothing, as its blocks are dense.
+      [B, T, D], the extended cache, and what the layer reports besides: see `experts.apply`; nothing if its blocks are dense.
     """
 
     def norm(x: jax.Array, name: str) -> jax.Array:
@@ -57,5 +59,11 @@ def decoder_layer(
         x = added(x, norm(attended, "attention_out_norm"))
     with jax.named_scope("feed_forward"):
         h = norm(x, "post_norm")
-        x = added(x, norm(feed_forward.apply(config, weights, adapters, h), "feed_forward_out_norm"))
-    return constrain(x, ("batch", "places", None), LAYOUTS[config.layout]), cache, {}
+        statistics: Statistics = {}
+        if config.num_experts:
+            real = None if tokens.segment_ids is None else tokens.segment_ids != 0
+            y, statistics = experts.apply(config, weights, adapters, h, real, recorded)
+        else:
+            y = feed_forward.apply(config, weights, adapters, h)
+        x = added(x, norm(y, "feed_forward_out_norm"))
+    return constrain(x, ("batch", "places", None), LAYOUTS[config.layout]), cache, statistics

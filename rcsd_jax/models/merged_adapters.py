@@ -42,19 +42,19 @@ def merged(
     layers = dict(params["layers"])
     matrices = layer_matrices(config)
     for number, (target, adapter) in enumerate(sorted(variables["lora"].items())):
-        rows, columns = matrices[target].axes[1:]
+        axes = matrices[target].axes[1:]
 
-        def one_layer(layer: Any, number: int = number, rows: Any = rows, columns: Any = columns) -> Matrix:
-            index, w, a, b = layer  # [], [in, out], [in, r], [r, out]
+        def one_layer(layer: Any, number: int = number, axes: Any = axes) -> Matrix:
+            index, w, a, b = layer  # [], [in, out], [in, r], [r, out]; of experts [E, ...]
             w, a, b = (
-                constrain(x.astype(jnp.float32), axes, rules)
-                for x, axes in ((w, (rows, columns)), (a, (rows, None)), (b, (None, columns)))
+                constrain(x.astype(jnp.float32), of_x, rules)
+                for x, of_x in ((w, axes), (a, (*axes[:-1], None)), (b, (*axes[:-2], None, axes[-1])))
             )
             total = w + config.lora_scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
             if int8:
-                return placed(int8_matrix(total), (rows, columns), rules, config.dtype)
+                return placed(int8_matrix(total), axes, rules, config.dtype)
             key = jax.random.fold_in(jax.random.key(number), index)
-            return placed(rounded_at_random(total, config.dtype, key), (rows, columns), rules, config.dtype)
+            return placed(rounded_at_random(total, config.dtype, key), axes, rules, config.dtype)
 
         stacks = (jnp.arange(config.num_layers), layers[target], adapter["a"], adapter["b"])
         layers[target] = jax.lax.map(one_layer, stacks)

@@ -73,7 +73,7 @@ def check_divisible(
     rules: Mapping[str, Any] = DEFAULT_RULES,
     whose: str = "",
 ) -> None:
-    """Checks that the mesh divides the batches, the heads and the widths that it shards.
+    """Checks that the mesh divides the batches, the heads, the widths and the experts that it shards.
 
     Args:
       config: of the decoder.
@@ -88,13 +88,16 @@ def check_divisible(
     """
     over, rows = rules["embed"], row_shards("train", mesh)
     stored = math.prod(mesh.shape[axis] for axis in over)
+    named = lambda axes: " x ".join(f"mesh.{axis}" for axis in axes if axis != "expert" or mesh.shape[axis] > 1)
+    of_rows = named(DEFAULT_RULES["batch"])
     needs = (
-        *(("mesh.data x mesh.group x mesh.fsdp", rows, f"rows of {name}", count) for name, count in batches.items()),
+        *((of_rows, rows, f"rows of {name}", count) for name, count in batches.items()),
         ("mesh.tensor", mesh.shape["tensor"], "attention heads", config.num_heads),
         ("mesh.tensor", mesh.shape["tensor"], "key/value heads", config.num_kv_heads),
-        ("mesh.tensor", mesh.shape["tensor"], "intermediate_size", config.intermediate_size),
+        ("mesh.tensor", mesh.shape["tensor"], *_width(config)),
         ("mesh.tensor", mesh.shape["tensor"], "vocab_size", config.vocab_size),
-        (" x ".join(f"mesh.{axis}" for axis in over), stored, "hidden_size", config.hidden_size),
+        (named(over), stored, "hidden_size", config.hidden_size),
+        ("mesh.expert", mesh.shape["expert"], "experts", config.num_experts),
     )
     for field, size, what, count in needs:
         if count % size:
@@ -108,6 +111,15 @@ def check_divisible(
         raise UserError(problem, field="train.split_rows", value=True, remedy="set it to False, or lower mesh.fsdp")
 
 
+def _width(config: DecoderConfig) -> tuple[str, int]:
+    """What config.json calls the width of a feed-forward block, or of an expert, and the width."""
+    return (
+        ("moe_intermediate_size", config.expert_size)
+        if config.num_experts
+        else ("intermediate_size", config.intermediate_size)
+    )
+
+
 def sampling_layout(config: DecoderConfig) -> str:
     """The layout in which a decoder is sampled: "sampling" if the mesh that is set divides the heads and widths so.
 
@@ -117,5 +129,5 @@ def sampling_layout(config: DecoderConfig) -> str:
         return "train"
     mesh = jax.sharding.get_abstract_mesh()
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    widths = (config.num_kv_heads, config.num_heads, config.intermediate_size, config.vocab_size)
+    widths = (config.num_kv_heads, config.num_heads, _width(config)[1], config.vocab_size)
     return "train" if any(width % parts for width in widths) else "sampling"

@@ -30,7 +30,7 @@ def int8_kernels(config: DecoderConfig, params: Mapping[str, Any]) -> dict[str, 
 
     Returns:
       Their tree, with `qwix.QArray`s for matrices [L, in, out]: values [L, in, out] int8, and scales [L, 1, out] float32, the
-      largest magnitude of a column over 127.5, as qwix has it.
+      largest magnitude of a column over 127.5, as qwix has it. Experts' matrices [L, E, in, out] likewise.
     """
     matrices = layer_matrices(config)
     layers = {name: _int8(x) if name in matrices else x for name, x in params["layers"].items()}
@@ -45,7 +45,9 @@ def _int8(kernel: Matrix) -> qwix.QArray:
 
 
 def int8_matrix(matrix: jax.Array) -> qwix.QArray:
-    """A float32 matrix [in, out] in int8, rounded to the nearest, with a scale for each column."""
+    """A float32 matrix [in, out] in int8, rounded to the nearest, with a scale for each column; or several [E, in, out]."""
+    if matrix.ndim > 2:
+        return jax.vmap(int8_matrix)(matrix)
     return qwix.quantize(matrix, qtype=jnp.int8, channelwise_axes=(1,), scale_dtype=jnp.float32)
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.models.cache import KVCache, init_cache
-from rcsd_jax.models.decoder import Decoder, positions_from_mask
+from rcsd_jax.models.decoder import Decoder, apply_and_report, positions_from_mask
+from rcsd_jax.models.layer import Statistics
 
 
 def completion_hidden(
@@ -32,13 +33,34 @@ def completion_hidden(
       [B, N, D] in the decoder's dtype; the t-th predicts completion token t, so the last completion token is not an
       input that matters.
     """
+    inputs = prompt_tokens, prompt_mask, completion_tokens, completion_real
+    return completion_hidden_and_report(decoder, variables, *inputs)[0]
+
+
+def completion_hidden_and_report(
+    decoder: Decoder,
+    variables: Any,
+    prompt_tokens: jax.Array,
+    prompt_mask: jax.Array,
+    completion_tokens: jax.Array,
+    completion_real: jax.Array,
+    experts: jax.Array | None = None,
+) -> tuple[jax.Array, Statistics]:
+    """`completion_hidden`, and what the layers report.
+
+    Args:
+      decoder, variables, prompt_tokens, prompt_mask, completion_tokens, completion_real: as there.
+      experts: [B, N, L, k], those recorded for the completion's tokens; None: none.
+    """
     tokens = jnp.concatenate([prompt_tokens, completion_tokens], axis=1)
     mask = jnp.concatenate([prompt_mask, completion_real], axis=1)
-    hidden, _ = decoder.apply(
-        variables, tokens, segment_ids=mask.astype(jnp.int32), positions=positions_from_mask(mask)
-    )
+    if experts is not None:
+        before = ((0, 0), (prompt_tokens.shape[1], 0), (0, 0), (0, 0))
+        experts = jnp.pad(experts, before, constant_values=jnp.iinfo(experts.dtype).max)
+    how = dict(segment_ids=mask.astype(jnp.int32), positions=positions_from_mask(mask), experts=experts)
+    hidden, _, reported = apply_and_report(decoder, variables, tokens, **how)
     first = prompt_tokens.shape[1] - 1
-    return hidden[:, first : first + completion_tokens.shape[1]]
+    return hidden[:, first : first + completion_tokens.shape[1]], reported
 
 
 def completion_hidden_shared(

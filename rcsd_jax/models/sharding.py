@@ -13,26 +13,32 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rcsd_jax.host.errors import UserError
 
-AXES = ("data", "group", "fsdp", "tensor")
+AXES = ("data", "group", "fsdp", "expert", "tensor")
 
 DEFAULT_RULES: dict[str, Any] = {
-    "batch": ("data", "group", "fsdp"),
+    "batch": ("data", "group", "fsdp", "expert"),
     "places": None,
     "layers": None,
     "vocab": "tensor",
-    "embed": ("group", "fsdp"),
+    "embed": ("group", "fsdp", "expert"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "experts": "expert",
+    "expert_embed": ("group", "fsdp"),
+    "expert_mlp": "tensor",
 }
 
-SPREAD_RULES: dict[str, Any] = DEFAULT_RULES | {"embed": ("data", "group", "fsdp")}
+SPREAD_RULES: dict[str, Any] = DEFAULT_RULES | {
+    "embed": ("data", "group", "fsdp", "expert"),
+    "expert_embed": ("data", "group", "fsdp"),
+}
 """As they are stored, weights over all devices: of a large model that only scores, so that data holds no copies."""
 
-SPLIT_RULES: dict[str, Any] = DEFAULT_RULES | {"batch": ("data", "group"), "places": ("fsdp",)}
+SPLIT_RULES: dict[str, Any] = DEFAULT_RULES | {"batch": ("data", "group", "expert"), "places": ("fsdp",)}
 
 SAMPLING_RULES: dict[str, Any] = {
-    "batch": ("data", "group"),
+    "batch": ("data", "group", "expert"),
     "places": None,
     "layers": None,
     "vocab": ("fsdp", "tensor"),
@@ -40,6 +46,9 @@ SAMPLING_RULES: dict[str, Any] = {
     "heads": ("fsdp", "tensor"),
     "kv_heads": ("fsdp", "tensor"),
     "mlp": ("fsdp", "tensor"),
+    "experts": "expert",
+    "expert_embed": None,
+    "expert_mlp": ("fsdp", "tensor"),
 }
 
 LAYOUTS = {"train": DEFAULT_RULES, "split": SPLIT_RULES, "sampling": SAMPLING_RULES}
@@ -50,23 +59,31 @@ runs, because it then has work for many tokens. "sampling": one token is too lit
 splits matrices as tensor does. Every group of fsdp x tensor devices holds the whole model and samples its own rows.
 "split": as "train", but fsdp splits the places of a row instead of the rows, so that devices share a few long rows evenly. Only
 attention needs whole rows: for it the devices exchange places for heads.
+The axis expert is one more axis of rows and of stored weights, except for the experts of a mixture, which it deals out: a device
+keeps whole experts, and tokens travel instead of weights, see `experts`. When sampling, the devices of this axis hold the rest of
+the model as often as there are of them.
 """
 
 
 def make_mesh(
-    data: int = 1, fsdp: int = 1, tensor: int = 1, group: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    group: int = 1,
+    expert: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh with axes data, group, fsdp and tensor; see `LAYOUTS` for what they split.
+    """A mesh of the axes `AXES`; see `LAYOUTS` for what they split.
 
     Args:
-      data, fsdp, tensor, group: the sizes of the axes; one of them may be -1, for all remaining devices.
+      data, fsdp, tensor, group, expert: the sizes of the axes; one of them may be -1, for all remaining devices.
       devices: all of `jax.devices()` by default, of every process.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices; names the config key `mesh`.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [data, group, fsdp, tensor]
+    sizes = [data, group, fsdp, expert, tensor]
     named = dict(zip(AXES, sizes, strict=True))
     if sizes.count(-1) == 1 and 0 not in sizes:
         known = int(np.prod([s for s in sizes if s != -1]))
@@ -92,7 +109,7 @@ def spec(axes: Sequence[str | None], rules: Mapping[str, Any] = DEFAULT_RULES) -
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis, rows, over data, group and fsdp; other axes whole."""
+    """The first axis, rows, over data, group, fsdp and expert; other axes whole."""
     return NamedSharding(mesh, PartitionSpec(DEFAULT_RULES["batch"]))
 
 

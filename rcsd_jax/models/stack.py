@@ -22,6 +22,7 @@ def run_layers(
     x: jax.Array,
     tokens: Tokens,
     cache: KVCache | None,
+    recorded: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None, Statistics]:
     """Applies all layers to x [B, T, D].
 
@@ -32,6 +33,7 @@ def run_layers(
       x: [B, T, D].
       tokens: where the tokens stand.
       cache: into which keys and values are written; None for none.
+      recorded: [L, B, T, k], of each layer as of `router.routes`.
 
     Returns:
       [B, T, D], the extended cache, and what the layers report, stacked.
@@ -39,19 +41,19 @@ def run_layers(
 
     def layer(carry: Any, scanned: Any) -> tuple[Any, Statistics]:
         x, cache = carry
-        number, weights, adapters = scanned
-        x, cache, statistics = decoder_layer(config, weights, adapters, x, tokens, cache, number)
+        number, weights, adapters, recorded = scanned
+        x, cache, statistics = decoder_layer(config, weights, adapters, x, tokens, cache, number, recorded)
         return (x, cache), statistics
 
     unrolled = few_layers.unrolled(config)
     if cache is not None and unrolled:
-        (x, cache), statistics = few_layers.loop(layer, (x, cache), (layers, adapters), config.num_layers)
+        (x, cache), statistics = few_layers.loop(layer, (x, cache), (layers, adapters, recorded), config.num_layers)
         return x, cache, statistics
     kept = REMAT[config.remat]
     if kept is not None:
         policy = jax.checkpoint_policies.save_only_these_names(*kept)
         # A loop keeps XLA from merging the recomputation with the forward pass; without a loop, a flag must prevent it.
         layer = jax.checkpoint(layer, prevent_cse=unrolled, policy=policy)
-    scanned = (jnp.arange(config.num_layers), layers, adapters)
+    scanned = (jnp.arange(config.num_layers), layers, adapters, recorded)
     (x, cache), statistics = jax.lax.scan(layer, (x, cache), scanned, unroll=config.num_layers if unrolled else 1)
     return x, cache, statistics

@@ -33,13 +33,15 @@ def cast(params: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x if is_int8(x) else x.astype(dtype), params, is_leaf=is_int8)
 
 
-def placed(matrix: Matrix, axes: tuple[str | None, str | None], rules: Mapping[str, Any], dtype: Any) -> Matrix:
-    """A matrix [in, out], in `dtype` or int8, sharded by its logical axes (inside jit)."""
+def placed(matrix: Matrix, axes: tuple[str | None, ...], rules: Mapping[str, Any], dtype: Any) -> Matrix:
+    """A matrix [in, out] or several [E, in, out], in `dtype` or int8, sharded by its logical axes (inside jit)."""
     if isinstance(matrix, Transposed):
         return Transposed(constrain(matrix.values.astype(dtype), axes[::-1], rules))
     if isinstance(matrix, qwix.QArray):  # gathered as int8
         values = constrain(matrix.qvalue, axes, rules)
-        return dataclasses.replace(matrix, qvalue=values, scale=constrain(matrix.scale, (None, axes[1]), rules))
+        return dataclasses.replace(
+            matrix, qvalue=values, scale=constrain(matrix.scale, (*axes[:-2], None, axes[-1]), rules)
+        )
     return constrain(matrix.astype(dtype), axes, rules)
 
 

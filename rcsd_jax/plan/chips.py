@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.experimental import topologies
 
 from rcsd_jax.host.errors import UserError, first_line
@@ -52,6 +53,16 @@ CHIPS = {
     "v5p": Chip("v5p", 459e12, 2765e9, 95.74 * GIB, 1.75e9, 4800e9 / 8 / 6, 4),
     "v6e": Chip("v6e", 918e12, 1640e9, 31.25 * GIB, 1.75e9, 3584e9 / 8 / 4, 16),
 }
+KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+"""What JAX calls a device, in its versions -> name of the chip."""
 EXAMPLES = "v5e:2x2, v5e:4x4, v5p:2x2x2, v6e:4x4"
 HOP = 1e-6
 """Seconds that a message of any size takes from a chip to its neighbour."""
@@ -75,6 +86,12 @@ def chip_of(topology: str) -> Chip:
             remedy=f"give a chip and its slice's shape, such as {EXAMPLES}",
         )
     return CHIPS[name]
+
+
+def chip_of_device(device: jax.Device) -> Chip | None:
+    """The chip of a device that is there; None if there are no figures for it."""
+    name = KINDS.get(device.device_kind)
+    return None if name is None else CHIPS[name]
 
 
 def open_topology(topology: str) -> Sequence[Any]:

@@ -342,7 +342,7 @@ def _student_mfu(
     parts: Mapping[str, float],
 ) -> dict[str, float]:
     """FLOPs of the mathematics over those at peak, of the rows as they are ("real") and as they are padded."""
-    adapters: dict[str, Any] = dict(lora_rank=plan.lora_rank, targets=plan.lora_targets)
+    adapters: dict[str, Any] = dict(lora_rank=plan.lora_rank, targets=plan.lora_targets, teacher=plan.teacher)
     real = sum(
         model_flops.student(plan.decoder, 1, int(prompt), int(completion), **adapters)
         for batch in drawn

@@ -112,7 +112,7 @@ def measure(
         for future in concurrent.futures.as_completed(waiting):
             name = waiting[future]
             answer = future.result()
-            done[name] = _measured(plan, chip, plan.programs[name], answer, decode_steps)
+            done[name] = measured(plan, chip, plan.programs[name], answer, decode_steps)
             verb = "does not fit" if answer.refused else "compiled"
             report(f"{name}: {verb} after {answer.seconds:.0f} s{', by an earlier plan' if answer.kept else ''}")
     return {name: done[name] for name in names}
@@ -143,13 +143,10 @@ def _refusal(name: str, error: Exception) -> UserError:
     return UserError(f"the program {name!r} cannot be compiled for this slice ({first_line(error)})", remedy=remedy)
 
 
-def _measured(
-    plan: Plan,
-    chip: Chip,
-    program: Program,
-    answer: Compilation,
-    decode_steps: int | None,
+def measured(
+    plan: Plan, chip: Chip, program: Program, answer: Compilation, decode_steps: int | None = None
 ) -> Measured:
+    """What a program that was compiled costs on a chip; arguments as in `measure`."""
     spent = Cost()
     if answer.text:
         trips = decode_steps if program.trips is None else program.trips
@@ -168,11 +165,11 @@ def _measured(
 def _model_flops(plan: Plan, program: Program) -> float | None:
     s = plan.lengths
     if program.name == "teacher scoring":
-        return model_flops.scoring(plan.decoder, program.rows, s.teacher_prompt + s.completion)
+        return model_flops.scoring(plan.teacher, program.rows, s.teacher_prompt + s.completion)
     if program.name == "student forward+backward":
         return model_flops.student(
             plan.decoder, program.rows, s.student_prompt, s.completion, lora_rank=plan.lora_rank,
-            targets=plan.lora_targets,
+            targets=plan.lora_targets, teacher=plan.teacher,
         )  # fmt: skip
     return None
 

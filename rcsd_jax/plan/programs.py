@@ -18,7 +18,16 @@ import jax.numpy as jnp
 from rcsd_jax.checkpoints.hf_config import config_of_fields, read_config
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import contract, packed_learning, packing, rollout, step
-from rcsd_jax.methods.networks import BASE, Mixture, Network, RoleMixture, RoleNetwork, hidden_width
+from rcsd_jax.methods.networks import (
+    BASE,
+    Frozen,
+    Mixture,
+    Network,
+    RoleMixture,
+    RoleNetwork,
+    RoleSeveral,
+    hidden_width,
+)
 from rcsd_jax.methods.score_both import score_teacher
 from rcsd_jax.methods.state import shardings_of, update
 from rcsd_jax.models import few_layers, lora, quantization, sharding
@@ -32,7 +41,9 @@ from rcsd_jax.models.weights import cast
 from rcsd_jax.plan import published
 from rcsd_jax.plan.packing import blocks_computed
 from rcsd_jax.roles import opened_model
+from rcsd_jax.roles.own_teacher import OwnTeacher, Teachers
 from rcsd_jax.run import training_state
+from rcsd_jax.run.recipe import frozen_name
 from rcsd_jax.run.training_state import Setup
 from rcsd_jax.sampling import decoding
 from rcsd_jax.sampling.slots import usual_refill
@@ -113,6 +124,7 @@ class Plan(NamedTuple):
     """What is to be compiled."""
 
     decoder: DecoderConfig
+    teacher: DecoderConfig  # the same, unless it is another model
     mesh: jax.sharding.Mesh
     lengths: Lengths
     lora_rank: int
@@ -131,7 +143,14 @@ def decoder_config(config: Settings) -> DecoderConfig:
     Raises:
       UserError: neither.
     """
-    path, settings = config.model.path, config.lora
+    settings = config.lora
+    shape = _shape_of(config.model.path, "model.path", config)
+    if settings.rank:
+        return dataclasses.replace(shape, lora_scale=lora.lora_scale(settings.rank, settings.alpha))
+    return shape
+
+
+def _shape_of(path: str, field: str, config: Settings) -> DecoderConfig:
     if Path(path).expanduser().is_dir():
         shape = read_config(path, **opened_model.precision(config.model))
     elif path in published.PUBLISHED:
@@ -139,15 +158,12 @@ def decoder_config(config: Settings) -> DecoderConfig:
     else:
         raise UserError(
             "neither a model directory nor a model whose shape is known here",
-            field="model.path",
+            field=field,
             value=path,
             remedy=f"give a directory with config.json, or one of {', '.join(published.PUBLISHED)}",
         )
     kernels = config.model.kernels
-    shape = dataclasses.replace(shape, kernels="pallas" if kernels == "auto" else kernels)  # as on a TPU
-    if settings.rank:
-        return dataclasses.replace(shape, lora_scale=lora.lora_scale(settings.rank, settings.alpha))
-    return shape
+    return dataclasses.replace(shape, kernels="pallas" if kernels == "auto" else kernels)  # as on a TPU
 
 
 def lengths_of(config: Settings) -> Lengths:
@@ -181,10 +197,14 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
     # No program depends on which tokens end a completion, only on how many there are.
     model = opened_model.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
     params = _on(param_shardings(shape, mesh), abstract_params(shape))
-    setup = training_state.setup(model, params, config, mesh)
+    teachers, of_teacher = own_teacher(config, model, mesh)
+    setup = training_state.setup(model, params, config, mesh, teachers)
     if config.model.int8_weights:
         int8 = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
         setup = setup._replace(frozen={BASE: {"params": _on(param_shardings(shape, mesh, params=int8), int8)}})
+    setup = setup._replace(frozen=setup.frozen | of_teacher)
+    role = setup.recipe.roles.teacher
+    scorer = shape if role is None or isinstance(role, RoleSeveral) else role.decoder.config
     make = _Programs(config, mesh, setup, sizes, rows)
     queue, decoded, prefilled, prompts = make.queue, sizes.batch, sizes.batch, sizes.batch
     if queue:
@@ -214,7 +234,38 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
     programs = {program.name: program for program in table if program.name not in absent}
     held = make.weight_bytes(), make.cache_bytes()
     targets, packed = tuple(config.lora.targets), bool(setup.recipe.row_lengths)
-    return Plan(shape, mesh, sizes, config.lora.rank, targets, *held, queue, packed, make.layout, programs)
+    return Plan(shape, scorer, mesh, sizes, config.lora.rank, targets, *held, queue, packed, make.layout, programs)
+
+
+def own_teacher(config: Settings, student: opened_model.Model, mesh: jax.sharding.Mesh) -> tuple[Teachers, Frozen]:
+    """A teacher that is another model, and its abstract weights; none if the teacher is the student's own.
+
+    Raises:
+      UserError: there are several, its shape is not known, or the mesh does not fit it.
+    """
+    if config.teacher_weights == "endpoint":
+        problem, value = "a teacher at an endpoint is not planned", config.teacher_endpoint.model
+        remedy = "leave it out: the plan with the student's own teacher has more work and as much memory"
+        raise UserError(problem, field="teacher_endpoint.model", value=value, remedy=remedy)
+    if len(config.teacher.own) > 1:
+        remedy = "name the largest as teacher.path; the others take their weights' memory more"
+        raise UserError("the planner plans one teacher", field="teacher.paths", value=config.teacher.own, remedy=remedy)
+    for name, path in config.teacher.own.items():
+        shape = _shape_of(path, "teacher.path", config)
+        split_rows, rules = config.train.split_rows, sharding.SPREAD_RULES
+        check_divisible(shape, mesh, {}, split_rows=split_rows, rules=rules, whose="teacher's ")
+        params: Any = abstract_params(shape)
+        if config.teacher.int8_weights:
+            params = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
+        sizes = {shape.vocab_size, student.decoder.config.vocab_size}
+        opened = OwnTeacher(
+            path,
+            student._replace(decoder=Decoder(shape), directory=Path(path).expanduser()),
+            min(sizes) if len(sizes) > 1 else None,
+        )
+        placed = _on(param_shardings(shape, mesh, rules, params), params)
+        return {name: opened}, {frozen_name(name): {"params": placed}}
+    return {}, {}
 
 
 def _on(placement: Any, tree: Any) -> Any:

@@ -34,5 +34,24 @@ def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) 
     }
 
 
-PUBLISHED: dict[str, dict[str, Any]] = {f"Qwen/Qwen3-{size}": _qwen3(*shape) for size, shape in _QWEN3.items()}
+# name: hidden, intermediate of an expert, layers, heads. The field intermediate_size is there, but no layer has that width.
+_QWEN3_MOE = {"30B-A3B": (2048, 768, 48, 32), "235B-A22B": (4096, 1536, 94, 64)}
+
+
+def _qwen3_moe(hidden: int, expert: int, layers: int, heads: int) -> dict[str, Any]:
+    return _qwen3(hidden, 3 * hidden, layers, heads, False) | {
+        "model_type": "qwen3_moe",
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": expert,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+    }
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    **{f"Qwen/Qwen3-{size}": _qwen3(*shape) for size, shape in _QWEN3.items()},
+    **{f"Qwen/Qwen3-{size}": _qwen3_moe(*shape) for size, shape in _QWEN3_MOE.items()},
+}
 """Hub id -> fields of config.json that decide shapes."""

@@ -43,7 +43,7 @@ def collect(workdir: AnyPath, *, tokens: bool = True, console: Console | None = 
     Raises:
       UserError: there is no run in it, or a file of it cannot be read.
     """
-    folders = _folders(workdir)
+    folders = stage_folders(workdir)
     stages = [_stage(folder, name, tokens, console) for name, folder in folders]
     starts = [start for _, folder in folders for start in provenance.starts(folder)]
     return {
@@ -55,7 +55,7 @@ def collect(workdir: AnyPath, *, tokens: bool = True, console: Console | None = 
     }
 
 
-def _folders(workdir: AnyPath) -> list[tuple[str, AnyPath]]:
+def stage_folders(workdir: AnyPath) -> list[tuple[str, AnyPath]]:
     """Name and folder of every stage, in the order in which they ran."""
     if (workdir / "config.json").exists():
         return [("", workdir)]

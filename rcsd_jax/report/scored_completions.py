@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,17 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.host.files import AnyPath, fetched
 from rcsd_jax.host.padding import pad_right
 from rcsd_jax.methods.contract import LossOptions
-from rcsd_jax.methods.networks import BASE, TEACHER, Mixture, Network, Networks, RoleMixture, RoleNetwork
+from rcsd_jax.methods.networks import (
+    BASE,
+    Mixture,
+    Network,
+    Networks,
+    RoleMixture,
+    RoleNetwork,
+    RoleSeveral,
+    Several,
+    Teacher,
+)
 from rcsd_jax.methods.rollout import analyst
 from rcsd_jax.models import quantization, sharding
 from rcsd_jax.models.placement import lora_shardings, param_shardings
@@ -24,7 +36,7 @@ from rcsd_jax.roles import contexts
 from rcsd_jax.roles.attribution import ablated_contexts, attribution
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import Model, load_weights, open_model
-from rcsd_jax.roles.own_teacher import OwnTeacher, in_int8, load_teacher, open_teacher
+from rcsd_jax.roles.own_teacher import Teachers, in_int8, load_teacher, open_teacher, teacher_of
 from rcsd_jax.run import checkpoints, recipe, training_state
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.rows import encode_all
@@ -71,7 +83,8 @@ def has_weights(config: Settings, workdir: AnyPath) -> bool:
     """Whether `scored_completions` finds what it reads in a run's folder."""
     averaged = config.teacher_weights == "ema"
     trained = (workdir / "export").exists() or (workdir / "adapter").exists()
-    return trained and (not averaged or checkpoints.newest_step(workdir / "checkpoints") > 0)
+    here = config.teacher_weights != "endpoint"  # a teacher that can be asked again on these devices
+    return trained and here and (not averaged or checkpoints.newest_step(workdir / "checkpoints") > 0)
 
 
 def scored_by(
@@ -79,9 +92,9 @@ def scored_by(
     scorers: Mapping[str, Networks],
     config: Settings,
     chosen: Chosen,
-    own: OwnTeacher | None = None,
+    own: Teachers = types.MappingProxyType({}),
 ) -> list[dict[str, dict[str, Any]]]:
-    """`scored_completions` with weights at hand: `scorers` are those that score what each role wrote, `own` a teacher of its own."""
+    """`scored_completions` with weights at hand: `scorers` are those that score what each role wrote, `own` teachers that are other models."""
     config = dataclasses.replace(
         config,
         sampling=dataclasses.replace(
@@ -100,12 +113,15 @@ def scored_by(
     key = jax.random.fold_in(jax.random.key(config.seed), config.train.steps)
 
     described: list[dict[str, dict[str, Any]]] = [{} for _ in chosen]
-    for of_roles in (("base",), [role for role in ROLES if role != "base"]):
-        mine = [at for at, (_, role) in enumerate(flat) if role in of_roles]
-        if not mine:
-            continue
-        networks = scorers[of_roles[0]]
-        assert networks.teacher is not None, "a report has one"
+    parts: dict[tuple[str, str], list[int]] = {}  # (who scores, which of several teachers) -> completions
+    for at, (i, role) in enumerate(flat):
+        of = teacher_of(chosen[i][0], config.teacher) if len(own) > 1 else ""
+        parts.setdefault(("base" if role == "base" else "trained", of), []).append(at)
+    for (who, of), mine in parts.items():
+        networks = scorers[who]
+        if isinstance(networks.teacher, Several):
+            networks = networks._replace(teacher=networks.teacher.networks[list(own).index(of)])
+        assert isinstance(networks.teacher, Network | Mixture), "a report has one"
         some, written = jax.tree.map(lambda x: x[mine], (batch, samples))  # noqa: B023
         analyses = write_analyses(analyst(networks, options), some, key, options, batch_size=_BATCH)
         scores = score_tokens(networks, some, written, analyses, options, loss, batch_size=_BATCH)
@@ -128,19 +144,20 @@ def _samples(completions: Sequence[np.ndarray], cut: Sequence[bool], model: Mode
 
 def _networks(
     config: Settings, workdir: AnyPath, mesh: jax.sharding.Mesh
-) -> tuple[Model, OwnTeacher | None, Networks, Networks]:
-    """The model, a teacher of its own, and both roles' networks before the first step and after the last, as training has them."""
+) -> tuple[Model, Teachers, Networks, Networks]:
+    """The model, teachers that are other models, and both roles' networks before the first step and after the last, as training has them."""
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     decoder_config = model.decoder.config
     params = load_weights(model, mesh)
-    own = None
-    if config.teacher_weights == "own":
-        own = open_teacher(config.teacher.path, config.model, model, mesh, split_rows=config.train.split_rows)
+    opened = functools.partial(open_teacher, settings=config.model, student=model, mesh=mesh)
+    own = {name: opened(path, split_rows=config.train.split_rows) for name, path in config.teacher.own.items()}
     setup = training_state.setup(model, params, config, mesh, own)
     (student, teacher), frozen, state = setup.recipe.roles, setup.frozen, setup.abstract
-    if own is not None:
-        plain = load_teacher(own, model, params, mesh)
-        frozen = frozen | {TEACHER: in_int8(own, plain, mesh) if config.teacher.int8_weights else plain}
+    for name, one in own.items():
+        plain = load_teacher(one, model, params, mesh)
+        frozen = frozen | {
+            recipe.frozen_name(name): in_int8(one, plain, mesh) if config.teacher.int8_weights else plain
+        }
     if config.model.int8_weights:
         frozen = frozen | {BASE: {"params": quantization.on_mesh(decoder_config, params, mesh)}}
     # New adapters add nothing.
@@ -162,8 +179,10 @@ def _networks(
     def trained(role: RoleNetwork) -> Network:
         return exported if exported is not None and role == student else role.at(state, frozen)
 
-    def trained_teacher(role: RoleNetwork | RoleMixture) -> Network | Mixture:
-        return trained(role) if isinstance(role, RoleNetwork) else role.of(trained(role.initial), trained(role.current))
+    def trained_teacher(role: RoleNetwork | RoleMixture | RoleSeveral) -> Teacher:
+        if isinstance(role, RoleMixture):
+            return role.of(trained(role.initial), trained(role.current))
+        return trained(role) if isinstance(role, RoleNetwork) else role.at(state, frozen)
 
     if teacher is None:  # of a method without one: where it began
         return model, own, Networks(untrained, untrained), Networks(trained(student), untrained)

@@ -17,7 +17,7 @@ import numpy as np
 from rcsd_jax import losses
 from rcsd_jax.methods import rollout
 from rcsd_jax.methods.contract import LossOptions
-from rcsd_jax.methods.networks import Mixture, Network, Networks
+from rcsd_jax.methods.networks import Networks, Teacher
 from rcsd_jax.methods.rollout import Batch, RolloutOptions
 from rcsd_jax.methods.score_both import score_both
 from rcsd_jax.models.head import logits
@@ -67,7 +67,7 @@ def score_tokens(
 
 
 def write_analyses(
-    analyst: Network | Mixture | None, batch: Batch, key: jax.Array, options: RolloutOptions, *, batch_size: int = 8
+    analyst: Teacher | None, batch: Batch, key: jax.Array, options: RolloutOptions, *, batch_size: int = 8
 ) -> Samples | None:
     """The analyses of a teacher that reasons first, which depend only on `batch.row` and the key; None if it does not.
 
@@ -97,9 +97,7 @@ def _parts(tree: Any, size: int) -> Iterator[tuple[Any, int]]:
 
 
 @functools.partial(jax.jit, static_argnames="options")
-def _analyse(
-    analyst: Network | Mixture | None, batch: Batch, key: jax.Array, options: RolloutOptions
-) -> Samples | None:
+def _analyse(analyst: Teacher | None, batch: Batch, key: jax.Array, options: RolloutOptions) -> Samples | None:
     return rollout.draw_analysis(analyst, batch, rollout.row_keys(batch, key), options)
 
 
@@ -114,12 +112,13 @@ def _score(
 ) -> Scores:
     completions = rollout.assemble(batch, samples, analysis, options)
     scored = score_both(networks, completions, guidance=loss.guidance)
-    assert scored.teacher_hidden is not None and scored.teacher_head is not None, "there is a teacher"
+    hidden, head = scored.teacher_hidden, scored.teacher_head
+    assert isinstance(hidden, jax.Array) and isinstance(head, jax.Array), "there is one teacher"
     stats = losses.score_from_hidden(
         scored.student_hidden,
         scored.student_head[:, : loss.shared_tokens],
-        scored.teacher_hidden,
-        scored.teacher_head[:, : loss.shared_tokens],
+        hidden,
+        head[:, : loss.shared_tokens],
         samples.tokens,
         chunk_size=loss.chunk_size,
         temperature=loss.temperature,
@@ -129,7 +128,7 @@ def _score(
     fields: tuple[Any, ...] = (  # of JAX's arrays, until the caller has them on the host
         *(stats.divergence, stats.student_log_probs, stats.teacher_log_probs),
         top(scored.student_hidden, scored.student_head),
-        top(scored.teacher_hidden, scored.teacher_head),
+        top(hidden, head),
         completions.completion_mask,
     )
     return Scores(*fields)

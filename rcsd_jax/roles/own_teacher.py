@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
 from rcsd_jax.checkpoints.directory import digest
 from rcsd_jax.checkpoints.peft import is_peft, load_peft
 from rcsd_jax.checkpoints.settings import ModelSettings
+from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import fetched
 from rcsd_jax.models import quantization
 from rcsd_jax.models.placement import check_divisible, lora_shardings
 from rcsd_jax.models.sharding import SPREAD_RULES
 from rcsd_jax.roles.opened_model import Model, load_weights, open_unloaded
+from rcsd_jax.roles.settings import TeacherSettings
+
+Teachers: TypeAlias = "Mapping[str, OwnTeacher]"
+"""Name -> teacher; the only one may have the name ""."""
 
 
 class OwnTeacher(NamedTuple):
@@ -110,3 +115,17 @@ def in_int8(teacher: OwnTeacher, variables: Mapping[str, Any], mesh: jax.shardin
     """The variables of `load_teacher` with the matrices of layers in int8."""
     config = teacher.model.decoder.config
     return {**variables, "params": quantization.on_mesh(config, variables["params"], mesh, SPREAD_RULES)}
+
+
+def teacher_of(example: Example, settings: TeacherSettings) -> str:
+    """The name of the teacher of a row, of several: its column `teacher`, or what `teacher.of_sources` has for its source.
+
+    Raises:
+      UserError: it has none, or one that nobody knows.
+    """
+    name = example.extra.get("teacher") or settings.of_sources.get(example.source)
+    if name in settings.paths:
+        return str(name)
+    problem = "names no teacher, nor does its source" if name is None else "names an unknown teacher"
+    remedy = f"use one of {', '.join(settings.paths)}, or add it to teacher.paths"
+    raise UserError(problem, file=example.origin, field="teacher", value=name, remedy=remedy)

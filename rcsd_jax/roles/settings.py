@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from rcsd_jax.host import checks
 from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, ATTEMPTS_SHOWN, PLACES, TRANSITIONS, Role
@@ -17,6 +18,8 @@ class TeacherSettings:
     thinking: bool
     weights: str = checks.one_of(("fixed", "live", "ema", "trust_region"))
     path: str
+    paths: Mapping[str, str]
+    of_sources: Mapping[str, str]
     int8_weights: bool
     ema_decay: float
     current_share: float
@@ -32,14 +35,7 @@ class TeacherSettings:
         checks.choices(self)
         Role(self.fields, self.thinking, self.shown_in)
         checks.share(self, "ema_decay", "current_share")
-        problem = "follow from the student's, and teacher.path names another model"
-        fixed = self.weights == "fixed" or not self.path
-        checks.need(fixed, self, "weights", problem, "set 'fixed', or leave teacher.path out")
-        problem, remedy = (
-            "is for a teacher of its own",
-            "set teacher.path, or model.int8_weights for the student's base",
-        )
-        checks.need(bool(self.path) or not self.int8_weights, self, "int8_weights", problem, remedy)
+        self._check_own()
         checks.at_least_zero(self, "reason_tokens", "guidance")
         checks.finite(self, "guidance")
         if self.weights == "trust_region" and self.reason_by == "teacher":
@@ -53,6 +49,31 @@ class TeacherSettings:
             seen = "rubric" in self.fields and not self.reason_tokens and not self.attempts
             problem = "needs a teacher that sees a rubric, writes no analysis and sees no attempts"
             checks.need(seen, self, "guidance_by", problem, "set 'context'")
+
+    def _check_own(self) -> None:
+        problem = "cannot be combined with teacher.paths, which names several"
+        checks.need(not (self.path and self.paths), self, "path", problem, "set one of the two")
+        for name, path in self.paths.items():
+            checks.need(bool(path), self, "paths", f"gives {name} no path", "name a model or an adapter")
+        for source, name in self.of_sources.items():
+            problem = f"gives {source} the unknown teacher {name!r}"
+            remedy = f"use {', '.join(self.paths) or 'teacher.paths to name teachers'}"
+            checks.need(name in self.paths, self, "of_sources", problem, remedy)
+        problem = "follow from the student's, and the teacher is another model"
+        remedy = "set 'fixed', or leave teacher.path and teacher.paths out"
+        checks.need(self.weights == "fixed" or not self.own, self, "weights", problem, remedy)
+        remedy = "set teacher.path, or model.int8_weights for the student's base"
+        checks.need(
+            bool(self.own) or not self.int8_weights, self, "int8_weights", "is for a teacher of its own", remedy
+        )
+        writes = len(self.own) > 1 and self.reason_tokens and self.reason_by == "teacher"
+        problem = "cannot be combined with several teachers, which only score"
+        checks.need(not writes, self, "reason_tokens", problem, "set 0, or teacher.reason_by=student")
+
+    @property
+    def own(self) -> dict[str, str]:
+        """Name -> path of the teachers that are other models; a single one may have the name ""."""
+        return {"": self.path} if self.path else dict(self.paths)
 
     @property
     def role(self) -> Role:

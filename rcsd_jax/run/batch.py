@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from rcsd_jax.data.examples import Example
 from rcsd_jax.host.padding import pad_left, pad_right
 from rcsd_jax.methods.contract import Without
 from rcsd_jax.methods.rollout import Batch
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.encode import Encoded
+from rcsd_jax.roles.own_teacher import teacher_of
 from rcsd_jax.settings.stage import Settings
 
 
@@ -41,8 +43,17 @@ def make_batch(
         np.tile(data.transition, (len(own), 1)),
         *pad_right([data.references[rows[i]] for i in own], references, pad_id),
         _without(rows, own, data, config, pad_id),
+        _teachers([data.examples[rows[i]] for i in own], config),
     )
     return Batch(*arrays)
+
+
+def _teachers(examples: Sequence[Example], config: Settings) -> Any:
+    """[n] int32, which of several teachers each row has; None if there is one."""
+    if len(config.teacher.own) < 2:
+        return None
+    numbers = {name: number for number, name in enumerate(config.teacher.own)}
+    return np.asarray([numbers[teacher_of(example, config.teacher)] for example in examples], np.int32)
 
 
 def _without(rows: list[int], own: np.ndarray, data: Encoded, config: Settings, pad_id: int) -> Without:

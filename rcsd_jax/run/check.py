@@ -17,6 +17,7 @@ from rcsd_jax.run.evaluate_model import questions_of
 from rcsd_jax.run.inputs import check_positions, counted, open_inputs, positions_of
 from rcsd_jax.run.judge import endpoint_of
 from rcsd_jax.run.rows import Rows
+from rcsd_jax.run.tracking import check_installed
 from rcsd_jax.settings.stage import Settings
 
 
@@ -32,6 +33,7 @@ def check_stage(config: Settings, console: Console, name: str = "", *, earlier: 
     Raises:
       UserError: any error that the stage would raise before it loads weights.
     """
+    check_installed(config, name)
     name = name or "run"
     mesh = sharding.make_mesh(**config.mesh)
     waits = lambda path: any(path.startswith(f"{folder}/") for folder in earlier) and not as_path(path).exists()
@@ -41,17 +43,17 @@ def check_stage(config: Settings, console: Console, name: str = "", *, earlier: 
         later = f"their prompts are checked when {config.model.path} is written"
         console.print(f"{name}: {len(examples)} examples; {later}", soft_wrap=True)
         return
-    if waits(config.teacher.path):
-        own = dataclasses.replace(config.teacher, path="", int8_weights=False)
+    if any(map(waits, config.teacher.own.values())):
+        own = dataclasses.replace(config.teacher, path="", paths={}, of_sources={}, int8_weights=False)
         config = dataclasses.replace(config, teacher=own)
-    model, teacher, questions, examples = open_inputs(config, mesh, say=say_once(console))
+    model, teachers, questions, examples = open_inputs(config, mesh, say=say_once(console))
     examples, rubrics = _with_rubrics(examples, config, waits)
     rows = Rows(examples, model.tokenizer, config)
-    positions = positions_of(model, teacher)
+    positions = positions_of(model, teachers)
     if not rows.start(positions=positions):
         raise config.limits.nothing_fits(len(examples))
     check_positions(positions, rows, config)
-    of_teacher = f"; teacher {config.teacher.path}" if teacher else ""
+    of_teacher = "".join(f"; teacher {path}" for path in config.teacher.own.values())
     console.print(f"{name}: model {config.model.path}{of_teacher}; {counted(rows)}{rubrics}", soft_wrap=True)
     _say_questions(questions, console, name)
 

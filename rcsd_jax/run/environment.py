@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import jax
 
@@ -10,10 +11,23 @@ from rcsd_jax.evaluate.judged_sets import Judges
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.files import AnyPath
 from rcsd_jax.host.preemption import StopRequest
+from rcsd_jax.host.trackers import Rows
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.sampling.decoder_sampler import DecoderSampler
 from rcsd_jax.sampling.sampler import Sampler
 from rcsd_jax.settings.stage import Settings
+
+
+class Track(Protocol):
+    """Logs to the run's trackers; returns at once."""
+
+    def __call__(self, step: int, scalars: Mapping[str, float], rows: Rows = ()) -> None:
+        """Logs scalars and a table of completions as of `step`."""
+        ...
+
+
+def _untracked(step: int, scalars: Mapping[str, float], rows: Rows = ()) -> None:
+    """Of a run without trackers."""
 
 
 class Run(NamedTuple):
@@ -26,6 +40,7 @@ class Run(NamedTuple):
     stop: StopRequest
     name: str
     judges: Judges | None = None  # of `run.judge.judges_of`, if a judge grades something
+    track: Track = _untracked  # of `run.tracking.tracked`
 
     def sampler(self, model: Model, batch_size: int) -> Sampler:
         """The sampler for a model outside the train step, `batch_size` rows at a time, until the run is asked to stop.

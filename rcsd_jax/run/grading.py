@@ -58,7 +58,7 @@ def graded(
       UserError: the grader gives no score of the name that `reward.score` holds.
     """
     config = run.config
-    samples = multihost_utils.process_allgather(completions.samples, tiled=True)
+    samples = multihost_utils.process_allgather(completions.samples._replace(experts=None), tiled=True)
     written = completions_of(samples, recipe.rollout.sampling.eos_ids)
     block = block_of_completions(config, model)
     texts = [model.decode(one.tokens) if block is None else block.text(one.tokens, model.decode) for one in written]

@@ -16,8 +16,8 @@ from rcsd_jax.models import sharding
 from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles.encode import say_where_system_turns_go
 from rcsd_jax.roles.opened_model import Model, open_model
-from rcsd_jax.roles.own_teacher import OwnTeacher, open_teacher
-from rcsd_jax.run import recipe
+from rcsd_jax.roles.own_teacher import Teachers, open_teacher, teacher_of
+from rcsd_jax.run import endpoint_teacher, recipe
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.evaluation import check_budget
 from rcsd_jax.run.rows import AT_START, Rows
@@ -27,8 +27,8 @@ from rcsd_jax.settings.stage import Settings
 
 def open_inputs(
     config: Settings, mesh: jax.sharding.Mesh, *, say: Callable[[str], None] = lambda line: None
-) -> tuple[Model, OwnTeacher | None, dict[str, dict[str, Questions]], list[Example]]:
-    """The model and a teacher of its own without their weights, role -> split -> questions of evaluation, and the examples to learn from.
+) -> tuple[Model, Teachers, dict[str, dict[str, Questions]], list[Example]]:
+    """The model and teachers that are other models, without their weights, role -> split -> questions of evaluation, and the examples to learn from.
 
     `say` is called with what was read from which columns and left out, with columns that are not read, and if the chat template
     refuses system turns.
@@ -39,24 +39,30 @@ def open_inputs(
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     check_divisible(model.decoder.config, mesh, _batch_sizes(config), split_rows=config.train.split_rows)
     _check_queue(config, mesh)
-    teacher = None
-    if config.teacher.path:
-        teacher = open_teacher(config.teacher.path, config.model, model, mesh, split_rows=config.train.split_rows)
-        if teacher.model.tokenizer.chat_template != model.tokenizer.chat_template:
-            say("the teacher's chat template differs from the student's, which its prompts have")
+    teachers = {
+        name: open_teacher(path, config.model, model, mesh, split_rows=config.train.split_rows)
+        for name, path in config.teacher.own.items()
+    }
+    for name, one in teachers.items():
+        if one.model.tokenizer.chat_template != model.tokenizer.chat_template:
+            whose = f"the teacher {name}'s" if name else "the teacher's"
+            say(f"{whose} chat template differs from the student's, which its prompts have")
+    if config.teacher_weights == "endpoint":
+        endpoint_teacher.endpoint_of(config, model.decoder.config.vocab_size)  # for its errors
     reading = config.reading(require=config.required_fields, say=say, tell=lambda account: say(account.line()))
     recipe.rollout_options(config, model)  # for its errors
     asked_as = config.evaluation_encoding, config.limits, model.tokenizer
     questions = evaluation_questions(config.eval, reading, *asked_as, say=say)
     check_budget(questions, model, config)
     examples = sources.read_as(config.data.path, reading)
+    if config.teacher.paths:
+        for example in examples:
+            teacher_of(example, config.teacher)  # for its errors
     say_where_system_turns_go(examples, model.tokenizer, config.encoding, say)
-    return model, teacher, questions, examples
+    return model, teachers, questions, examples
 
 
-def prepared(
-    examples: list[Example], model: Model, run: Run, teacher: OwnTeacher | None = None
-) -> tuple[Rows, dict[str, int]]:
+def prepared(examples: list[Example], model: Model, run: Run, teachers: Teachers) -> tuple[Rows, dict[str, int]]:
     """The rows with the teacher's rubrics, as far as a run must know them before it starts; and counts of the outcomes of
     rubrics that a model wrote.
 
@@ -64,7 +70,7 @@ def prepared(
       UserError: a row cannot be used, or no row can.
     """
     config, counts = run.config, collections.Counter[str]()
-    positions = positions_of(model, teacher)
+    positions = positions_of(model, teachers)
     if config.writes_rubrics:
         rows = Rows(examples, model.tokenizer, config)
         with rubric_writer(run, counts) as give_rubrics:
@@ -81,9 +87,9 @@ def prepared(
     return rows, dict(counts)
 
 
-def positions_of(model: Model, teacher: OwnTeacher | None) -> int:
-    """The number of positions that both roles' models support."""
-    models = [model] if teacher is None else [model, teacher.model]
+def positions_of(model: Model, teachers: Teachers) -> int:
+    """The number of positions that the models of both roles support."""
+    models = [model, *(one.model for one in teachers.values())]
     return min(one.decoder.config.max_position for one in models)
 
 

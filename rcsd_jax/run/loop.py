@@ -22,6 +22,7 @@ from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.rollouts import Rollout
 from rcsd_jax.run.rows import Rows
+from rcsd_jax.run.tracking import completions_table, table_due
 from rcsd_jax.run.training_state import Setup, Start
 
 
@@ -55,9 +56,9 @@ def train_loop(
         return bool(config.eval.every) and step % config.eval.every == 0 and 0 < step < steps
 
     # A checkpoint also holds what the remaining steps depend on. Their random keys follow from seed and step.
-    position = {"seed": config.seed, "data": rows.digest, "rubric_cache": "rubrics.jsonl"}
-    if setup.teacher:
-        position["teacher"] = setup.teacher
+    position: dict[str, Any] = {"seed": config.seed, "data": rows.digest, "rubric_cache": "rubrics.jsonl"}
+    if setup.teachers:
+        position["teachers"] = dict(setup.teachers)
 
     def save(step: int, place: int, rollout: Rollout | None, writer: MetricWriter) -> None:
         """Saves the state of `step`; `rollout`: from which the next step learns, None if that draws its own, from `place` on."""
@@ -91,7 +92,7 @@ def train_loop(
                 rollout = programs.begin(state, data, step, at)
             share = rollout.seconds / config.train.updates_per_rollout  # of the time that its updates have in common
             began = time.monotonic() - share
-            state, metrics = programs.update(state, rollout, step)
+            state, metrics, completions = programs.update(state, rollout, step)
             current, ends = rollout, (step + 1) % config.train.updates_per_rollout == 0
             if ends:
                 rollout = None
@@ -103,8 +104,19 @@ def train_loop(
                 save(step, current.place if before is None else place, before, writer)
                 checkpoints.wait()
                 raise _not_finite(step, metrics, learned)
-            if step % config.train.log_every == 0 or step == steps - 1:
+            due = step % config.train.log_every == 0 or step == steps - 1
+            if due:
                 writer.write(step, scalars)
+            shown = (
+                completions_table(
+                    completions, metrics["row_loss"], learned, model, setup.recipe.rollout.sampling.eos_ids
+                )
+                if table_due(step, config)
+                else ()
+            )
+            del completions  # the next step needs the memory
+            if due or shown:
+                run.track(step, scalars if due else {}, shown)
             progress.advance(1, int(scalars["completion_tokens"]), f"loss {scalars['loss']:.4f}")
             done, stopping = step + 1, run.stop.is_set()  # read once: what is saved and whether to go on must agree
             if done % config.checkpoint.every == 0 or done == steps or stopping or evaluated_after(done):

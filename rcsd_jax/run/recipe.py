@@ -8,24 +8,26 @@ import optax
 
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods.contract import LossOptions
-from rcsd_jax.methods.networks import BASE, TEACHER, RoleMixture, RoleNetwork, Roles
+from rcsd_jax.methods.networks import BASE, TEACHER, RoleMixture, RoleNetwork, Roles, RoleSeveral
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import RolloutOptions
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.roles.opened_model import Model, sampling_of
-from rcsd_jax.roles.own_teacher import OwnTeacher
+from rcsd_jax.roles.own_teacher import Teachers
 from rcsd_jax.roles.thinking import ThinkingBlock, block_of, ids_of
 from rcsd_jax.settings.stage import Settings
 
+_NONE: Teachers = {}
+
 
 def recipe_of(
-    config: Settings, model: Model, optimizer: optax.GradientTransformation, teacher: OwnTeacher | None = None
+    config: Settings, model: Model, optimizer: optax.GradientTransformation, teachers: Teachers = _NONE
 ) -> Recipe:
-    """The static choices of a run's step; `teacher` is that of `teacher.path`."""
+    """The static choices of a run's step; `teachers` are those that are other models."""
     return Recipe(
-        roles=roles_of(config, model.decoder, teacher),
+        roles=roles_of(config, trained_decoder(config, model.decoder), teachers),
         rollout=rollout_options(config, model),
-        loss=loss_options(config, model, teacher),
+        loss=loss_options(config, model, teachers),
         optimizer=optimizer,
         method=config.method,
         ema_decay=config.teacher.ema_decay,
@@ -35,27 +37,51 @@ def recipe_of(
     )
 
 
-def roles_of(config: Settings, decoder: Decoder, teacher: OwnTeacher | None = None) -> Roles:
+def trained_decoder(config: Settings, decoder: Decoder) -> Decoder:
+    """The decoder with what training decides of a mixture of experts: whether its routers learn, and whether choices are replayed.
+
+    Raises:
+      UserError: a choice for mixtures only, of a dense model.
+    """
+    train = config.train
+    for field, value, usual in (("router", train.router, True), ("routing_replay", train.routing_replay, "off")):
+        if value != usual and not decoder.config.num_experts:
+            problem = "is for mixtures of experts, and the model is dense"
+            raise UserError(problem, field=f"train.{field}", value=value, remedy=f"set {usual!r}")
+    replays = train.routing_replay == "replay"
+    return Decoder(dataclasses.replace(decoder.config, train_router=train.router, replays_experts=replays))
+
+
+def roles_of(config: Settings, decoder: Decoder, teachers: Teachers = _NONE) -> Roles:
     """The sources of both roles' networks. A LoRA's base and a fixed teacher are the same frozen weights."""
     fixed = RoleNetwork(decoder, frozen=BASE)
     student = RoleNetwork(decoder, frozen=BASE if config.lora.rank else None, moving="trained")
-    if teacher is not None:
-        return Roles(student, RoleNetwork(teacher.model.decoder, frozen=TEACHER))
-    teachers = {
+    if teachers:
+        own = [RoleNetwork(one.model.decoder, frozen=frozen_name(name)) for name, one in teachers.items()]
+        return Roles(student, own[0] if len(own) == 1 else RoleSeveral(tuple(own)))
+    shared = {
         "none": None,
+        "endpoint": None,  # its scores come with the completions
         "fixed": fixed,
         "live": student,
         "ema": dataclasses.replace(student, moving="average"),
         "trust_region": RoleMixture(fixed, student, config.teacher.current_share),
     }
-    return Roles(student, teachers[config.teacher_weights])
+    return Roles(student, shared[config.teacher_weights])
+
+
+def frozen_name(teacher: str) -> str:
+    """The name of the frozen weights of a teacher of its own."""
+    return f"{TEACHER} {teacher}".strip()
 
 
 def rollout_options(config: Settings, model: Model) -> RolloutOptions:
     """How completions are made."""
     batches = config.train.batches_per_rollout
     return RolloutOptions(
-        sampling=sampling_of(config.sampling, model),
+        sampling=dataclasses.replace(
+            sampling_of(config.sampling, model), record_experts=config.train.routing_replay != "off"
+        ),
         source=config.sampling.source,
         group=config.sampling.group,
         # Several batches go through a queue, so that the cache does not grow with their number; rows with drafts, as they move at
@@ -73,7 +99,7 @@ def rollout_options(config: Settings, model: Model) -> RolloutOptions:
     )
 
 
-def loss_options(config: Settings, model: Model, teacher: OwnTeacher | None = None) -> LossOptions:
+def loss_options(config: Settings, model: Model, teachers: Teachers = _NONE) -> LossOptions:
     """The options of the method's loss. Both roles are compared at the temperature of sampling."""
     return LossOptions(
         divergence=config.loss.divergence_options,
@@ -84,7 +110,7 @@ def loss_options(config: Settings, model: Model, teacher: OwnTeacher | None = No
         importance_clip=config.loss.importance_clip,
         guidance=config.teacher.guidance,
         by_part=config.loss.thinking == "all",
-        shared_tokens=None if teacher is None else teacher.shared_tokens,
+        shared_tokens=min((n for one in teachers.values() if (n := one.shared_tokens) is not None), default=None),
     )
 
 

@@ -26,6 +26,7 @@ from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.encode import Encoded
 from rcsd_jax.roles.opened_model import Model
+from rcsd_jax.run import endpoint_teacher
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.grading import graded
@@ -58,12 +59,12 @@ class Programs(NamedTuple):
 
     Attributes:
       begin: (state, data, first update, place of the data) -> the rollout that begins there.
-      update: (state, rollout, update's number) -> (state, metrics).
+      update: (state, rollout, update's number) -> (state, metrics, the completions that it learned from).
       again: (state, what a checkpoint holds, data) -> the rollout that it holds.
     """
 
     begin: Callable[[TrainState, Encoded, int, int], Rollout]
-    update: Callable[[TrainState, Rollout, int], tuple[TrainState, dict[str, Any]]]
+    update: Callable[[TrainState, Rollout, int], tuple[TrainState, dict[str, Any], Completions]]
     again: Callable[[TrainState, Kept, Encoded], Rollout]
 
 
@@ -71,7 +72,7 @@ def programs_of(setup: Setup, model: Model, run: Run, examples: Mapping[str, Exa
     """The functions of a run's updates, with everything else bound.
 
     An update is one program if it is the only one that learns from its rollout, and if nothing is graded. Otherwise one program draws,
-    the host grades, and another program learns.
+    the host grades, and asks a teacher at an endpoint, and another program learns.
 
     Args:
       setup, model, run: of the run.
@@ -82,7 +83,8 @@ def programs_of(setup: Setup, model: Model, run: Run, examples: Mapping[str, Exa
     dealt: dict[str, Any] = dict(batches=recipe.rollout.batches, group=recipe.rollout.group)
     place = sharding.batch_sharding(run.mesh)
     batch_of = jax.jit(functools.partial(dealing.batch_of, **dealt), out_shardings=place)
-    fused = config.train.updates_per_rollout == 1 and not config.reward.grader
+    asks = config.teacher_weights == "endpoint"
+    fused = config.train.updates_per_rollout == 1 and not config.reward.grader and not asks
 
     def prompts(data: Encoded) -> tuple[Batch, np.uint32]:
         rows = dealing.questions(config.questions_per_step, **dealt)
@@ -96,31 +98,35 @@ def programs_of(setup: Setup, model: Model, run: Run, examples: Mapping[str, Exa
         began = time.monotonic()
         completions, drawn = step.draw(state, frozen, *prompts(data))
         metrics: list[dict[str, float]] = [{}] * dealt["batches"]
+        shown = [data.examples[i] for i in dealing.questions(config.questions_per_step, **dealt)]
         if config.reward.grader:
-            rows = dealing.questions(config.questions_per_step, **dealt)
-            shown = [data.examples[i] for i in rows]
             asked = [examples[example.id] for example in shown]
             completions, metrics = graded(completions, asked, shown, recipe, model, run)
+        if asks:  # after grading: the teacher may see attempts
+            vocabulary = model.decoder.config.vocab_size
+            completions = endpoint_teacher.scored(completions, shown, first, vocabulary, run)
         of_all = {name: float(value) for name, value in drawn.items()}
         jax.block_until_ready(completions)
         seconds = time.monotonic() - began
         metrics = [of_batch | of_all for of_batch in metrics]
         return rollout._replace(completions=completions, metrics=tuple(metrics), seconds=seconds)
 
-    def update(state: TrainState, rollout: Rollout, number: int) -> tuple[TrainState, dict[str, Any]]:
+    def update(state: TrainState, rollout: Rollout, number: int) -> tuple[TrainState, dict[str, Any], Completions]:
         since = {"updates_since_rollout": number - rollout.first}
         if rollout.completions is None:
-            state, metrics, _ = step.train_step(state, frozen, *prompts(rollout.data))
-            return state, metrics | since
+            state, metrics, completions = step.train_step(state, frozen, *prompts(rollout.data))
+            return state, metrics | since, completions
         batch = batch_number(rollout, number, config)
         completions = rollout.completions
         if dealt["batches"] > 1:
             completions = batch_of(completions, np.int32(batch))
         state, metrics = step.learn(state, frozen, completions)
-        return state, metrics | rollout.metrics[batch] | since
+        return state, metrics | rollout.metrics[batch] | since, completions
 
     def again(state: TrainState, kept: Kept, data: Encoded) -> Rollout:
         like = jax.eval_shape(step.draw, state, frozen, *prompts(data))[0]
+        if asks:
+            like = like._replace(known=endpoint_teacher.unknown(like.samples.tokens.shape, config))
         named, structure = _named(like), jax.tree.structure(like)
         needed = {name for name, x in named.items() if x.size}
         if differing := sorted(needed ^ set(kept.arrays)):

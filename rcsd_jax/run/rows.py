@@ -23,6 +23,7 @@ from rcsd_jax.host import multihost
 from rcsd_jax.roles import contexts, encode
 from rcsd_jax.roles.encode import Encoded, Encoding, Longest, Row
 from rcsd_jax.roles.limits import Bounds, Limits, may_exceed
+from rcsd_jax.roles.own_teacher import teacher_of
 from rcsd_jax.settings.stage import Settings
 
 AT_START = 2048
@@ -40,7 +41,7 @@ class Rows:
       first: those prepared at the start that fit, in the order of the data (with more than `AT_START` rows: of use).
       skipped: how many were left out so far because they are too long.
       left_out: the same, including those without a rubric.
-      digest: a hash of the prompts and references of the first rows, and of the texts of all rows if there are more.
+      digest: a hash of the prompts and references of the first rows, and of the texts of all rows if there are more; and of their teachers if there are several.
     """
 
     def __init__(self, examples: Sequence[Example], tokenizer: Any, settings: Settings):
@@ -127,6 +128,8 @@ class Rows:
                 total.update(repr(texts).encode())
                 if example.history:
                     total.update(repr([tuple(turn) for turn in example.history]).encode())
+        if self._settings.teacher.paths:
+            total.update(repr([teacher_of(example, self._settings.teacher) for example in self.examples]).encode())
         return total.hexdigest()[:16]
 
     def _questions(self) -> int:

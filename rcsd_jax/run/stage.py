@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from rcsd_jax.evaluate.questions import Questions
 from rcsd_jax.host import multihost
 from rcsd_jax.host.console import Console, say_once
 from rcsd_jax.host.files import AnyPath, as_path, write_json
 from rcsd_jax.host.metrics import compilations
 from rcsd_jax.host.preemption import StopRequest
-from rcsd_jax.methods.networks import BASE, TEACHER, Network
+from rcsd_jax.methods.networks import BASE, Network
 from rcsd_jax.methods.state import TrainState
 from rcsd_jax.models import quantization, sharding
 from rcsd_jax.roles.opened_model import load_weights
@@ -35,8 +37,12 @@ from rcsd_jax.run.inputs import open_inputs, prepared
 from rcsd_jax.run.int8_divergence import described, int8_divergence
 from rcsd_jax.run.judge import judges_of
 from rcsd_jax.run.loop import train_loop
+from rcsd_jax.run.recipe import frozen_name
 from rcsd_jax.run.rows import AT_START
+from rcsd_jax.run.tracking import scores, tracked
 from rcsd_jax.run.workdir import claimed, from_main_if_written
+from rcsd_jax.sampling.sampler import Sampler
+from rcsd_jax.settings import keys
 from rcsd_jax.settings.unpack import unpack
 
 
@@ -63,9 +69,9 @@ def run_stage(
 
         # Everything that can be wrong with the input is found before weights are read, and hours before they are used.
         console.print(f"{name}: reading model {config.model.path} and data {config.data.path}", soft_wrap=True)
-        model, teacher, questions, examples = open_inputs(config, mesh, say=say_once(console))
+        model, teachers, questions, examples = open_inputs(config, mesh, say=say_once(console))
         graded_as = {e.id: e for e in examples}
-        rows, rubric_counts = prepared(examples, model, run, teacher)
+        rows, rubric_counts = prepared(examples, model, run, teachers)
         if config.train.epochs:
             told = f"{config.train.epochs:g} epochs of {rows.fitting} rows"
             config = config.with_steps(rows.fitting)
@@ -78,21 +84,29 @@ def run_stage(
         if changed:
             told = multihost.from_main(lambda: starts.apply(workdir, given.to_dict()))
             console.print(f"{name}: goes on with another config: {told}", soft_wrap=True)
+        run = run._replace(track=closing.enter_context(tracked(run, keys.flat(given))))
 
         console.print(f"{name}: loading weights of {model.directory}", soft_wrap=True)
         params = load_weights(model, mesh)
         sampler = run.sampler(model, config.eval.batch_size)
         samplers = dict.fromkeys(("base", "teacher"), sampler.with_weights({"params": params}))
-        training = training_state.setup(model, params, config, mesh, teacher)
-        plain_teacher: dict[str, Any] = {}
-        if teacher is not None:
+        training = training_state.setup(model, params, config, mesh, teachers)
+        plain_teachers: dict[str, Any] = {}
+        for of, teacher in teachers.items():
             console.print(f"{name}: loading weights of the teacher {teacher.path}", soft_wrap=True)
-            plain_teacher = load_teacher(teacher, model, params, mesh)
-            samplers["teacher"] = run.sampler(teacher.model, config.eval.batch_size).with_weights(plain_teacher)
-            identity = multihost.from_main(functools.partial(weights_digest, teacher))
-            training = training._replace(frozen=training.frozen | {TEACHER: plain_teacher}, teacher=identity)
+            plain_teachers[frozen_name(of)] = load_teacher(teacher, model, params, mesh)
+            of_teacher = run.sampler(teacher.model, config.eval.batch_size)
+            samplers["teacher"] = of_teacher.with_weights(plain_teachers[frozen_name(of)])
+        digests = {of: multihost.from_main(functools.partial(weights_digest, one)) for of, one in teachers.items()}
+        training = training._replace(frozen=training.frozen | plain_teachers, teachers=digests)
+
+        def evaluated(label: str, asked: Mapping[str, Questions], by: Sampler, step: int) -> dict[str, Any]:
+            found = evaluate_role(label, asked, model, by, run)
+            run.track(step, scores("teacher" if label == "teacher" else "student", found))
+            return found
+
         evaluation: dict[str, Any] = {
-            role: evaluate_role(role, questions[role], model, samplers[role], run)
+            role: evaluated(role, questions[role], samplers[role], 0)
             for role in ("base", "teacher")
             if role in questions
         }
@@ -105,27 +119,31 @@ def run_stage(
 
         def evaluate_at(step: int, state: TrainState) -> None:
             asked = {s: questions["trained"][s] for s in config.eval.every_splits or questions["trained"]}
-            evaluate_role(f"step_{step}", asked, model, sampler.with_weights(student(state)), run)
+            evaluated(f"step_{step}", asked, sampler.with_weights(student(state)), step)
 
         int8: dict[str, dict[str, float]] = {}
         compared = functools.partial(int8_divergence, data=rows.first, config=config, model=model, mesh=mesh)
         if config.model.int8_weights:
             frozen = {"params": quantization.on_mesh(model.decoder.config, params, mesh)}
             network = functools.partial(Network, model.decoder)
-            roles = [*([] if teacher else ["teacher"]), *(["student"] if config.lora.rank else [])]
+            roles = [
+                *([] if config.teacher_weights in ("own", "endpoint") else ["teacher"]),
+                *(["student"] if config.lora.rank else []),
+            ]
             int8 |= compared(network({"params": params}), network(frozen), roles=roles)
             training = training._replace(frozen=training.frozen | {BASE: frozen})
-        if teacher is not None and config.teacher.int8_weights:
-            frozen = in_int8(teacher, plain_teacher, mesh)
+        for of, teacher in teachers.items() if config.teacher.int8_weights else ():
             network = functools.partial(Network, teacher.model.decoder)
-            int8 |= compared(network(plain_teacher), network(frozen), roles=["teacher"])
-            training = training._replace(frozen=training.frozen | {TEACHER: frozen})
+            frozen = in_int8(teacher, plain_teachers[frozen_name(of)], mesh)
+            found = compared(network(plain_teachers.pop(frozen_name(of))), network(frozen), roles=["teacher"])
+            int8 |= {frozen_name(of): found["teacher"]}
+            training = training._replace(frozen=training.frozen | {frozen_name(of): frozen})
         if int8:
             console.print(f"{name}: int8 weights, {described(int8)}", soft_wrap=True)
 
         with contextlib.closing(checkpoints):
             state, start = training_state.begin(model, params, training, rows, checkpoints, run)
-            params, plain_teacher = None, {}  # what does not change lives on in `training.frozen`
+            params, plain_teachers = None, {}  # what does not change lives on in `training.frozen`
             state = train_loop(state, start, training, model, rows, checkpoints, run, evaluate_at, graded_as)
         if len(rows.examples) > AT_START:
             console.print(f"{name}: of all rows looked at {rows.skipped} were skipped as too long")
@@ -138,7 +156,7 @@ def run_stage(
         paths = export(student(state), model, config, workdir)
         if "trained" in questions:
             trained = sampler.with_weights(student(state))
-            evaluation["trained"] = evaluate_role("trained", questions["trained"], model, trained, run)
+            evaluation["trained"] = evaluated("trained", questions["trained"], trained, config.train.steps)
         summary = {
             "task": config.task,
             "evaluation": evaluation,

@@ -126,7 +126,8 @@ def check_later_stages(stages: Sequence[tuple[str, Mapping[str, Any]]], workdir:
         changed = keys.differences(*_both(workdir / name, stage))
         for key in [key for key in changed if key in ("train.steps", "export.dtype")]:
             for later, other in stages[i + 1 :]:
-                read = [str(as_path(other[section][field])) for section, field in _READ]
+                named = [other[section][field] for section, field in _READ] + list(other["teacher"]["paths"].values())
+                read = [str(as_path(path)) for path in named]
                 if any(path.startswith(f"{workdir / name}/") for path in read) and _has_results(workdir / later):
                     raise UserError(
                         f"{later} began with what {name} wrote before, and would have to begin anew",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from rcsd_jax.methods.state import TrainState, abstract_state, init_state, shard
 from rcsd_jax.models import lora, sharding
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.roles.opened_model import Model
-from rcsd_jax.roles.own_teacher import OwnTeacher
+from rcsd_jax.roles.own_teacher import Teachers
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.recipe import recipe_of
@@ -35,18 +36,25 @@ class Setup(NamedTuple):
     frozen: Frozen  # by the names that the recipe's roles have for them
     rate: Callable[[Any], Any]  # step -> learning rate
     abstract: TrainState  # shapes, dtypes and shardings of the state
-    teacher: str = ""  # identifies the weights of a teacher of its own
+    teachers: Mapping[str, str] = types.MappingProxyType(
+        {}
+    )  # what identifies the weights of teachers that are other models
 
 
 def setup(
-    model: Model, params: Any, config: Settings, mesh: jax.sharding.Mesh, teacher: OwnTeacher | None = None
+    model: Model,
+    params: Any,
+    config: Settings,
+    mesh: jax.sharding.Mesh,
+    teachers: Teachers = types.MappingProxyType({}),
 ) -> Setup:
     """Everything except the state, which `first_state` makes or a checkpoint holds, so that a state is never held twice.
 
-    The weights of a teacher of its own are not among the frozen ones: the caller adds them.
+    The weights of teachers that are other models are not among the frozen ones: the caller adds them.
     """
-    optimizer, rate = make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
-    recipe = recipe_of(config, model, optimizer, teacher)
+    frozen = () if config.train.router else ("router",)
+    optimizer, rate = make_optimizer(steps=config.train.steps, frozen=frozen, **dataclasses.asdict(config.optimizer))
+    recipe = recipe_of(config, model, optimizer, teachers)
     trained = jax.eval_shape(functools.partial(_first_trained, model, config=config), params)
     if config.lora.rank:
         placement = lora_shardings(model.decoder.config, mesh, trained)
@@ -55,8 +63,8 @@ def setup(
     averages = any(role is not None and role.moving == "average" for role in recipe.roles)
     abstract = abstract_state(trained, placement, optimizer, mesh, ema=averages)
     uses_base = any(role is not None and role.frozen == BASE for role in recipe.roles)
-    frozen: Frozen = {BASE: {"params": params}} if uses_base else {}
-    return Setup(recipe, frozen, rate, abstract)
+    base: Frozen = {BASE: {"params": params}} if uses_base else {}
+    return Setup(recipe, base, rate, abstract)
 
 
 def first_state(model: Model, params: Any, config: Settings, setup: Setup) -> TrainState:
@@ -113,13 +121,15 @@ def begin(
             file=run.workdir / "checkpoints" / str(restored.step),
             remedy=f"restore the data and {restored.position['rubric_cache']}, or start anew with another --workdir",
         )
-    if restored.position.get("teacher", "") != setup.teacher:
-        raise UserError(
-            "the teacher's weights are not those that the last checkpoint was trained with",
-            file=config.teacher.path,
-            field="teacher.path",
-            remedy="give the same checkpoint, or start anew with another --workdir",
-        )
+    known = restored.position.get("teachers", {})
+    for name, identity in setup.teachers.items():
+        if known.get(name) != identity:
+            raise UserError(
+                "the teacher's weights are not those that the last checkpoint was trained with",
+                file=config.teacher.own[name],
+                field="teacher.paths" if name else "teacher.path",
+                remedy="give the same checkpoint, or start anew with another --workdir",
+            )
     run.console.print(f"{run.name}: continuing at step {restored.step}")
     # A checkpoint without a place in the data is older; its run drew only the rows that it used.
     place = restored.position.get("place", restored.step * config.questions_per_step)

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from rcsd_jax import losses
 from rcsd_jax.host.padding import pad_left, pad_right
+from rcsd_jax.losses.chunks import chunk_size_of, logits_of, scan_chunks
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.models.scoring import completion_hidden
@@ -81,7 +82,16 @@ class DecoderSampler:
         self, prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray], *, temperature: float = 1.0
     ) -> list[np.ndarray]:
         """As `Sampler.log_probs`, `batch_size` rows at a time."""
-        score = _scoring_program(self.decoder, temperature)
+        return self._scored(_scoring_program(self.decoder, temperature), prompts, completions)
+
+    def likeliest(self, prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Whether each token [n] of given completions, as of `log_probs`, is the one that greedy sampling would draw there."""
+        return self._scored(_greedy_program(self.decoder), prompts, completions)
+
+    def _scored(
+        self, score: Callable[..., jax.Array], prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """The results of a program on prompts and completions, for each token [n] of these."""
         found: dict[int, np.ndarray] = {}
         lengths = [len(prompt) + len(row) for prompt, row in zip(prompts, completions, strict=True)]
         for chosen, filled in _groups(lengths, self.batch_size):
@@ -146,5 +156,20 @@ def _scoring_program(decoder: Decoder, temperature: float) -> Callable[..., jax.
         head = head_matrix(decoder.config, variables["params"])
         bound: dict[str, Any] = dict(chunk_size=_CHUNK, temperature=temperature)
         return losses.token_log_probs_from_hidden(hidden, head, tokens, **bound)[0]
+
+    return jax.jit(score)
+
+
+@functools.cache
+def _greedy_program(decoder: Decoder) -> Callable[..., jax.Array]:
+    def score(variables: Any, prompts: jax.Array, seen: jax.Array, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        hidden = completion_hidden(decoder, variables, prompts, seen, tokens, mask)
+        head = head_matrix(decoder.config, variables["params"])
+
+        def step(_: None, chunk: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+            hidden, tokens = chunk
+            return None, logits_of(hidden, head).argmax(axis=-1) == tokens
+
+        return scan_chunks(step, None, (hidden, tokens), chunk_size_of(_CHUNK, hidden))[1]
 
     return jax.jit(score)

@@ -12,7 +12,7 @@ from rcsd_jax.models import head
 from rcsd_jax.models.cache import POOL_AXES, KVCache, extended, int8_cache
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import layer_matrices
-from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.decoder import Decoder, apply_and_report
 from rcsd_jax.models.few_layers import decoding_head, decoding_variables
 from rcsd_jax.models.merged_adapters import merged
 from rcsd_jax.models.placement import lora_axes, param_axes, sampling_layout
@@ -40,6 +40,7 @@ class SamplingConfig:
       int8_cache: keep keys and values as int8, half of bfloat16; off by default.
       merged_adapters: decode with adapters added into the weights, see `merged_adapters.merged`; off by default.
       int8_weights: sample from an int8 copy of the model, see `sampled_variables`; off by default.
+      record_experts: also return the experts that the router of a mixture chose; off by default.
       presence_penalty: subtracted from the logits, before the temperature, of every token that the completion already has;
         below 0 it makes repetition likelier.
 
@@ -57,6 +58,7 @@ class SamplingConfig:
     merged_adapters: bool = False
     int8_weights: bool = False
     presence_penalty: float = 0.0
+    record_experts: bool = False
 
     @property
     def scoring_temperature(self) -> float:
@@ -65,7 +67,7 @@ class SamplingConfig:
 
     def described(self) -> dict[str, Any]:
         """Its fields as keys of logs and caches have them. Newer ones are there only if set, so older files keep their keys."""
-        newer = ("int8_weights", "presence_penalty")
+        newer = ("int8_weights", "presence_penalty", "record_experts")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in newer or value}
 
 
@@ -78,12 +80,15 @@ class Samples(NamedTuple):
       log_probs: [B, N] float32, of each token under the tempered, unfiltered distribution (temperature 1 when greedy),
         renormalised over the tokens that a form allows; 0 where the mask is false.
       cut: [B] bool, no end token within N.
+      experts: [B, N, L, k], the experts that each token was sent to when it was an input, see `SamplingConfig.record_experts`; None
+        if they are not recorded.
     """
 
     tokens: jax.Array
     mask: jax.Array
     log_probs: jax.Array
     cut: jax.Array
+    experts: jax.Array | None = None
 
 
 class Weights(NamedTuple):
@@ -101,12 +106,14 @@ class Rows(NamedTuple):
       cache: keys and values of the tokens before.
       lengths: [B] int32, how many those are: the next token's position and its place in the cache.
       place: where their texts stand in a form; None without one.
+      experts: [B, L, k], of the last token, if they are recorded; else None.
     """
 
     hidden: jax.Array
     cache: KVCache
     lengths: jax.Array
     place: constrained.Place | None = None
+    experts: jax.Array | None = None
 
 
 _Carry: TypeAlias = tuple[jax.Array, Rows, Samples, jax.Array | None]
@@ -152,7 +159,9 @@ def generate(
         jnp.zeros((batch, limit), bool),
         jnp.zeros((batch, limit), jnp.float32),
         jnp.ones((batch,), bool),
+        no_experts(decoder.config, (batch, limit), sampling),
     )
+    rows = rows._replace(experts=no_experts(decoder.config, (batch,), sampling))
 
     def body(carry: _Carry) -> _Carry:
         t, rows, samples, seen = carry
@@ -166,6 +175,7 @@ def generate(
             samples.mask.at[:, t].set(live),
             samples.log_probs.at[:, t].set(jnp.where(live, log_prob, 0.0)),
             live & ~jnp.isin(token, eos),
+            None if samples.experts is None else samples.experts.at[:, t].set(rows.experts),
         )
         return t + 1, rows, samples, and_seen(seen, token)
 
@@ -276,15 +286,22 @@ def decode_step(
     token, log_prob = sample_token(logits, keys, sampling, seen)
     if form is not None and place is not None:
         place = constrained.advanced(form, place, token)
-    applied: Any = decoder.apply(  # Flax declares that it may give variables as well
-        weights.variables,
-        token[:, None],
-        positions=rows.lengths[:, None],
-        cache=rows.cache,
-        cache_index=rows.lengths,
-    )
-    hidden, cache = applied
-    return token, log_prob, Rows(hidden[:, 0], cache, rows.lengths + 1, place)
+    how = dict(positions=rows.lengths[:, None], cache=rows.cache, cache_index=rows.lengths)
+    hidden, extended_cache, reported = apply_and_report(decoder, weights.variables, token[:, None], **how)
+    assert extended_cache is not None, "there is one before"
+    experts = rows.experts
+    if experts is not None:
+        experts = jnp.moveaxis(reported["experts"][:, :, 0], 0, 1).astype(experts.dtype)
+    return token, log_prob, Rows(hidden[:, 0], extended_cache, rows.lengths + 1, place, experts)
+
+
+def no_experts(config: DecoderConfig, shape: tuple[int, ...], sampling: SamplingConfig) -> jax.Array | None:
+    """The experts [*shape, L, k] of tokens before any are recorded, in the smallest dtype; None if they are not recorded."""
+    if not sampling.record_experts:
+        return None
+    dtype = jnp.uint8 if config.num_experts < 255 else jnp.int16
+    none = jnp.full((*shape, config.num_layers, config.experts_per_token), jnp.iinfo(dtype).max, dtype)
+    return constrain(none, ("batch", *(None for _ in none.shape[1:])), LAYOUTS["train"])
 
 
 def nothing_seen(config: DecoderConfig, rows: int, sampling: SamplingConfig) -> jax.Array | None:

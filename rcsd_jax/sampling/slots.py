@@ -30,6 +30,7 @@ from rcsd_jax.sampling.decoding import (
     decode_step,
     decoding_weights,
     in_sampling_layout,
+    no_experts,
     nothing_seen,
     sampled_variables,
 )
@@ -77,6 +78,7 @@ class _State(NamedTuple):
     seen: jax.Array | None = (
         None  # [G * slots, V] bool, tokens of the slots' completions; None without a presence penalty
     )
+    experts: jax.Array | None = None  # [G, R * samples, N, L, k], as of `Samples`
 
 
 def usual_refill(slots: int, shards: int) -> int:
@@ -123,10 +125,10 @@ def generate_queue(
       The completions, and how well the slots were used.
 
     Raises:
-      ValueError: the mesh's shards of rows do not divide prompts, slots or refill; a form with drafts.
+      ValueError: the mesh's shards of rows do not divide prompts, slots or refill; a form, or recorded experts, with drafts.
     """
-    if form is not None and draft_tokens:
-        raise ValueError("drafts know no form")
+    if draft_tokens and (form is not None or sampling.record_experts):
+        raise ValueError("drafts know no form and record no experts")
     config, count = decoder.config, prompt_tokens.shape[0]
     variables = sampled_variables(config, variables, sampling)
     decoder = in_sampling_layout(decoder)
@@ -168,7 +170,8 @@ def generate_queue(
     last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
     mask = jnp.arange(sampling.max_new_tokens) < lengths[:, None]
     cut = ~jnp.isin(last, jnp.asarray(sampling.eos_ids, jnp.int32))
-    return Samples(tokens, mask, collect(state.log_probs), cut), state.occupancy
+    experts = None if state.experts is None else collect(state.experts)
+    return Samples(tokens, mask, collect(state.log_probs), cut, experts), state.occupancy
 
 
 def _deal(x: jax.Array, prompts: int, shards: int) -> jax.Array:
@@ -210,6 +213,8 @@ def _empty(
         first = Text(jnp.zeros((shards * slots, length), jnp.int32), first.cache, first.lengths)
     elif form is not None:
         first = first._replace(place=constrained.after_the_end(form, shards * slots))
+    if sampling.record_experts:
+        first = first._replace(experts=no_experts(config, (shards * slots,), sampling))
     return _State(
         rows=first,
         sample=jnp.full((shards, slots), samples, jnp.int32),
@@ -222,6 +227,7 @@ def _empty(
         lengths=jnp.zeros((shards, samples), jnp.int32),
         occupancy=Occupancy(*jnp.zeros(4, jnp.int32)),
         seen=nothing_seen(config, shards * slots, sampling),
+        experts=no_experts(config, (shards, samples, limit), sampling),
     )
 
 
@@ -297,7 +303,9 @@ def _give_slots(state: _State, queue: _Queue, samples_per_prompt: int, form: Tok
         if form is not None:
             begun = constrained.beginning(form, take(queue.limits, jnp.minimum(state.given, samples - 1)))
             text_place = jax.tree.map(lambda x, new: put(grouped(x), new).reshape(x.shape), rows.place, begun)
-        moved = Rows(move(rows.hidden, source.hidden), cache, move(rows.lengths, source.lengths), text_place)
+        moved = Rows(
+            move(rows.hidden, source.hidden), cache, move(rows.lengths, source.lengths), text_place, rows.experts
+        )
     return state._replace(
         rows=moved,
         sample=put(state.sample, state.given),
@@ -342,7 +350,10 @@ def _decode(
     place = jnp.where(new, number, limit)
     written = state.written + new.sum(axis=-1)
     live_after = live & ~(ends & new).any(axis=-1)
-    occupancy = state.occupancy
+    occupancy, experts = state.occupancy, state.experts
+    if experts is not None:
+        assert isinstance(rows, Rows) and rows.experts is not None, "of the token that was drawn"
+        experts = write(experts, state.sample, place, rows.experts.reshape(shards, slots, 1, *rows.experts.shape[1:]))
     return state._replace(
         # A free slot's rows begin again at place 0: it reads and writes its first places until it is given away.
         rows=rows._replace(lengths=jnp.where(live_after.reshape(-1), rows.lengths, 0)),
@@ -355,4 +366,5 @@ def _decode(
             live=occupancy.live + live.sum(), steps=occupancy.steps + 1, tokens=occupancy.tokens + new.sum()
         ),
         seen=None if seen is None else seen & live_after.reshape(-1, 1),
+        experts=experts,
     )

@@ -72,6 +72,10 @@ def _check_method(s: Settings, need: Need) -> None:
             need(once, f"train.{key}", "needs sampled completions, and sampling.source=reference has none", "set 1")
         need(s.sampling.group == 1, "sampling.group", "a question has only one reference", "set 1")
         need(not rewarded and not attempts, "sampling.source", "references are not graded", "set 'student'")
+    if s.train.routing_replay != "off":
+        key, remedy = "train.routing_replay", "set 'off'"
+        need(s.sampling.source == "student", key, "replays what the student sampled, and it does not sample", remedy)
+        need(s.sampling.draft_tokens == 0, key, "does not go with sampling.draft_tokens", remedy)
     need(s.method == "grpo" or not s.policy.kl, "policy.kl", "has an effect only with method 'grpo'", "set policy.kl=0")
 
 
@@ -96,7 +100,16 @@ def _check_teacher(s: Settings, need: Need) -> None:
     problem = "needs a teacher, and this method has none"
     need(there or s.teacher.guidance == 0.0, "teacher.guidance", problem, "set 0.0")
     need(there or s.teacher.reason_tokens == 0, "teacher.reason_tokens", problem, "set 0")
-    need(there or not s.teacher.path, "teacher.path", problem, "leave it out, or choose another method")
+    key = "teacher.paths" if s.teacher.paths else "teacher.path"
+    need(there or not s.teacher.own, key, problem, "leave it out, or choose another method")
+    need(there or not s.teacher_endpoint.model, "teacher_endpoint.model", problem, "leave it out")
+    if s.teacher_weights == "endpoint":
+        _check_endpoint(s, need)
+    if len(s.teacher.own) > 1:
+        problem = "includes the teacher, and there are several"
+        need(not s.eval.grader or "teacher" not in s.eval.roles, "eval.roles", problem, "remove 'teacher'")
+        need(not s.policy.kl, "policy.kl", "needs one reference model", "set policy.kl=0, or name one teacher.path")
+        need(s.sampling.source != "teacher", "sampling.source", "needs a teacher of one network", "set 'student'")
     if s.sampling.source == "teacher":
         problem = "needs a teacher that exists and sees no attempts"
         need(there and not attempts, "sampling.source", problem, "set 'student'")
@@ -104,6 +117,25 @@ def _check_teacher(s: Settings, need: Need) -> None:
         need(not mixes, "sampling.source", "needs a teacher of one network", "set 'student', or other teacher.weights")
         problem = "cannot be combined with teacher.reason_tokens"
         need(not s.teacher.reason_tokens, "sampling.source", problem, "set 'student'")
+
+
+def _check_endpoint(s: Settings, need: Need) -> None:
+    """What a teacher at an endpoint can give: the log-probabilities of some tokens at temperature 1, of prompts that are there."""
+    loss, problem = s.loss, "needs a teacher on these devices, and teacher_endpoint.model is not one"
+    remedy = "set loss.divergence=sampled_token, or loss.top_k (vLLM allows 20 unless its --max-logprobs says more)"
+    known = loss.divergence == "sampled_token" or loss.top_k is not None
+    need(known, "loss.top_k", "the whole vocabulary " + problem, remedy)
+    need(loss.top_k is None or loss.top_k_support == "teacher", "loss.top_k_support", problem, "set 'teacher'")
+    remedy = "set 1.0: the endpoint's log-probabilities are at this temperature"
+    need(s.sampling.temperature in (0.0, 1.0), "sampling.temperature", "divides the logits of both roles", remedy)
+    need(not s.teacher.own, "teacher.path", "cannot be combined with teacher_endpoint.model", "set one of the two")
+    need(s.teacher.weights == "fixed", "teacher.weights", problem, "set 'fixed'")
+    need(not s.teacher.guidance, "teacher.guidance", problem, "set 0.0")
+    writes = s.teacher.reason_tokens and s.teacher.reason_by == "teacher"
+    need(not writes, "teacher.reason_tokens", problem, "set 0, or teacher.reason_by=student")
+    need(s.sampling.source != "teacher", "sampling.source", problem, "set 'student'")
+    need(not s.policy.kl, "policy.kl", problem, "set 0.0")
+    need(not s.eval.grader or "teacher" not in s.eval.roles, "eval.roles", problem, "remove 'teacher'")
 
 
 def _check_int8(s: Settings, need: Need) -> None:

@@ -65,7 +65,10 @@ def stage() -> ConfigDict:
                 # and of the current ones, mixed.
                 weights="fixed",
                 path="",  # another model, or a LoRA adapter, with the student's tokens; empty: the student's own model
-                int8_weights=False,  # store the weights of `path` as int8
+                # several instead: name -> such a path. A row names its own in the column `teacher`, or its source does in `of_sources`
+                paths=ConfigDict(),
+                of_sources=ConfigDict(),  # a mixture's source -> the name of its teacher
+                int8_weights=False,  # store the weights of `path` or `paths` as int8
                 ema_decay=0.999,  # of the moving average, per step
                 current_share=0.05,  # of the current weights' logits in a trust region
                 reason_tokens=0,  # > 0: the teacher first writes an analysis of at most this many tokens
@@ -76,6 +79,16 @@ def stage() -> ConfigDict:
                 reason_thinking=True,  # the thinking switch of that analysis
                 guidance=0.0,  # > 0: pushes the teacher's logits further in the direction in which its fields move them, by this factor
                 guidance_by="context",  # all fields at once, or "criteria": each criterion separately, scaled by its weight
+            ),
+            # Instead of teacher.path: a model at an OpenAI-compatible endpoint that returns `prompt_logprobs` of token ids, as vLLM does.
+            teacher_endpoint=dict(
+                model="",  # its name there; empty: none
+                base_url="http://localhost:8000/v1",
+                key_variable="",  # the environment variable that holds the key; empty: no key is needed
+                concurrency=16,  # requests at a time
+                timeout_s=600.0,  # of one request
+                retries=8,  # of a request that failed
+                requests_per_minute=config_dict.placeholder(float),  # None: no limit
             ),
             rubric=dict(
                 source="data",  # the rows' own rubrics, a variant of them, or "written" by a model
@@ -179,6 +192,10 @@ def stage() -> ConfigDict:
                 batch_size=32,
                 microbatches=1,
                 row_lengths=2,
+                router=True,  # whether full fine-tuning of a mixture of experts also trains its routers
+                # of a mixture: "compare" records the experts that the sampler chose, and logs how often the trainer chooses others;
+                # "replay" also computes the loss with those recorded
+                routing_replay="off",
                 split_rows=False,  # the devices of mesh.fsdp share each packed row, instead of having rows of their own
                 batches_per_rollout=1,  # sampled together; each then serves its own update, in order
                 passes_per_rollout=1,  # how often the updates go over a rollout's batches
@@ -186,8 +203,14 @@ def stage() -> ConfigDict:
             ),
             # every: steps between checkpoints; keep: how many are kept.
             checkpoint=dict(every=20, keep=2),
+            log=dict(  # trackers besides `metrics.jsonl` and TensorBoard; an empty name: not logged there
+                wandb="",  # PROJECT or ENTITY/PROJECT of Weights & Biases
+                mlflow="",  # the experiment, at MLFLOW_TRACKING_URI
+                trackio="",  # the project
+                completions_every=50,  # steps between tables of completions that trackers get; 0: none
+            ),
             # Sizes of the axes; `models.sharding.LAYOUTS` says what they split. -1: all remaining devices.
-            mesh=dict(data=1, group=1, fsdp=-1, tensor=1),
+            mesh=dict(data=1, group=1, fsdp=-1, expert=1, tensor=1),
             eval=dict(
                 grader="",  # empty: no evaluation; "world", "boxed" (last \\boxed{} against the reference), "rubric"
                 path="",  # rows held out for evaluation

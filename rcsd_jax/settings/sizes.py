@@ -1,7 +1,7 @@
 """Qwen3 sizes and the slices they train on, which a variant such as `configs/stage2.py:qwen3_8b` sets.
 
 A variant is names joined by commas, in any order: a size (`qwen3_8b`), `full` for full fine-tuning instead of LoRA, a
-slice (`v5e_4x4`; without one, the size's first below), and a variant of the config itself. `python -m rcsd_jax.plan` shows
+slice (`v5e_4x4`; without one, the size's first below), `from_32b` for the model of that size as the teacher, and a variant of the config itself. `python -m rcsd_jax.plan` shows
 what each needs; experiments/tpu/README.md has the tables.
 """
 
@@ -16,23 +16,35 @@ MODELS = {
     "qwen3_8b": "Qwen/Qwen3-8B",
     "qwen3_14b": "Qwen/Qwen3-14B",
     "qwen3_32b": "Qwen/Qwen3-32B",
+    "qwen3_30b_a3b": "Qwen/Qwen3-30B-A3B",
 }
+MIXTURES = ("qwen3_30b_a3b",)
+ATTENTION = ("q", "k", "v", "o")
+"""What has adapters in a mixture of experts. The experts can have them too, see `lora.targets`."""
 
 
 _BATCH = 32  # completions, for which the microbatches are
 
 
 def _slice(
-    group: int, fsdp: int, tensor: int, microbatches: int, remat: str, *, shared_rows: bool = False, **loss: int
+    group: int,
+    fsdp: int,
+    tensor: int,
+    microbatches: int,
+    remat: str,
+    *,
+    expert: int = 1,
+    shared_rows: bool = False,
+    **loss: int,
 ) -> dict[str, Any]:
-    mesh = dict(data=1, group=group, fsdp=fsdp, tensor=tensor)
+    mesh = dict(data=1, group=group, fsdp=fsdp, expert=expert, tensor=tensor)
     train = dict(split_rows=True, row_lengths=6) if shared_rows else {}
     return dict(mesh=mesh, microbatches=microbatches, remat=remat, train=train, loss=loss)
 
 
 # Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
 # fine-tuning its gradient is added up over the devices.
-# fsdp x tensor divides the 8 key/value heads, so that sampling can split the model over it.
+# fsdp x tensor divides the 8 key/value heads (4 of the mixtures), so that sampling can split the model over it.
 # None sets `sampling.slots`: as many as the batch has rows fit where the step fits, and rollouts of 20 batches keep 85% of them busy.
 LORA = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 4, "mlp")},
@@ -50,6 +62,7 @@ LORA = {
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
     },
     "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024)},
+    "qwen3_30b_a3b": {"v5p_2x2x2": _slice(2, 4, 1, 1, "mlp", chunk_size=1024)},
 }
 FULL = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 8, "mlp")},
@@ -62,6 +75,9 @@ FULL = {
     "qwen3_14b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=2048)},
     "qwen3_32b": {"v5p_2x4x4": _slice(4, 8, 1, 1, "mlp", chunk_size=2048)},
 }
+
+# LoRA with a larger model as the teacher; both are in memory. (student, teacher) -> its slices.
+FROM = {("qwen3_8b", "qwen3_32b"): {"v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024)}}
 
 
 def split(variant: str, own: tuple[str, ...]) -> tuple[str, list[str]]:
@@ -94,18 +110,38 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
         )
     if not config.lora.rank and not full:
         raise ValueError(f"the variant trains all weights, and {size} without full is for LoRA: use {size},full")
-    table = (FULL if full else LORA)[size]
-    named = [part for part in rest if part != size] or [next(iter(table))]
+    rest, teacher = _teacher(rest)
+    table = _slices(size, teacher, full)
+    called = ",".join([size, *(["full"] if full else []), *([f"from_{teacher.rpartition('_')[2]}"] if teacher else [])])
+    named = [part for part in rest if part != size] or [next(iter(table), "")]
     if len(named) > 1 or named[0] not in table:
-        raise ValueError(f"{size}{',full' if full else ''} has no {named[-1]!r}: use one of {', '.join(table)}")
+        raise ValueError(
+            f"{called} has no {named[-1] or 'slice'!r}: use one of {', '.join(table) or 'the sizes without it'}"
+        )
     settings = table[named[0]]
     config.model.update(path=MODELS[size], remat=settings["remat"])
     config.mesh.update(settings["mesh"])
     config.train.microbatches = settings["microbatches"] * max(1, config.train.batch_size // _BATCH)
     config.train.update(settings["train"])
     config.loss.update(settings["loss"])
+    if teacher:
+        config.teacher.path = MODELS[teacher]
     if full:
         config.lora.rank = 0
+    if size in MIXTURES:
+        config.lora.targets = ATTENTION
+
+
+def _teacher(parts: list[str]) -> tuple[list[str], str]:
+    """A variant's parts without `from_<size>`, and the size of that teacher; "" if there is none."""
+    named = [part for part in parts if part.startswith("from_")]
+    return [part for part in parts if part not in named], "".join(f"qwen3_{part[len('from_') :]}" for part in named[:1])
+
+
+def _slices(size: str, teacher: str, full: bool) -> dict[str, dict[str, Any]]:
+    if teacher:
+        return {} if full else FROM.get((size, teacher), {})
+    return (FULL if full else LORA).get(size, {})
 
 
 def topology(variant: str) -> str | None:
@@ -119,5 +155,5 @@ def topology(variant: str) -> str | None:
     size = next((part for part in parts if part in MODELS), None)
     if size is None:
         return None
-    table = (FULL if "full" in parts else LORA)[size]
-    return next((part for part in parts if part in table), next(iter(table))).replace("_", ":", 1)
+    table = _slices(size, _teacher(parts)[1], "full" in parts)
+    return next((part for part in parts if part in table), next(iter(table), "")).replace("_", ":", 1)

@@ -17,7 +17,9 @@ from rcsd_jax.data.sources import Reading
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.evaluate.settings import EvaluationSettings, RewardSettings
 from rcsd_jax.host import checks
+from rcsd_jax.host.trackers import CLIENTS
 from rcsd_jax.judge.settings import JudgeChoice
+from rcsd_jax.judge.teacher_settings import TeacherEndpoint
 from rcsd_jax.methods import METHODS
 from rcsd_jax.methods.optimizer import OptimizerSettings
 from rcsd_jax.methods.settings import LossSettings, PolicySettings
@@ -40,12 +42,15 @@ class TrainSettings:
     batch_size: int
     microbatches: int
     row_lengths: int
+    router: bool
+    routing_replay: str = checks.one_of(("off", "compare", "replay"))
     split_rows: bool
     batches_per_rollout: int
     passes_per_rollout: int
     log_every: int
 
     def __post_init__(self) -> None:
+        checks.choices(self)
         sizes = ("batch_size", "microbatches", "batches_per_rollout", "passes_per_rollout", "log_every")
         checks.at_least_one(self, *sizes)
         checks.at_least_zero(self, "steps", "epochs", "row_lengths")
@@ -83,6 +88,24 @@ class CheckpointSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """The section `log`; `settings/keys.py` says what each key means."""
+
+    wandb: str
+    mlflow: str
+    trackio: str
+    completions_every: int
+
+    def __post_init__(self) -> None:
+        checks.at_least_zero(self, "completions_every")
+
+    @property
+    def trackers(self) -> Mapping[str, str]:
+        """Name -> project of the trackers in use."""
+        return {name: project for name in CLIENTS if (project := getattr(self, name))}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of a stage by subject: a field for every section of its config.
 
@@ -100,6 +123,7 @@ class Settings:
     data: DataSettings
     student: Role
     teacher: TeacherSettings
+    teacher_endpoint: TeacherEndpoint
     rubric: RubricSettings
     sampling: SamplingSettings
     reward: RewardSettings
@@ -109,6 +133,7 @@ class Settings:
     optimizer: OptimizerSettings
     train: TrainSettings
     checkpoint: CheckpointSettings
+    log: LogSettings
     mesh: Mapping[str, Any]
     eval: EvaluationSettings
     export: ExportSettings
@@ -122,10 +147,15 @@ class Settings:
 
     @property
     def teacher_weights(self) -> str:
-        """The teacher's weights: "none" if the method needs no teacher, "own" if they are another model's."""
+        """The teacher's weights: "none" if the method needs no teacher, "own" if they are other models'.
+
+        "endpoint" if it is a model at an endpoint.
+        """
         if not (METHODS[self.method].teacher or self.policy.kl):
             return "none"
-        return "own" if self.teacher.path else self.teacher.weights
+        if self.teacher_endpoint.model:
+            return "endpoint"
+        return "own" if self.teacher.own else self.teacher.weights
 
     @property
     def writes_rubrics(self) -> bool:

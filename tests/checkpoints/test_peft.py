@@ -17,18 +17,20 @@ import transformers
 
 from rcsd_jax.checkpoints import loading, saving
 from rcsd_jax.checkpoints import peft as ours
+from rcsd_jax.checkpoints.hf_config import read_config
 from rcsd_jax.checkpoints.peft import load_peft, read_peft_config, save_peft
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.models import decoder, lora
 from rcsd_jax.models.head import head_matrix
 from tests.checkpoints_for_tests import FAMILY_KINDS, KINDS, VOCAB_SIZE, write_checkpoint
-from tests.models.test_lora import ALL, ALPHA, BAD_SETTINGS, CONFIG, RANK
+from tests.models.test_lora import ALPHA, BAD_SETTINGS, CONFIG, RANK
 
 TOKENS = np.random.default_rng(1).integers(1, VOCAB_SIZE, size=(2, 13)).astype(np.int32)
 
 
 FAMILIES = [
-    kind if kind in ("gemma3_text", "olmo2") else pytest.param(kind, marks=pytest.mark.slow) for kind in FAMILY_KINDS
+    kind if kind in ("gemma3_text", "olmo2", "qwen3_moe") else pytest.param(kind, marks=pytest.mark.slow)
+    for kind in FAMILY_KINDS
 ]
 
 
@@ -38,8 +40,9 @@ def case(request, tmp_path_factory):
     directory = write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
     config, params = loading.load_model(directory, dtype=jnp.float32)
     config = dataclasses.replace(config, lora_scale=lora.lora_scale(RANK, ALPHA))
-    adapters = trained(lora.init_lora(config, jax.random.key(0), rank=RANK, alpha=ALPHA, targets=ALL))
-    return types.SimpleNamespace(directory=directory, config=config, params=params, adapters=adapters)
+    targets = lora.lora_targets(config)
+    adapters = trained(lora.init_lora(config, jax.random.key(0), rank=RANK, alpha=ALPHA, targets=targets))
+    return types.SimpleNamespace(directory=directory, config=config, params=params, adapters=adapters, targets=targets)
 
 
 def trained(adapters):
@@ -74,7 +77,7 @@ def peft_model(base, adapter_directory):
 
 def test_new_adapters_change_nothing_and_a_fixed_teacher_needs_no_second_copy(case):
     base = our_logits(case.config, {"params": case.params})
-    new = lora.init_lora(case.config, jax.random.key(1), rank=RANK, alpha=ALPHA, targets=ALL)
+    new = lora.init_lora(case.config, jax.random.key(1), rank=RANK, alpha=ALPHA, targets=case.targets)
     with_new = our_logits(case.config, {"params": case.params, "lora": new})
     np.testing.assert_allclose(with_new, base, rtol=0, atol=2e-5)  # equal but for the compiler's order of sums
     student = our_logits(case.config, {"params": case.params, "lora": case.adapters})
@@ -98,28 +101,38 @@ def test_merged_weights_are_the_adapters_applied_also_in_transformers(case, tmp_
 
 
 def test_peft_loads_the_saved_adapter_with_the_same_logits(case, tmp_path):
-    saved = save_peft(
-        tmp_path / "adapter", case.config, case.adapters, rank=RANK, alpha=ALPHA, targets=ALL, base_path=case.directory
-    )
+    how = dict(rank=RANK, alpha=ALPHA, targets=case.targets, base_path=case.directory)
+    saved = save_peft(tmp_path / "adapter", case.config, case.adapters, **how)
     applied = our_logits(case.config, {"params": case.params, "lora": case.adapters})
     np.testing.assert_allclose(their_logits(peft_model(case.directory, saved)), applied, rtol=0, atol=1e-4)
 
     again = load_peft(saved, case.config)
-    assert (again.rank, again.alpha, set(again.targets)) == (RANK, ALPHA, set(ALL))
+    assert (again.rank, again.alpha, set(again.targets)) == (RANK, ALPHA, set(case.targets))
     jax.tree.map(np.testing.assert_array_equal, again.adapters, case.adapters)
 
 
 def test_an_adapter_that_peft_wrote_gives_its_logits(case, tmp_path):
     base = transformers.AutoModelForCausalLM.from_pretrained(case.directory, dtype=torch.float32)
-    settings = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    second = "o" if case.config.num_experts else "down"
+    settings = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", f"{second}_proj"], init_lora_weights=False)
     torch.manual_seed(0)
     theirs = peft.get_peft_model(base, settings)
     theirs.save_pretrained(tmp_path)
     adapters, rank, alpha, targets = load_peft(tmp_path, case.config)
-    assert (rank, alpha, set(targets)) == (2, 6, {"q", "down"})
+    assert (rank, alpha, set(targets)) == (2, 6, {"q", second})
     config = dataclasses.replace(case.config, lora_scale=lora.lora_scale(rank, alpha))
     ours = our_logits(config, {"params": case.params, "lora": adapters})
     np.testing.assert_allclose(ours, their_logits(theirs), rtol=0, atol=1e-4)
+
+
+def test_experts_that_peft_adapted_are_refused_by_name(tmp_path):
+    """It keeps the adapters of all experts of a layer in one matrix, and those of two matrices in one."""
+    directory = write_checkpoint(tmp_path / "base", "qwen3_moe")
+    base = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["down_proj"])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError) as caught:
+        load_peft(tmp_path / "adapter", read_config(directory, dtype=jnp.float32))
+    assert caught.value.field == "target_parameters"
 
 
 @pytest.mark.parametrize(("settings", "message"), BAD_SETTINGS)

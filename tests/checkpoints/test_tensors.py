@@ -6,7 +6,6 @@ from safetensors.numpy import load_file
 
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.checkpoints.families import FAMILIES
-from rcsd_jax.checkpoints.hf_config import BIASES
 from rcsd_jax.checkpoints.safetensors import NewTensor, list_tensors, write_file
 from rcsd_jax.checkpoints.tensors import tensors_of
 from rcsd_jax.models.config import DecoderConfig
@@ -44,11 +43,10 @@ def test_a_family_names_every_parameter_it_can_have(name):
     sizes = dict(
         vocab_size=8, hidden_size=4, intermediate_size=4, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=2
     )
-    family = FAMILIES[name]
-    biases = {part: field in family.followed for field, parts in BIASES.items() for part in parts}
-    declared = declarations(DecoderConfig(name, **sizes, **biases | family.switches))
-    assert {path[-1] for path in declared} <= set(family.names)
-    assert all(("{layer}" in family.names[path[-1]]) == (path[0] == "layers") for path in declared)
-    # What is named besides is what only other families have.
-    unused = set(family.names) - {path[-1] for path in declared}
-    assert all(part.endswith("_bias") or part in ("q_norm", "k_norm", "input_norm", "post_norm") for part in unused)
+    parts = dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), any("_bias" in f for f in FAMILIES[name].followed))
+    parts |= FAMILIES[name].switches
+    if FAMILIES[name].fused:
+        parts |= dict(num_experts=2, experts_per_token=1, expert_size=4)
+    declared = declarations(DecoderConfig(name, **sizes, **parts))
+    assert {path[-1] for path in declared} <= set(FAMILIES[name].names)
+    assert all(("{layer}" in FAMILIES[name].names[path[-1]]) == (path[0] == "layers") for path in declared)

@@ -32,6 +32,7 @@ def run(program, *arguments):
         ("main", "--version", (f"rcsd_jax {rcsd_jax.__version__}\n",)),
         ("evaluate", "-h", ("python -m rcsd_jax.evaluate", "--workdir", "--[no]check")),
         ("plan", "--help", ("python -m rcsd_jax.plan", "--topology", "--[no]search")),
+        ("check", "--help", ("python -m rcsd_jax.check", "--only", "--[no]full", "--workdir")),
         ("plan", "--version", (f"rcsd_jax {rcsd_jax.__version__}\n",)),
         ("report", "--version", (f"rcsd_jax {rcsd_jax.__version__}\n",)),
         ("report", "--help", ("--no-tokens",)),

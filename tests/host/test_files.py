@@ -12,6 +12,7 @@ import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import rich.console
 from etils import epath
@@ -19,12 +20,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load
 
 from configs import stage2
+from rcsd_jax.check import storage
 from rcsd_jax.checkpoints import loading, saving
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.host import files, keyed_log
 from rcsd_jax.host.errors import UserError, WriteFailed
 from rcsd_jax.host.metrics import MetricWriter, read_metrics
 from rcsd_jax.host.preemption import StopRequest
+from rcsd_jax.methods.state import init_state
 from rcsd_jax.models import sharding
 from rcsd_jax.models.declarations import declarations
 from rcsd_jax.roles.opened_model import open_served
@@ -282,3 +285,14 @@ def test_a_stage_whose_workdir_is_a_url(bucket, user_dir, monkeypatch):
         run(config, "gs://bucket/run")
     writer, _, load_writer = open_served("gs://bucket/run/adapter", config.model, sharding.make_mesh())
     assert load_writer()["lora"]["q"]["b"].any() and writer.decoder.config.lora_scale == 128.0 / 2
+
+
+def test_the_check_of_a_workdir(bucket):
+    """`python -m rcsd_jax.check` writes a checkpoint into the bucket, reads it back, and removes it."""
+    state = init_state({"w": jnp.arange(6.0)}, optax.adam(0.1), ema=False)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    assert storage.check_checkpoint(bucket / "run", state, mesh).verdict == "ok"
+    assert not (bucket / "run" / storage.FOLDER).exists()
+    Bucket.refuses = True
+    found = storage.check_checkpoint(bucket / "run", state, mesh)
+    assert found.verdict == "failed" and "Forbidden" in found.measured

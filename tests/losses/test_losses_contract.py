@@ -305,3 +305,20 @@ def test_the_losses_need_jax_alone(tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout == "1.0 ['rcsd_jax', 'rcsd_jax.losses']\nno flax\n", result.stderr
+
+
+def test_the_logits_of_several_teachers_are_added():
+    """As of their hidden states side by side on heads one below the other; and one that is 0 everywhere is not multiplied."""
+    second, second_head = draw(B, T, 3, seed=8), draw(3, V, seed=9)
+    second = second.at[0].set(0.0)
+    several = (TEACHER, second), (TEACHER_HEAD, second_head)
+    one = jnp.concatenate([TEACHER, second], axis=-1), jnp.concatenate([TEACHER_HEAD, second_head])
+    loss = lambda hidden, teacher: weighted(hidden, HEAD, *teacher, TOKENS, ONES)[0]
+    for found, wanted in zip(*(jax.value_and_grad(loss)(HIDDEN, x) for x in (several, one)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    unused = jnp.zeros_like(second), jnp.full_like(second_head, jnp.nan)
+    found = score(HIDDEN, HEAD, (TEACHER, unused[0]), (TEACHER_HEAD, unused[1]), TOKENS)
+    for one, other in zip(found, score(*BOTH, TOKENS), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"teacher_hidden\[1\]"):
+        score(HIDDEN, HEAD, (TEACHER, TEACHER), (TEACHER_HEAD, second_head), TOKENS)

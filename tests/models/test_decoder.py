@@ -260,7 +260,7 @@ def test_adapters_add_the_scaled_product_where_they_are_and_only_when_given():
 
 @pytest.mark.parametrize("layers", [2, 6], ids=["unrolled", "scanned"])
 def test_what_layers_report_comes_out_stacked(layers, monkeypatch):
-    def reporting(config, weights, adapters, x, tokens, cache, number):
+    def reporting(config, weights, adapters, x, tokens, cache, number, recorded):
         return x, cache, {"number": jnp.float32(number) * jnp.ones(3)}
 
     monkeypatch.setattr(stack, "decoder_layer", reporting)

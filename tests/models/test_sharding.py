@@ -19,11 +19,11 @@ CONFIG = DecoderConfig(
 )  # fmt: skip
 
 
-STORED = ("group", "fsdp")  # the axes over which matrices are stored
+STORED = ("group", "fsdp", "expert")  # the axes over which matrices are stored
 
 
-def abstract_mesh(data=1, fsdp=1, tensor=1):
-    return jax.sharding.AbstractMesh((data, 1, fsdp, tensor), sharding.AXES)
+def abstract_mesh(data=1, fsdp=1, tensor=1, expert=1):
+    return jax.sharding.AbstractMesh((data, 1, fsdp, expert, tensor), sharding.AXES)
 
 
 # -- meshes ------------------------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ def test_mesh_has_its_axes_and_one_may_take_what_remains():
         (8, -1, 1): (8, 1, 1),
     }.items():
         mesh = sharding.make_mesh(*sizes, devices=devices)
-        assert mesh.axis_names == ("data", "group", "fsdp", "tensor")
+        assert mesh.axis_names == ("data", "group", "fsdp", "expert", "tensor")
         assert (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]) == expected and mesh.shape["group"] == 1
 
 
@@ -91,7 +91,7 @@ def test_specs_follow_the_table():
     for name in ("o", "down"):
         assert layers[name] == P(None, "tensor", STORED), name
     assert jax.tree.structure(specs) == jax.tree.structure(abstract_params(CONFIG))
-    assert sharding.batch_sharding(mesh).spec == P(("data", "group", "fsdp")) and sharding.replicated(mesh).spec == P()
+    assert sharding.batch_sharding(mesh).spec == P(("data", *STORED)) and sharding.replicated(mesh).spec == P()
     adapters = lora_shardings(CONFIG, mesh, {"q": None, "down": None})
     assert set(adapters) == {"q", "down"}
     assert (adapters["q"]["a"].spec, adapters["q"]["b"].spec) == (P(None, STORED, None), P(None, None, "tensor"))
@@ -199,12 +199,12 @@ def loss(params, tokens, cache):
     return jnp.square(hidden @ head_matrix(CONFIG, params)).sum(), (hidden, cache)
 
 for names, kind in ((sharding.AXES, "Auto"), (sharding.AXES, "Explicit"), (("data", "model"), "Explicit")):
-    sizes = (2, 1, 2, 2) if len(names) == 4 else (4, 2)
+    sizes = (2, 1, 2, 1, 2) if names == sharding.AXES else (4, 2)
     mesh = jax.make_mesh(sizes, names, axis_types=(getattr(AxisType, kind),) * len(names))
     with jax.set_mesh(mesh):
         of_cache = weights = NamedSharding(mesh, P())
         rows = NamedSharding(mesh, P("data"))
-        if len(names) == 4:
+        if names == sharding.AXES:
             weights, rows = param_shardings(CONFIG, mesh), sharding.batch_sharding(mesh)
             of_cache = NamedSharding(mesh, sharding.spec(POOL_AXES))
         on = jax.device_put((params, tokens, init_cache(CONFIG, 8, 8)), (weights, rows, of_cache))
@@ -236,7 +236,7 @@ def test_sampling_splits_matrices_where_the_mesh_divides_the_heads(fsdp, tensor,
 
 
 def test_rows_are_split_over_every_axis_that_the_layout_names():
-    mesh = jax.sharding.AbstractMesh((2, 3, 5, 7), sharding.AXES)
+    mesh = jax.sharding.AbstractMesh((2, 3, 5, 1, 7), sharding.AXES)
     assert (sharding.row_shards("train", mesh), sharding.row_shards("sampling", mesh)) == (30, 6)
     with jax.sharding.use_abstract_mesh(mesh):
         assert sharding.row_shards("train") == 30

@@ -57,6 +57,8 @@ def test_a_kernel_that_refuses_a_model_is_told_in_one_line():
         ("Qwen/Qwen3-8B", 8_190_735_360),
         ("Qwen/Qwen3-14B", 14_768_307_200),
         ("Qwen/Qwen3-32B", 32_762_123_264),
+        ("Qwen/Qwen3-30B-A3B", 30_532_122_624),
+        ("Qwen/Qwen3-235B-A22B", 235_093_634_560),
     ],
 )
 def test_published_shapes_have_the_published_number_of_parameters(name, count):
@@ -75,6 +77,24 @@ def test_flops_of_the_model_by_hand():
     lora = model_flops.student(shape, 1, 2048, 4096, lora_rank=64, targets=("q", "down"))
     adapters = 36 * 2 * 64 * ((4096 + 4096) + (12288 + 4096)) * 6144
     assert lora == 2 * (forward - attention) + 3 * attention + 3 * adapters + 3 * head
+
+
+def test_flops_of_a_mixture_are_those_of_the_chosen_experts():
+    shape = shape_of("Qwen/Qwen3-30B-A3B")
+    attention = 48 * 2 * 2 * 32 * 128 * 1024 * 1024 / 2
+    layer = 2048 * (4096 + 2 * 512) + 4096 * 2048 + 128 * 2048 + 8 * 3 * 2048 * 768
+    assert 48 * layer == pytest.approx(3.3e9 - 2 * 151936 * 2048, rel=0.03)  # "3.3B activated", of which two embeddings
+    assert model_flops.scoring(shape, 1, 1024) == 2 * 48 * layer * 1024 + attention
+    frozen, experts = (
+        model_flops.student(shape, 1, 512, 512, lora_rank=rank, targets=("q", "expert_up")) for rank in (1, 9)
+    )
+    assert experts - frozen == 3 * 2 * 8 * 48 * ((2048 + 4096) + 8 * (2048 + 768)) * 1024
+
+
+def test_flops_of_a_larger_teacher_are_its_own():
+    student, teacher = shape_of("Qwen/Qwen3-8B"), shape_of("Qwen/Qwen3-32B")
+    own, other = (model_flops.student(student, 1, 2048, 4096, lora_rank=64, teacher=x) for x in (None, teacher))
+    assert other - own == 2 * (5120 - 4096) * 151936 * 4096
 
 
 def test_without_the_compiler_one_line_says_what_to_install(tmp_path):

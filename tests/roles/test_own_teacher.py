@@ -83,7 +83,8 @@ def test_a_token_that_is_another_text_is_named(user_dir, tmp_path, settings, stu
 
 def test_sizes_that_the_mesh_does_not_divide_are_the_teacher_s(user_dir, tmp_path, settings, student):
     directory = teacher_in(tmp_path / "odd", user_dir, num_attention_heads=6, num_key_value_heads=3)
-    mesh = jax.sharding.AbstractMesh((1, 1, 1, 2), sharding.AXES)
+    sizes = tuple(2 if axis == "tensor" else 1 for axis in sharding.AXES)
+    mesh = jax.sharding.AbstractMesh(sizes, sharding.AXES)
     with pytest.raises(
         UserError, match="does not divide the 3 teacher's key/value heads.*mesh.tensor|mesh.tensor.*teacher's"
     ):

@@ -1,13 +1,19 @@
 """A stage with a teacher of its own, from its config to its checkpoints."""
 
+import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 
+from rcsd_jax.data import sources
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import as_path
 from rcsd_jax.host.metrics import read_metrics
 from rcsd_jax.report.scored_completions import scored_completions
+from rcsd_jax.roles.opened_model import open_model
+from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.rows import Rows
 from rcsd_jax.settings.unpack import check, unpack
 from tests import user_inputs
 from tests.run.test_check import said
@@ -62,8 +68,6 @@ def test_a_larger_teacher_in_int8_teaches_an_adapter_is_evaluated_and_must_not_c
 
 
 def examples_of(config):
-    from rcsd_jax.data import sources
-
     settings = unpack(config)
     return sources.read_as(config.data.path, settings.reading(require=settings.required_fields))
 
@@ -87,6 +91,55 @@ def test_what_a_teacher_of_its_own_cannot_be_combined_with(user_dir):
     with pytest.raises(UserError) as error:
         check(config)
     assert error.value.field == "model.int8_weights"
+
+
+def test_rows_and_sources_name_their_teacher(user_dir, tmp_path):
+    config = with_teacher(user_dir, "")
+    config.teacher.paths = dict(one=str(user_dir / "model"), other=str(user_dir / "model"))
+    rows = user_inputs.made_up_rows(4)
+    for name in ("a", "b"):
+        user_inputs.write_rows(tmp_path / f"{name}.jsonl", rows)
+    config.data.path = f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl"
+    config.teacher.of_sources = dict(a="one")
+    with pytest.raises(UserError, match="b.jsonl:1.* names no teacher.*use one of one, other") as error:
+        said(config)
+    assert error.value.field == "teacher"
+    user_inputs.write_rows(tmp_path / "b.jsonl", [row | {"teacher": "two"} for row in rows])
+    with pytest.raises(UserError, match="b.jsonl:1.*'two'.* names an unknown teacher"):
+        said(config)
+    user_inputs.write_rows(tmp_path / "b.jsonl", [row | {"teacher": "other"} for row in rows])
+    assert "8 examples" in said(config)
+
+    settings = unpack(config)
+    data = Rows(examples_of(config), open_model(config.model.path, settings.model).tokenizer, settings)
+    assert data.start(positions=4096)
+    batch = make_batch([0, 0, 5], data.first, settings, pad_id=0)
+    of = {"a": 0, "b": 1}
+    np.testing.assert_array_equal(batch.teacher, [of[data.first.examples[i].source] for i in (0, 0, 5)])
+    other = dataclasses.replace(settings.teacher, of_sources={"a": "other"})
+    moved = Rows(examples_of(config), data._tokenizer, dataclasses.replace(settings, teacher=other))
+    assert moved.start(positions=4096) and moved.digest != data.digest
+
+    config.teacher.of_sources = dict(a="third")
+    with pytest.raises(UserError, match="unknown teacher 'third'.*use one, other"):
+        check(config)
+
+
+@pytest.mark.slow
+def test_two_teachers_are_evaluated_by_nobody_train_and_are_in_the_report(user_dir, tmp_path):
+    config = with_teacher(user_dir, "")
+    config.teacher.paths = dict(own=str(user_dir / "model"), larger=larger(user_dir, tmp_path / "larger"))
+    rows = [row | {"teacher": ("own", "larger")[i % 2]} for i, row in enumerate(user_inputs.made_up_rows(8))]
+    user_inputs.write_rows(tmp_path / "rows.jsonl", rows)
+    config.data.path = str(tmp_path / "rows.jsonl")
+    config.eval.grader, config.eval.path = "boxed", config.data.path
+    with pytest.raises(UserError, match="there are several"):
+        check(config)
+    config.eval.update(roles=("trained",), count=2)
+    run(config, tmp_path / "run")
+    asked = [(example, {"trained": ("is 5", True)}) for example in examples_of(config)[:2]]
+    of_both = scored_completions(unpack(config), as_path(tmp_path / "run"), asked)
+    assert all(np.isfinite(one["trained"]["teacher_log_prob"]).all() for one in of_both)
 
 
 def test_the_check_of_a_config_opens_the_teacher_unless_an_earlier_stage_writes_it(user_dir, tmp_path):

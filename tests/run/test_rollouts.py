@@ -218,7 +218,7 @@ for name, shape in {"1": (1, 1, 1), "1x8": (1, 8, 1), "2x2x2": (2, 2, 2)}.items(
         text = take.lower(rollout.completions).compile().as_text()
         moves += re.findall("all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter", text)
         for update in range(2):
-            state, metrics = programs.update(state, rollout, update)
+            state, metrics, _ = programs.update(state, rollout, update)
             losses.setdefault(name, []).append([float(metrics[x]) for x in ("loss", "grad_norm", "teacher_entropy")])
 print(json.dumps([losses, moves]))
 """
@@ -236,7 +236,7 @@ def test_a_queue_whose_shards_do_not_divide_the_questions_is_refused(user_dir):
     config = config_for(user_dir, steps=8, batches_per_rollout=2)
     config.sampling.group = 2  # a rollout has 4 questions
     for data, fsdp, fits in ((4, 1, True), (2, 8, True), (8, 1, False), (3, 1, False)):
-        mesh = types.SimpleNamespace(shape={"data": data, "group": 1, "fsdp": fsdp, "tensor": 1})
+        mesh = types.SimpleNamespace(shape={"data": data, "group": 1, "fsdp": fsdp, "expert": 1, "tensor": 1})
         refused = pytest.raises(UserError, match=rf"in {data} shards, which do not divide the 4 questions of a rollout")
         with contextlib.nullcontext() if fits else refused:
             inputs._check_queue(settings_of(config), mesh)

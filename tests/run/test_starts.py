@@ -90,7 +90,8 @@ def test_the_table_names_no_other_keys_and_stands_for_sections_only_where_users_
     named = [key for keys in decides.DECIDES.values() for key in keys]
     assert set(named) <= set(keys.all_keys(keys.stage())) and len(named) == len(set(named))
     sections = {key for key in named if isinstance(value_of(keys.stage(), key), ConfigDict)}
-    assert sections == {"prompts", "eval.splits", "eval.benchmarks", "judge.extra"}
+    of_teachers = {"teacher.paths", "teacher.of_sources"}
+    assert sections == {"prompts", "eval.splits", "eval.benchmarks", "judge.extra"} | of_teachers
 
 
 def test_what_decides_what_is_learnt_may_not_change(config, tmp_path):

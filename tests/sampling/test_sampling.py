@@ -198,7 +198,7 @@ def test_end_token_ends_the_row_and_belongs_to_the_mask(variables):
     tokens, mask = prompts(rows)
     samples = jax.tree.map(np.asarray, RUN(variables, tokens, mask, keys(range(12)), SAMPLED))
     assert 0 < samples.cut.sum() < 12  # both kinds occur
-    for row_tokens, row_mask, log_probs, cut in zip(*samples, strict=True):
+    for row_tokens, row_mask, log_probs, cut in zip(*samples[:4], strict=True):
         ends = np.flatnonzero(np.isin(row_tokens, EOS) & row_mask)
         length = row_mask.sum()
         assert row_mask[:length].all()

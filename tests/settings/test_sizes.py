@@ -24,10 +24,31 @@ def test_every_slice_has_a_mesh_of_its_chips_and_a_config_that_is_valid(size, fu
     check(config)
     mesh = config.mesh
     chips = math.prod(int(n) for n in slice_.partition("_")[2].split("x"))
-    assert mesh.data * mesh.group * mesh.fsdp * mesh.tensor == chips
+    assert mesh.data * mesh.group * mesh.fsdp * mesh.expert * mesh.tensor == chips
     assert (config.lora.rank == 0) == full and config.model.path == sizes.MODELS[size]
-    assert 8 % (mesh.fsdp * mesh.tensor) == 0  # the key/value heads of every Qwen3
-    assert config.train.batch_size // config.train.microbatches % (mesh.data * mesh.group * mesh.fsdp) == 0
+    heads = 4 if size in sizes.MIXTURES else 8
+    assert heads % (mesh.fsdp * mesh.tensor) == 0  # the key/value heads of every Qwen3
+    shards = mesh.data * mesh.group * mesh.fsdp * mesh.expert
+    assert config.train.batch_size // config.train.microbatches % shards == 0
+    assert set(config.lora.targets) == {"q", "k", "v", "o", *(() if size in sizes.MIXTURES else ("gate", "up", "down"))}
+
+
+def test_a_larger_size_as_the_teacher():
+    for (size, teacher), table in sizes.FROM.items():
+        for slice_ in table:
+            variant = f"{size},from_{teacher.rpartition('_')[2]},{slice_}"
+            config = stage2.get_config(f"{variant},ground_truth")
+            config.data.path = "rows.jsonl"
+            check(config)
+            chips = math.prod(int(n) for n in slice_.partition("_")[2].split("x"))
+            assert math.prod(config.mesh.values()) == chips
+            assert (config.model.path, config.teacher.path) == (sizes.MODELS[size], sizes.MODELS[teacher])
+    assert sizes.topology("qwen3_8b,from_32b") == "v5p:2x2x1"
+    for variant in ("qwen3_8b,from_32b,full", "qwen3_8b,from_14b", "qwen3_8b,from_32b,v5e_4x4"):
+        with pytest.raises(
+            ValueError, match=f"{variant.partition(',v5e')[0].partition(',full')[0].partition(',')[0]}.*has no"
+        ):
+            stage2.get_config(variant)
 
 
 def test_a_size_joins_a_variant_in_any_order():
@@ -55,6 +76,7 @@ def test_a_variant_keeps_its_own_adapters_and_a_larger_batch_has_more_parts():
         ("qwen3_8b,v5e_2x2", "no 'v5e_2x2': use one of v5e_4x4"),
         ("paper,release", "paper and release are two variants"),
         ("full", "unknown variant 'full'"),
+        ("qwen3_30b_a3b,full", "qwen3_30b_a3b,full has no 'slice'"),
         ("sdpo,qwen3_8b", "trains all weights.*use qwen3_8b,full"),
     ],
 )

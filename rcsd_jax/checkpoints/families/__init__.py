@@ -7,10 +7,12 @@ from rcsd_jax.checkpoints.families.llama import LLAMA
 from rcsd_jax.checkpoints.families.mistral import MISTRAL
 from rcsd_jax.checkpoints.families.olmo import OLMO2, OLMO3
 from rcsd_jax.checkpoints.families.qwen import QWEN2, QWEN3
+from rcsd_jax.checkpoints.families.qwen_moe import QWEN3_MOE
 from rcsd_jax.checkpoints.families.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, Family] = {
     "qwen3": QWEN3,
+    "qwen3_moe": QWEN3_MOE,
     "qwen2": QWEN2,
     "llama": LLAMA,
     "gemma3": GEMMA3,

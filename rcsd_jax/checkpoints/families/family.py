@@ -29,6 +29,8 @@ class Family(NamedTuple):
       saved_as: the family as which a decoder is written, if it is another: that of the text model.
       renamed: beginning of a tensor's name -> how `names` has it, for checkpoints of other versions; None: the tensor belongs to
         another part than the text model.
+      fused: parameter -> (name of a tensor that holds it for all experts of a layer, [experts, out, in], which part of `out` it is,
+        and of how many), where some checkpoints have this in place of a tensor for each expert.
     """
 
     architecture: str
@@ -43,3 +45,4 @@ class Family(NamedTuple):
     text_config: str | None = None
     saved_as: str | None = None
     renamed: Mapping[str, str | None] = NO_FIELDS
+    fused: Mapping[str, tuple[str, int, int]] = {}
