@@ -48,7 +48,8 @@ def write(
     """Prints the table, or with `json_file` "-" the JSON, and writes `check.json` into the workdir and to that file."""
     console, data = Console(), as_json(findings, title, seconds)
     if json_file == "-":
-        print(json.dumps(data, indent=1))
+        text = json.dumps(data, indent=1)
+        print(text)
     else:
         print_table(console, findings, title=f"{title['config']} {title['stage']} on these devices, {seconds:.0f} s")
     if json_file and json_file != "-":
