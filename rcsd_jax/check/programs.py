@@ -289,11 +289,7 @@ def check_programs(here: Here, ran: Mapping[str, Ran], chip: Chip | None) -> lis
         if runs:
             each = here.config.train.updates_per_rollout if name == "rollout" else 1
             times[name] = each * sum(times[part] * count for part, count in runs.items())
-    findings = [_judged(name, one, times.get(name)) for name, one in {**ran, **parts}.items()]
-    if here.config.teacher.path:
-        stands_in = "the student's first weights stand in for teacher.path"
-        findings.append(Finding("programs", "a teacher of its own", NOT_CHECKED, stands_in))
-    return findings
+    return [_judged(name, one, times.get(name)) for name, one in {**ran, **parts}.items()]
 
 
 def _judged(name: str, ran: Ran, planned: float | None) -> Finding:
