@@ -14,7 +14,7 @@ from rcsd_jax.host.errors import UserError, first_line
 
 
 class Chip(NamedTuple):
-    """One device as JAX sees it: a chip, or on v4 (topologies without megacore) one of a chip's two cores.
+    """One device as JAX sees it: a chip, or on v4 (topologies without megacore) and Ironwood one of a chip's two cores.
 
     Attributes:
       name: as in a topology's name.
@@ -22,9 +22,9 @@ class Chip(NamedTuple):
       hbm: bytes a second.
       capacity: bytes of HBM that a program may use; the compiler keeps the rest for itself.
       clock: cycles a second of the compiler's estimates.
-      link: bytes a second of one ICI link in one direction.
+      link: bytes a second of one ICI link in one direction; on Ironwood a device's share of it.
       wrap: the length from which an axis of a slice is a ring; shorter ones are lines.
-      devices_per_chip: 2 on v4.
+      devices_per_chip: 2 on v4 and Ironwood.
     """
 
     name: str
@@ -46,12 +46,18 @@ class Chip(NamedTuple):
 # product of two 4,096 x 4,096 matrices take 1.18 (v4), 1.04 (v5e), 1.04 (v5p), 1.15 (v6e) times the time at peak, for
 # 8,192: 1.14 (v5e), 1.11 (v5p), 1.42 (v6e). `tests/test_plan.py` holds the first. Where HBM is the limit they take 1.2 (v6e)
 # to 1.6 (v5p) times the time of the bytes in a thin product, and 2.5 times in a plain pass over an array.
+# Ironwood: docs.cloud.google.com/tpu/docs/tpu7x. A chip has 2,307 TFLOP/s in bf16 (4,614 in fp8, which nothing here uses), 192 GiB at
+# 7,380 GB/s, and 1,200 GB/s of ICI in both directions together; half of it is one device's. Its two devices share the 6 links of the
+# chip, so each has half of a link, as if both sent at the same time. A device has 4 units of 256 x 256: at 2.2 GHz they make its peak,
+# and the compiler's cycles take 1.21 (4,096; 1.28 with the wait for its operands) and 1.24 (8,192) times the time at peak, 1.3 in a thin
+# product, 2.6 in a plain pass.
 GIB = 2.0**30
 CHIPS = {
     "v4": Chip("v4", 275e12 / 2, 1228e9 / 2, 15.25 * GIB, 1.05e9, 2400e9 / 8 / 6, 4, 2),
     "v5e": Chip("v5e", 197e12, 819e9, 15.75 * GIB, 1.5e9, 1600e9 / 8 / 4, 16),
     "v5p": Chip("v5p", 459e12, 2765e9, 95.74 * GIB, 1.75e9, 4800e9 / 8 / 6, 4),
     "v6e": Chip("v6e", 918e12, 1640e9, 31.25 * GIB, 1.75e9, 3584e9 / 8 / 4, 16),
+    "tpu7x": Chip("tpu7x", 2307e12 / 2, 7380e9 / 2, 94.75 * GIB, 2.2e9, 1200e9 / 2 / 6 / 2, 4, 2),
 }
 KINDS = {
     "TPU v4": "v4",
@@ -61,6 +67,7 @@ KINDS = {
     "TPU v5p": "v5p",
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
 }
 """What JAX calls a device, in its versions -> name of the chip."""
 EXAMPLES = "v5e:2x2, v5e:4x4, v5p:2x2x2, v6e:4x4"

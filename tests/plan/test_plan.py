@@ -167,6 +167,7 @@ print(found.flops, found.seconds / (found.flops / chip.bf16))
         pytest.param("v5p:2x2x1", 1.15, marks=pytest.mark.slow),
         pytest.param("v6e:2x2", 1.3, marks=pytest.mark.slow),
         pytest.param("v4:2x2x1", 1.2, marks=pytest.mark.slow),
+        pytest.param("tpu7x:2x2x1", 1.3, marks=pytest.mark.slow),
     ],
 )
 def test_modelled_time_of_a_large_product_is_close_to_its_time_at_peak(topology, within):
