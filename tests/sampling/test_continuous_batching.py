@@ -10,9 +10,10 @@ import pytest
 from rcsd_jax import world
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
-from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.config import DecoderConfig, LayerKind
 from rcsd_jax.models.declarations import init_params
 from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.rope import Rope
 from rcsd_jax.roles.contexts import Role, encode_role, pad_left
 from rcsd_jax.sampling import SamplingConfig, generate
 from rcsd_jax.sampling.slots import generate_queue
@@ -103,6 +104,19 @@ def test_prompts_prefilled_at_several_lengths_have_the_tokens_of_a_static_batch(
     variables, tokens, mask, keys = longer(config)
     ours, _ = check(variables, tokens, mask, keys[:24], 1, None, config, slots=6, refill=3)
     assert len(set(map(tuple, ours.tokens))) > 10
+
+
+WINDOWS = dataclasses.replace(CONFIG, window=4, layer_kinds=(LayerKind(True, Rope(1e3)), LayerKind(False, Rope(1e4))))
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_slots_of_a_model_with_windows(drafts):
+    """Slots, with drafts too, have the tokens of a static batch; with other windows these are others."""
+    variables, tokens, mask, keys = small(WINDOWS)
+    ours, _ = check(variables, tokens, mask, keys[:24], 1, None, WINDOWS, slots=6, refill=2, draft_tokens=drafts)
+    wide = dataclasses.replace(WINDOWS, window=64)
+    other = jax.jit(lambda *a: generate(Decoder(wide), *a, SAMPLING, pad_id=PAD))(variables, tokens, mask, keys[:24])
+    assert len(set(map(tuple, ours.tokens))) > 10 and (ours.tokens != np.asarray(other.tokens)).any(axis=1).sum() > 10
 
 
 @pytest.mark.slow
