@@ -209,7 +209,11 @@ def small_plan(tmp_path_factory):
 @pytest.mark.slow
 def test_a_small_run_is_planned_end_to_end(small_plan):
     data, out = small_plan
-    assert data["fits"] and data["chips"] == 4 and data["mesh"] == {"data": 1, "group": 1, "fsdp": 4, "tensor": 1}
+    assert (
+        data["fits"]
+        and data["chips"] == 4
+        and data["mesh"] == {"data": 1, "group": 1, "fsdp": 4, "expert": 1, "tensor": 1}
+    )
     assert list(data["programs"]) == [
         "train step", "prefill", "decode", "teacher scoring", "student forward+backward", "update",
     ]  # fmt: skip
