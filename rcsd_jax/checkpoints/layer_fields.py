@@ -48,14 +48,15 @@ def layers(
         raise fields.broken("a layer slides, but sliding_window does not say how far", "layer_types", types)
     ropes = ropes or dict.fromkeys((FULL, SLIDING), read_rope(fields))
     kinds = [LayerKind(type == SLIDING, ropes[type] if rotates(i) else None) for i, type in enumerate(types)]
-    if set(kinds) == {LayerKind(False, ropes[FULL])}:
-        return dict(rope_theta=ropes[FULL].theta, rope_scaling=ropes[FULL].scaling)
-    return dict(
-        rope_theta=ropes[FULL].theta,
-        rope_scaling=ropes[FULL].scaling,
-        layer_kinds=tuple(kinds),
-        window=window if SLIDING in types else None,
-    )
+    found: dict[str, Any] = dict(rope_theta=ropes[FULL].theta, rope_scaling=ropes[FULL].scaling)
+    if set(kinds) != {LayerKind(False, ropes[FULL])}:
+        found |= dict(layer_kinds=tuple(kinds), window=window if SLIDING in types else None)
+    return found
+
+
+def window_in_use(fields: Fields) -> int | None:
+    """The window of families whose `use_sliding_window` turns it on."""
+    return fields.size_or_none("sliding_window") if fields.flag("use_sliding_window", False) else None
 
 
 def written_layers(config: DecoderConfig) -> dict[str, Any]:

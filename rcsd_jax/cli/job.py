@@ -17,6 +17,7 @@ from rcsd_jax.report.summary import print_summary
 from rcsd_jax.report.write import report_path, write_report
 from rcsd_jax.run.check import check_stage
 from rcsd_jax.run.stage import run_stage
+from rcsd_jax.run.starts import READ
 from rcsd_jax.run.tracking import check_installed
 from rcsd_jax.run.workdir import check_later_stages
 from rcsd_jax.settings import keys
@@ -73,7 +74,7 @@ def check_job(config: ConfigDict, workdir: AnyPath) -> None:
 def with_workdir(stage: ConfigDict, workdir: AnyPath) -> ConfigDict:
     """The stage's config with {workdir} in its paths replaced, so that a later stage finds what an earlier one wrote."""
     stage = stage.copy_and_resolve_references()
-    for section, key in (("model", "path"), ("data", "path"), ("rubric", "writer"), ("teacher", "path")):
+    for section, key in READ:
         stage[section][key] = stage[section][key].replace("{workdir}", str(workdir))
     for name, path in stage.teacher.paths.items():
         stage.teacher.paths[name] = path.replace("{workdir}", str(workdir))

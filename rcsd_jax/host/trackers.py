@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -52,6 +53,15 @@ class Opened(NamedTuple):
     finish: Callable[[bool], None]  # whether the run is complete; if not, another start goes on with it
 
 
+def _table(rows: Rows) -> dict[str, Any]:
+    return {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
+
+
+def _entry(scalars: Mapping[str, float], rows: Rows, table: Callable[..., Any]) -> dict[str, Any]:
+    """Scalars, and the rows as the client's own kind of table."""
+    return {**scalars, **({"completions": table(**_table(rows))} if rows else {})}
+
+
 def _wandb(asked: Described) -> Opened:
     import wandb  # late: an extra
 
@@ -68,10 +78,7 @@ def _wandb(asked: Described) -> Opened:
     )
 
     def log(step: int, scalars: Mapping[str, float], rows: Rows) -> None:
-        entry: dict[str, Any] = dict(scalars)
-        if rows:
-            entry["completions"] = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-        run.log(entry, step=step)
+        run.log(_entry(scalars, rows, wandb.Table), step=step)
 
     return Opened(run.id, log, lambda complete: run.finish(exit_code=0 if complete else 1))
 
@@ -97,8 +104,7 @@ def _mlflow(asked: Described) -> Opened:
         name = lambda key: re.sub(r"[^\w\-. /:]", "_", key)
         client.log_batch(id, metrics=[Metric(name(key), float(x), now, step) for key, x in scalars.items()])
         if rows:  # the form that `mlflow.load_table` reads
-            table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
-            client.log_dict(id, table, f"completions/step_{step:07d}.json")
+            client.log_dict(id, _table(rows), f"completions/step_{step:07d}.json")
 
     return Opened(id, log, lambda complete: client.set_terminated(id, "FINISHED" if complete else "KILLED"))
 
@@ -110,10 +116,7 @@ def _trackio(asked: Described) -> Opened:
     run = trackio.init(project=asked.project, name=name, config=dict(asked.config), resume="allow", embed=False)
 
     def log(step: int, scalars: Mapping[str, float], rows: Rows) -> None:
-        entry: dict[str, Any] = dict(scalars)
-        if rows:
-            entry["completions"] = trackio.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-        run.log(entry, step=step)
+        run.log(_entry(scalars, rows, trackio.Table), step=step)
 
     return Opened(name, log, lambda complete: run.finish())
 
@@ -146,19 +149,17 @@ class Tracker:
     def log(self, step: int, scalars: Mapping[str, float], rows: Rows = ()) -> None:
         """Hands over scalars and a table of completions as of `step`; returns at once."""
         self._logged += 1
-        try:
+        with contextlib.suppress(
+            queue.Full
+        ):  # it has not answered for thousands of steps; `close` says how many are missing
             self._entries.put_nowait((step, dict(scalars), list(rows)))
-        except queue.Full:  # it has not answered for thousands of steps
-            return
 
     def close(self, *, complete: bool) -> None:
         """Ends the run there, once all is sent; waits for that a limited time."""
         self._complete = complete
         deadline = time.monotonic() + self._wait_s
-        try:
+        with contextlib.suppress(queue.Full):
             self._entries.put(None, timeout=self._wait_s)
-        except queue.Full:
-            pass
         self._thread.join(max(deadline - time.monotonic(), 0.0))
         missing = self._logged - self._taken
         if self._thread.is_alive() or missing:

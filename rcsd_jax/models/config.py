@@ -54,9 +54,7 @@ class DecoderConfig:
     layout: str = "train"  # how weights and activations are split over a mesh: a key of `sharding.LAYOUTS`
     lora_scale: float = 1.0  # alpha / rank
     # Switches of families. Each default is what Llama does.
-    layer_kinds: tuple[
-        LayerKind, ...
-    ] = ()  # of every layer, where they differ; else all are global, with the RoPE above
+    layer_kinds: tuple[LayerKind, ...] = ()  # of every layer; empty: all are global, with the RoPE above
     window: int | None = None  # of sliding layers
     pre_norms: bool = True  # of what attention and feed-forward blocks take in
     post_norms: bool = False  # of what they give, before it is added to the residual

@@ -18,9 +18,8 @@ def head_matrix(config: DecoderConfig, params: Mapping[str, Any]) -> jax.Array:
     """The output matrix [D, V] in the activations' dtype, times `config.logits_scale`; the embedding's transpose when tied."""
     head = (params["embed"].T if config.tie_embeddings else params["head"]).astype(config.dtype)
     if config.logits_scale != 1:
-        head = head * jnp.asarray(
-            config.logits_scale, config.dtype
-        )  # a power of two in published models, so it is exact
+        # A power of two in published models, so it is exact.
+        head = head * jnp.asarray(config.logits_scale, config.dtype)
     # Gathered over fsdp once. Otherwise GSPMD gathers it for every chunk of the loss and every token of a completion.
     return constrain(head, (None, "vocab"), LAYOUTS[config.layout])
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +34,7 @@ from rcsd_jax.roles import contexts
 from rcsd_jax.roles.attribution import ablated_contexts, attribution
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import Model, load_weights, open_model
-from rcsd_jax.roles.own_teacher import Teachers, in_int8, load_teacher, open_teacher, teacher_of
+from rcsd_jax.roles.own_teacher import NO_TEACHERS, Teachers, in_int8, load_teacher, open_teachers, teacher_of
 from rcsd_jax.run import checkpoints, recipe, training_state
 from rcsd_jax.run.batch import make_batch
 from rcsd_jax.run.rows import encode_all
@@ -92,7 +90,7 @@ def scored_by(
     scorers: Mapping[str, Networks],
     config: Settings,
     chosen: Chosen,
-    own: Teachers = types.MappingProxyType({}),
+    own: Teachers = NO_TEACHERS,
 ) -> list[dict[str, dict[str, Any]]]:
     """`scored_completions` with weights at hand: `scorers` are those that score what each role wrote, `own` teachers that are other models."""
     config = dataclasses.replace(
@@ -149,8 +147,7 @@ def _networks(
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     decoder_config = model.decoder.config
     params = load_weights(model, mesh)
-    opened = functools.partial(open_teacher, settings=config.model, student=model, mesh=mesh)
-    own = {name: opened(path, split_rows=config.train.split_rows) for name, path in config.teacher.own.items()}
+    own = open_teachers(config.teacher.own, config.model, model, mesh, split_rows=config.train.split_rows)
     setup = training_state.setup(model, params, config, mesh, own)
     (student, teacher), frozen, state = setup.recipe.roles, setup.frozen, setup.abstract
     for name, one in own.items():

@@ -5,7 +5,7 @@ It scores the student's completions as they are. So both must have the same toke
 
 from __future__ import annotations
 
-import itertools
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,6 +25,8 @@ from rcsd_jax.roles.settings import TeacherSettings
 
 Teachers: TypeAlias = "Mapping[str, OwnTeacher]"
 """Name -> teacher; the only one may have the name ""."""
+
+NO_TEACHERS: Teachers = types.MappingProxyType({})
 
 
 class OwnTeacher(NamedTuple):
@@ -55,6 +57,13 @@ def open_teacher(
     return OwnTeacher(path, model, shared_tokens(student, model))
 
 
+def open_teachers(
+    paths: Mapping[str, str], settings: ModelSettings, student: Model, mesh: jax.sharding.Mesh, *, split_rows: bool
+) -> dict[str, OwnTeacher]:
+    """`open_teacher` of each of several paths by name."""
+    return {name: open_teacher(path, settings, student, mesh, split_rows=split_rows) for name, path in paths.items()}
+
+
 def shared_tokens(student: Model, teacher: Model) -> int | None:
     """The number of first tokens that both have: what a larger embedding or a longer tokenizer adds is left out. None: all.
 
@@ -62,8 +71,8 @@ def shared_tokens(student: Model, teacher: Model) -> int | None:
       UserError: a token is another text for each of the two.
     """
     ours, theirs = (_texts(model.tokenizer) for model in (student, teacher))
-    for number, (our, their) in enumerate(itertools.zip_longest(ours, theirs)):
-        if our != their and number < min(len(ours), len(theirs)):
+    for number, (our, their) in enumerate(zip(ours, theirs, strict=False)):
+        if our != their:
             raise UserError(
                 f"token {number} is {our!r} for the student and {their!r} for the teacher",
                 file=teacher.directory,

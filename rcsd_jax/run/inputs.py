@@ -16,7 +16,7 @@ from rcsd_jax.models import sharding
 from rcsd_jax.models.placement import check_divisible
 from rcsd_jax.roles.encode import say_where_system_turns_go
 from rcsd_jax.roles.opened_model import Model, open_model
-from rcsd_jax.roles.own_teacher import Teachers, open_teacher, teacher_of
+from rcsd_jax.roles.own_teacher import Teachers, open_teachers, teacher_of
 from rcsd_jax.run import endpoint_teacher, recipe
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.evaluation import check_budget
@@ -39,10 +39,7 @@ def open_inputs(
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     check_divisible(model.decoder.config, mesh, _batch_sizes(config), split_rows=config.train.split_rows)
     _check_queue(config, mesh)
-    teachers = {
-        name: open_teacher(path, config.model, model, mesh, split_rows=config.train.split_rows)
-        for name, path in config.teacher.own.items()
-    }
+    teachers = open_teachers(config.teacher.own, config.model, model, mesh, split_rows=config.train.split_rows)
     for name, one in teachers.items():
         if one.model.tokenizer.chat_template != model.tokenizer.chat_template:
             whose = f"the teacher {name}'s" if name else "the teacher's"

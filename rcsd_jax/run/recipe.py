@@ -13,15 +13,13 @@ from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import RolloutOptions
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.roles.opened_model import Model, sampling_of
-from rcsd_jax.roles.own_teacher import Teachers
+from rcsd_jax.roles.own_teacher import NO_TEACHERS, Teachers
 from rcsd_jax.roles.thinking import ThinkingBlock, block_of, ids_of
 from rcsd_jax.settings.stage import Settings
 
-_NONE: Teachers = {}
-
 
 def recipe_of(
-    config: Settings, model: Model, optimizer: optax.GradientTransformation, teachers: Teachers = _NONE
+    config: Settings, model: Model, optimizer: optax.GradientTransformation, teachers: Teachers = NO_TEACHERS
 ) -> Recipe:
     """The static choices of a run's step; `teachers` are those that are other models."""
     return Recipe(
@@ -52,7 +50,7 @@ def trained_decoder(config: Settings, decoder: Decoder) -> Decoder:
     return Decoder(dataclasses.replace(decoder.config, train_router=train.router, replays_experts=replays))
 
 
-def roles_of(config: Settings, decoder: Decoder, teachers: Teachers = _NONE) -> Roles:
+def roles_of(config: Settings, decoder: Decoder, teachers: Teachers = NO_TEACHERS) -> Roles:
     """The sources of both roles' networks. A LoRA's base and a fixed teacher are the same frozen weights."""
     fixed = RoleNetwork(decoder, frozen=BASE)
     student = RoleNetwork(decoder, frozen=BASE if config.lora.rank else None, moving="trained")
@@ -99,7 +97,7 @@ def rollout_options(config: Settings, model: Model) -> RolloutOptions:
     )
 
 
-def loss_options(config: Settings, model: Model, teachers: Teachers = _NONE) -> LossOptions:
+def loss_options(config: Settings, model: Model, teachers: Teachers = NO_TEACHERS) -> LossOptions:
     """The options of the method's loss. Both roles are compared at the temperature of sampling."""
     return LossOptions(
         divergence=config.loss.divergence_options,

@@ -18,8 +18,8 @@ from rcsd_jax.run import checkpoints
 from rcsd_jax.settings import keys
 from rcsd_jax.settings.decides import at, decides
 
-_READ = (("model", "path"), ("data", "path"), ("rubric", "writer"), ("teacher", "path"))
-"""Where a stage may name what an earlier one wrote."""
+READ = (("model", "path"), ("data", "path"), ("rubric", "writer"), ("teacher", "path"))
+"""Where a stage may name what an earlier one wrote; `teacher.paths` may too."""
 
 
 def begin(workdir: AnyPath, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def check_later_stages(stages: Sequence[tuple[str, Mapping[str, Any]]], workdir:
         changed = keys.differences(*_both(workdir / name, stage))
         for key in [key for key in changed if key in ("train.steps", "export.dtype")]:
             for later, other in stages[i + 1 :]:
-                named = [other[section][field] for section, field in _READ] + list(other["teacher"]["paths"].values())
+                named = [other[section][field] for section, field in READ] + list(other["teacher"]["paths"].values())
                 read = [str(as_path(path)) for path in named]
                 if any(path.startswith(f"{workdir / name}/") for path in read) and _has_results(workdir / later):
                     raise UserError(

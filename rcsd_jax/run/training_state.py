@@ -19,7 +19,7 @@ from rcsd_jax.methods.state import TrainState, abstract_state, init_state, shard
 from rcsd_jax.models import lora, sharding
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.roles.opened_model import Model
-from rcsd_jax.roles.own_teacher import Teachers
+from rcsd_jax.roles.own_teacher import NO_TEACHERS, Teachers
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.recipe import recipe_of
@@ -36,9 +36,7 @@ class Setup(NamedTuple):
     frozen: Frozen  # by the names that the recipe's roles have for them
     rate: Callable[[Any], Any]  # step -> learning rate
     abstract: TrainState  # shapes, dtypes and shardings of the state
-    teachers: Mapping[str, str] = types.MappingProxyType(
-        {}
-    )  # what identifies the weights of teachers that are other models
+    teachers: Mapping[str, str] = types.MappingProxyType({})  # name -> what identifies its weights
 
 
 def setup(
@@ -46,7 +44,7 @@ def setup(
     params: Any,
     config: Settings,
     mesh: jax.sharding.Mesh,
-    teachers: Teachers = types.MappingProxyType({}),
+    teachers: Teachers = NO_TEACHERS,
 ) -> Setup:
     """Everything except the state, which `first_state` makes or a checkpoint holds, so that a state is never held twice.
 

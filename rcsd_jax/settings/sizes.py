@@ -1,8 +1,8 @@
 """Qwen3 sizes and the slices they train on, which a variant such as `configs/stage2.py:qwen3_8b` sets.
 
 A variant is names joined by commas, in any order: a size (`qwen3_8b`), `full` for full fine-tuning instead of LoRA, a
-slice (`v5e_4x4`; without one, the size's first below), `from_32b` for the model of that size as the teacher, and a variant of the config itself. `python -m rcsd_jax.plan` shows
-what each needs; experiments/tpu/README.md has the tables.
+slice (`v5e_4x4`; without one, the size's first below), `from_32b` for the model of that size as the teacher, and a variant of the
+config itself. `python -m rcsd_jax.plan` shows what each needs; experiments/tpu/README.md has the tables.
 """
 
 from typing import Any
@@ -33,11 +33,10 @@ def _slice(
     microbatches: int,
     remat: str,
     *,
-    expert: int = 1,
     shared_rows: bool = False,
     **loss: int,
 ) -> dict[str, Any]:
-    mesh = dict(data=1, group=group, fsdp=fsdp, expert=expert, tensor=tensor)
+    mesh = dict(data=1, group=group, fsdp=fsdp, expert=1, tensor=tensor)
     train = dict(split_rows=True, row_lengths=6) if shared_rows else {}
     return dict(mesh=mesh, microbatches=microbatches, remat=remat, train=train, loss=loss)
 

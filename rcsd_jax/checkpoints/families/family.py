@@ -45,4 +45,4 @@ class Family(NamedTuple):
     text_config: str | None = None
     saved_as: str | None = None
     renamed: Mapping[str, str | None] = NO_FIELDS
-    fused: Mapping[str, tuple[str, int, int]] = {}
+    fused: Mapping[str, tuple[str, int, int]] = NO_FIELDS

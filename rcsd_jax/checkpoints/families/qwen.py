@@ -7,14 +7,13 @@ from typing import Any
 from rcsd_jax.checkpoints.families.family import Family
 from rcsd_jax.checkpoints.families.llama import NAMES
 from rcsd_jax.checkpoints.fields import Fields
-from rcsd_jax.checkpoints.layer_fields import layers, written_layers
+from rcsd_jax.checkpoints.layer_fields import layers, window_in_use, written_layers
 from rcsd_jax.models.config import DecoderConfig
 
 
 def _layers(fields: Fields) -> dict[str, Any]:
-    window = fields.size_or_none("sliding_window") if fields.flag("use_sliding_window", False) else None
     first = fields.get("max_window_layers", 28)
-    return layers(fields, window, lambda layer: layer >= first)
+    return layers(fields, window_in_use(fields), lambda layer: layer >= first)
 
 
 def _written(config: DecoderConfig) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 from rcsd_jax.checkpoints.families.family import Family
 from rcsd_jax.checkpoints.families.llama import NAMES
 from rcsd_jax.checkpoints.fields import Fields
-from rcsd_jax.checkpoints.layer_fields import layers
 from rcsd_jax.models.config import DecoderConfig
 
 _MLP = "model.layers.{layer}.mlp"
@@ -24,13 +23,12 @@ def _config(fields: Fields) -> dict[str, Any]:
     experts, chosen = _experts(fields), fields.size("num_experts_per_tok", 8)
     if chosen > experts:
         raise fields.broken(f"more than the {experts} experts", "num_experts_per_tok", chosen)
-    mixture = dict(
+    return dict(
         num_experts=experts,
         experts_per_token=chosen,
         expert_size=fields.size("moe_intermediate_size", 768),
         renormalised=fields.flag("norm_topk_prob", False),
     )
-    return mixture | layers(fields, None, lambda layer: False)
 
 
 def _experts(fields: Fields) -> int:

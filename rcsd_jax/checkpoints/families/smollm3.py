@@ -7,7 +7,7 @@ from typing import Any
 from rcsd_jax.checkpoints.families.family import Family
 from rcsd_jax.checkpoints.families.llama import NAMES
 from rcsd_jax.checkpoints.fields import Fields
-from rcsd_jax.checkpoints.layer_fields import layers, written_layers
+from rcsd_jax.checkpoints.layer_fields import layers, window_in_use, written_layers
 from rcsd_jax.models.config import DecoderConfig
 
 
@@ -16,8 +16,9 @@ def _config(fields: Fields) -> dict[str, Any]:
     rotated = fields.get("no_rope_layers", [int((layer + 1) % interval != 0) for layer in range(count)])
     if not isinstance(rotated, list) or len(rotated) < count or any(flag not in (0, 1) for flag in rotated):
         raise fields.broken("not a 0 or 1 for every layer", "no_rope_layers", rotated)
-    window = fields.size_or_none("sliding_window") if fields.flag("use_sliding_window", False) else None
-    return layers(fields, window, lambda layer: not rotated[layer], rotates=lambda layer: bool(rotated[layer]))
+    return layers(
+        fields, window_in_use(fields), lambda layer: not rotated[layer], rotates=lambda layer: bool(rotated[layer])
+    )
 
 
 def _written(config: DecoderConfig) -> dict[str, Any]:
