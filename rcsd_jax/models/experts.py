@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec
 
 from rcsd_jax.models import router
 from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.feed_forward import ACTIVATIONS
 from rcsd_jax.models.kernels.grouped_matmul import grouped_matmul
 from rcsd_jax.models.parameters import Declared, matrix
 from rcsd_jax.models.router import Routes
@@ -54,7 +55,7 @@ def apply(
     real: jax.Array | None,
     recorded: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The sum over each token's experts of share * (silu(h @ gate) * (h @ up)) @ down.
+    """The sum over each token's experts of share * (activation(h @ gate) * (h @ up)) @ down.
 
     Args:
       config: of the decoder.
@@ -140,7 +141,7 @@ def _through_experts(
 
     x = _copied(h.reshape(-1, h.shape[-1]), order, back, k)
     gate, up = (checkpoint_name(product(name, x), "mlp_in") for name in NAMES[:2])
-    y = _moved(product(NAMES[2], jax.nn.silu(gate) * up), back, order)
+    y = _moved(product(NAMES[2], ACTIVATIONS[config.activation](gate) * up), back, order)
     shares = chosen.shares.reshape(-1, k)
     out = jnp.einsum("nkd,nk->nd", y.reshape(*shares.shape, -1), shares, preferred_element_type=jnp.float32)
     return out.astype(h.dtype).reshape(h.shape)

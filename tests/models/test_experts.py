@@ -102,6 +102,19 @@ def test_without_a_mask_all_tokens_are_real():
     np.testing.assert_array_equal(reported["expert_load"], load)
 
 
+def test_the_activation_is_the_families():
+    h, weights, real = inputs()[0], block(), None
+    of = lambda name: experts.apply(dataclasses.replace(CONFIG, activation=name), weights, {}, h, real)[0]
+    one = dataclasses.replace(CONFIG, num_experts=1, experts_per_token=1, activation="gelu_tanh")
+    only = {name: x[:1] for name, x in weights.items()}
+    x = np.asarray(h, np.float64)
+    gate, up = (x @ np.asarray(only[f"expert_{side}"][0], np.float64) for side in ("gate", "up"))
+    gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    wanted = (gelu * up) @ np.asarray(only["expert_down"][0], np.float64)
+    np.testing.assert_allclose(experts.apply(one, only, {}, h, real)[0], wanted, rtol=1e-4, atol=1e-4)
+    assert np.abs(of("gelu_tanh") - of("silu")).max() > 1e-2
+
+
 def test_adapters_of_experts_are_matrices_that_are_added():
     config = dataclasses.replace(CONFIG, lora_scale=1.5)
     weights, (h, real), lora = block(), inputs(), adapters()
