@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
@@ -59,6 +60,12 @@ def test_a_kernel_that_refuses_a_model_is_told_in_one_line():
         ("Qwen/Qwen3-32B", 32_762_123_264),
         ("Qwen/Qwen3-30B-A3B", 30_532_122_624),
         ("Qwen/Qwen3-235B-A22B", 235_093_634_560),
+        ("google/gemma-3-270m-it", 268_098_176),
+        ("google/gemma-3-1b-it", 999_885_952),
+        # Without the tower that sees images, of 416,866,032, and its projection.
+        ("google/gemma-3-4b-it", 4_300_079_472 - 416_866_032 - (1152 * 2560 + 1152)),
+        ("google/gemma-3-12b-it", 12_187_325_040 - 416_866_032 - (1152 * 3840 + 1152)),
+        ("google/gemma-3-27b-it", 27_432_406_640 - 416_866_032 - (1152 * 5376 + 1152)),
     ],
 )
 def test_published_shapes_have_the_published_number_of_parameters(name, count):
@@ -77,6 +84,21 @@ def test_flops_of_the_model_by_hand():
     lora = model_flops.student(shape, 1, 2048, 4096, lora_rank=64, targets=("q", "down"))
     adapters = 36 * 2 * 64 * ((4096 + 4096) + (12288 + 4096)) * 6144
     assert lora == 2 * (forward - attention) + 3 * attention + 3 * adapters + 3 * head
+
+
+@pytest.mark.parametrize("length", [300, 700])
+def test_flops_of_attention_with_windows_are_those_of_the_pairs_that_are_seen(length):
+    shape = shape_of("google/gemma-3-1b-it")
+    sliding = np.array([(layer + 1) % 6 != 0 for layer in range(26)])
+    seen = np.tril(np.ones((length, length)))
+    near = np.triu(seen, 1 - 512)
+    pairs = (
+        sliding.sum() * near.sum() + (~sliding).sum() * seen.sum() - 26 * length / 2
+    )  # a token counts half of itself
+    matrices = 26 * (1152 * (1024 + 2 * 256) + 1024 * 1152 + 3 * 1152 * 6912)
+    assert model_flops.scoring(shape, 2, length) == pytest.approx(
+        2 * (2 * matrices * length + 4 * 4 * 256 * pairs), rel=1e-4
+    )
 
 
 def test_flops_of_a_mixture_are_those_of_the_chosen_experts():
