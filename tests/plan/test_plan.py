@@ -202,6 +202,34 @@ def test_modelled_time_of_a_large_product_is_close_to_its_time_at_peak(topology,
     assert 1.0 <= ratio <= within
 
 
+KERNELS = """
+import os
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+import jax, jax.numpy as jnp
+from rcsd_jax.models.kernels import few_queries, splash
+from rcsd_jax.plan import chips
+place = jax.sharding.SingleDeviceSharding(chips.open_topology("v5e:2x2")[0])
+array = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+def train(q, k, v, segment_ids, sliding):
+    attend = lambda *x: splash.attend(*x, segment_ids, sliding, scale=0.1, window=512, interpret=False)
+    return jax.grad(lambda *x: attend(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))(q, k, v)
+
+heads = array(1, 1, 2048, 256)
+jax.jit(train).lower(array(1, 2, 2048, 256), heads, heads, array(1, 2048, dtype=jnp.int32), array(dtype=jnp.bool_)).compile()
+pool, one, number = array(1, 2, 4, 1024, 256), array(4, 4, 1, 256), array(dtype=jnp.int32)
+decode = lambda *x: few_queries.attend(*x, scale=0.1)
+jax.jit(decode).lower(one, pool, pool, array(4, dtype=jnp.int32), number, number).compile()
+"""
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_compiler_takes_attention_with_gemmas_heads_and_windows():
+    result = subprocess.run([sys.executable, "-c", KERNELS], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 SHORT = ("sampling.max_new_tokens=32", "data.max_student_prompt=64", "data.max_teacher_prompt=96", "train.batch_size=8",
          "train.row_lengths=0", "model.remat=none", "lora.rank=8")  # fmt: skip
 
