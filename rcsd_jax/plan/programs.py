@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.checkpoints.hf_config import config_of_fields, read_config
+from rcsd_jax.checkpoints.peft import is_peft, load_peft, read_peft_config
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import contract, packed_learning, packing, rollout, step
 from rcsd_jax.methods.networks import (
@@ -143,14 +144,11 @@ def decoder_config(config: Settings) -> DecoderConfig:
     Raises:
       UserError: neither.
     """
-    settings = config.lora
-    shape = _shape_of(config.model.path, "model.path", config)
-    if settings.rank:
-        return dataclasses.replace(shape, lora_scale=lora.lora_scale(settings.rank, settings.alpha))
-    return shape
+    return _shape_of(config.model.path, "model.path", config, config.lora.rank, config.lora.alpha)
 
 
-def _shape_of(path: str, field: str, config: Settings) -> DecoderConfig:
+def _shape_of(path: str, field: str, config: Settings, rank: int = 0, alpha: float = 1.0) -> DecoderConfig:
+    """The shape of a model, with the scale of adapters on it."""
     if Path(path).expanduser().is_dir():
         shape = read_config(path, **opened_model.precision(config.model))
     elif path in published.PUBLISHED:
@@ -163,6 +161,8 @@ def _shape_of(path: str, field: str, config: Settings) -> DecoderConfig:
             remedy=f"give a directory with config.json, or one of {', '.join(published.PUBLISHED)}",
         )
     kernels = config.model.kernels
+    if rank:
+        shape = dataclasses.replace(shape, lora_scale=lora.lora_scale(rank, alpha))
     return dataclasses.replace(shape, kernels="pallas" if kernels == "auto" else kernels)  # as on a TPU
 
 
@@ -251,7 +251,8 @@ def own_teacher(config: Settings, student: opened_model.Model, mesh: jax.shardin
         remedy = "name the largest as teacher.path; the others take their weights' memory more"
         raise UserError("the planner plans one teacher", field="teacher.paths", value=config.teacher.own, remedy=remedy)
     for name, path in config.teacher.own.items():
-        shape = _shape_of(path, "teacher.path", config)
+        base, *adapter = read_peft_config(path) if is_peft(path) else (path,)
+        shape = _shape_of(base, "teacher.path", config, *adapter)
         split_rows, rules = config.train.split_rows, sharding.SPREAD_RULES
         check_divisible(shape, mesh, {}, split_rows=split_rows, rules=rules, whose="teacher's ")
         params: Any = abstract_params(shape)
@@ -260,11 +261,14 @@ def own_teacher(config: Settings, student: opened_model.Model, mesh: jax.shardin
         sizes = {shape.vocab_size, student.decoder.config.vocab_size}
         opened = OwnTeacher(
             path,
-            student._replace(decoder=Decoder(shape), directory=Path(path).expanduser()),
+            student._replace(decoder=Decoder(shape), directory=Path(base).expanduser()),
             min(sizes) if len(sizes) > 1 else None,
         )
-        placed = _on(param_shardings(shape, mesh, rules, params), params)
-        return {name: opened}, {frozen_name(name): {"params": placed}}
+        variables = {"params": _on(param_shardings(shape, mesh, rules, params), params)}
+        if adapter:
+            adapters = load_peft(path, shape).adapters
+            variables["lora"] = _on(lora_shardings(shape, mesh, adapters, rules), adapters)
+        return {name: opened}, {frozen_name(name): variables}
     return {}, {}
 
 

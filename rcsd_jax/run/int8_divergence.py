@@ -9,38 +9,64 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax import losses
-from rcsd_jax.methods.networks import Network
+from rcsd_jax.methods.networks import BASE, Frozen, Network
 from rcsd_jax.models.decoder import positions_from_mask
 from rcsd_jax.models.sharding import to_mesh
 from rcsd_jax.roles.encode import Encoded
 from rcsd_jax.roles.opened_model import Model
+from rcsd_jax.roles.own_teacher import Teachers
 from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.recipe import frozen_name
 from rcsd_jax.settings.stage import Settings
 
 
-def int8_divergence(
+def int8_divergences(
+    plain: Frozen,
+    int8: Frozen,
+    data: Encoded,
+    model: Model,
+    teachers: Teachers,
+    config: Settings,
+    mesh: jax.sharding.Mesh,
+) -> dict[str, dict[str, float]]:
+    """Compares the next-token distributions of networks with plain and with int8 weights, over the prompts of a microbatch.
+
+    Args:
+      plain: all frozen weights.
+      int8: those that are stored as int8, so stored.
+      data: the run's prompts, of which the first ones are used.
+      model: the student's.
+      teachers: those that are other models.
+      config: of the run.
+      mesh: the run's.
+
+    Returns:
+      Role, or name of a teacher -> means over "tokens" tokens of its prompts, in nats: "kl", KL(plain || int8), and "entropy",
+      of the plain model, for comparison.
+    """
+    compared = functools.partial(_compared, data=data, config=config, model=model, mesh=mesh)
+    found: dict[str, dict[str, float]] = {}
+    if BASE in int8:
+        roles = [] if config.teacher_weights in ("own", "endpoint") else ["teacher"]
+        roles += ["student"] if config.lora.rank else []
+        found |= compared(*(Network(model.decoder, of[BASE]) for of in (plain, int8)), roles=roles)
+    for of, teacher in teachers.items():
+        if (name := frozen_name(of)) in int8:
+            networks = (Network(teacher.model.decoder, weights[name]) for weights in (plain, int8))
+            found[name] = compared(*networks, roles=["teacher"])["teacher"]
+    return found
+
+
+def _compared(
     plain: Network,
     int8: Network,
+    *,
     data: Encoded,
     config: Settings,
     model: Model,
     mesh: jax.sharding.Mesh,
     roles: Sequence[str],
 ) -> dict[str, dict[str, float]]:
-    """Compares the next-token distributions of both over the prompts of a microbatch.
-
-    Args:
-      plain, int8: the network with its plain weights, and with int8 weights.
-      data: the run's prompts, of which the first ones are used.
-      config: of the run.
-      model: whose prompts they are.
-      mesh: the run's.
-      roles: "teacher", "student" or both: those that use the network.
-
-    Returns:
-      Role -> means over "tokens" tokens of its prompts, in nats: "kl", KL(plain || int8), and "entropy", of the plain model,
-      for comparison.
-    """
     rows = [i % len(data.examples) for i in range(config.train.batch_size // config.train.microbatches)]
     batch = to_mesh(make_batch(rows, data, config, model.pad_id, mesh), mesh)
     compare = jax.jit(functools.partial(_compare, chunk_size=config.loss.chunk_size))
