@@ -39,7 +39,7 @@ from rcsd_jax.plan.programs import TRANSITION, WHOLE, Plan, Program
 from rcsd_jax.roles.opened_model import Model, load_weights
 from rcsd_jax.roles.own_teacher import load_adapters, on_the_same_base
 from rcsd_jax.run import training_state
-from rcsd_jax.run.frozen_weights import in_int8
+from rcsd_jax.run.frozen_weights import quantized
 from rcsd_jax.run.recipe import frozen_name
 from rcsd_jax.run.training_state import Setup
 from rcsd_jax.settings.stage import Settings
@@ -99,7 +99,7 @@ def on_these_devices(config: Settings) -> Here:
             shared = on_the_same_base(one, model)
             own = params if shared else _params(one.model, plan.mesh, sharding.SPREAD_RULES)[0]
             frozen = frozen | {frozen_name(name): {"params": own} | load_adapters(one, plan.mesh)}
-        setup = setup._replace(frozen=frozen | in_int8(frozen, model, teachers, config, plan.mesh))
+        setup = setup._replace(frozen=frozen | quantized(frozen, model, teachers, config, plan.mesh))
 
     kept = None if config.lora.rank else params
 

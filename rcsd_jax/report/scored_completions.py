@@ -37,7 +37,7 @@ from rcsd_jax.roles.opened_model import Model, load_weights, open_model
 from rcsd_jax.roles.own_teacher import NO_TEACHERS, Teachers, open_teachers, teacher_of
 from rcsd_jax.run import checkpoints, training_state
 from rcsd_jax.run.batch import make_batch
-from rcsd_jax.run.frozen_weights import in_int8, load_teachers
+from rcsd_jax.run.frozen_weights import load_teachers, quantized
 from rcsd_jax.run.recipe import loss_options, rollout_options
 from rcsd_jax.run.rows import encode_all
 from rcsd_jax.sampling.decoding import Samples
@@ -153,7 +153,7 @@ def _networks(
     setup = training_state.setup(model, params, config, mesh, own)
     (student, teacher), state = setup.recipe.roles, setup.abstract
     frozen = setup.frozen | load_teachers(own, model, params, mesh)
-    frozen |= in_int8(frozen, model, own, config, mesh)
+    frozen |= quantized(frozen, model, own, config, mesh)
     # New adapters add nothing.
     untrained = Network(model.decoder, frozen[BASE] if config.lora.rank else {"params": params})
     if state.ema is not None:

@@ -43,7 +43,13 @@ class OwnTeacher(NamedTuple):
 
 
 def open_teacher(
-    path: str, settings: ModelSettings, student: Model, mesh: jax.sharding.Mesh, *, split_rows: bool = False
+    path: str,
+    settings: ModelSettings,
+    student: Model,
+    mesh: jax.sharding.Mesh,
+    *,
+    split_rows: bool = False,
+    quantization: str = "none",
 ) -> OwnTeacher:
     """Opens a model or an adapter as the teacher of a student; no weights are loaded.
 
@@ -52,15 +58,16 @@ def open_teacher(
     """
     path = fetched(path)
     model = open_unloaded(path, settings)
-    check_divisible(model.decoder.config, mesh, {}, split_rows=split_rows, rules=SPREAD_RULES, whose="teacher's ")
+    stored: dict[str, Any] = dict(quantization=quantization, rules=SPREAD_RULES, whose="teacher's ")
+    check_divisible(model.decoder.config, mesh, {}, split_rows=split_rows, **stored)
     return OwnTeacher(path, model, shared_tokens(student, model))
 
 
 def open_teachers(
-    paths: Mapping[str, str], settings: ModelSettings, student: Model, mesh: jax.sharding.Mesh, *, split_rows: bool
+    paths: Mapping[str, str], settings: ModelSettings, student: Model, mesh: jax.sharding.Mesh, **how: Any
 ) -> dict[str, OwnTeacher]:
     """`open_teacher` of each of several paths by name."""
-    return {name: open_teacher(path, settings, student, mesh, split_rows=split_rows) for name, path in paths.items()}
+    return {name: open_teacher(path, settings, student, mesh, **how) for name, path in paths.items()}
 
 
 def shared_tokens(student: Model, teacher: Model) -> int | None:

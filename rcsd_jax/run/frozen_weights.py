@@ -40,15 +40,14 @@ def load_teachers(
     return frozen
 
 
-def in_int8(frozen: Frozen, model: Model, teachers: Teachers, config: Settings, mesh: jax.sharding.Mesh) -> Frozen:
-    """Those of the plain weights that the config stores as int8, so stored; adapters stay as they are."""
-    stored = {BASE: (model, DEFAULT_RULES)} if config.model.int8_weights and BASE in frozen else {}
-    if config.teacher.int8_weights:
-        stored |= {frozen_name(of): (teacher.model, SPREAD_RULES) for of, teacher in teachers.items()}
+def quantized(frozen: Frozen, model: Model, teachers: Teachers, config: Settings, mesh: jax.sharding.Mesh) -> Frozen:
+    """Those of the plain weights that the config quantizes, so stored; adapters stay as they are."""
+    stored = {BASE: (model, DEFAULT_RULES, config.model.quantization)} if BASE in frozen else {}
+    own = config.teacher.quantization
+    stored |= {frozen_name(of): (teacher.model, SPREAD_RULES, own) for of, teacher in teachers.items()}
+    make = lambda of, params, rules, form: quantization.on_mesh(of.decoder.config, params, mesh, rules, form)
     return {
-        name: {
-            **frozen[name],
-            "params": quantization.on_mesh(of.decoder.config, frozen[name]["params"], mesh, rules),
-        }
-        for name, (of, rules) in stored.items()
+        name: {**frozen[name], "params": make(of, frozen[name]["params"], rules, form)}
+        for name, (of, rules, form) in stored.items()
+        if form != "none"
     }

@@ -33,11 +33,11 @@ from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.evaluation import evaluate_role
 from rcsd_jax.run.export import export
-from rcsd_jax.run.frozen_weights import in_int8, load_teachers
+from rcsd_jax.run.frozen_weights import load_teachers, quantized
 from rcsd_jax.run.inputs import open_inputs, prepared
-from rcsd_jax.run.int8_divergence import described, int8_divergences
 from rcsd_jax.run.judge import judges_of
 from rcsd_jax.run.loop import train_loop
+from rcsd_jax.run.quantization_divergence import described, divergences
 from rcsd_jax.run.recipe import frozen_name
 from rcsd_jax.run.rows import AT_START
 from rcsd_jax.run.tracking import scores, tracked
@@ -122,21 +122,21 @@ def run_stage(
             asked = {s: questions["trained"][s] for s in config.eval.every_splits or questions["trained"]}
             evaluated(f"step_{step}", asked, sampler.with_weights(student(state)), step)
 
-        int8 = in_int8(training.frozen, model, teachers, config, mesh)
-        distances = int8_divergences(training.frozen, int8, rows.first, model, teachers, config, mesh)
+        fewer_bits = quantized(training.frozen, model, teachers, config, mesh)
+        distances = divergences(training.frozen, fewer_bits, rows.first, model, teachers, config, mesh)
         if distances:
-            console.print(f"{name}: int8 weights, {described(distances)}", soft_wrap=True)
-        training = training._replace(frozen=training.frozen | int8)
+            console.print(f"{name}: quantized weights, {described(distances)}", soft_wrap=True)
+        training = training._replace(frozen=training.frozen | fewer_bits)
 
         with contextlib.closing(checkpoints):
             state, start = training_state.begin(model, params, training, rows, checkpoints, run)
-            params, own, int8 = None, {}, {}  # what does not change lives on in `training.frozen`
+            params, own, fewer_bits = None, {}, {}  # what does not change lives on in `training.frozen`
             state = train_loop(state, start, training, model, rows, checkpoints, run, evaluate_at, graded_as)
         if len(rows.examples) > AT_START:
             console.print(f"{name}: of all rows looked at {rows.skipped} were skipped as too long")
 
         plainly = config.export.merged or "trained" in questions  # what is trained serves with the plain weights
-        if config.model.int8_weights and config.lora.rank and plainly:
+        if config.model.quantization != "none" and config.lora.rank and plainly:
             plain = {"params": load_weights(model, mesh)}
             training = training._replace(frozen=training.frozen | {BASE: plain})
         console.print(f"{name}: writing the trained model to {workdir}", soft_wrap=True)
@@ -150,7 +150,7 @@ def run_stage(
             "rubrics": rubric_counts,
             "examples": len(rows.examples) - rows.left_out,
             "skipped": rows.skipped,
-            "int8_weights": distances,
+            "quantization": distances,
             "compilations": compilations(),
             "paths": paths | {"metrics": str(workdir / "metrics.jsonl"), "checkpoints": str(workdir / "checkpoints")},
         }

@@ -139,7 +139,7 @@ def test_room_for_all_stages():
 
 
 def test_a_teacher_that_is_another_model_has_its_weights_and_takes_no_room(here):
-    teacher = dataclasses.replace(here.config.teacher, path=str(tiny.base_directory()), int8_weights=True)
+    teacher = dataclasses.replace(here.config.teacher, path=str(tiny.base_directory()), quantization="int8")
     config = dataclasses.replace(here.config, teacher=teacher)
     own = programs.on_these_devices(config)
     roles = own.setup.recipe.roles
