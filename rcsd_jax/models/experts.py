@@ -89,7 +89,7 @@ def _parts(
 ) -> tuple[dict[str, jax.Array], dict[str, PartitionSpec]]:
     """The arrays of a matrix and their partitions: as stored, with "expert_embed" whole, which is gathered before use."""
     experts, rows, columns = (None if axis == "expert_embed" else axis for axis in axes)
-    of_part = {"w": (experts, rows, columns)}
+    of_part: dict[str, tuple[str | None, ...]] = {"w": (experts, rows, columns)}
     if isinstance(weight, qwix.QArray):
         scale = "group_scale" if scales_of_groups(weight) else "scale"
         arrays = {"w": weight.qvalue, scale: weight.scale}

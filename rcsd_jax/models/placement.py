@@ -120,7 +120,7 @@ def _check_groups(config: DecoderConfig, mesh: Mesh, rules: Mapping[str, Any], w
     for name, parameter in layer_matrices(config).items():
         rows, axis = parameter.shape[-2], parameter.axes[-2]
         for split in (rules, LAYOUTS["sampling"]):
-            over = split[axis] or ()
+            over = (split[axis] if axis else None) or ()
             parts = math.prod(mesh.shape[of] for of in ((over,) if isinstance(over, str) else over))
             if rows % (GROUP * parts):
                 problem = (
