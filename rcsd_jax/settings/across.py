@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.losses import emphasis
 from rcsd_jax.methods import METHODS
 from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, FIELDS
 from rcsd_jax.settings.stage import Settings
@@ -33,6 +34,7 @@ def check_across(settings: Settings, *, stage: str = "", trains: bool = True) ->
     _check_batch(settings, need)
     _check_method(settings, need)
     _check_teacher(settings, need)
+    _check_emphasis(settings, need)
     _check_quantization(settings, need)
     _check_graders(settings, need)
     flags = f"--config.{stage}." if stage else "--config."
@@ -77,6 +79,20 @@ def _check_method(s: Settings, need: Need) -> None:
         need(s.sampling.source == "student", key, "replays what the student sampled, and it does not sample", remedy)
         need(s.sampling.draft_tokens == 0, key, "does not go with sampling.draft_tokens", remedy)
     need(s.method == "grpo" or not s.policy.kl, "policy.kl", "has an effect only with method 'grpo'", "set policy.kl=0")
+
+
+def _check_emphasis(s: Settings, need: Need) -> None:
+    """What tokens are emphasised by is known."""
+    key, kind = "loss.emphasis", s.loss.emphasis
+    if kind in emphasis.IN_PASS:
+        problem = "compares a teacher with the student, and the method does not"
+        need(METHODS[s.method].teacher, key, problem, "set 'alike', or choose another method")
+    if kind == "teacher_sure":
+        problem = "needs the teacher's whole distribution, and an endpoint gives a part"
+        need(s.teacher_weights != "endpoint", key, problem, "set 'gap' or 'student_unsure'")
+    if kind == "low_probability":
+        problem = "needs sampled completions, and sampling.source=reference has none"
+        need(s.sampling.source != "reference", key, problem, "set 'alike'")
 
 
 def _check_teacher(s: Settings, need: Need) -> None:
