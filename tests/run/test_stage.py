@@ -280,7 +280,7 @@ def test_longer_than_the_model_s_positions(user_dir, tmp_path, no_weights):
 @pytest.mark.slow
 def test_quantized_weights_are_told_trained_over_and_not_exported(user_dir, tmp_path):
     config = config_for(user_dir)
-    config.model.update(quantization="int8", dtype="float32", param_dtype="float32")
+    config.model.update(quantization="int4", dtype="float32", param_dtype="float32")
     config.sampling.int8_cache = True
     config.lora.update(rank=2)
     config.train.steps = 2
