@@ -281,8 +281,10 @@ def own_teacher(config: Settings, student: opened_model.Model, mesh: jax.shardin
 
 
 def read_of_a_full_cache(config: DecoderConfig, places: int) -> float:
-    """Places of a row that the last token reads; the mean over layers."""
-    read = functools.partial(windows.places_read, places - 1, paged.block(places))
+    """Places of a row that a token in the last block reads; the mean over these tokens and over layers."""
+    block = paged.block(places)
+    tokens = range(max(places - block, 0), places)
+    read = lambda window: sum(windows.places_read(token, block, window) for token in tokens) / len(tokens)
     return windows.mean(windows.windows_of(config), read)
 
 

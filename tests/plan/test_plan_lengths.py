@@ -79,6 +79,13 @@ def test_decoding_with_windows_reads_the_blocks_that_are_seen(window):
     assert work.read == pytest.approx(read + (work.places - 347) * 128)  # free slots read a block
 
 
+def test_a_full_cache_is_read_up_to_the_window_of_each_layer():
+    read = lambda size: programs.read_of_a_full_cache(shape_of(size), 6144)
+    assert read("Qwen/Qwen3-8B") == 6144
+    # Blocks of 1,024. Of those 1,024 tokens, 511 see 512 tokens in two blocks, 513 in one; four of 26 layers are global.
+    assert read("google/gemma-3-1b-it") == pytest.approx((4 * 6144 + 22 * (1024 + 511)) / 26)
+
+
 def test_the_longest_prompt_of_the_data_takes_no_more_than_it_needs():
     work = update([BATCH._replace(student=np.array([75, 1, 1, 1]))], HOW)
     assert work.runs[Run("prefill", 80)] == 1 and Run("prefill", 160) not in work.runs
