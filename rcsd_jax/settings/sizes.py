@@ -44,6 +44,7 @@ def _slice(
 # Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
 # fine-tuning its gradient is added up over the devices.
 # fsdp x tensor divides the 8 key/value heads (4 of the mixtures), so that sampling can split the model over it.
+# Ironwood (tpu7x) has two devices a chip, so a mesh over 2x2x1 has eight.
 # None sets `sampling.slots`: as many as the batch has rows fit where the step fits, and rollouts of 20 batches keep 85% of them busy.
 LORA = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 4, "mlp")},
@@ -55,12 +56,16 @@ LORA = {
     "qwen3_8b": {
         "v5e_4x4": _slice(2, 8, 1, 2, "projections", shared_rows=True),
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 2, "projections", chunk_size=1024),
     },
     "qwen3_14b": {
         "v5e_4x8": _slice(4, 8, 1, 1, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
     },
-    "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024)},
+    "qwen3_32b": {
+        "v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 4, "projections", chunk_size=1024),
+    },
     "qwen3_30b_a3b": {"v5p_2x2x2": _slice(2, 4, 1, 1, "mlp", chunk_size=1024)},
 }
 FULL = {
@@ -70,7 +75,10 @@ FULL = {
         "v5e_4x4": _slice(2, 8, 1, 2, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=2048),
     },
-    "qwen3_8b": {"v5p_2x2x2": _slice(1, 8, 1, 4, "projections", chunk_size=2048)},
+    "qwen3_8b": {
+        "v5p_2x2x2": _slice(1, 8, 1, 4, "projections", chunk_size=2048),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 4, "projections", chunk_size=2048),
+    },
     "qwen3_14b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=2048)},
     "qwen3_32b": {"v5p_2x4x4": _slice(4, 8, 1, 1, "mlp", chunk_size=2048)},
 }
