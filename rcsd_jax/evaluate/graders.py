@@ -25,6 +25,8 @@ class Grader(NamedTuple):
       feedback: the message to the writer; it returns None if nothing is wrong.
       of_own_rows: whether a user may choose it for rows of his own: not where it reads what a benchmark adds to them.
       source: the only data source whose rows it can grade; "" for any.
+      criteria: for each criterion of the example's rubric whether the text meets it, of a Pitfall whether the fault is there.
+      of_groups: whether it grades the completions of a question by each other, so that it cannot grade single texts.
     """
 
     grade: Grade | None
@@ -32,6 +34,8 @@ class Grader(NamedTuple):
     feedback: Callable[[Example, str], str | None] | None = None
     of_own_rows: bool = True
     source: str = ""
+    criteria: Callable[[Example, str], Sequence[float]] | None = None
+    of_groups: bool = False
 
 
 def grade_rubric(example: Example, text: str) -> dict[str, float]:
@@ -132,12 +136,18 @@ GRADERS: dict[str, Grader] = {
     "option": Grader(grade_option, (), of_own_rows=False),
     "number": Grader(grade_number, ("answer",), of_own_rows=False),
     "judge": Grader(None, ("rubric",)),
+    "majority": Grader(None, (), of_groups=True),
 }
 
 
 def choices() -> tuple[str, ...]:
     """What a user may choose for rows of his own: a grader, or "" for none."""
     return ("", *(name for name, grader in GRADERS.items() if grader.of_own_rows))
+
+
+def choices_of_evaluation() -> tuple[str, ...]:
+    """Those of `choices` that grade single texts."""
+    return tuple(name for name in choices() if not name or not GRADERS[name].of_groups)
 
 
 def _in_box(truth: str) -> str:

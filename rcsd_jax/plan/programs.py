@@ -250,6 +250,9 @@ def own_teacher(config: Settings, student: opened_model.Model, mesh: jax.shardin
     if len(config.teacher.own) > 1:
         remedy = "name the largest as teacher.path; the others take their weights' memory more"
         raise UserError("the planner plans one teacher", field="teacher.paths", value=config.teacher.own, remedy=remedy)
+    if config.teacher.better_of_two:
+        remedy = "plan without it, and add the time of another teacher's scoring"
+        raise UserError("the planner plans one teacher", field="teacher.better_of_two", value=True, remedy=remedy)
     for name, path in config.teacher.own.items():
         shape = _shape_of(path, "teacher.path", config)
         split_rows, rules = config.train.split_rows, sharding.SPREAD_RULES
@@ -500,9 +503,10 @@ class _Programs:
         )
 
     def _without(self, rows: int) -> contract.Without:
-        """Prompts without each criterion, of rubrics with as many as the config allows."""
-        by_criteria = self.config.teacher.guided_by_criteria
-        shape = (rows, self.config.rubric.max_criteria, self.sizes.teacher_prompt) if by_criteria else (rows, 0, 0)
+        """The teacher's further prompts; without each criterion, of rubrics with as many as the config allows."""
+        further = self.config.encoding.further
+        count = self.config.rubric.max_criteria if further == "criteria" else 1
+        shape = (rows, count, self.sizes.teacher_prompt) if further else (rows, 0, 0)
         return contract.Without(
             self._array(*shape), self._array(*shape, dtype=bool), self._array(*shape[:2], dtype=jnp.float32)
         )
@@ -514,7 +518,7 @@ class _Programs:
             trip = self._trip(self.teacher_length)
             score_trip = functools.partial(packed_learning.score_trip, layout=self.layout)
             return self._lower(score_trip, self._network(teacher), trip, out_shardings=self.rows)
-        score = functools.partial(score_teacher, guidance=self.recipe.loss.guidance)
+        score = functools.partial(score_teacher, loss=self.recipe.loss)
         completions = self._completions(self._microbatch())
         return self._lower(score, self._network(teacher), completions, out_shardings=self.rows)
 
@@ -570,7 +574,7 @@ class _Programs:
             return jax.ShapeDtypeStruct((shards, pieces // shards, length), dtype, sharding=place)
 
         places = of_shard(jnp.int32)
-        return packed_learning.Trip(piece, piece, piece, piece, places, places, of_shard(jnp.float32))
+        return packed_learning.Trip(piece, piece, piece, piece, places, places, places, of_shard(jnp.float32))
 
     def gradients(self) -> jax.stages.Lowered:
         if self.recipe.row_lengths:

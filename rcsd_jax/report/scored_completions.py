@@ -20,6 +20,7 @@ from rcsd_jax.methods.networks import (
     Mixture,
     Network,
     Networks,
+    RoleBetter,
     RoleMixture,
     RoleNetwork,
     RoleSeveral,
@@ -150,6 +151,8 @@ def _networks(
     own = open_teachers(config.teacher.own, config.model, model, mesh, split_rows=config.train.split_rows)
     setup = training_state.setup(model, params, config, mesh, own)
     (student, teacher), frozen, state = setup.recipe.roles, setup.frozen, setup.abstract
+    if isinstance(teacher, RoleBetter):  # the other one is the student
+        teacher = teacher.teacher
     for name, one in own.items():
         plain = load_teacher(one, model, params, mesh)
         frozen = frozen | {

@@ -111,7 +111,7 @@ def _score(
     loss: LossOptions,
 ) -> Scores:
     completions = rollout.assemble(batch, samples, analysis, options)
-    scored = score_both(networks, completions, guidance=loss.guidance)
+    scored = score_both(networks, completions, loss)
     hidden, head = scored.teacher_hidden, scored.teacher_head
     assert isinstance(hidden, jax.Array) and isinstance(head, jax.Array), "there is one teacher"
     stats = losses.score_from_hidden(

@@ -39,6 +39,11 @@ def grade_world(example: Example, text: str) -> dict[str, float]:
     return {"accuracy": float(grade.correct), "rubric_score": grade.rubric_score}
 
 
+def world_criteria(example: Example, text: str) -> tuple[float, ...]:
+    """By programs: which criteria of the example's rubric the text meets."""
+    return tuple(map(float, grade_solution(example, text).criteria_met))
+
+
 def world_feedback(example: Example, text: str) -> str | None:
     """The criteria of the true rubric that the text fails, as a rubric."""
     failed = failed_criteria(example, text)
@@ -47,4 +52,4 @@ def world_feedback(example: Example, text: str) -> str | None:
 
 SOURCES[NAME] = Source(read_world, makes_rows=True)
 GENERIC[NAME] = generic_rubric
-GRADERS[NAME] = Grader(grade_world, ("rubric",), world_feedback, source=NAME)
+GRADERS[NAME] = Grader(grade_world, ("rubric",), world_feedback, source=NAME, criteria=world_criteria)
