@@ -22,6 +22,7 @@ from experiments import (
     curves,
     derived,
     divergences,
+    family,
     larger_teacher,
     learning_rates,
     main_table,
@@ -37,6 +38,7 @@ from experiments.world import make_base
 from rcsd_jax.checkpoints.hf_config import read_config
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.preemption import StopRequest
+from rcsd_jax.losses.emphasis import KINDS
 from rcsd_jax.settings import keys
 from rcsd_jax.settings.unpack import check
 from rcsd_jax.world import documents
@@ -60,6 +62,8 @@ def test_arms_differ_and_tables_name_arms_that_exist(tmp_path):
         assert set(table.ARMS) <= set(arms.ARMS) and "rcsd" in table.ARMS
     assert cost.main_table is main_table and noise.arms is arms
     assert set(staleness.ARMS) <= set(arms.ARMS) and len(set(staleness.ARMS)) == 8 and staleness.FRESH == "rcsd_true"
+    assert set(family.ARMS) <= set(arms.ARMS) and {family.SELF, *family.QUICK} <= set(family.ARMS)
+    assert set(arms.EMPHASES) | {"alike", "credit"} == set(KINDS)
     assert set(larger_teacher.ARMS) <= set(arms.ARMS) and larger_teacher.SELF == "rcsd_true"
     assert {arms.flawed(m, x) for m in derived.METHODS for x in arms.FLAWED} <= set(arms.ARMS)
     assert set(main_table.ARMS) | set(curves.ARMS) == set(arms.CURVES)  # cost is of the former
