@@ -23,13 +23,17 @@ def read(name):
     return nbformat.read(COLAB / f"{name}.ipynb", as_version=4)
 
 
-@pytest.fixture(scope="module")
-def run():
-    """`colab/run.py` as a module."""
-    specification = importlib.util.spec_from_file_location("colab_run", COLAB / "run.py")
+def module_of(path):
+    specification = importlib.util.spec_from_file_location(f"colab_{path.stem}", path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def run():
+    """`colab/run.py` as a module."""
+    return module_of(COLAB / "run.py")
 
 
 def test_every_notebook_is_tested(run):
@@ -44,7 +48,7 @@ def test_notebook_has_its_parameters_and_one_install_cell(name):
     installing = [i for i, cell in enumerate(code) if re.search(r"pip install|git clone", cell.source)]
     assert installing == [1] and code[1].metadata["tags"] == ["install"]
     assert [i for i, cell in enumerate(code) if "parameters" in cell.metadata.get("tags", ())] == [0]
-    assert "# @param" in code[0].source and 'REPOSITORY = ""' in code[0].source
+    assert "# @param" in code[0].source and code[0].source.startswith('SOURCE = ""')
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -68,6 +72,18 @@ def test_nothing_but_plots_is_kept_of_a_run(name):
     assert socket.gethostname() not in re.findall(r"[\w.-]+", text)
     for cell in notebook.cells:
         assert not OF_A_MACHINE.search(cell.source), cell.source
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_published_notebook_opens_itself_and_installs_its_release(name):
+    publish, notebook = module_of(COLAB / "publish.py"), read(name)
+    publish.published(notebook, name, "first/one", "git+https://github.com/first/one")
+    publish.published(notebook, name, "owner/name", "rcsd_jax==1.2.3")
+    nbformat.validate(notebook)
+    badge, _, about = notebook.cells[0].source.partition("\n\n")
+    assert f"(https://colab.research.google.com/github/owner/name/blob/main/colab/{name}.ipynb)" in badge
+    assert about == read(name).cells[0].source and "first/one" not in nbformat.writes(notebook)
+    assert notebook.cells[1].source == read(name).cells[1].source.replace('SOURCE = ""', 'SOURCE = "rcsd_jax==1.2.3"')
 
 
 def test_losses_are_all_that_the_flax_notebook_takes():
@@ -136,6 +152,5 @@ def test_every_cell_runs(name, run, tmp_path, monkeypatch):
     for words in SAID[name]:
         assert words in text
     assert sum("image/png" in output.get("data", {}) for output in outputs) == PLOTS[name]
-    assert not (COLAB.parent / "rcsd_jax_repository").exists()
     kept = run.with_plots_alone(notebook)
     assert [len(cell.get("outputs", ())) for cell in kept.cells].count(1) == PLOTS[name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.checkpoints.hf_config import config_of_fields, read_config
+from rcsd_jax.checkpoints.peft import is_peft, load_peft, read_peft_config
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import contract, packed_learning, packing, rollout, step
 from rcsd_jax.methods.networks import (
@@ -143,14 +144,11 @@ def decoder_config(config: Settings) -> DecoderConfig:
     Raises:
       UserError: neither.
     """
-    settings = config.lora
-    shape = _shape_of(config.model.path, "model.path", config)
-    if settings.rank:
-        return dataclasses.replace(shape, lora_scale=lora.lora_scale(settings.rank, settings.alpha))
-    return shape
+    return _shape_of(config.model.path, "model.path", config, config.lora.rank, config.lora.alpha)
 
 
-def _shape_of(path: str, field: str, config: Settings) -> DecoderConfig:
+def _shape_of(path: str, field: str, config: Settings, rank: int = 0, alpha: float = 1.0) -> DecoderConfig:
+    """The shape of a model, with the scale of adapters on it."""
     if Path(path).expanduser().is_dir():
         shape = read_config(path, **opened_model.precision(config.model))
     elif path in published.PUBLISHED:
@@ -163,6 +161,8 @@ def _shape_of(path: str, field: str, config: Settings) -> DecoderConfig:
             remedy=f"give a directory with config.json, or one of {', '.join(published.PUBLISHED)}",
         )
     kernels = config.model.kernels
+    if rank:
+        shape = dataclasses.replace(shape, lora_scale=lora.lora_scale(rank, alpha))
     return dataclasses.replace(shape, kernels="pallas" if kernels == "auto" else kernels)  # as on a TPU
 
 
@@ -193,15 +193,15 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
     mesh = sharding.make_mesh(**config.mesh, devices=list(devices))
     sizes = lengths_of(config)
     batches = {"train.batch_size / train.microbatches": sizes.batch // sizes.microbatches}
-    check_divisible(shape, mesh, batches, split_rows=config.train.split_rows)
+    stored: dict[str, Any] = dict(split_rows=config.train.split_rows, quantization=config.model.quantization)
+    check_divisible(shape, mesh, batches, **stored)
     # No program depends on which tokens end a completion, only on how many there are.
     model = opened_model.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
-    params = _on(param_shardings(shape, mesh), abstract_params(shape))
+    params = _params(shape, mesh)
     teachers, of_teacher = own_teacher(config, model, mesh)
     setup = training_state.setup(model, params, config, mesh, teachers)
-    if config.model.int8_weights:
-        int8 = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
-        setup = setup._replace(frozen={BASE: {"params": _on(param_shardings(shape, mesh, params=int8), int8)}})
+    if config.model.quantization != "none":
+        setup = setup._replace(frozen={BASE: {"params": _params(shape, mesh, config.model.quantization)}})
     setup = setup._replace(frozen=setup.frozen | of_teacher)
     role = setup.recipe.roles.teacher
     scorer = shape if role is None or isinstance(role, RoleSeveral) else role.decoder.config
@@ -254,21 +254,33 @@ def own_teacher(config: Settings, student: opened_model.Model, mesh: jax.shardin
         remedy = "plan without it, and add the time of another teacher's scoring"
         raise UserError("the planner plans one teacher", field="teacher.better_of_two", value=True, remedy=remedy)
     for name, path in config.teacher.own.items():
-        shape = _shape_of(path, "teacher.path", config)
+        base, *adapter = read_peft_config(path) if is_peft(path) else (path,)
+        shape = _shape_of(base, "teacher.path", config, *adapter)
         split_rows, rules = config.train.split_rows, sharding.SPREAD_RULES
-        check_divisible(shape, mesh, {}, split_rows=split_rows, rules=rules, whose="teacher's ")
-        params: Any = abstract_params(shape)
-        if config.teacher.int8_weights:
-            params = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
+        stored: dict[str, Any] = dict(quantization=config.teacher.quantization, rules=rules, whose="teacher's ")
+        check_divisible(shape, mesh, {}, split_rows=split_rows, **stored)
         sizes = {shape.vocab_size, student.decoder.config.vocab_size}
         opened = OwnTeacher(
             path,
-            student._replace(decoder=Decoder(shape), directory=Path(path).expanduser()),
+            student._replace(decoder=Decoder(shape), directory=Path(base).expanduser()),
             min(sizes) if len(sizes) > 1 else None,
         )
-        placed = _on(param_shardings(shape, mesh, rules, params), params)
-        return {name: opened}, {frozen_name(name): {"params": placed}}
+        variables = {"params": _params(shape, mesh, config.teacher.quantization, rules)}
+        if adapter:
+            adapters = load_peft(path, shape).adapters
+            variables["lora"] = _on(lora_shardings(shape, mesh, adapters, rules), adapters)
+        return {name: opened}, {frozen_name(name): variables}
     return {}, {}
+
+
+def _params(
+    shape: DecoderConfig, mesh: jax.sharding.Mesh, form: str = "none", rules: Mapping[str, Any] = sharding.DEFAULT_RULES
+) -> Any:
+    """A model's abstract parameters on the mesh, plain or quantized."""
+    params: Any = abstract_params(shape)
+    if form != "none":
+        params = jax.eval_shape(functools.partial(quantization.quantized, shape, form=form), params)
+    return _on(param_shardings(shape, mesh, rules, params), params)
 
 
 def _on(placement: Any, tree: Any) -> Any:
@@ -277,7 +289,12 @@ def _on(placement: Any, tree: Any) -> Any:
 
 
 def _bytes_of_a_chip(arrays: Sequence[jax.ShapeDtypeStruct]) -> float:
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * _bits(x.dtype) / 8 for x in arrays)
+
+
+def _bits(dtype: Any) -> int:
+    """Of a number in a device's memory. NumPy takes a byte for an int4, TPUs pack two of them."""
+    return 4 if dtype == jnp.int4 else 8 * dtype.itemsize
 
 
 class _Programs:

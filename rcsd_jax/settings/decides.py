@@ -12,13 +12,13 @@ DECIDES: dict[str, tuple[str, ...]] = {
     # What is learned: a run with another value is another run.
     "learning": (
         "seed", "task", "method", "prompts",
-        "model.path", "model.dtype", "model.param_dtype", "model.int8_weights", "model.thought_begin", "model.thought_end",
+        "model.path", "model.dtype", "model.param_dtype", "model.quantization", "model.thought_begin", "model.thought_end",
         "lora.rank", "lora.alpha", "lora.targets",
         "data.source", "data.path", "data.fields.question", "data.fields.reference", "data.fields.rubric",
         "data.fields.answer", "data.fields.solution", "data.fields.id", "data.incomplete", "data.split", "data.count", "data.flawed", "data.max_student_prompt",
         "data.max_teacher_prompt", "data.too_long",
         "student.fields", "student.shown_in", "student.thinking",
-        "teacher.fields", "teacher.shown_in", "teacher.thinking", "teacher.weights", "teacher.path", "teacher.paths", "teacher.of_sources", "teacher.int8_weights", "teacher.ema_decay", "teacher.current_share", "teacher.reason_tokens",
+        "teacher.fields", "teacher.shown_in", "teacher.thinking", "teacher.weights", "teacher.path", "teacher.paths", "teacher.of_sources", "teacher.quantization", "teacher.ema_decay", "teacher.current_share", "teacher.reason_tokens",
         "teacher_endpoint.model", "teacher_endpoint.base_url", "teacher.reason_by", "teacher.reason_thinking", "teacher.transition", "teacher.attempts_shown",
         "teacher.guidance", "teacher.guidance_by", "teacher.better_of_two",
         "rubric.source", "rubric.style", "rubric.min_criteria", "rubric.max_criteria", "rubric.noisy_fraction",

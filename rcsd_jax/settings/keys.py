@@ -30,7 +30,7 @@ def stage() -> ConfigDict:
                 param_dtype="bfloat16",  # of stored parameters; trained parameters are kept in float32
                 remat="full",  # what the backward pass recomputes: `models.config.REMAT`
                 kernels="auto",  # of attention: Pallas on TPU, otherwise XLA
-                int8_weights=False,  # store weights that do not change (LoRA's base, a fixed teacher) as int8
+                quantization="none",  # store weights that do not change (LoRA's base, a fixed teacher) as "int8" or "int4"
                 thought_begin="<think>",  # opens a thinking block; one added token of the tokenizer, or more
                 thought_end="</think>",  # ends it
             ),
@@ -68,7 +68,7 @@ def stage() -> ConfigDict:
                 # several instead: name -> such a path. A row names its own in the column `teacher`, or its source does in `of_sources`
                 paths=ConfigDict(),
                 of_sources=ConfigDict(),  # a mixture's source -> the name of its teacher
-                int8_weights=False,  # store the weights of `path` or `paths` as int8
+                quantization="none",  # store the weights of `path` or `paths` as "int8" or "int4"
                 ema_decay=0.999,  # of the moving average, per step
                 current_share=0.05,  # of the current weights' logits in a trust region
                 reason_tokens=0,  # > 0: the teacher first writes an analysis of at most this many tokens

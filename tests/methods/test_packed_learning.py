@@ -336,6 +336,7 @@ decoder = test.decoder_of(num_heads=8, num_kv_heads=4)
 cases = {
     "guidance": dict(loss=test.options_of(guidance=1.5), microbatches=1),
     "GRPO": dict(method="grpo", loss=test.options_of(reduction="completions", policy=test.PolicyOptions(kl=0.1))),
+    "credit": dict(loss=test.options_of(emphasis=test.Emphasis("credit")), completions=test.with_failed(), microbatches=1),
 }
 for name, case in cases.items():
     with jax.set_mesh(mesh):
@@ -345,7 +346,7 @@ for name, case in cases.items():
 
 with jax.set_mesh(mesh):
     rows = jax.ShapeDtypeStruct((8, 16), "int32", sharding=sharding.batch_sharding(mesh))
-    trip = packed_learning.Trip(rows, rows, rows, rows, None, None, None)
+    trip = packed_learning.Trip(rows, rows, rows, rows, None, None, None, None)
     network = packed_learning.Network(decoder, {"params": test.weights_of(decoder)[0]})
     program = jax.jit(lambda trip: packed_learning.score_trip(network, trip, "split")).lower(trip).compile()
 found = re.findall(r"= \\(?(\\S+?),? .*?(all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter)\\(", program.as_text())

@@ -254,23 +254,27 @@ def test_counted_flops_are_those_of_the_mathematics(small_plan):
     assert program["model_flops"] == rows * layers * (2 * matrices * length + 2 * length * length * width)
 
 
-def test_int8_weights_are_planned_as_int8():
+def test_quantized_weights_are_planned_as_such():
     import jax
 
     from configs import stage2
     from rcsd_jax.plan import programs
 
     held = {}
-    for changes in ({}, {"model.int8_weights": True}, {"sampling.int8_weights": True}):
+    forms = [{"model.quantization": form} for form in ("int8", "int4")]
+    for changes in ({}, *forms, {"sampling.int8_weights": True}):
         config = stage2.get_config("qwen3_0.6b")
         config.mesh.fsdp = -1
         config.update_from_flattened_dict(changes)
-        held[", ".join(changes)] = programs.plan(settings_of(config), jax.devices()).weight_bytes
-    assert 0.5 * held[""] < held["model.int8_weights"] < 0.8 * held[""]
-    assert held["sampling.int8_weights"] == held["model.int8_weights"]
+        held[", ".join(map(str, changes.values()))] = programs.plan(settings_of(config), jax.devices()).weight_bytes
+    assert 0.5 * held[""] < held["int8"] < 0.8 * held[""]
+    assert held["True"] == held["int8"]  # of the copy
+    matrices = 28 * (2 * 1024 * 2048 + 2 * 1024 * 1024 + 3 * 1024 * 3072)  # q and o, k and v, the MLP
+    columns = 28 * 4 * (2048 + 2 * 1024 + 1024 + 2 * 3072 + 1024)  # their float32 scales
+    assert held["int8"] - held["int4"] == matrices + columns - matrices * (0.5 + 2 / 32)
     config.sampling.merged_adapters = True
     merged = programs.plan(settings_of(config), jax.devices()).weight_bytes
-    assert merged < held["sampling.int8_weights"]  # no adapters beside them
+    assert merged < held["True"]  # no adapters beside them
 
 
 def test_more_than_a_chip_has_is_said_even_if_the_compiler_accepts_it():
