@@ -147,6 +147,12 @@ def weigh(completions: Completions, reduction: str, choice: Emphasis = Emphasis(
     mask = completions.completion_mask
     all_rows = losses.token_weights(mask, reduction)
     weights = Weights(all_rows, losses.token_weights(mask, reduction, counted=completions.taught))
+    return emphasised(weights, completions, choice)
+
+
+def emphasised(weights: Weights, completions: Completions, choice: Emphasis) -> Weights:
+    """The weights [B, N] times the emphases of a kind that follows from the completions; unchanged for any other."""
+    mask = completions.completion_mask
     if choice.kind == "position":
         factor = emphasis.by_position(mask)
     elif choice.kind == "low_probability":

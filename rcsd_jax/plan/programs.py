@@ -499,7 +499,7 @@ class _Programs:
     # --- training ----------------------------------------------------------------------------------------------------
 
     def _completions(self, rows: int) -> contract.Completions:
-        s = self.sizes
+        s, without = self.sizes, self._without(rows)
         n = s.completion
         samples = decoding.Samples(
             self._array(rows, n),
@@ -515,8 +515,9 @@ class _Programs:
             samples,
             self._array(rows, n, dtype=bool),
             self._array(rows, dtype=jnp.float32),
-            self._without(rows),
+            without,
             self._array(rows, dtype=bool),
+            failed=without.weights if self.config.loss.emphasis == "credit" else None,
         )
 
     def _without(self, rows: int) -> contract.Without:

@@ -247,6 +247,7 @@ def _described(model: Model, texts: list[str], scores: Scores, matrix: np.ndarra
         ],
         "student_log_prob": scores.student_log_prob.tolist(),
         "teacher_log_prob": scores.teacher_log_prob.tolist(),
+        "weight": scores.weight.tolist(),
         "student_top": top(*scores.student_top),
         "teacher_top": top(*scores.teacher_top),
         "attribution": None if matrix is None else matrix.tolist(),

@@ -88,12 +88,8 @@ def _check_method(s: Settings, need: Need) -> None:
             once = getattr(s.train, key) == 1
             need(once, f"train.{key}", "needs sampled completions, and sampling.source=reference has none", "set 1")
         need(s.sampling.group == 1, "sampling.group", "a question has only one reference", "set 1")
-        need(
-            not s.reward.grader or not (rewarded or attempts or needs_grades),
-            "sampling.source",
-            "references are not graded",
-            "set 'student'",
-        )
+        graded = rewarded or attempts or needs_grades
+        need(not graded, "sampling.source", "references are not graded", "set 'student'")
     if s.train.routing_replay != "off":
         key, remedy = "train.routing_replay", "set 'off'"
         need(s.sampling.source == "student", key, "replays what the student sampled, and it does not sample", remedy)
@@ -155,9 +151,9 @@ def _check_teacher(s: Settings, need: Need) -> None:
         )
     problem = "needs a teacher, and this method has none"
     need(there or s.teacher.guidance == 0.0, "teacher.guidance", problem, "set 0.0")
-    two = not s.teacher.better_of_two or (METHODS[s.method].teacher and s.teacher_weights not in ("live", "endpoint"))
-    problem = "needs a teacher on these devices other than the current student"
-    need(two and len(s.teacher.own) < 2, "teacher.better_of_two", problem, "set False")
+    one = METHODS[s.method].teacher and s.teacher_weights not in ("live", "endpoint") and len(s.teacher.own) < 2
+    problem = "needs one teacher on these devices that is not the current student"
+    need(one or not s.teacher.better_of_two, "teacher.better_of_two", problem, "set False")
     if s.further == "other_row" and s.rubric.written:
         problem = "shows another row's rubric, and a model writes rubrics"
         need("rubric" not in s.teacher.fields, "teacher.guidance_by", problem, "set rubric.source=data, or 'context'")
