@@ -48,6 +48,7 @@ class Arm(NamedTuple):
 
     `size`: of the model: "medium", the package's own, or of `bases.SIZES`. `writer`: the name of a Stage I, or "base" for the
     untrained model, "base_<size>" for one of another size. `teacher`: the size of the base that teaches instead of the model's own.
+    `asks_again`: whether it is also evaluated on questions that it trained on.
     """
 
     label: str
@@ -56,6 +57,7 @@ class Arm(NamedTuple):
     writer: str = "stage1"
     size: str = "medium"
     teacher: str = ""
+    asks_again: bool = False
 
 
 def _paper(label: str, **changes: Any) -> Arm:
@@ -141,6 +143,17 @@ ARMS: dict[str, Arm] = {
     "u_opsd": Arm("U-OPSD", "u_opsd"),
     "rubric_dropout": Arm("GRPO, rubric dropout", "rubric_dropout"),
     "fixed_advantage": Arm("fixed advantage", "fixed_advantage"),
+    # with all references flawed, to see what leaks
+    **{
+        f"{name}_leak": Arm(f"{label}, 100% flawed", variant, dict(data=dict(flawed=1.0)), asks_again=True)
+        for name, label, variant in (
+            ("opsd", "OPSD", "reference"),
+            ("pw_opsd", "PW-OPSD", "pw_opsd"),
+            ("purified", "Purified OPSD", "purified"),
+            ("true", "true rubrics", "ground_truth"),
+            ("fixed", "fixed advantage", "fixed_advantage"),
+        )
+    },
     # tokens that count more, under true rubrics; the last by the criteria that a completion fails
     **{f"true_{kind}": _true(f"true rubrics, {words}", loss=dict(emphasis=kind)) for kind, words in EMPHASES.items()},
     "credit": Arm("credit by criterion", "credit"),
@@ -201,6 +214,8 @@ def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
     # One arm of each size also evaluates the base and the teacher that sees the true rubric; others only a teacher of their own.
     others = ("base", "teacher") if name.startswith("rcsd_true") else ("teacher",) if arm.teacher else ()
     config.eval.roles = (*others, "trained")
+    if arm.asks_again:
+        config.eval.splits = dict(config.eval.splits, trained_on="stage2")
     if name in CURVES:
         config.eval.update(every=config.train.steps // 4, every_splits=("in_distribution",))
     return _shortened(config) if quick else config

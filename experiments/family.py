@@ -3,8 +3,8 @@
     python -m experiments.family [--seeds=5] [--workdir=runs/experiments] [--quick]
 
 Every method has the same number of steps and of completions a step. Besides accuracy: criterion score, entropy and length of the
-student's completions at the end of training, and how many of a group of samples are right at best. The arm "fixed advantage" is the
-control: it has neither a teacher nor a reward.
+student's completions at the end of training; and with all references flawed, how often a student uses a number that only the flawed
+reference holds (`experiments.leakage`). The arm "fixed advantage" is the control: it has neither a teacher nor a reward.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 
 import numpy as np
 
-from experiments import arms, cells, statistics, tables
+from experiments import arms, cells, leakage, statistics, tables
 from experiments.cells import Cell
 from rcsd_jax.host.console import Console
 
@@ -23,6 +23,7 @@ METHODS = (
 )  # fmt: skip
 EMPHASES = tuple(f"true_{kind}" for kind in arms.EMPHASES)
 CREDIT = ("credit", "true_weighted", "true_sampled", "true_dropout")
+LEAKS = ("opsd_leak", "pw_opsd_leak", "purified_leak", "true_leak", "fixed_leak")
 ARMS = (*METHODS, *EMPHASES, *CREDIT)
 SELF = "rcsd_true"
 """The arm with which all others are compared."""
@@ -55,6 +56,17 @@ def _mean(cell: Cell, metric: str) -> float:
     return float(np.mean([row[metric] for row in cell.metrics[-LAST:]]))
 
 
+def leaks(runs: dict[str, list[Cell]]) -> tables.Rows:
+    """Percent of completions that use a number that only the flawed reference holds, of runs with flawed references."""
+    return {
+        tables.label(name): {
+            column: statistics.estimate([leakage.share(cell, column, flawed=1.0) for cell in found])
+            for column in leakage.SPLITS
+        }
+        for name, found in runs.items()
+    }
+
+
 def main() -> None:
     """Runs the missing cells, then prints and writes the tables."""
     flags: argparse.Namespace = tables.arguments(__doc__)
@@ -70,6 +82,10 @@ def main() -> None:
     tables.show(console, f"difference to {tables.label(SELF)}, seed by seed", shown, wide)
     ends = at_the_end(runs)
     tables.show(console, "the student at the end", ends)
+    if not flags.quick:
+        flawed = leaks(cells.run(LEAKS, flags))
+        tables.show(console, "numbers that only the flawed reference holds, percent of completions", flawed)
+        ends |= flawed
     console.print(tables.forms(names), soft_wrap=True)
     budget = {tables.label(name): tables.budget_of(runs[name]) for name in names}
     tables.say_budget(console, budget)
