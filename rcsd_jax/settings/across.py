@@ -154,6 +154,9 @@ def _check_teacher(s: Settings, need: Need) -> None:
     one = METHODS[s.method].teacher and s.teacher_weights not in ("live", "endpoint") and len(s.teacher.own) < 2
     problem = "needs one teacher on these devices that is not the current student"
     need(one or not s.teacher.better_of_two, "teacher.better_of_two", problem, "set False")
+    writes = s.sampling.source == "teacher" or (s.teacher.reason_tokens and s.teacher.reason_by == "teacher")
+    problem = "cannot be combined with a teacher that writes: two networks only score"
+    need(not (writes and s.teacher.better_of_two), "teacher.better_of_two", problem, "set False")
     if s.further == "other_row" and s.rubric.written:
         problem = "shows another row's rubric, and a model writes rubrics"
         need("rubric" not in s.teacher.fields, "teacher.guidance_by", problem, "set rubric.source=data, or 'context'")
