@@ -6,9 +6,13 @@ import re
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import nbformat
 import pytest
+
+from rcsd_jax.settings.unpack import check
 
 COLAB = Path(__file__).resolve().parents[1] / "colab"
 NOTEBOOKS = ("embedded_world", "losses_in_flax", "own_data", "plan_tpu")
@@ -116,6 +120,22 @@ def test_outputs_other_than_plots_are_taken_away(run):
 def test_a_parameter_that_is_not_there_is_told(run):
     with pytest.raises(ValueError, match="plan_tpu has no parameter STEPS, only .*BATCH_SIZE"):
         run.execute("plan_tpu", {"STEPS": 1})
+
+
+def test_on_a_single_tpu_chip_the_users_model_has_the_settings_of_its_size(monkeypatch):
+    cells = [cell.source for cell in read("own_data").cells if cell.cell_type == "code"]
+    (settings,) = [source for source in cells if "def settings(config)" in source]
+    for kind, batch, expected in (("TPU v5 lite", 12, 4), ("TPU v6 lite", 12, 4), ("cpu", 12, 0)):
+        monkeypatch.setattr(jax, "devices", lambda kind=kind: [SimpleNamespace(device_kind=kind)])
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+        names = {"workdir": Path("runs")}
+        exec(cells[0], names)
+        names["BATCH_SIZE"] = batch
+        exec(settings, names)
+        for config in (names["first"], names["second"]):
+            check(config)
+            assert config.sampling.slots == expected and (config.model.remat != "full") == (kind != "cpu")
+            assert config.train.batch_size == batch and config.model.path == "Qwen/Qwen3-0.6B"
 
 
 # What the last cell with an output says at least: the run came that far, and found what it should.

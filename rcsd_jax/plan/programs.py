@@ -36,10 +36,10 @@ from rcsd_jax.models.cache import POOL_AXES, init_cache
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import abstract_params
 from rcsd_jax.models.decoder import Decoder
-from rcsd_jax.models.kernels import splash
+from rcsd_jax.models.kernels import paged, splash
 from rcsd_jax.models.placement import check_divisible, lora_shardings, param_shardings, sampling_layout
 from rcsd_jax.models.weights import cast
-from rcsd_jax.plan import published
+from rcsd_jax.plan import published, windows
 from rcsd_jax.plan.packing import blocks_computed
 from rcsd_jax.roles import opened_model
 from rcsd_jax.roles.own_teacher import OwnTeacher, Teachers
@@ -64,8 +64,9 @@ class Program(NamedTuple):
       rows: of the batch that one run takes; of packed rows, the sequences in them.
       lower: traces it; compiling what it returns takes the time.
       trips: how often its loops run whose end the compiler does not know; None: it knows all.
-      row: places of its packed rows; 0: they hold one sequence.
-      attended: the pairs of blocks that attention computes of packed rows, over those of rows that are one sequence.
+      row: places of its rows, if attention computes a part of them: they are packed, or layers have windows; else 0.
+      attended: the pairs of blocks that attention computes of them, over those of rows that are one sequence without windows; of the
+        program "decode", the places of a full cache that it reads, over all.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Plan(NamedTuple):
     lora_targets: tuple[str, ...]
     weight_bytes: float  # of one chip: what decoding reads for every token, as it lies in the program "decode"
     cache_bytes: float  # of one chip: keys and values of whole sequences there
+    read_bytes: float  # of these, what a token attends to
     queue: Queue | None  # how completions are sampled; None: all rows of the batch at once
     packed: bool  # sequences are learned from in packed rows; a run of a program over them is a trip
     layout: str  # of `sharding.LAYOUTS`, how devices share the rows that are learned from
@@ -216,15 +218,21 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
         Program("train step", 1, sizes.batch, make.train_step),
         Program("rollout", 1 / updates, drawn, make.rollout),
         Program("learning", 1, sizes.batch, make.learning),
-        Program("prefill", -(-prompts // prefilled) / passes, prefilled, make.prefill),
-        Program("decode", sizes.completion * sizes.batch / decoded / passes, decoded, make.decode),
+        Program(
+            "prefill", -(-prompts // prefilled) / passes, prefilled, make.prefill, None,
+            *_within_windows(shape, sizes.student_prompt),
+        ),
+        Program(
+            "decode", sizes.completion * sizes.batch / decoded / passes, decoded, make.decode,
+            attended=read_of_a_full_cache(shape, make.cache_places()) / make.cache_places(),
+        ),
         Program(
             "teacher scoring", math.ceil(sizes.batch / scored), scored, make.scoring, None,
-            *make.attended(make.teacher_length),
+            *make.attended(scorer, make.teacher_length),
         ),
         Program(
             "student forward+backward", math.ceil(sizes.batch / learnt), learnt, make.gradients, make.chunks(),
-            *make.attended(make.student_length),
+            *make.attended(shape, make.student_length),
         ),
         Program("update", 1, sizes.batch, make.update),
     )  # fmt: skip
@@ -232,7 +240,9 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
     absent += ["teacher scoring"] if setup.recipe.roles.teacher is None else []
     absent += ["prefill", "decode"] if config.sampling.source == "reference" else []
     programs = {program.name: program for program in table if program.name not in absent}
-    held = make.weight_bytes(), make.cache_bytes()
+    cache = make.cache_bytes()
+    seen = windows.mean(windows.windows_of(shape), lambda window: min(window or math.inf, make.cache_places()))
+    held = make.weight_bytes(), cache, cache * seen / make.cache_places()
     targets, packed = tuple(config.lora.targets), bool(setup.recipe.row_lengths)
     return Plan(shape, scorer, mesh, sizes, config.lora.rank, targets, *held, queue, packed, make.layout, programs)
 
@@ -271,6 +281,23 @@ def own_teacher(config: Settings, student: opened_model.Model, mesh: jax.shardin
             variables["lora"] = _on(lora_shardings(shape, mesh, adapters, rules), adapters)
         return {name: opened}, {frozen_name(name): variables}
     return {}, {}
+
+
+def read_of_a_full_cache(config: DecoderConfig, places: int) -> float:
+    """Places of a row that a token in the last block reads; the mean over these tokens and over layers."""
+    block = paged.block(places)
+    tokens = range(max(places - block, 0), places)
+    read = lambda window: sum(windows.places_read(token, block, window) for token in tokens) / len(tokens)
+    return windows.mean(windows.windows_of(config), read)
+
+
+def _within_windows(config: DecoderConfig, row: int, sequences: int = 1) -> tuple[int, float]:
+    """`Program.row` and `.attended` of rows of equally long sequences."""
+    if sequences == 1 and not config.slides:
+        return 0, 1.0
+    padded = row + splash.padding(row)
+    computed = functools.partial(blocks_computed, [row // sequences] * sequences, padded, splash.block(padded))
+    return padded, windows.mean(windows.windows_of(config), lambda window: computed(window=window))
 
 
 def _params(
@@ -447,8 +474,12 @@ class _Programs:
         return _bytes_of_a_chip(leaves)
 
     def cache_bytes(self) -> float:
-        """Bytes of keys and values that a chip holds in the program "decode", and reads for a token when all are there."""
+        """Bytes of keys and values that a chip holds in the program "decode"."""
         return _bytes_of_a_chip(jax.tree.leaves(self._decoding_rows().cache))
+
+    def cache_places(self) -> int:
+        """Places of a row in that cache."""
+        return self._decoding_rows().cache.length
 
     def prefill(self) -> jax.stages.Lowered:
         length = self.sizes.student_prompt
@@ -556,15 +587,14 @@ class _Programs:
         row, rows = self._rows_of_trip(length)
         return rows * row / length if self.packed_rows else rows * (row // length)
 
-    def attended(self, length: int) -> tuple[int, float]:
-        """`Program.row` and `.attended` of a trip over sequences of this length. Of rows that are asked for, nobody knows what they hold."""
-        if self.packed_rows or not self.recipe.row_lengths:
+    def attended(self, config: DecoderConfig, length: int) -> tuple[int, float]:
+        """`Program.row` and `.attended` of a role's rows of sequences of this length. Of rows that are asked for, nobody knows what they hold."""
+        if self.packed_rows:
             return 0, 1.0
-        row = self._rows_of_trip(length).row
+        row = self._rows_of_trip(length).row if self.recipe.row_lengths else length
         if row < 2 * length:
-            return 0, 1.0
-        padded = row + splash.padding(row)
-        return padded, blocks_computed([length] * (row // length), padded, splash.block(padded))
+            return _within_windows(config, row)
+        return _within_windows(config, row, row // length)
 
     def _microbatch(self) -> int:
         return self.sizes.batch // self.sizes.microbatches
