@@ -75,11 +75,14 @@ def _check_method(s: Settings, need: Need) -> None:
     if METHODS[s.method].contrasts:
         wrong = s.teacher.guidance_by in ("failure", "other_row")
         need(wrong, "teacher.guidance_by", "gives the method no wrong hint", "set 'failure' or 'other_row'")
+        seen = s.teacher.guidance_by != "failure" or "success" in attempts
+        need(seen, "teacher.fields", "have no 'success', in whose place a failure stands", "add it")
         need(not s.teacher.guidance, "teacher.guidance", "has no effect on the method", "set 0.0")
         on_devices = s.teacher_weights != "endpoint" and not s.teacher.better_of_two
         need(on_devices, "method", "needs one teacher on these devices", "choose another teacher")
     if "feedback" in attempts:
-        need(s.reward.grader != "judge", "reward.grader", "gives no feedback", "remove 'feedback' from teacher.fields")
+        gives = GRADERS[s.reward.grader].feedback is not None
+        need(gives, "reward.grader", "gives no feedback", "remove 'feedback' from teacher.fields")
     if rewarded or "success" in attempts:
         remedy = "set sampling.group, to 4 as in the paper"
         need(s.sampling.group > 1, "sampling.group", "leaves no other completion to compare with", remedy)

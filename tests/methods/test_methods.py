@@ -691,6 +691,7 @@ def test_completions_may_be_the_teacher_s(tmp_path):
 
 
 BAD = {
+    "teacher.fields": dict(method="rlcsd", reward=dict(grader="world"), sampling=dict(group=4), teacher=dict(guidance_by="failure")),
     "loss.emphasis": dict(method="sft", sampling=dict(source="reference"), loss=dict(emphasis="gap")),
     "rubric.source": dict(rubric=dict(source="noisy"), reward=dict(grader="world"), loss=dict(emphasis="credit")),
     "teacher.better_of_two": dict(teacher=dict(weights="live", better_of_two=True)),
