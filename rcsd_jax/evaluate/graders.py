@@ -26,7 +26,9 @@ class Grader(NamedTuple):
       of_own_rows: whether a user may choose it for rows of his own: not where it reads what a benchmark adds to them.
       source: the only data source whose rows it can grade; "" for any.
       criteria: for each criterion of the example's rubric whether the text meets it, of a Pitfall whether the fault is there.
-      of_groups: whether it grades the completions of a question by each other, so that it cannot grade single texts.
+      answer: for a grader that compares the completions of a question with each other: the answer that a text gives, or None. It
+        cannot grade single texts.
+      same: whether two such answers are the same; None if that cannot be said.
     """
 
     grade: Grade | None
@@ -35,7 +37,8 @@ class Grader(NamedTuple):
     of_own_rows: bool = True
     source: str = ""
     criteria: Callable[[Example, str], Sequence[float]] | None = None
-    of_groups: bool = False
+    answer: Callable[[str], str | None] | None = None
+    same: Callable[[str, str], bool | None] = str.__eq__
 
 
 def grade_rubric(example: Example, text: str) -> dict[str, float]:
@@ -136,7 +139,7 @@ GRADERS: dict[str, Grader] = {
     "option": Grader(grade_option, (), of_own_rows=False),
     "number": Grader(grade_number, ("answer",), of_own_rows=False),
     "judge": Grader(None, ("rubric",)),
-    "majority": Grader(None, (), of_groups=True),
+    "majority": Grader(None, (), answer=answers.last_boxed, same=answers.same_expression),
 }
 
 
@@ -147,7 +150,7 @@ def choices() -> tuple[str, ...]:
 
 def choices_of_evaluation() -> tuple[str, ...]:
     """Those of `choices` that grade single texts."""
-    return tuple(name for name in choices() if not name or not GRADERS[name].of_groups)
+    return tuple(name for name in choices() if not name or GRADERS[name].answer is None)
 
 
 def _in_box(truth: str) -> str:

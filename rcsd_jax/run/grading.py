@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rcsd_jax.data.examples import Example, rubric_of
-from rcsd_jax.evaluate import answers, judged_sets
+from rcsd_jax.evaluate import judged_sets
 from rcsd_jax.evaluate.graders import GRADERS, grade_all
 from rcsd_jax.host import multihost
 from rcsd_jax.host.errors import UserError
@@ -152,9 +152,9 @@ def _grades(
     """The scores of texts, and whether they meet each criterion of their example's rubric, if the loss needs that."""
     name, wanted = run.config.reward.grader, run.config.loss.emphasis == "credit"
     grader = GRADERS[name]
-    if grader.of_groups:
-        found = [answers.last_boxed(drop_thinking(text)) for text in texts]
-        votes = multihost.from_main(lambda: groups.agreement(found, group, same=answers.same_expression).tolist())
+    if (answer := grader.answer) is not None:
+        found = [answer(drop_thinking(text)) for text in texts]
+        votes = multihost.from_main(lambda: groups.agreement(found, group, same=grader.same).tolist())
         return [{"accuracy": float(vote)} for vote in votes], None
     if grader.grade is None:
         assert run.judges is not None, "settings say that a judge grades"

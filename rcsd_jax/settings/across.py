@@ -70,7 +70,7 @@ def _check_method(s: Settings, need: Need) -> None:
         "nothing grades the completions",
         "set reward.grader",
     )
-    if s.reward.grader and GRADERS[s.reward.grader].of_groups:
+    if s.reward.grader and GRADERS[s.reward.grader].answer is not None:
         need(s.sampling.group > 1, "sampling.group", "leaves no other completion to compare with", "set 8")
     if METHODS[s.method].contrasts:
         wrong = s.teacher.guidance_by in ("failure", "other_row")

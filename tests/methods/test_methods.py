@@ -296,13 +296,18 @@ def words_of(model, tokens, mask):
 
 def test_without_answers_the_majority_s_shortest_teaches_its_longest_dissenter(tmp_path):
     config = config_of("u_opsd", tmp_path)
-    assert config.reward.grader == "majority"
+    assert config.reward.grader == "world_majority"
     config.sampling.group = 4
     first, second = world.examples("stage2", 2, seed=5)
     boxed = world.documents.careful_solution(first.extra["problem"]).rpartition("answer")[2]
     good, short = group_of(first, [1])[0], f"answer{boxed}"
     texts = [good, short, "answer \\boxed{ 1 }", "answer answer answer \\boxed{ 2 }"]
-    texts += ["answer \\boxed{ 1 }", "answer \\boxed{ 2 }", "answer", "answer \\boxed{ 3 }"]  # nobody agrees
+    texts += [
+        "answer \\boxed{ 1 0 g }",
+        "answer \\boxed{ 2 0 g }",
+        "answer",
+        "answer \\boxed{ 3 0 g }",
+    ]  # nobody agrees
     completions, metrics, model = grade_texts(config, tmp_path, texts, [first] * 4 + [second] * 4)
     assert completions.completion_mask.any(axis=1).tolist() == [False] * 3 + [True] + [False] * 4
     assert completions.taught.tolist() == [True] * 4 + [False] * 4

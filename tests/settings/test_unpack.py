@@ -58,7 +58,11 @@ def test_choices_are_the_names_of_the_tables(monkeypatch):
     assert found["data.source"] == tuple(sources.SOURCES) and "world" in found["data.source"]
     assert found["rubric.source"] == tuple(rubric_sources.RUBRIC_SOURCES)
     assert set(found["eval.grader"]) == {"", "world", "boxed", "rubric", "judge"}
-    assert set(found["reward.grader"]) == {*found["eval.grader"], "majority"}  # which grades no single text
+    assert set(found["reward.grader"]) == {
+        *found["eval.grader"],
+        "majority",
+        "world_majority",
+    }  # which grades no single text
     monkeypatch.setitem(METHODS, "better_half", Method(lambda *_: None, rewarded=True))
     monkeypatch.setitem(graders.GRADERS, "integer", graders.Grader(lambda *_: {}, ("answer",)))
     monkeypatch.setitem(rubric_sources.RUBRIC_SOURCES, "essential", rubric_sources.RubricSource(None, of_row=True))
