@@ -47,6 +47,7 @@ def _slice(
 # Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
 # fine-tuning its gradient is added up over the devices.
 # fsdp x tensor divides the 8 key/value heads (4 of the mixtures), so that sampling can split the model over it.
+# Ironwood (tpu7x) has two devices a chip, so a mesh over 2x2x1 has eight.
 # Only a single chip needs `sampling.slots`, where the caches of a whole batch do not fit. Elsewhere as many as the batch has rows fit where
 # the step fits, and rollouts of 20 batches keep 85% of them busy.
 LORA = {
@@ -67,12 +68,16 @@ LORA = {
     "qwen3_8b": {
         "v5e_4x4": _slice(2, 8, 1, 2, "projections", shared_rows=True),
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 2, "projections", chunk_size=1024),
     },
     "qwen3_14b": {
         "v5e_4x8": _slice(4, 8, 1, 1, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
     },
-    "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024)},
+    "qwen3_32b": {
+        "v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 4, "projections", chunk_size=1024),
+    },
     "qwen3_30b_a3b": {"v5p_2x2x2": _slice(2, 4, 1, 1, "mlp", chunk_size=1024)},
     "gemma3_270m": {"v5e_1x1": _slice(1, 1, 1, 16, "mlp"), "v6e_1x1": _slice(1, 1, 1, 16, "mlp")},
     "gemma3_1b": {"v5e_1x1": _slice(1, 1, 1, 32, "mlp"), "v6e_1x1": _slice(1, 1, 1, 32, "mlp")},
@@ -88,7 +93,10 @@ FULL = {
         "v5e_4x4": _slice(2, 8, 1, 2, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=2048),
     },
-    "qwen3_8b": {"v5p_2x2x2": _slice(1, 8, 1, 4, "projections", chunk_size=2048)},
+    "qwen3_8b": {
+        "v5p_2x2x2": _slice(1, 8, 1, 4, "projections", chunk_size=2048),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 4, "projections", chunk_size=2048),
+    },
     "qwen3_14b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=2048)},
     "qwen3_32b": {"v5p_2x4x4": _slice(4, 8, 1, 1, "mlp", chunk_size=2048)},
 }
