@@ -17,8 +17,9 @@ MODELS = {
     "qwen3_14b": "Qwen/Qwen3-14B",
     "qwen3_32b": "Qwen/Qwen3-32B",
     "qwen3_30b_a3b": "Qwen/Qwen3-30B-A3B",
+    "qwen3_235b_a22b": "Qwen/Qwen3-235B-A22B",
 }
-MIXTURES = ("qwen3_30b_a3b",)
+MIXTURES = ("qwen3_30b_a3b", "qwen3_235b_a22b")
 ATTENTION = ("q", "k", "v", "o")
 """What has adapters in a mixture of experts. The experts can have them too, see `lora.targets`."""
 
@@ -33,10 +34,11 @@ def _slice(
     microbatches: int,
     remat: str,
     *,
+    expert: int = 1,
     shared_rows: bool = False,
     **loss: int,
 ) -> dict[str, Any]:
-    mesh = dict(data=1, group=group, fsdp=fsdp, expert=1, tensor=tensor)
+    mesh = dict(data=1, group=group, fsdp=fsdp, expert=expert, tensor=tensor)
     train = dict(split_rows=True, row_lengths=6) if shared_rows else {}
     return dict(mesh=mesh, microbatches=microbatches, remat=remat, train=train, loss=loss)
 
@@ -44,6 +46,7 @@ def _slice(
 # Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
 # fine-tuning its gradient is added up over the devices.
 # fsdp x tensor divides the 8 key/value heads (4 of the mixtures), so that sampling can split the model over it.
+# Experts are dealt out: a layer's weigh 1.2 GB, or 4.8, which devices would gather for every few tokens.
 # None sets `sampling.slots`: as many as the batch has rows fit where the step fits, and rollouts of 20 batches keep 85% of them busy.
 LORA = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 4, "mlp")},
@@ -61,7 +64,11 @@ LORA = {
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
     },
     "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024)},
-    "qwen3_30b_a3b": {"v5p_2x2x2": _slice(2, 4, 1, 1, "mlp", chunk_size=1024)},
+    "qwen3_30b_a3b": {
+        "v5p_2x2x2": _slice(1, 1, 1, 1, "projections", expert=8, chunk_size=1024),
+        "v5e_4x8": _slice(1, 4, 1, 1, "mlp", expert=8, shared_rows=True, chunk_size=512),
+    },
+    "qwen3_235b_a22b": {"v5p_2x2x4": _slice(1, 1, 1, 1, "mlp", expert=16, chunk_size=1024)},
 }
 FULL = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 8, "mlp")},
@@ -73,6 +80,7 @@ FULL = {
     "qwen3_8b": {"v5p_2x2x2": _slice(1, 8, 1, 4, "projections", chunk_size=2048)},
     "qwen3_14b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=2048)},
     "qwen3_32b": {"v5p_2x4x4": _slice(4, 8, 1, 1, "mlp", chunk_size=2048)},
+    "qwen3_30b_a3b": {"v5p_2x2x4": _slice(1, 1, 1, 1, "mlp", expert=16, chunk_size=1024)},
 }
 
 # LoRA with a larger model as the teacher; both are in memory. (student, teacher) -> its slices.

@@ -76,7 +76,7 @@ def test_a_variant_keeps_its_own_adapters_and_a_larger_batch_has_more_parts():
         ("qwen3_8b,v5e_2x2", "no 'v5e_2x2': use one of v5e_4x4"),
         ("paper,release", "paper and release are two variants"),
         ("full", "unknown variant 'full'"),
-        ("qwen3_30b_a3b,full", "qwen3_30b_a3b,full has no 'slice'"),
+        ("qwen3_235b_a22b,full", "qwen3_235b_a22b,full has no 'slice'"),
         ("sdpo,qwen3_8b", "trains all weights.*use qwen3_8b,full"),
     ],
 )

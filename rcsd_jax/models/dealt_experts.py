@@ -1,0 +1,199 @@
+"""Experts that are dealt out over devices: tokens travel, and each device computes what its own experts give.
+
+The devices of the axis gather each other's tokens, and add up and share out what they computed. With eight experts for each token and
+as many devices, most tokens have an expert on most devices. So little travels in vain.
+
+How many rows a device gets depends on the tokens, and may be anything up to all. So it takes them in parts, of a fourth more than all
+devices' average, as many as there are: usually one, and nothing is dropped. A loop of unknown length has no gradient of JAX's. So the
+gradient is written here; it computes the rows anew.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.expert_rows import NAMES, Parts, through_experts
+from rcsd_jax.models.kernels import LANES
+
+FEW = 4096
+"""Rows of all devices that are one part in any case."""
+PARTS = "expert_parts"
+"""The scope of the loop over parts."""
+_TOGETHER = 128  # tokens to which the kernel adds up rows at a time
+
+
+class Dealt(NamedTuple):
+    """The rows of this device's experts, sorted by expert and then by the device that they come from.
+
+    Attributes:
+      token: [S * R] int32, for all devices' routes, sorted by expert on each: the token's place among those of all devices.
+      ends: [E * S] int32, the row after the last of each expert and device.
+      starts: [E * S] int32, where the routes of an expert and a device start in `token`.
+      sizes: [E] int32, rows of each expert.
+    """
+
+    token: jax.Array
+    ends: jax.Array
+    starts: jax.Array
+    sizes: jax.Array
+
+
+def apply(
+    config: DecoderConfig, parts: Parts, x: jax.Array, experts: jax.Array, shares: jax.Array, axis: str
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """What this device's experts give to the tokens of all devices of the axis; inside `jax.shard_map`.
+
+    Args:
+      config: of the decoder.
+      parts: of the device's own experts.
+      x: [N, D], the device's tokens.
+      experts, shares: [N, k], where they go, among all experts; `config.num_experts` for nowhere.
+      axis: of the mesh.
+
+    Returns:
+      The sums [S * N, D] for the tokens of all S devices, and the function that adds them up over the devices: [S * N, D] to [N, D].
+    """
+    tokens, k = shares.shape
+    own, devices = parts[NAMES[0]]["w"].shape[-3], jax.lax.axis_size(axis)
+    flat = experts.reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    counts = (flat[:, None] == jnp.arange(config.num_experts)).sum(axis=0, dtype=jnp.int32)
+    gather = functools.partial(jax.lax.all_gather, axis_name=axis, axis=0)
+    # [S, E] of this device's experts, and where each begins among the routes of its device
+    counts = gather(counts)
+    here = lambda y: jax.lax.dynamic_slice_in_dim(y, jax.lax.axis_index(axis) * own, own, axis=1)
+    first = np.arange(devices)[:, None]
+    starts = here(jnp.cumsum(counts, axis=1) - counts) + first * len(flat)
+    counts = here(counts)
+    dealt = Dealt(
+        (gather(order // k) + first * tokens).reshape(-1).astype(jnp.int32),
+        jnp.cumsum(counts.T.reshape(-1)).astype(jnp.int32),
+        starts.T.reshape(-1).astype(jnp.int32),
+        counts.sum(axis=0),
+    )
+    of_all = checkpoint_name(gather(x).reshape(-1, x.shape[1]), "experts_in")
+    out = given(
+        config, _rows(len(flat), devices), parts, of_all, gather(_at(shares.reshape(-1), order)).reshape(-1), dealt
+    )
+    return out, functools.partial(jax.lax.psum_scatter, axis_name=axis, scatter_dimension=0, tiled=True)
+
+
+def _rows(routes: int, devices: int) -> int:
+    """Rows of a part, for so many routes of each device."""
+    whole = routes * devices
+    part = whole if whole <= FEW else min(routes + routes // 4, whole)
+    return -(-part // LANES) * LANES
+
+
+@jax.custom_vjp
+def _at(x: jax.Array, order: jax.Array) -> jax.Array:
+    """x[order] for x [R] and a permutation, whose gradient is a read as well."""
+    return x[order]
+
+
+_at.defvjp(lambda x, order: (x[order], order), lambda order, gradient: (gradient[jnp.argsort(order)], None))
+
+
+class _Part(NamedTuple):
+    """Some of the rows: see `_part`."""
+
+    source: jax.Array  # [C], each row's place in `Dealt.token`; after the last row, more than any
+    token: jax.Array  # [C] int32; after the last row, more than any
+    sizes: jax.Array  # [E] int32, rows of each expert
+
+
+def _part(dealt: Dealt, number: jax.Array | int, rows: int) -> _Part:
+    row = number * rows + jnp.arange(rows)
+    piece = (row[:, None] >= dealt.ends).sum(axis=1)
+    begins = jnp.concatenate([jnp.zeros(1, jnp.int32), dealt.ends[:-1]])
+    source = row + (dealt.starts - begins)[jnp.minimum(piece, len(dealt.ends) - 1)]
+    there = piece < len(dealt.ends)
+    token = jnp.where(there, dealt.token.at[source].get(mode="clip"), jnp.iinfo(jnp.int32).max)
+    ends = jnp.clip(jnp.cumsum(dealt.sizes) - number * rows, 0, rows)
+    return _Part(jnp.where(there, source, len(dealt.token) + row), token, jnp.diff(ends, prepend=0).astype(jnp.int32))
+
+
+def _over_parts(rows: int, dealt: Dealt, add: Callable[[_Part, Any], Any], nothing: Any) -> Any:
+    """`nothing` after `add(part, sums)` for each part with rows."""
+    if rows >= len(dealt.token):
+        return add(_part(dealt, 0, rows), nothing)
+    with jax.named_scope(PARTS):
+        needed = (dealt.ends[-1] + rows - 1) // rows
+        return jax.lax.fori_loop(0, needed, lambda i, sums: add(_part(dealt, i, rows), sums), nothing)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def given(config: DecoderConfig, rows: int, parts: Parts, x: jax.Array, shares: jax.Array, dealt: Dealt) -> jax.Array:
+    """The sums [S * N, D] for x [S * N, D]; shares [S * R] as `Dealt.token`."""
+
+    def add(part: _Part, out: jax.Array) -> jax.Array:
+        y = through_experts(config, parts, _rows_of(x, part.token), _rows_of(shares, part.source), part.sizes)
+        return _added(config, out, y, part.token)
+
+    return _over_parts(rows, dealt, add, jnp.zeros_like(x))
+
+
+def _rows_of(x: jax.Array, index: jax.Array) -> jax.Array:
+    return x.at[index].get(mode="clip")
+
+
+def _added(config: DecoderConfig, sums: jax.Array, rows: jax.Array, token: jax.Array) -> jax.Array:
+    """Sums [N, D], plus rows [C, D] of the tokens [C]; rows of tokens from N on count nowhere."""
+    count = len(sums)
+    if config.kernels == "xla":
+        return sums.at[token].add(rows, mode="drop")
+    if count <= _TOGETHER:
+        hot = (token == jnp.arange(count)[:, None]).astype(rows.dtype)
+        return (sums + jnp.matmul(hot, rows, preferred_element_type=jnp.float32)).astype(sums.dtype)
+    # XLA adds rows one after the other. Sorted by token, those of some tokens together are a group, and their sums a product with
+    # zeros and ones.
+    order = jnp.argsort(token)
+    rows, token = rows[order], token[order]
+    blocks = -(-count // _TOGETHER)
+    sizes = (token[:, None] // _TOGETHER == jnp.arange(blocks)).sum(axis=0, dtype=jnp.int32)
+    hot = (token % _TOGETHER == jnp.arange(_TOGETHER)[:, None]).astype(rows.dtype)
+    how = dict(tiling=(_TOGETHER, _TOGETHER, rows.shape[1]), interpret=config.kernels == "pallas_interpret")
+    added = tgmm(hot, rows, sizes, sums.dtype, **how).reshape(-1, rows.shape[1])
+    return sums + added[:count]
+
+
+def _given_backward(
+    config: DecoderConfig, rows: int, residuals: tuple[Parts, jax.Array, jax.Array, Dealt], gradient: jax.Array
+) -> tuple[Parts, jax.Array, jax.Array, None]:
+    parts, x, shares, dealt = residuals
+    numbers = lambda tree: jax.tree.map(lambda y: jnp.issubdtype(y.dtype, jnp.floating), tree)
+    exact = {name: {key: y for key, y in part.items() if not numbers(y)} for name, part in parts.items()}
+    inexact = {name: {key: y for key, y in part.items() if numbers(y)} for name, part in parts.items()}
+
+    def add(part: _Part, sums: tuple[Parts, jax.Array, jax.Array]) -> tuple[Parts, jax.Array, jax.Array]:
+        def compute(inexact: Parts, x: jax.Array, shares: jax.Array) -> jax.Array:
+            both = {name: exact[name] | inexact[name] for name in exact}
+            return through_experts(config, both, x, shares, part.sizes)
+
+        _, pull = jax.vjp(compute, inexact, _rows_of(x, part.token), _rows_of(shares, part.source))
+        of_parts, of_x, of_shares = pull(_rows_of(gradient, part.token))
+        return (
+            jax.tree.map(jnp.add, sums[0], of_parts),
+            _added(config, sums[1], of_x, part.token),
+            sums[2].at[part.source].set(of_shares, mode="drop", unique_indices=True),
+        )
+
+    of_parts, of_x, of_shares = _over_parts(
+        rows, dealt, add, (jax.tree.map(jnp.zeros_like, inexact), jnp.zeros_like(x), jnp.zeros_like(shares))
+    )
+    of_exact = {
+        name: {key: np.zeros(y.shape, jax.dtypes.float0) for key, y in part.items()} for name, part in exact.items()
+    }
+    return {name: of_exact[name] | of_parts[name] for name in parts}, of_x, of_shares, None
+
+
+given.defvjp(lambda config, rows, *inputs: (given(config, rows, *inputs), inputs), _given_backward)

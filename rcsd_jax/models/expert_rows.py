@@ -1,0 +1,55 @@
+"""Rows of tokens, sorted by their experts, through these experts."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.feed_forward import ACTIVATIONS
+from rcsd_jax.models.kernels.grouped_matmul import grouped_matmul
+
+Parts: TypeAlias = dict[str, dict[str, jax.Array]]
+"""Name of a matrix -> its arrays: "w" [E, in, out], and where they exist "scale" [E, 1, out] of int8, and an adapter's "a", "b".
+
+With a "layer", [] int32, "w" and "scale" are those of all layers, [L, E, ...]."""
+
+NAMES = ("expert_gate", "expert_up", "expert_down")
+
+
+def through_experts(
+    config: DecoderConfig, parts: Parts, x: jax.Array, shares: jax.Array, sizes: jax.Array
+) -> jax.Array:
+    """share * (activation(x @ gate) * (x @ up)) @ down of every row with its group's matrices.
+
+    The share comes before the last product, which is the same. Then its gradient needs no product computed anew.
+
+    Args:
+      config: of the decoder.
+      parts: of the experts that the rows go to.
+      x: [M, D], the rows of the first expert first, and so on.
+      shares: [M].
+      sizes: [E] int32, rows of each expert; at most M together.
+
+    Returns:
+      [M, D] in the dtype of x, 0 after the last expert's rows.
+    """
+
+    def product(name: str, x: jax.Array) -> jax.Array:
+        part = parts[name]
+        layer = part.get("layer")
+        y = grouped_matmul(x, part["w"], sizes, config.kernels, layer)
+        if "scale" in part:
+            scale = part["scale"] if layer is None else part["scale"][layer]
+            expert = (jnp.arange(len(x))[:, None] >= jnp.cumsum(sizes)).sum(axis=1)
+            y = (y * scale[jnp.minimum(expert, len(sizes) - 1), 0]).astype(x.dtype)
+        if "a" in part:
+            low = grouped_matmul(x, part["a"], sizes, config.kernels)
+            y += grouped_matmul(config.lora_scale * low, part["b"], sizes, config.kernels)
+        return y
+
+    gate, up = (checkpoint_name(product(name, x), "mlp_in") for name in NAMES[:2])
+    return product(NAMES[2], ACTIVATIONS[config.activation](gate) * up * shares[:, None])
