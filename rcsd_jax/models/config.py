@@ -96,7 +96,7 @@ REMAT: dict[str, tuple[str, ...] | None] = {
     "full": (),
     "attention": ("attention",),
     "mlp": ("attention", "qkv", "attention_out"),
-    "projections": ("attention", "qkv", "attention_out", "mlp_in", "adapters_in", "experts_in"),
+    "projections": ("attention", "qkv", "attention_out", "mlp_in", "adapters_in"),
 }
 """What a layer keeps for the backward pass besides its input: everything (None), or the named activations.
 

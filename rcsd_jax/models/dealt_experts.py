@@ -1,11 +1,11 @@
 """Experts that are dealt out over devices: tokens travel, and each device computes what its own experts give.
 
-The devices of the axis gather each other's tokens, and add up and share out what they computed. With eight experts for each token and
+The devices of the axis gather each other's tokens, and add up what they computed for each. With eight experts for each token and
 as many devices, most tokens have an expert on most devices. So little travels in vain.
 
 How many rows a device gets depends on the tokens, and may be anything up to all. So it takes them in parts, of a fourth more than all
-devices' average, as many as there are: usually one, and nothing is dropped. A loop of unknown length has no gradient of JAX's. So the
-gradient is written here; it computes the rows anew.
+devices' average. The first is usually all; a loop takes the others, as many as there are, and nothing is dropped. A loop of unknown
+length has no gradient of JAX's. So the gradient is written here; it computes the rows anew.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
 from rcsd_jax.models.config import DecoderConfig
@@ -26,8 +25,8 @@ from rcsd_jax.models.kernels import LANES
 
 FEW = 4096
 """Rows of all devices that are one part in any case."""
-PARTS = "expert_parts"
-"""The scope of the loop over parts."""
+PARTS = "more_expert_parts"
+"""The scope of the loop over parts after the first, which is usually all."""
 _TOGETHER = 128  # tokens to which the kernel adds up rows at a time
 
 
@@ -49,8 +48,8 @@ class Dealt(NamedTuple):
 
 def apply(
     config: DecoderConfig, parts: Parts, x: jax.Array, experts: jax.Array, shares: jax.Array, axis: str
-) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """What this device's experts give to the tokens of all devices of the axis; inside `jax.shard_map`.
+) -> jax.Array:
+    """What the experts of all devices of the axis give to the tokens of this device; inside `jax.shard_map`.
 
     Args:
       config: of the decoder.
@@ -60,7 +59,7 @@ def apply(
       axis: of the mesh.
 
     Returns:
-      The sums [S * N, D] for the tokens of all S devices, and the function that adds them up over the devices: [S * N, D] to [N, D].
+      The sums [N, D]. Where experts are also split by their width, they are partial sums.
     """
     tokens, k = shares.shape
     own, devices = parts[NAMES[0]]["w"].shape[-3], jax.lax.axis_size(axis)
@@ -80,11 +79,29 @@ def apply(
         starts.T.reshape(-1).astype(jnp.int32),
         counts.sum(axis=0),
     )
-    of_all = checkpoint_name(gather(x).reshape(-1, x.shape[1]), "experts_in")
-    out = given(
-        config, _rows(len(flat), devices), parts, of_all, gather(_at(shares.reshape(-1), order)).reshape(-1), dealt
-    )
-    return out, functools.partial(jax.lax.psum_scatter, axis_name=axis, scatter_dimension=0, tiled=True)
+    rows = _rows(len(flat), devices)
+    of_all, shares = gather_tokens(axis, x), gather(_at(shares.reshape(-1), order)).reshape(-1)
+    return add_up(axis, given(config, rows, parts, of_all, shares, dealt))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gather_tokens(axis: str, x: jax.Array) -> jax.Array:
+    """[N, D] of every device of the axis, one after the other, [S * N, D]."""
+    return jax.lax.all_gather(x, axis, axis=0, tiled=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def add_up(axis: str, x: jax.Array) -> jax.Array:
+    """The sum over the devices of the part [N, D] of x [S * N, D] that is this device's.
+
+    XLA would add up all parts on all devices, which is twice the way.
+    """
+    parts = x.reshape(jax.lax.axis_size(axis), -1, x.shape[1])
+    return jax.lax.all_to_all(parts, axis, 0, 0).sum(axis=0, dtype=jnp.float32).astype(x.dtype)
+
+
+gather_tokens.defvjp(lambda axis, x: (gather_tokens(axis, x), None), lambda axis, _, y: (add_up(axis, y),))
+add_up.defvjp(lambda axis, x: (add_up(axis, x), None), lambda axis, _, y: (gather_tokens(axis, y),))
 
 
 def _rows(routes: int, devices: int) -> int:
@@ -92,6 +109,11 @@ def _rows(routes: int, devices: int) -> int:
     whole = routes * devices
     part = whole if whole <= FEW else min(routes + routes // 4, whole)
     return -(-part // LANES) * LANES
+
+
+def _usual(rows: int, dealt: Dealt) -> int:
+    """Rows that all experts of a device usually have in a part: those of all devices over the devices."""
+    return min(rows, len(dealt.token) * len(dealt.sizes) // len(dealt.ends))
 
 
 @jax.custom_vjp
@@ -122,48 +144,50 @@ def _part(dealt: Dealt, number: jax.Array | int, rows: int) -> _Part:
     return _Part(jnp.where(there, source, len(dealt.token) + row), token, jnp.diff(ends, prepend=0).astype(jnp.int32))
 
 
-def _over_parts(rows: int, dealt: Dealt, add: Callable[[_Part, Any], Any], nothing: Any) -> Any:
-    """`nothing` after `add(part, sums)` for each part with rows."""
+def _over_parts(rows: int, dealt: Dealt, add: Callable[[_Part, Any], Any]) -> Any:
+    """`add(part, sums)` for each part with rows; the first has None to add to."""
+    first = add(_part(dealt, 0, rows), None)
     if rows >= len(dealt.token):
-        return add(_part(dealt, 0, rows), nothing)
+        return first
     with jax.named_scope(PARTS):
         needed = (dealt.ends[-1] + rows - 1) // rows
-        return jax.lax.fori_loop(0, needed, lambda i, sums: add(_part(dealt, i, rows), sums), nothing)
+        return jax.lax.fori_loop(1, needed, lambda i, sums: add(_part(dealt, i, rows), sums), first)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def given(config: DecoderConfig, rows: int, parts: Parts, x: jax.Array, shares: jax.Array, dealt: Dealt) -> jax.Array:
     """The sums [S * N, D] for x [S * N, D]; shares [S * R] as `Dealt.token`."""
 
-    def add(part: _Part, out: jax.Array) -> jax.Array:
-        y = through_experts(config, parts, _rows_of(x, part.token), _rows_of(shares, part.source), part.sizes)
-        return _added(config, out, y, part.token)
+    def add(part: _Part, out: jax.Array | None) -> jax.Array:
+        here = _rows_of(x, part.token), _rows_of(shares, part.source)
+        y = through_experts(config, parts, *here, part.sizes, _usual(rows, dealt))
+        return _added(config, out, y, part.token, len(x))
 
-    return _over_parts(rows, dealt, add, jnp.zeros_like(x))
+    return _over_parts(rows, dealt, add)
 
 
 def _rows_of(x: jax.Array, index: jax.Array) -> jax.Array:
     return x.at[index].get(mode="clip")
 
 
-def _added(config: DecoderConfig, sums: jax.Array, rows: jax.Array, token: jax.Array) -> jax.Array:
-    """Sums [N, D], plus rows [C, D] of the tokens [C]; rows of tokens from N on count nowhere."""
-    count = len(sums)
+def _added(config: DecoderConfig, sums: jax.Array | None, rows: jax.Array, token: jax.Array, count: int) -> jax.Array:
+    """Sums [N, D] for `count` tokens, if there are some, plus rows [C, D] of the tokens [C]; rows of others count nowhere."""
     if config.kernels == "xla":
-        return sums.at[token].add(rows, mode="drop")
-    if count <= _TOGETHER:
+        added = jnp.zeros((count, rows.shape[1]), rows.dtype).at[token].add(rows, mode="drop")
+    elif count <= _TOGETHER:
         hot = (token == jnp.arange(count)[:, None]).astype(rows.dtype)
-        return (sums + jnp.matmul(hot, rows, preferred_element_type=jnp.float32)).astype(sums.dtype)
-    # XLA adds rows one after the other. Sorted by token, those of some tokens together are a group, and their sums a product with
-    # zeros and ones.
-    order = jnp.argsort(token)
-    rows, token = rows[order], token[order]
-    blocks = -(-count // _TOGETHER)
-    sizes = (token[:, None] // _TOGETHER == jnp.arange(blocks)).sum(axis=0, dtype=jnp.int32)
-    hot = (token % _TOGETHER == jnp.arange(_TOGETHER)[:, None]).astype(rows.dtype)
-    how = dict(tiling=(_TOGETHER, _TOGETHER, rows.shape[1]), interpret=config.kernels == "pallas_interpret")
-    added = tgmm(hot, rows, sizes, sums.dtype, **how).reshape(-1, rows.shape[1])
-    return sums + added[:count]
+        added = jnp.matmul(hot, rows, preferred_element_type=jnp.float32).astype(rows.dtype)
+    else:
+        # XLA adds rows one after the other. Sorted by token, those of some tokens together are a group, and their sums a product
+        # with zeros and ones.
+        order = jnp.argsort(token)
+        rows, token = rows[order], token[order]
+        blocks = -(-count // _TOGETHER)
+        sizes = (token[:, None] // _TOGETHER == jnp.arange(blocks)).sum(axis=0, dtype=jnp.int32)
+        hot = (token % _TOGETHER == jnp.arange(_TOGETHER)[:, None]).astype(rows.dtype)
+        how = dict(tiling=(_TOGETHER, _TOGETHER, rows.shape[1]), interpret=config.kernels == "pallas_interpret")
+        added = tgmm(hot, rows, sizes, rows.dtype, **how).reshape(-1, rows.shape[1])[:count]
+    return added if sums is None else sums + added
 
 
 def _given_backward(
@@ -174,22 +198,21 @@ def _given_backward(
     exact = {name: {key: y for key, y in part.items() if not numbers(y)} for name, part in parts.items()}
     inexact = {name: {key: y for key, y in part.items() if numbers(y)} for name, part in parts.items()}
 
-    def add(part: _Part, sums: tuple[Parts, jax.Array, jax.Array]) -> tuple[Parts, jax.Array, jax.Array]:
+    def add(part: _Part, sums: tuple[Parts, jax.Array, jax.Array] | None) -> tuple[Parts, jax.Array, jax.Array]:
         def compute(inexact: Parts, x: jax.Array, shares: jax.Array) -> jax.Array:
             both = {name: exact[name] | inexact[name] for name in exact}
-            return through_experts(config, both, x, shares, part.sizes)
+            return through_experts(config, both, x, shares, part.sizes, _usual(rows, dealt))
 
         _, pull = jax.vjp(compute, inexact, _rows_of(x, part.token), _rows_of(shares, part.source))
         of_parts, of_x, of_shares = pull(_rows_of(gradient, part.token))
+        before = (None, None, jnp.zeros_like(shares)) if sums is None else sums
         return (
-            jax.tree.map(jnp.add, sums[0], of_parts),
-            _added(config, sums[1], of_x, part.token),
-            sums[2].at[part.source].set(of_shares, mode="drop", unique_indices=True),
+            of_parts if before[0] is None else jax.tree.map(jnp.add, before[0], of_parts),
+            _added(config, before[1], of_x, part.token, len(x)),
+            before[2].at[part.source].set(of_shares, mode="drop", unique_indices=True),
         )
 
-    of_parts, of_x, of_shares = _over_parts(
-        rows, dealt, add, (jax.tree.map(jnp.zeros_like, inexact), jnp.zeros_like(x), jnp.zeros_like(shares))
-    )
+    of_parts, of_x, of_shares = _over_parts(rows, dealt, add)
     of_exact = {
         name: {key: np.zeros(y.shape, jax.dtypes.float0) for key, y in part.items()} for name, part in exact.items()
     }

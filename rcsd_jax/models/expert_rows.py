@@ -21,7 +21,7 @@ NAMES = ("expert_gate", "expert_up", "expert_down")
 
 
 def through_experts(
-    config: DecoderConfig, parts: Parts, x: jax.Array, shares: jax.Array, sizes: jax.Array
+    config: DecoderConfig, parts: Parts, x: jax.Array, shares: jax.Array, sizes: jax.Array, usual: int | None = None
 ) -> jax.Array:
     """share * (activation(x @ gate) * (x @ up)) @ down of every row with its group's matrices.
 
@@ -33,6 +33,7 @@ def through_experts(
       x: [M, D], the rows of the first expert first, and so on.
       shares: [M].
       sizes: [E] int32, rows of each expert; at most M together.
+      usual: as of `grouped_matmul`.
 
     Returns:
       [M, D] in the dtype of x, 0 after the last expert's rows.
@@ -41,14 +42,14 @@ def through_experts(
     def product(name: str, x: jax.Array) -> jax.Array:
         part = parts[name]
         layer = part.get("layer")
-        y = grouped_matmul(x, part["w"], sizes, config.kernels, layer)
+        y = grouped_matmul(x, part["w"], sizes, config.kernels, layer, usual)
         if "scale" in part:
             scale = part["scale"] if layer is None else part["scale"][layer]
             expert = (jnp.arange(len(x))[:, None] >= jnp.cumsum(sizes)).sum(axis=1)
             y = (y * scale[jnp.minimum(expert, len(sizes) - 1), 0]).astype(x.dtype)
         if "a" in part:
-            low = grouped_matmul(x, part["a"], sizes, config.kernels)
-            y += grouped_matmul(config.lora_scale * low, part["b"], sizes, config.kernels)
+            low = grouped_matmul(x, part["a"], sizes, config.kernels, usual=usual)
+            y += grouped_matmul(config.lora_scale * low, part["b"], sizes, config.kernels, usual=usual)
         return y
 
     gate, up = (checkpoint_name(product(name, x), "mlp_in") for name in NAMES[:2])

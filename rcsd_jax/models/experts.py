@@ -117,9 +117,9 @@ def _of_device(config: DecoderConfig, parts: Parts, h: jax.Array, chosen: Routes
     over = rules["experts"]
     if has_mesh() and jax.sharding.get_abstract_mesh().shape[over] > 1:
         x, shares = (y.reshape(-1, y.shape[-1]) for y in (h, chosen.shares))
-        out, share_out = dealt_experts.apply(config, parts, x, chosen.experts.reshape(shares.shape), shares, over)
-        return share_out(jax.lax.psum(out, rules["expert_mlp"])).reshape(h.shape)
-    out = _of_all(config, parts, h, chosen)
+        out = dealt_experts.apply(config, parts, x, chosen.experts.reshape(shares.shape), shares, over).reshape(h.shape)
+    else:
+        out = _of_all(config, parts, h, chosen)
     return jax.lax.psum(out, rules["expert_mlp"]) if has_mesh() else out
 
 

@@ -20,7 +20,7 @@ def stated_bytes(computation: Computation, i: Instruction) -> float | None:
 
     Our kernels state them; paged attention reads the pages in its table.
     """
-    if i.opcode == "custom-call" and i.name.startswith(("write_places", "attend_few_queries", "grouped_matmul")):
+    if i.opcode == "custom-call" and re.search("write_places|attend_few_queries|grouped_matmul", i.name):
         return float(_said_of_kernel(i)["bytes_accessed"])
     if i.opcode != "custom-call" or not i.name.startswith("paged_attention"):
         return None

@@ -28,7 +28,7 @@ _FREE = frozenset(
 )
 _FREE_CALLS = ("AsyncCollective", "ConcatBitcast", "AssumeGatherIndices", "AllocateBuffer", "Sharding", "SliceBitcast")
 
-USUAL_TRIPS = {dealt_experts.PARTS: 1}
+USUAL_TRIPS = {dealt_experts.PARTS: 0}
 """A loop's scope -> how often it usually runs, if neither the text nor the program's lengths say it."""
 
 

@@ -26,7 +26,12 @@ _TILES = (ROWS, 1024, 1024)  # of megablox: of rows, and of a matrix
 
 
 def grouped_matmul(
-    x: jax.Array, matrices: jax.Array, sizes: jax.Array, kernels: str, layer: jax.Array | int | None = None
+    x: jax.Array,
+    matrices: jax.Array,
+    sizes: jax.Array,
+    kernels: str,
+    layer: jax.Array | int | None = None,
+    usual: int | None = None,
 ) -> jax.Array:
     """x[rows of group g] @ matrices[g] for every group; a matrix whose group is empty is not read.
 
@@ -36,6 +41,7 @@ def grouped_matmul(
       sizes: [G] int32, rows of each group; some may be empty, and the sum is at most M.
       kernels: of `kernels.KERNELS`. "xla": `ragged_dot` computes products and gradients.
       layer: the place in the stack.
+      usual: how many rows the groups usually have together, for the estimate of what the kernel costs; None: M.
 
     Returns:
       [M, out] in the dtype of x; rows after the last group are 0.
@@ -45,21 +51,22 @@ def grouped_matmul(
         y = jax.lax.ragged_dot(x, of_layer.astype(x.dtype), sizes, preferred_element_type=x.dtype)
         return jnp.where(jnp.arange(len(x))[:, None] < sizes.sum(), y, 0)
     stack = matrices[None] if layer is None else matrices
-    return _product(
-        kernels == "pallas_interpret", x, stack, jnp.asarray(0 if layer is None else layer, jnp.int32), sizes
-    )
+    number = jnp.asarray(0 if layer is None else layer, jnp.int32)
+    return _product(kernels == "pallas_interpret", len(x) if usual is None else usual, x, stack, number, sizes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(interpret: bool, x: jax.Array, stack: jax.Array, layer: jax.Array, sizes: jax.Array) -> jax.Array:
-    return _by_kernel(x, stack, layer, sizes, transposed=False, interpret=interpret)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(
+    interpret: bool, usual: int, x: jax.Array, stack: jax.Array, layer: jax.Array, sizes: jax.Array
+) -> jax.Array:
+    return _by_kernel(x, stack, layer, sizes, usual, transposed=False, interpret=interpret)
 
 
 def _backward(
-    interpret: bool, residuals: tuple[jax.Array, ...], gradient: jax.Array
+    interpret: bool, usual: int, residuals: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array | None, None, None]:
     x, stack, layer, sizes = residuals
-    to_x = _by_kernel(gradient, stack, layer, sizes, transposed=True, interpret=interpret)
+    to_x = _by_kernel(gradient, stack, layer, sizes, usual, transposed=True, interpret=interpret)
     if not jnp.issubdtype(stack.dtype, jnp.floating):
         return to_x, None, None, None
     # Of frozen matrices nobody asks for it, and it is not computed.
@@ -69,11 +76,18 @@ def _backward(
     return to_x, jnp.zeros_like(stack).at[layer].set(of_layer), None, None
 
 
-_product.defvjp(lambda _, *inputs: (_product(_, *inputs), inputs), _backward)
+_product.defvjp(lambda interpret, usual, *inputs: (_product(interpret, usual, *inputs), inputs), _backward)
 
 
 def _by_kernel(
-    x: jax.Array, stack: jax.Array, layer: jax.Array, sizes: jax.Array, *, transposed: bool, interpret: bool
+    x: jax.Array,
+    stack: jax.Array,
+    layer: jax.Array,
+    sizes: jax.Array,
+    usual: int,
+    *,
+    transposed: bool,
+    interpret: bool,
 ) -> jax.Array:
     """x [M, in] times the groups' matrices of a layer, [in, out] or transposed [out, in]: [M, out]."""
     count, width, (groups, *matrix) = len(x), x.shape[1], stack.shape[1:]
@@ -82,8 +96,9 @@ def _by_kernel(
     x = jnp.pad(x, ((0, -count % tile), (0, 0)))
     columns = _columns(out_width, width * stack.dtype.itemsize)
     visits = visited(sizes, len(x), tile)
-    most, parts = visits.group.shape[0], out_width // columns
-    fetched = min(groups, count) * width * out_width * stack.dtype.itemsize
+    computed = (-(-usual // tile) + groups - 1) * tile  # as if every group began in the middle of a tile
+    parts = out_width // columns
+    fetched = min(groups, usual) * width * out_width * stack.dtype.itemsize
     block = (None, None, columns, width) if transposed else (None, None, width, columns)
 
     def of_stack(n: Any, v: Any, layer: Any, group: Any, *_: Any) -> tuple[Any, ...]:
@@ -103,10 +118,10 @@ def _by_kernel(
         ),
         out_shape=jax.ShapeDtypeStruct((len(x), out_width), x.dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
-        cost_estimate=pl.CostEstimate(  # as if every group began in the middle of a tile
-            flops=2 * most * tile * width * out_width,
+        cost_estimate=pl.CostEstimate(
+            flops=2 * computed * width * out_width,
             transcendentals=0,
-            bytes_accessed=fetched + len(x) * (parts * width + out_width) * x.dtype.itemsize,
+            bytes_accessed=fetched + (computed * parts * width + len(x) * out_width) * x.dtype.itemsize,
         ),
         interpret=interpret,
         name="grouped_matmul",
