@@ -34,6 +34,12 @@ Other methods:
 - "grpo_rubric": the reward is the rubric score from a judge (`judge.model` at an endpoint, or `judge.checkpoint`);
 - "mixed": "paper" plus the reward for the answer.
 
+Methods of the same family, with RCSD's sizes; `docs/methods.md` has their sources and equations:
+
+- "pw_opsd": "reference", and late tokens of a completion count more;
+- "rubric_dropout": "grpo_rubric", and each step grades by another part of the rubric;
+- "fixed_advantage": no teacher and no reward; the least likely tokens become less likely. The control for all others.
+
 Student and teacher think, in training and in evaluation. "non_thinking", as in `configs/stage2.py:release,non_thinking`, turns this off.
 With "student_non_thinking" the student learns from completions without a thought, and the teacher and everybody in evaluation think.
 
@@ -143,8 +149,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | STEPS,
     "mixed": dict(method="self_distillation_and_grpo", rubric=dict(source="written")) | REWARDED,
 }
+FAMILY: dict[str, dict[str, Any]] = {
+    "pw_opsd": dict(
+        teacher=dict(fields=REFERENCE),
+        loss=dict(entry_clip=0.05, reduction="completions", emphasis="position", emphasis_strength=0.75),
+    ),
+    "fixed_advantage": dict(
+        method="fixed_advantage", teacher=dict(fields=QUESTION), eval=NO_TEACHER, loss=dict(emphasis="low_probability")
+    ),
+}
 VARIANTS["grpo_rubric"] = VARIANTS["grpo"] | dict(reward=dict(grader="judge", score="rubric_score"))
+FAMILY["rubric_dropout"] = VARIANTS["grpo_rubric"] | dict(rubric=dict(dropout=0.4))
 VARIANTS["dr_grpo"] = VARIANTS["grpo"] | dict(policy=dict(scale_advantages=False), loss=dict(reduction="longest"))
+VARIANTS |= FAMILY
 
 
 def get_config(variant: str = "paper") -> ConfigDict:

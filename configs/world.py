@@ -16,7 +16,7 @@ from configs import stage2, tiny
 
 VARIANTS = tuple(stage2.VARIANTS)
 NOT_OF_THE_METHOD = ("prompts", "data", "lora", "optimizer", "train")
-OF_THE_METHOD = dict(sampling=("group", "source"), rubric=("source",))  # of these sections, only these keys
+OF_THE_METHOD = dict(sampling=("group", "source"), rubric=("source", "dropout"))  # of these sections, only these keys
 
 # Of 5e-5, 1.5e-4 and 4.5e-4 (`experiments.learning_rates`, with a seed that no table uses), the middle one is best for most methods
 # and is the default.

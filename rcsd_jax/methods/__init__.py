@@ -7,7 +7,7 @@ scoring, microbatches, updates, checkpoints and metrics are the same for all.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from rcsd_jax.methods import grpo, mixed, self_distillation, sft
+from rcsd_jax.methods import fixed_advantage, grpo, mixed, self_distillation, sft
 
 
 class Method(NamedTuple):
@@ -21,6 +21,7 @@ class Method(NamedTuple):
 METHODS: dict[str, Method] = {
     "self_distillation": Method(self_distillation.loss_and_sums, teacher=True),
     "grpo": Method(grpo.loss_and_sums, rewarded=True),
+    "fixed_advantage": Method(fixed_advantage.loss_and_sums),
     "sft": Method(sft.loss_and_sums),
     "self_distillation_and_grpo": Method(mixed.loss_and_sums, teacher=True, rewarded=True),
 }

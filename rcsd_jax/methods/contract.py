@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax import losses
+from rcsd_jax.losses import emphasis
 from rcsd_jax.sampling import Samples
 
 
@@ -61,7 +62,7 @@ class CompletionTokens(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The completion mask as weights of a mean, [R, T] float32: 0 outside the mask, normalised over the whole batch.
+    """The completion mask as weights of a mean, [R, T] float32: 0 outside the mask, normalised over the whole batch, times emphases.
 
     They are made before the batch is split, so the losses of its parts add up, however tokens are split or packed. A method
     uses the same one of the two for its loss and for the means that it logs.
@@ -94,6 +95,20 @@ class PolicyOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class Emphasis:
+    """Static choices of how tokens are emphasised, see `losses.emphasis`."""
+
+    kind: str = "alike"  # of `emphasis.KINDS`
+    strength: float = 1.0  # 0: as if all were alike
+    share: float = 0.2  # of tokens, for "low_probability"
+
+    @property
+    def in_pass(self) -> str | None:
+        """A kind that follows from both roles' scores; None for any other."""
+        return self.kind if self.kind in emphasis.IN_PASS else None
+
+
+@dataclasses.dataclass(frozen=True)
 class LossOptions:
     """Static choices of a method's loss."""
 
@@ -102,6 +117,7 @@ class LossOptions:
     temperature: float = 1.0  # divides both roles' logits
     chunk_size: int = 512  # positions whose logits are in memory at a time
     reduction: str = "tokens"  # see `losses.token_weights`
+    emphasis: Emphasis = Emphasis()
     importance_clip: float | None = None  # truncated importance weight of trainer against sampler
     guidance: float = 0.0  # how far the teacher is pushed in the direction in which its privileged context changes it
     by_part: bool = True  # also log means over thoughts and over answers
@@ -109,11 +125,18 @@ class LossOptions:
     shared_tokens: int | None = None
 
 
-def weigh(completions: Completions, reduction: str) -> Weights:
-    """The weights of a whole batch; `reduction` as in `losses.token_weights`."""
+def weigh(completions: Completions, reduction: str, choice: Emphasis = Emphasis()) -> Weights:
+    """The weights of a whole batch, with the emphases that follow from the completions; `reduction` as in `losses.token_weights`."""
     mask = completions.completion_mask
     all_rows = losses.token_weights(mask, reduction)
-    return Weights(all_rows, losses.token_weights(mask, reduction, counted=completions.taught))
+    weights = Weights(all_rows, losses.token_weights(mask, reduction, counted=completions.taught))
+    if choice.kind == "position":
+        factor = emphasis.by_position(mask)
+    elif choice.kind == "low_probability":
+        factor = emphasis.low_probability(completions.samples.log_probs, mask, share=choice.share)
+    else:
+        return weights
+    return Weights(*(x * emphasis.softened(factor, choice.strength) for x in weights))
 
 
 def tokens_of(completions: Completions) -> CompletionTokens:

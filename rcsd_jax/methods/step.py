@@ -62,7 +62,7 @@ def learn(
 
     A non-finite loss, gradient or update leaves the state as it was and reports `finite` = 0: the caller stops.
     """
-    weights = weigh(completions, recipe.loss.reduction)  # of the whole batch, before it is split
+    weights = weigh(completions, recipe.loss.reduction, recipe.loss.emphasis)  # of the whole batch, before it is split
     of_batch = packed_learning.loss_and_gradient if recipe.row_lengths else padded_loss_and_gradient
     (loss, sums), gradient = of_batch(recipe, state, frozen, completions, weights)
     new_state, grad_norm, finite = update(state, loss, gradient, recipe.optimizer, ema_decay=recipe.ema_decay)

@@ -11,9 +11,11 @@ from jax.ad_checkpoint import checkpoint_name
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.feed_forward import ACTIVATIONS
 from rcsd_jax.models.kernels.grouped_matmul import grouped_matmul
+from rcsd_jax.models.weights import times_scales
 
 Parts: TypeAlias = dict[str, dict[str, jax.Array]]
-"""Name of a matrix -> its arrays: "w" [E, in, out], and where they exist "scale" [E, 1, out] of int8, and an adapter's "a", "b".
+"""Name of a matrix -> its arrays: "w" [E, in, out], and where they exist "scale" [E, 1, out] of int8, "group_scale" [E, in / 32, out]
+of int4, and an adapter's "a", "b".
 
 With a "layer", [] int32, "w" and "scale" are those of all layers, [L, E, ...]."""
 
@@ -42,7 +44,8 @@ def through_experts(
     def product(name: str, x: jax.Array) -> jax.Array:
         part = parts[name]
         layer = part.get("layer")
-        y = grouped_matmul(x, part["w"], sizes, config.kernels, layer, usual)
+        w = times_scales(part["w"].astype(x.dtype), part["group_scale"]) if "group_scale" in part else part["w"]
+        y = grouped_matmul(x, w, sizes, config.kernels, layer, usual)
         if "scale" in part:
             scale = part["scale"] if layer is None else part["scale"][layer]
             expert = (jnp.arange(len(x))[:, None] >= jnp.cumsum(sizes)).sum(axis=1)

@@ -25,7 +25,7 @@ from rcsd_jax.models.expert_rows import NAMES, Parts, through_experts
 from rcsd_jax.models.parameters import Declared, matrix
 from rcsd_jax.models.router import Routes
 from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh, spec
-from rcsd_jax.models.weights import OfStack
+from rcsd_jax.models.weights import OfStack, scale_axes, scales_of_groups
 
 
 def declared(config: DecoderConfig) -> Declared:
@@ -84,7 +84,12 @@ def whole(config: DecoderConfig, layers: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     over = LAYOUTS[config.layout]["expert_embed"] or ()
     gathered = has_mesh() and any(jax.sharding.get_abstract_mesh().shape[axis] > 1 for axis in over)
-    as_stored = lambda x: isinstance(x, qwix.QArray) or (isinstance(x, jax.Array) and x.dtype == config.dtype)
+
+    def as_stored(x: Any) -> bool:
+        if isinstance(x, qwix.QArray):
+            return not scales_of_groups(x)
+        return isinstance(x, jax.Array) and x.dtype == config.dtype
+
     return {name: layers[name] for name in NAMES if not gathered and as_stored(layers[name])}
 
 
@@ -99,8 +104,9 @@ def _parts(
         arrays["layer"], weight, stack = jnp.asarray(weight.layer, jnp.int32), weight.stack, ("layers",)
     of_part: dict[str, tuple[str | None, ...]] = {"layer": (), "w": (*stack, experts, rows, columns)}
     if isinstance(weight, qwix.QArray):
-        arrays |= {"w": weight.qvalue, "scale": weight.scale}
-        of_part["scale"] = (*stack, experts, None, columns)
+        scale = "group_scale" if scales_of_groups(weight) else "scale"
+        arrays |= {"w": weight.qvalue, scale: weight.scale}
+        of_part[scale] = scale_axes(weight, of_part["w"])
     else:
         arrays["w"] = weight.astype(config.dtype)
     if adapter is not None:

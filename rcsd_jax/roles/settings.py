@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from rcsd_jax.checkpoints.settings import QUANTIZATIONS
 from rcsd_jax.host import checks
 from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, ATTEMPTS_SHOWN, PLACES, TRANSITIONS, Role
 
@@ -20,7 +21,7 @@ class TeacherSettings:
     path: str
     paths: Mapping[str, str]
     of_sources: Mapping[str, str]
-    int8_weights: bool
+    quantization: str = checks.one_of(QUANTIZATIONS)
     ema_decay: float
     current_share: float
     reason_tokens: int
@@ -62,10 +63,9 @@ class TeacherSettings:
         problem = "follow from the student's, and the teacher is another model"
         remedy = "set 'fixed', or leave teacher.path and teacher.paths out"
         checks.need(self.weights == "fixed" or not self.own, self, "weights", problem, remedy)
-        remedy = "set teacher.path, or model.int8_weights for the student's base"
-        checks.need(
-            bool(self.own) or not self.int8_weights, self, "int8_weights", "is for a teacher of its own", remedy
-        )
+        remedy = "set teacher.path, or model.quantization for the student's base"
+        plain = self.quantization == "none"
+        checks.need(bool(self.own) or plain, self, "quantization", "is for a teacher of its own", remedy)
         writes = len(self.own) > 1 and self.reason_tokens and self.reason_by == "teacher"
         problem = "cannot be combined with several teachers, which only score"
         checks.need(not writes, self, "reason_tokens", problem, "set 0, or teacher.reason_by=student")

@@ -37,9 +37,14 @@ def open_inputs(
       UserError: one of them cannot be read or used, or the mesh cannot divide a batch.
     """
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
-    check_divisible(model.decoder.config, mesh, _batch_sizes(config), split_rows=config.train.split_rows)
+    split_rows = config.train.split_rows
+    quantization = config.model.quantization
+    check_divisible(model.decoder.config, mesh, _batch_sizes(config), split_rows=split_rows, quantization=quantization)
     _check_queue(config, mesh)
-    teachers = open_teachers(config.teacher.own, config.model, model, mesh, split_rows=config.train.split_rows)
+    quantization = config.teacher.quantization
+    teachers = open_teachers(
+        config.teacher.own, config.model, model, mesh, split_rows=split_rows, quantization=quantization
+    )
     for name, one in teachers.items():
         if one.model.tokenizer.chat_template != model.tokenizer.chat_template:
             whose = f"the teacher {name}'s" if name else "the teacher's"

@@ -105,6 +105,7 @@ def loss_options(config: Settings, model: Model, teachers: Teachers = NO_TEACHER
         temperature=sampling_of(config.sampling, model).scoring_temperature,
         chunk_size=config.loss.chunk_size,
         reduction=config.loss.reduction,
+        emphasis=config.loss.emphasis_choice,
         importance_clip=config.loss.importance_clip,
         guidance=config.teacher.guidance,
         by_part=config.loss.thinking == "all",

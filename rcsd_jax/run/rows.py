@@ -24,6 +24,7 @@ from rcsd_jax.roles import contexts, encode
 from rcsd_jax.roles.encode import Encoded, Encoding, Longest, Row
 from rcsd_jax.roles.limits import Bounds, Limits, may_exceed
 from rcsd_jax.roles.own_teacher import teacher_of
+from rcsd_jax.run.dropout import with_dropout
 from rcsd_jax.settings.stage import Settings
 
 AT_START = 2048
@@ -95,15 +96,21 @@ class Rows:
     def take(self, place: int, count: int) -> tuple[Encoded, int]:
         """`count` rows from a place in the order, and the place after them: the same in every process, in any history.
 
+        With `rubric.dropout`, a part of their rubrics.
+
         Raises:
           UserError: `data.too_long` is "fail" and a row is too long.
         """
         taken: list[Row] = []
+        begin = place
         while len(taken) < count:
             drawn = self._drawn(place, count - len(taken))
             self._prepare(drawn, None, together=False)
             taken += self._fitting(drawn)
             place += len(drawn)
+        if self._settings.rubric.dropout:
+            examples = with_dropout([row.example for row in taken], begin, self._settings)
+            taken = encode.encode_rows(examples, self._tokenizer, self._encoding)
         return encode.collate(taken, self.first.transition, self.first.longest), place
 
     def longest(self) -> Longest:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.losses import emphasis
 from rcsd_jax.methods import METHODS
 from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, FIELDS
 from rcsd_jax.settings.stage import Settings
@@ -33,7 +34,8 @@ def check_across(settings: Settings, *, stage: str = "", trains: bool = True) ->
     _check_batch(settings, need)
     _check_method(settings, need)
     _check_teacher(settings, need)
-    _check_int8(settings, need)
+    _check_emphasis(settings, need)
+    _check_quantization(settings, need)
     _check_graders(settings, need)
     flags = f"--config.{stage}." if stage else "--config."
     _check_paths(settings, need, flags, trains=trains)
@@ -77,6 +79,20 @@ def _check_method(s: Settings, need: Need) -> None:
         need(s.sampling.source == "student", key, "replays what the student sampled, and it does not sample", remedy)
         need(s.sampling.draft_tokens == 0, key, "does not go with sampling.draft_tokens", remedy)
     need(s.method == "grpo" or not s.policy.kl, "policy.kl", "has an effect only with method 'grpo'", "set policy.kl=0")
+
+
+def _check_emphasis(s: Settings, need: Need) -> None:
+    """What tokens are emphasised by is known."""
+    key, kind = "loss.emphasis", s.loss.emphasis
+    if kind in emphasis.IN_PASS:
+        problem = "compares a teacher with the student, and the method does not"
+        need(METHODS[s.method].teacher, key, problem, "set 'alike', or choose another method")
+    if kind == "teacher_sure":
+        problem = "needs the teacher's whole distribution, and an endpoint gives a part"
+        need(s.teacher_weights != "endpoint", key, problem, "set 'gap' or 'student_unsure'")
+    if kind == "low_probability":
+        problem = "needs sampled completions, and sampling.source=reference has none"
+        need(s.sampling.source != "reference", key, problem, "set 'alike'")
 
 
 def _check_teacher(s: Settings, need: Need) -> None:
@@ -138,24 +154,25 @@ def _check_endpoint(s: Settings, need: Need) -> None:
     need(not s.eval.grader or "teacher" not in s.eval.roles, "eval.roles", problem, "remove 'teacher'")
 
 
-def _check_int8(s: Settings, need: Need) -> None:
-    """Only weights that do not change are stored as int8, and only the student samples from an int8 copy."""
+def _check_quantization(s: Settings, need: Need) -> None:
+    """Only weights that do not change are quantized, and only the student samples from an int8 copy."""
+    quantized = s.model.quantization != "none"
     need(
-        not s.model.int8_weights or s.lora.rank > 0 or s.teacher_weights == "fixed",
-        "model.int8_weights",
-        "all weights change, so none can be stored as int8",
+        not quantized or s.lora.rank > 0 or s.teacher_weights == "fixed",
+        "model.quantization",
+        "all weights change, so none can be quantized",
         "train a LoRA (lora.rank), or leave teacher.path out and set teacher.weights=fixed",
     )
     need(
-        not (s.model.int8_weights and s.sampling.merged_adapters),
+        not (quantized and s.sampling.merged_adapters),
         "sampling.merged_adapters",
-        "adapters cannot be added into int8 weights",
-        "set this or model.int8_weights to False",
+        "adapters cannot be added into quantized weights",
+        "set this to False, or model.quantization='none'",
     )
     copied, key = s.sampling.int8_weights, "sampling.int8_weights"
-    frozen = s.model.int8_weights and s.lora.rank > 0
-    remedy = "set this or model.int8_weights to False"
-    need(not (copied and frozen), key, "the student's base is in int8 already", remedy)
+    frozen = quantized and s.lora.rank > 0
+    remedy = "set this to False, or model.quantization='none'"
+    need(not (copied and frozen), key, f"the student's base is in {s.model.quantization} already", remedy)
     need(
         not copied or s.sampling.source == "student",
         key,

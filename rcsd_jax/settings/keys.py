@@ -30,7 +30,7 @@ def stage() -> ConfigDict:
                 param_dtype="bfloat16",  # of stored parameters; trained parameters are kept in float32
                 remat="full",  # what the backward pass recomputes: `models.config.REMAT`
                 kernels="auto",  # of attention: Pallas on TPU, otherwise XLA
-                int8_weights=False,  # store weights that do not change (LoRA's base, a fixed teacher) as int8
+                quantization="none",  # store weights that do not change (LoRA's base, a fixed teacher) as "int8" or "int4"
                 thought_begin="<think>",  # opens a thinking block; one added token of the tokenizer, or more
                 thought_end="</think>",  # ends it
             ),
@@ -68,7 +68,7 @@ def stage() -> ConfigDict:
                 # several instead: name -> such a path. A row names its own in the column `teacher`, or its source does in `of_sources`
                 paths=ConfigDict(),
                 of_sources=ConfigDict(),  # a mixture's source -> the name of its teacher
-                int8_weights=False,  # store the weights of `path` or `paths` as int8
+                quantization="none",  # store the weights of `path` or `paths` as "int8" or "int4"
                 ema_decay=0.999,  # of the moving average, per step
                 current_share=0.05,  # of the current weights' logits in a trust region
                 reason_tokens=0,  # > 0: the teacher first writes an analysis of at most this many tokens
@@ -97,6 +97,9 @@ def stage() -> ConfigDict:
                 max_criteria=25,  # a rubric with more criteria is rejected
                 noisy_fraction=0.5,  # the share of criteria that "noisy" takes from other questions
                 reduced_fraction=0.5,  # the share of criteria that "reduced" keeps
+                # > 0: the share of criteria that a rollout leaves out at random, from what the teacher sees and from rewards; at least
+                # min_criteria stay
+                dropout=0.0,
                 writer="",  # the model that writes rubrics, usually from Stage I: the directory of a model or an adapter
                 writer_fields=("question",),  # the fields that the writer sees
                 writer_thinking=True,  # its thinking switch
@@ -177,6 +180,11 @@ def stage() -> ConfigDict:
                 mask_cut=False,  # leave out completions that hit the length limit
                 skip_first=0,  # tokens left out at the beginning of a completion, or of its answer
                 reduction="tokens",  # equal weights for tokens, or for "completions" (GRPO); "longest": Dr. GRPO
+                # Which tokens count more: "alike", "position" (late ones), "low_probability", "teacher_sure", "student_unsure", "gap" (the roles
+                # disagree on the sampled token)
+                emphasis="alike",
+                emphasis_strength=1.0,  # a token's weight is multiplied by 1 - strength + strength * emphasis
+                emphasis_share=0.2,  # of the batch's tokens: the least likely ones, for "low_probability"
                 chunk_size=256,  # positions whose logits are in memory at a time
             ),
             # AdamW; clip: the limit of the gradient's norm, 0: none; after the warm-up, "linear" and "cosine" fall to 0 at the last step.

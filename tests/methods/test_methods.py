@@ -30,9 +30,10 @@ from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.run import grading
 from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.dropout import with_dropout
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.recipe import loss_options, recipe_of, rollout_options
-from rcsd_jax.run.rows import encode_all
+from rcsd_jax.run.rows import Rows, encode_all
 from rcsd_jax.run.stage import run_stage
 from rcsd_jax.sampling import Samples
 from rcsd_jax.sampling.sampler import Completion
@@ -470,6 +471,86 @@ def test_sft_learns_the_references(tmp_path):
     asked = settings_of(config)
     kept = encode_all(world.examples("stage2", 40), model.tokenizer, asked.encoding, asked.limits)
     assert 0 < kept.skipped < 40 and max(map(len, kept.references)) <= 40
+
+
+# --- tokens that count more, and criteria left out -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["position", "low_probability"])
+def test_emphases_that_follow_from_completions_multiply_the_weights_of_the_batch(kind):
+    _, completions = scored_completions()
+    completions = completions._replace(taught=jnp.asarray([True, True, False, True]))
+    plain = contract.weigh(completions, "completions")
+    weights = contract.weigh(completions, "completions", contract.Emphasis(kind, 0.75, 0.4))
+    mask, log_probs = np.asarray(completions.completion_mask), np.asarray(completions.samples.log_probs)
+    factor = {
+        "position": losses.emphasis.by_position(mask),
+        "low_probability": (log_probs <= np.sort(log_probs[mask])[int(0.4 * mask.sum()) - 1]) & mask,
+    }[kind]
+    for got, want in zip(weights, plain, strict=True):
+        np.testing.assert_allclose(got, want * (0.25 + 0.75 * np.asarray(factor)), rtol=1e-5)
+    assert not weights.taught_rows[2].any() and weights.all_rows[2].any()
+
+
+def test_each_token_s_loss_has_the_emphasis_that_the_loss_has():
+    scored, completions = scored_completions()
+    weights = contract.weigh(completions, "tokens")
+    loss, sums = loss_and_sums(
+        "self_distillation", scored, completions, weights, options(emphasis=contract.Emphasis("gap", 0.5))
+    )
+    np.testing.assert_allclose(loss, (weights.taught_rows * sums["token_loss"]).sum(), rtol=1e-5)
+    _, plain = loss_and_sums("self_distillation", scored, completions, weights, options())
+    mean = sums["emphasis"][0] / sums["emphasis"][1]
+    assert 0.5 < mean < 1.0 and (sums["token_loss"] <= plain["token_loss"]).all()
+
+
+def test_a_fixed_advantage_makes_what_was_sampled_less_likely():
+    scored, completions = scored_completions()
+    weights = contract.weigh(completions, "tokens", contract.Emphasis("low_probability", 1.0, 0.4))
+    gradient = jax.grad(
+        lambda hidden: loss_and_sums(
+            "fixed_advantage", scored._replace(student_hidden=hidden), completions, weights, options()
+        )[0]
+    )(scored.student_hidden)
+    learnt = np.asarray(weights.all_rows > 0)
+    log_probs = of_tokens(scored.student_hidden, scored.student_head, completions.samples.tokens, 1.3)
+    ratio = np.exp(log_probs - np.asarray(completions.samples.log_probs))
+    loss, _ = loss_and_sums("fixed_advantage", scored, completions, weights, options())
+    by_hand = (np.asarray(weights.all_rows) * np.maximum(ratio, np.clip(ratio, 0.9, 1.3)))[learnt].sum()
+    np.testing.assert_allclose(loss, by_hand, rtol=1e-4)
+    moved = of_tokens(scored.student_hidden - 0.01 * gradient, scored.student_head, completions.samples.tokens, 1.3)
+    followed = learnt & (ratio > 0.9)  # below the clip a ratio is pushed no further
+    assert followed.any() and (moved[followed] < log_probs[followed]).all() and not gradient[~learnt].any()
+
+
+def test_a_rollout_s_dropped_criteria_follow_from_seed_place_and_row(tmp_path):
+    config = config_of("ground_truth", tmp_path)
+    config.rubric.update(dropout=0.5, min_criteria=2)
+    asked = settings_of(config)
+    model = open_model(config.model.path, config.model)
+    examples = world.examples("stage2", 6)
+    rows = Rows(examples, model.tokenizer, asked)
+    assert rows.start(positions=1000)
+    first, place = rows.take(0, 3)
+    rows.take(3, 3)
+    again, _ = rows.take(0, 3)
+    assert place == 3
+    for one, same in zip(first.examples, again.examples, strict=True):
+        whole = next(e for e in examples if e.id == one.id).rubric.criteria
+        assert one == same and len(one.rubric.criteria) == max(2, len(whole) - len(whole) // 2)
+        assert [c for c in whole if c in one.rubric.criteria] == list(one.rubric.criteria)
+    shown = " ".join(model.decode(first.teacher[0]).split())
+    graded = with_dropout([next(e for e in examples if e.id == first.examples[0].id)], 0, asked)[0]
+    assert graded.rubric == first.examples[0].rubric  # what grades is what the teacher sees
+    assert all(c.description in shown for c in graded.rubric.criteria)
+    left_out = set(next(e for e in examples if e.id == graded.id).rubric.criteria) - set(graded.rubric.criteria)
+    assert left_out and not any(c.description in shown for c in left_out)
+    later = [with_dropout(examples, place, asked) for place in range(0, 30, 6)]
+    assert len({tuple(len(e.rubric.criteria) for e in one) for one in later}) == 1
+    assert len({tuple(e.rubric for e in one) for one in later}) == 5
+    text = world.documents.careful_solution(examples[0].extra["problem"])
+    part = world.grade_solution(later[0][0], text)
+    assert len(part.criteria_met) == len(later[0][0].rubric.criteria) and part.rubric_score == 1.0
 
 
 # --- guided teachers -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from rcsd_jax.losses import DivergenceOptions
 from rcsd_jax.methods import METHODS, packed_learning, packing
-from rcsd_jax.methods.contract import Completions, LossOptions, PolicyOptions, Without, tokens_of, weigh
+from rcsd_jax.methods.contract import Completions, Emphasis, LossOptions, PolicyOptions, Without, tokens_of, weigh
 from rcsd_jax.methods.networks import BASE, Mixture, Network, RoleMixture, RoleNetwork, Roles, hidden_of
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import RolloutOptions
@@ -96,7 +96,7 @@ def both(
     params, other = weights_of(decoder)
     state, frozen = init_state(params, recipe.optimizer, ema=False), {BASE: {"params": other}}
     completions = completions_of() if completions is None else completions
-    inputs = state, frozen, completions, weigh(completions, recipe.loss.reduction)
+    inputs = state, frozen, completions, weigh(completions, recipe.loss.reduction, recipe.loss.emphasis)
     run = lambda function: jax.jit(functools.partial(function, recipe))(*inputs)
     return run(packed_learning.loss_and_gradient) if packed else None, run(padded_loss_and_gradient) if padded else None
 
@@ -134,8 +134,9 @@ def answers_of(completions):
 
 CASES = {
     "divergence": {},
-    "by completion, importance weights": dict(
-        loss=options_of(reduction="completions", importance_clip=1.5), completions=with_thoughts()
+    "by completion, importance weights, emphasis": dict(
+        loss=options_of(reduction="completions", importance_clip=1.5, emphasis=Emphasis("gap", 0.7)),
+        completions=with_thoughts(),
     ),
     "answers only": dict(loss=options_of(by_part=False), completions=answers_of(with_thoughts())),
     "sampled token, the longest": dict(
@@ -151,7 +152,7 @@ CASES = {
     "scanned layers": dict(decoder=decoder_of(num_layers=6), microbatches=1),
     "mixed": dict(method="self_distillation_and_grpo"),
 }
-FAST = ("by completion, importance weights", "guidance by criteria", "GRPO by completion", "SFT")
+FAST = ("by completion, importance weights, emphasis", "guidance by criteria", "GRPO by completion", "SFT")
 
 
 @pytest.mark.parametrize("case", [pytest.param(x, marks=[] if x in FAST else [pytest.mark.slow]) for x in CASES])

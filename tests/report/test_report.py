@@ -171,7 +171,7 @@ def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
     "weights, rank, int8", [("ema", 0, False), ("ema", 2, True), ("live", 0, False), ("fixed", 2, False)]
 )
 def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, user_dir, tmp_path):
-    model = dict(int8_weights=int8)
+    model = dict(quantization="int8" if int8 else "none")
     config, model, params = exact(user_dir, teacher=dict(weights=weights), lora=dict(rank=rank), model=model)
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):

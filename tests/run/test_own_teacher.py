@@ -44,11 +44,11 @@ def test_the_student_s_own_base_is_the_fixed_teacher(user_dir, tmp_path):
 
 @pytest.mark.slow
 def test_a_larger_teacher_in_int8_teaches_an_adapter_is_evaluated_and_must_not_change(user_dir, tmp_path):
-    config = with_teacher(user_dir, larger(user_dir, tmp_path / "larger"), int8_weights=True)
+    config = with_teacher(user_dir, larger(user_dir, tmp_path / "larger"), quantization="int8")
     config.lora.rank = 2
     config.eval.update(grader="boxed", path=config.data.path, count=4, greedy=(False,), roles=("base", "teacher"))
     summary = run(config, tmp_path / "run")
-    assert set(summary["int8_weights"]) == {"teacher"} and 0 < summary["int8_weights"]["teacher"]["kl"] < 0.01
+    assert set(summary["quantization"]) == {"teacher"} and 0 < summary["quantization"]["teacher"]["kl"] < 0.01
     # It is another model that answered, and the tokens of its answers are the student's.
     base, teacher = (
         (tmp_path / "run" / f"completions_{role}.jsonl").read_text(encoding="utf-8") for role in ("base", "teacher")
@@ -77,20 +77,20 @@ def test_what_a_teacher_of_its_own_cannot_be_combined_with(user_dir):
     with pytest.raises(UserError, match="another model") as error:
         check(config)
     assert error.value.field == "teacher.weights"
-    config = with_teacher(user_dir, "", int8_weights=True)
+    config = with_teacher(user_dir, "", quantization="int8")
     with pytest.raises(UserError) as error:
         check(config)
-    assert error.value.field == "teacher.int8_weights"
+    assert error.value.field == "teacher.quantization"
     config = with_teacher(user_dir, "teacher")
     config.method, config.sampling.source = "sft", "reference"
     with pytest.raises(UserError, match="needs a teacher") as error:
         check(config)
     assert error.value.field == "teacher.path"
     config = with_teacher(user_dir, "teacher")
-    config.model.int8_weights = True  # of a full fine-tuning, nothing of the student's is left that could be int8
+    config.model.quantization = "int8"  # of a full fine-tuning, nothing of the student's is left that could be
     with pytest.raises(UserError) as error:
         check(config)
-    assert error.value.field == "model.int8_weights"
+    assert error.value.field == "model.quantization"
 
 
 def test_rows_and_sources_name_their_teacher(user_dir, tmp_path):

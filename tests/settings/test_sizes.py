@@ -5,6 +5,7 @@ import math
 import pytest
 
 from configs import stage1, stage2
+from rcsd_jax.plan.published import PUBLISHED
 from rcsd_jax.settings import sizes
 from rcsd_jax.settings.unpack import check
 
@@ -26,8 +27,8 @@ def test_every_slice_has_a_mesh_of_its_chips_and_a_config_that_is_valid(size, fu
     chips = math.prod(int(n) for n in slice_.partition("_")[2].split("x"))
     assert mesh.data * mesh.group * mesh.fsdp * mesh.expert * mesh.tensor == chips
     assert (config.lora.rank == 0) == full and config.model.path == sizes.MODELS[size]
-    heads = 4 if size in sizes.MIXTURES else 8
-    assert heads % (mesh.fsdp * mesh.tensor) == 0  # the key/value heads of every Qwen3
+    heads = PUBLISHED[config.model.path]["num_key_value_heads"]
+    assert heads % (mesh.fsdp * mesh.tensor) == 0
     shards = mesh.data * mesh.group * mesh.fsdp * mesh.expert
     assert config.train.batch_size // config.train.microbatches % shards == 0
     assert set(config.lora.targets) == {"q", "k", "v", "o", *(() if size in sizes.MIXTURES else ("gate", "up", "down"))}
