@@ -5,14 +5,15 @@ as many devices, most tokens have an expert on most devices. So little travels i
 
 How many rows a device gets depends on the tokens, and may be anything up to all. So it takes them in parts, of a fourth more than all
 devices' average. The first is usually all; a loop takes the others, as many as there are, and nothing is dropped. A loop of unknown
-length has no gradient of JAX's. So the gradient is written here; it computes the rows anew.
+length has no gradient of JAX's. So the gradient is written here. Of the first part, recomputation (`config.REMAT`) decides what is kept;
+the others are computed anew.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
 from rcsd_jax.models.config import DecoderConfig
-from rcsd_jax.models.expert_rows import NAMES, Parts, through_experts
+from rcsd_jax.models.expert_rows import NAMES, Parts, down, gate_and_up
 from rcsd_jax.models.kernels import LANES
 
 FEW = 4096
@@ -125,6 +126,10 @@ def _at(x: jax.Array, order: jax.Array) -> jax.Array:
 _at.defvjp(lambda x, order: (x[order], order), lambda order, gradient: (gradient[jnp.argsort(order)], None))
 
 
+_Kept: TypeAlias = tuple[jax.Array, jax.Array]
+"""Of a part's rows, x @ gate and x @ up."""
+
+
 class _Part(NamedTuple):
     """Some of the rows: see `_part`."""
 
@@ -157,13 +162,23 @@ def _over_parts(rows: int, dealt: Dealt, add: Callable[[_Part, Any], Any]) -> An
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def given(config: DecoderConfig, rows: int, parts: Parts, x: jax.Array, shares: jax.Array, dealt: Dealt) -> jax.Array:
     """The sums [S * N, D] for x [S * N, D]; shares [S * R] as `Dealt.token`."""
+    return _given_and_kept(config, rows, parts, x, shares, dealt)[0]
+
+
+def _given_and_kept(
+    config: DecoderConfig, rows: int, parts: Parts, x: jax.Array, shares: jax.Array, dealt: Dealt
+) -> tuple[jax.Array, _Kept]:
+    kept: list[_Kept] = []  # of the first part
 
     def add(part: _Part, out: jax.Array | None) -> jax.Array:
-        here = _rows_of(x, part.token), _rows_of(shares, part.source)
-        y = through_experts(config, parts, *here, part.sizes, _usual(rows, dealt))
+        usual = _usual(rows, dealt)
+        gate, up = gate_and_up(config, parts, _rows_of(x, part.token), part.sizes, usual)
+        if out is None:
+            kept.append((gate, up))
+        y = down(config, parts, gate, up, _rows_of(shares, part.source), part.sizes, usual)
         return _added(config, out, y, part.token, len(x))
 
-    return _over_parts(rows, dealt, add)
+    return _over_parts(rows, dealt, add), kept[0]
 
 
 def _rows_of(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -191,20 +206,27 @@ def _added(config: DecoderConfig, sums: jax.Array | None, rows: jax.Array, token
 
 
 def _given_backward(
-    config: DecoderConfig, rows: int, residuals: tuple[Parts, jax.Array, jax.Array, Dealt], gradient: jax.Array
+    config: DecoderConfig,
+    rows: int,
+    residuals: tuple[tuple[Parts, jax.Array, jax.Array, Dealt], _Kept],
+    gradient: jax.Array,
 ) -> tuple[Parts, jax.Array, jax.Array, None]:
-    parts, x, shares, dealt = residuals
-    numbers = lambda tree: jax.tree.map(lambda y: jnp.issubdtype(y.dtype, jnp.floating), tree)
+    (parts, x, shares, dealt), kept = residuals
+    numbers = lambda y: jnp.issubdtype(y.dtype, jnp.floating)
     exact = {name: {key: y for key, y in part.items() if not numbers(y)} for name, part in parts.items()}
     inexact = {name: {key: y for key, y in part.items() if numbers(y)} for name, part in parts.items()}
+    both = lambda inexact: {name: exact[name] | inexact[name] for name in exact}
+    usual = _usual(rows, dealt)
 
     def add(part: _Part, sums: tuple[Parts, jax.Array, jax.Array] | None) -> tuple[Parts, jax.Array, jax.Array]:
-        def compute(inexact: Parts, x: jax.Array, shares: jax.Array) -> jax.Array:
-            both = {name: exact[name] | inexact[name] for name in exact}
-            return through_experts(config, both, x, shares, part.sizes, _usual(rows, dealt))
-
-        _, pull = jax.vjp(compute, inexact, _rows_of(x, part.token), _rows_of(shares, part.source))
-        of_parts, of_x, of_shares = pull(_rows_of(gradient, part.token))
+        into = lambda inexact, x: gate_and_up(config, both(inexact), x, part.sizes, usual)
+        out = lambda inexact, gate, up, shares: down(config, both(inexact), gate, up, shares, part.sizes, usual)
+        gate_up, pull_in = jax.vjp(into, inexact, _rows_of(x, part.token))
+        gate_up = kept if sums is None else gate_up
+        _, pull_out = jax.vjp(out, inexact, *gate_up, _rows_of(shares, part.source))
+        of_down, of_gate, of_up, of_shares = pull_out(_rows_of(gradient, part.token))
+        of_others, of_x = pull_in((of_gate, of_up))
+        of_parts = jax.tree.map(jnp.add, of_down, of_others)
         before = (None, None, jnp.zeros_like(shares)) if sums is None else sums
         return (
             of_parts if before[0] is None else jax.tree.map(jnp.add, before[0], of_parts),
@@ -219,4 +241,11 @@ def _given_backward(
     return {name: of_exact[name] | of_parts[name] for name in parts}, of_x, of_shares, None
 
 
-given.defvjp(lambda config, rows, *inputs: (given(config, rows, *inputs), inputs), _given_backward)
+def _given_forward(
+    config: DecoderConfig, rows: int, *inputs: Any
+) -> tuple[jax.Array, tuple[tuple[Parts, jax.Array, jax.Array, Dealt], _Kept]]:
+    out, kept = _given_and_kept(config, rows, *inputs)
+    return out, (inputs, kept)
+
+
+given.defvjp(_given_forward, _given_backward)

@@ -27,8 +27,6 @@ def through_experts(
 ) -> jax.Array:
     """share * (activation(x @ gate) * (x @ up)) @ down of every row with its group's matrices.
 
-    The share comes before the last product, which is the same. Then its gradient needs no product computed anew.
-
     Args:
       config: of the decoder.
       parts: of the experts that the rows go to.
@@ -40,20 +38,45 @@ def through_experts(
     Returns:
       [M, D] in the dtype of x, 0 after the last expert's rows.
     """
+    return down(config, parts, *gate_and_up(config, parts, x, sizes, usual), shares, sizes, usual)
 
-    def product(name: str, x: jax.Array) -> jax.Array:
-        part = parts[name]
-        layer = part.get("layer")
-        w = times_scales(part["w"].astype(x.dtype), part["group_scale"]) if "group_scale" in part else part["w"]
-        y = grouped_matmul(x, w, sizes, config.kernels, layer, usual)
-        if "scale" in part:
-            scale = part["scale"] if layer is None else part["scale"][layer]
-            expert = (jnp.arange(len(x))[:, None] >= jnp.cumsum(sizes)).sum(axis=1)
-            y = (y * scale[jnp.minimum(expert, len(sizes) - 1), 0]).astype(x.dtype)
-        if "a" in part:
-            low = grouped_matmul(x, part["a"], sizes, config.kernels, usual=usual)
-            y += grouped_matmul(config.lora_scale * low, part["b"], sizes, config.kernels, usual=usual)
-        return y
 
-    gate, up = (checkpoint_name(product(name, x), "mlp_in") for name in NAMES[:2])
-    return product(NAMES[2], ACTIVATIONS[config.activation](gate) * up * shares[:, None])
+def gate_and_up(
+    config: DecoderConfig, parts: Parts, x: jax.Array, sizes: jax.Array, usual: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """x @ gate and x @ up, [M, expert_size]; arguments as in `through_experts`."""
+    gate, up = (checkpoint_name(_product(config, parts[name], x, sizes, usual), "mlp_in") for name in NAMES[:2])
+    return gate, up
+
+
+def down(
+    config: DecoderConfig,
+    parts: Parts,
+    gate: jax.Array,
+    up: jax.Array,
+    shares: jax.Array,
+    sizes: jax.Array,
+    usual: int | None = None,
+) -> jax.Array:
+    """The rest of `through_experts`.
+
+    The share comes before the product, which is the same. Then its gradient needs no product computed anew.
+    """
+    h = ACTIVATIONS[config.activation](gate) * up * shares[:, None]
+    return _product(config, parts[NAMES[2]], h, sizes, usual)
+
+
+def _product(
+    config: DecoderConfig, part: dict[str, jax.Array], x: jax.Array, sizes: jax.Array, usual: int | None
+) -> jax.Array:
+    layer = part.get("layer")
+    w = times_scales(part["w"].astype(x.dtype), part["group_scale"]) if "group_scale" in part else part["w"]
+    y = grouped_matmul(x, w, sizes, config.kernels, layer, usual)
+    if "scale" in part:
+        scale = part["scale"] if layer is None else part["scale"][layer]
+        expert = (jnp.arange(len(x))[:, None] >= jnp.cumsum(sizes)).sum(axis=1)
+        y = (y * scale[jnp.minimum(expert, len(sizes) - 1), 0]).astype(x.dtype)
+    if "a" in part:
+        low = grouped_matmul(x, part["a"], sizes, config.kernels, usual=usual)
+        y += grouped_matmul(config.lora_scale * low, part["b"], sizes, config.kernels, usual=usual)
+    return y

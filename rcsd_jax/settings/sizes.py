@@ -77,7 +77,7 @@ LORA = {
     },
     "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024)},
     "qwen3_30b_a3b": {
-        "v5p_2x2x2": _slice(1, 1, 1, 1, "mlp", expert=8, chunk_size=1024),
+        "v5p_2x2x2": _slice(1, 1, 1, 1, "projections", expert=8, chunk_size=1024),
         "v5e_4x8": _slice(1, 4, 1, 1, "mlp", expert=8, shared_rows=True, chunk_size=512),
     },
     "qwen3_235b_a22b": {"v5p_2x2x4": _slice(1, 1, 1, 1, "mlp", expert=16, chunk_size=1024)},
