@@ -109,7 +109,7 @@ def _by_kernel(
         functools.partial(_multiply, groups=groups, transposed=transposed),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
-            grid=(parts, visits.count),
+            grid=(parts, visits.total),
             in_specs=[
                 pl.BlockSpec((tile, width), lambda n, v, layer, group, tiles, *_: (tiles[v], 0)),
                 pl.BlockSpec(block, of_stack),
@@ -135,13 +135,13 @@ class Visits(NamedTuple):
     Attributes:
       group, tile: [V] int32 of each visit; of the same group, and of the same tile, one after the other.
       ends: [G + 1] int32, the row after each group's last.
-      count: [] int32, how many visits there are, at most V.
+      total: [] int32, how many visits there are, at most V.
     """
 
     group: jax.Array
     tile: jax.Array
     ends: jax.Array
-    count: jax.Array
+    total: jax.Array
 
 
 def visited(sizes: jax.Array, rows: int, tile: int) -> Visits:
