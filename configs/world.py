@@ -33,7 +33,7 @@ def get_config(variant: str = "ground_truth") -> ConfigDict:
     config.train.steps = 40
     config.optimizer.warmup_steps = 5
     if config.reward.grader:
-        config.reward.grader = "world"
+        config.reward.grader = "world_majority" if config.reward.grader == "majority" else "world"
     config.teacher.reason_tokens = 0  # the base model has not read analyses
     config.optimizer.learning_rate = OTHER_RATES.get(variant, LEARNING_RATE)
     return config

@@ -159,6 +159,8 @@ def run_update(here: Here) -> dict[str, Ran]:
             return {"train step": _ran(step.train_step, lambda: (here.first(), *arguments))}
         rollout = _ran(step.draw, lambda: (here.first(), *arguments))
         completions = first_batch(rollout.result[0], config.train.batch_size)
+        if here.config.loss.emphasis == "credit":  # as if completions had failed some criteria
+            completions = completions._replace(failed=completions.without.weights)
         learning = _ran(step.learn, lambda: (here.first(), here.setup.frozen, completions))
         return {"rollout": rollout, "learning": learning}
 
@@ -204,7 +206,13 @@ def _batch(here: Here) -> Batch:
     tokens = lambda *shape: random.integers(0, here.plan.decoder.vocab_size, shape, dtype=np.int32)
     seen = lambda length: np.arange(length) >= (np.arange(count) % 4)[:, None]
     nothing = np.zeros((count, 0), np.int32)
-    criteria: Any = np.zeros((count, 0, 0), np.int32), np.zeros((count, 0, 0), bool), np.zeros((count, 0), np.float32)
+    further = config.encoding.further
+    contexts = (config.rubric.max_criteria if further == "criteria" else 1) if further else 0
+    more: Any = (
+        tokens(count, contexts, teacher),
+        np.ones((count, contexts, teacher), bool),
+        np.ones((count, contexts), np.float32),
+    )
     arrays: Any = (  # NumPy arrays, until they are on the mesh
         np.arange(count, dtype=np.int32),
         np.repeat(tokens(rows, lengths.student_prompt), config.sampling.group, axis=0),
@@ -214,7 +222,7 @@ def _batch(here: Here) -> Batch:
         tokens(count, TRANSITION if reasons else 0),
         nothing,
         nothing.astype(bool),
-        Without(*criteria),
+        Without(*more),
     )
     own = sharding.own_rows(count, here.mesh)
     return sharding.to_mesh(jax.tree.map(lambda x: x[own], Batch(*arrays)), here.mesh)

@@ -169,5 +169,5 @@ def by_credit(attributions: jax.Array, failed: jax.Array, mask: jax.Array) -> ja
     return counts * jnp.where(mean > 0, credit / jnp.where(mean > 0, mean, 1.0), 1.0)
 
 
-KINDS = ("alike", *OF_COMPLETIONS, *IN_PASS)
+KINDS = ("alike", *OF_COMPLETIONS, *IN_PASS, *OF_CONTEXTS)
 """How tokens are emphasised; "alike": not at all."""

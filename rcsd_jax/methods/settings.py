@@ -11,6 +11,9 @@ from rcsd_jax.losses.weighting import REDUCTIONS
 from rcsd_jax.methods.contract import Emphasis, PolicyOptions
 from rcsd_jax.methods.thoughts import PARTS
 
+COMPLETIONS = ("all", "wrong", "longest_wrong")
+"""Which completions of a question are learnt from."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossSettings(DivergenceOptions):
@@ -21,6 +24,7 @@ class LossSettings(DivergenceOptions):
     tail: str = checks.one_of(TAILS)
     importance_clip: float | None
     thinking: str = checks.one_of(PARTS)
+    completions: str = checks.one_of(COMPLETIONS)
     mask_cut: bool
     skip_first: int
     reduction: str = checks.one_of(REDUCTIONS)

@@ -42,9 +42,9 @@ GROUP = 32
 """Numbers of a column that have one scale, in int4."""
 
 
-def scales_of_groups(matrix: qwix.QArray) -> bool:
-    """Whether each group of a column has a scale [..., in / GROUP, out], and not each column [..., 1, out]."""
-    return matrix.qvalue.dtype == jnp.int4
+def scales_of_groups(matrix: Matrix) -> bool:
+    """Whether a matrix is in int4: each group of a column has a scale [..., in / GROUP, out], and not each column [..., 1, out]."""
+    return isinstance(matrix, qwix.QArray) and matrix.qvalue.dtype == jnp.int4
 
 
 def scale_axes(matrix: qwix.QArray, axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
@@ -68,7 +68,7 @@ def placed(matrix: Matrix, axes: tuple[str | None, ...], rules: Mapping[str, Any
     """A matrix [in, out] or several [E, in, out], in `dtype` or quantized, sharded by its logical axes (inside jit)."""
     if isinstance(matrix, Transposed):
         return Transposed(constrain(matrix.values.astype(dtype), axes[::-1], rules))
-    if isinstance(matrix, qwix.QArray):  # gathered as int8 or int4
+    if isinstance(matrix, qwix.QArray):
         values, scale = constrain(matrix.qvalue, axes, rules), constrain(matrix.scale, scale_axes(matrix, axes), rules)
         return dataclasses.replace(matrix, qvalue=values, scale=scale)
     return constrain(matrix.astype(dtype), axes, rules)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.losses import emphasis
 from rcsd_jax.models import sharding
 from rcsd_jax.plan import lengths, measure, model_flops, programs, windows, work
 from rcsd_jax.plan.chips import Chip
@@ -57,7 +58,8 @@ def check(config: Settings, histogram: Histogram) -> None:
     teacher, sampling = config.teacher, config.sampling
     for key, value, unknown in (
         ("teacher.reason_tokens", teacher.reason_tokens, teacher.reason_tokens > 0),
-        ("teacher.guidance_by", teacher.guidance_by, teacher.guided_by_criteria),
+        ("teacher.guidance_by", teacher.guidance_by, bool(teacher.further)),
+        ("loss.emphasis", config.loss.emphasis, config.loss.emphasis in emphasis.OF_CONTEXTS),
         ("sampling.source", sampling.source, sampling.source == "teacher"),
     ):
         if unknown:

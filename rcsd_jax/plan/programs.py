@@ -260,6 +260,9 @@ def own_teacher(config: Settings, student: opened_model.Model, mesh: jax.shardin
     if len(config.teacher.own) > 1:
         remedy = "name the largest as teacher.path; the others take their weights' memory more"
         raise UserError("the planner plans one teacher", field="teacher.paths", value=config.teacher.own, remedy=remedy)
+    if config.teacher.better_of_two:
+        remedy = "plan without it, and add the time of another teacher's scoring"
+        raise UserError("the planner plans one teacher", field="teacher.better_of_two", value=True, remedy=remedy)
     for name, path in config.teacher.own.items():
         base, *adapter = read_peft_config(path) if is_peft(path) else (path,)
         shape = _shape_of(base, "teacher.path", config, *adapter)
@@ -527,7 +530,7 @@ class _Programs:
     # --- training ----------------------------------------------------------------------------------------------------
 
     def _completions(self, rows: int) -> contract.Completions:
-        s = self.sizes
+        s, without = self.sizes, self._without(rows)
         n = s.completion
         samples = decoding.Samples(
             self._array(rows, n),
@@ -543,14 +546,16 @@ class _Programs:
             samples,
             self._array(rows, n, dtype=bool),
             self._array(rows, dtype=jnp.float32),
-            self._without(rows),
+            without,
             self._array(rows, dtype=bool),
+            failed=without.weights if self.config.loss.emphasis == "credit" else None,
         )
 
     def _without(self, rows: int) -> contract.Without:
-        """Prompts without each criterion, of rubrics with as many as the config allows."""
-        by_criteria = self.config.teacher.guided_by_criteria
-        shape = (rows, self.config.rubric.max_criteria, self.sizes.teacher_prompt) if by_criteria else (rows, 0, 0)
+        """The teacher's further prompts; without each criterion, of rubrics with as many as the config allows."""
+        further = self.config.encoding.further
+        count = self.config.rubric.max_criteria if further == "criteria" else 1
+        shape = (rows, count, self.sizes.teacher_prompt) if further else (rows, 0, 0)
         return contract.Without(
             self._array(*shape), self._array(*shape, dtype=bool), self._array(*shape[:2], dtype=jnp.float32)
         )
@@ -562,7 +567,7 @@ class _Programs:
             trip = self._trip(self.teacher_length)
             score_trip = functools.partial(packed_learning.score_trip, layout=self.layout)
             return self._lower(score_trip, self._network(teacher), trip, out_shardings=self.rows)
-        score = functools.partial(score_teacher, guidance=self.recipe.loss.guidance)
+        score = functools.partial(score_teacher, loss=self.recipe.loss)
         completions = self._completions(self._microbatch())
         return self._lower(score, self._network(teacher), completions, out_shardings=self.rows)
 
@@ -617,7 +622,7 @@ class _Programs:
             return jax.ShapeDtypeStruct((shards, pieces // shards, length), dtype, sharding=place)
 
         places = of_shard(jnp.int32)
-        return packed_learning.Trip(piece, piece, piece, piece, places, places, of_shard(jnp.float32))
+        return packed_learning.Trip(piece, piece, piece, piece, places, places, places, of_shard(jnp.float32))
 
     def gradients(self) -> jax.stages.Lowered:
         if self.recipe.row_lengths:

@@ -20,6 +20,7 @@ from rcsd_jax.methods.networks import (
     Mixture,
     Network,
     Networks,
+    RoleBetter,
     RoleMixture,
     RoleNetwork,
     RoleSeveral,
@@ -152,6 +153,8 @@ def _networks(
     own = open_teachers(config.teacher.own, config.model, model, mesh, split_rows=config.train.split_rows)
     setup = training_state.setup(model, params, config, mesh, own)
     (student, teacher), state = setup.recipe.roles, setup.abstract
+    if isinstance(teacher, RoleBetter):  # the other one is the student
+        teacher = teacher.teacher
     frozen = setup.frozen | load_teachers(own, model, params, mesh)
     frozen |= quantized(frozen, model, own, config, mesh)
     # New adapters add nothing.
@@ -244,6 +247,7 @@ def _described(model: Model, texts: list[str], scores: Scores, matrix: np.ndarra
         ],
         "student_log_prob": scores.student_log_prob.tolist(),
         "teacher_log_prob": scores.teacher_log_prob.tolist(),
+        "weight": scores.weight.tolist(),
         "student_top": top(*scores.student_top),
         "teacher_top": top(*scores.teacher_top),
         "attribution": None if matrix is None else matrix.tolist(),

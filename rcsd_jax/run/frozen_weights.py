@@ -41,13 +41,20 @@ def load_teachers(
 
 
 def quantized(frozen: Frozen, model: Model, teachers: Teachers, config: Settings, mesh: jax.sharding.Mesh) -> Frozen:
-    """Those of the plain weights that the config quantizes, so stored; adapters stay as they are."""
+    """Those of the plain weights that the config quantizes, so stored; adapters stay as they are.
+
+    Of weights that two names share, there is one quantized copy if both are stored in the same form.
+    """
     stored = {BASE: (model, DEFAULT_RULES, config.model.quantization)} if BASE in frozen else {}
     own = config.teacher.quantization
     stored |= {frozen_name(of): (teacher.model, SPREAD_RULES, own) for of, teacher in teachers.items()}
-    make = lambda of, params, rules, form: quantization.on_mesh(of.decoder.config, params, mesh, rules, form)
-    return {
-        name: {**frozen[name], "params": make(of, frozen[name]["params"], rules, form)}
-        for name, (of, rules, form) in stored.items()
-        if form != "none"
-    }
+    made: dict[tuple[int, str], Any] = {}
+    found: Frozen = {}
+    for name, (of, rules, form) in stored.items():
+        params = frozen[name]["params"]
+        if form == "none":
+            continue
+        if (id(params), form) not in made:
+            made[id(params), form] = quantization.on_mesh(of.decoder.config, params, mesh, rules, form)
+        found[name] = {**frozen[name], "params": made[id(params), form]}
+    return found

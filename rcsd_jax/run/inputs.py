@@ -9,6 +9,7 @@ import jax
 
 from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
+from rcsd_jax.data.other_rows import with_other_rows
 from rcsd_jax.data.rubrics_of_rows import with_rubrics
 from rcsd_jax.evaluate.questions import Questions, evaluation_questions
 from rcsd_jax.host.errors import UserError
@@ -72,6 +73,8 @@ def prepared(examples: list[Example], model: Model, run: Run, teachers: Teachers
       UserError: a row cannot be used, or no row can.
     """
     config, counts = run.config, collections.Counter[str]()
+    if config.teacher.further == "other_row":
+        examples = with_other_rows(examples, seed=config.seed)
     positions = positions_of(model, teachers)
     if config.writes_rubrics:
         rows = Rows(examples, model.tokenizer, config)

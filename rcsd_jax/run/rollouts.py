@@ -128,6 +128,8 @@ def programs_of(setup: Setup, model: Model, run: Run, examples: Mapping[str, Exa
         like = jax.eval_shape(step.draw, state, frozen, *prompts(data))[0]
         if asks:
             like = like._replace(known=endpoint_teacher.unknown(like.samples.tokens.shape, config))
+        if config.loss.emphasis == "credit":
+            like = like._replace(failed=jax.ShapeDtypeStruct(like.without.weights.shape, jnp.float32))
         named, structure = _named(like), jax.tree.structure(like)
         needed = {name for name, x in named.items() if x.size}
         if differing := sorted(needed ^ set(kept.arrays)):

@@ -110,7 +110,8 @@ class Rows:
             place += len(drawn)
         if self._settings.rubric.dropout:
             examples = with_dropout([row.example for row in taken], begin, self._settings)
-            taken = encode.encode_rows(examples, self._tokenizer, self._encoding)
+            rows = encode.encode_rows(examples, self._tokenizer, self._encoding)
+            taken = [self._limits.without_too_long(row) for row in rows]
         return encode.collate(taken, self.first.transition, self.first.longest), place
 
     def longest(self) -> Longest:
@@ -179,7 +180,7 @@ class Rows:
             examples = give_rubrics(examples)
         tokens_of = lambda mine: encode.encode_rows(mine, self._tokenizer, self._encoding)
         rows = multihost.shared_list(tokens_of, examples) if together else tokens_of(examples)
-        fitting = {row.example.id: row for row in rows if self._limits.fit(row)}
+        fitting = {row.example.id: self._limits.without_too_long(row) for row in rows if self._limits.fit(row)}
         self.skipped += len(rows) - len(fitting)
         self.left_out += len(new) - len(fitting)
         self._held.update((number, fitting.get(self.examples[number].id)) for number in new)
@@ -203,7 +204,7 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, encoding: Encoding, 
       UserError: an example lacks a field, or is too long and that is an error, or none is left.
     """
     rows = multihost.shared_list(lambda mine: encode.encode_rows(mine, tokenizer, encoding), examples)
-    kept = [row for row in rows if limits.fit(row)]
+    kept = [limits.without_too_long(row) for row in rows if limits.fit(row)]
     if not kept:
         raise limits.nothing_fits(len(examples))
     transition = encode.transition_of(kept[0].example, tokenizer, encoding)

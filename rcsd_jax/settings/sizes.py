@@ -17,10 +17,9 @@ MODELS = {
     "qwen3_14b": "Qwen/Qwen3-14B",
     "qwen3_32b": "Qwen/Qwen3-32B",
     "qwen3_30b_a3b": "Qwen/Qwen3-30B-A3B",
-    "qwen3_235b_a22b": "Qwen/Qwen3-235B-A22B",
     **{f"gemma3_{size}": f"google/gemma-3-{size}-it" for size in ("270m", "1b", "4b", "12b")},
 }
-MIXTURES = ("qwen3_30b_a3b", "qwen3_235b_a22b")
+MIXTURES = ("qwen3_30b_a3b",)
 ATTENTION = ("q", "k", "v", "o")
 """What has adapters in a mixture of experts. The experts can have them too, see `lora.targets`."""
 
@@ -49,7 +48,8 @@ def _slice(
 # Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
 # fine-tuning its gradient is added up over the devices.
 # fsdp x tensor divides the 8 key/value heads (4 of the mixtures), so that sampling can split the model over it.
-# Experts are dealt out: a layer's weigh 1.2 GB, or 4.8, which devices would gather for every few tokens.
+# Experts are dealt out: a layer's weigh 1.2 GB, which devices would gather for every few tokens.
+# Ironwood (tpu7x) has two devices a chip, so a mesh over 2x2x1 has eight.
 # Only a single chip needs `sampling.slots`, where the caches of a whole batch do not fit. Elsewhere as many as the batch has rows fit where
 # the step fits, and rollouts of 20 batches keep 85% of them busy.
 LORA = {
@@ -70,17 +70,17 @@ LORA = {
     "qwen3_8b": {
         "v5e_4x4": _slice(2, 8, 1, 2, "projections", shared_rows=True),
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 2, "projections", chunk_size=1024),
     },
     "qwen3_14b": {
         "v5e_4x8": _slice(4, 8, 1, 1, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
     },
-    "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024)},
-    "qwen3_30b_a3b": {
-        "v5p_2x2x2": _slice(1, 1, 1, 1, "projections", expert=8, chunk_size=1024),
-        "v5e_4x8": _slice(1, 4, 1, 1, "mlp", expert=8, shared_rows=True, chunk_size=512),
+    "qwen3_32b": {
+        "v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 4, "projections", chunk_size=1024),
     },
-    "qwen3_235b_a22b": {"v5p_2x2x4": _slice(1, 1, 1, 1, "mlp", expert=16, chunk_size=1024)},
+    "qwen3_30b_a3b": {"v5p_2x2x2": _slice(1, 1, 1, 1, "projections", expert=8, chunk_size=1024)},
     "gemma3_270m": {"v5e_1x1": _slice(1, 1, 1, 16, "mlp"), "v6e_1x1": _slice(1, 1, 1, 16, "mlp")},
     "gemma3_1b": {"v5e_1x1": _slice(1, 1, 1, 32, "mlp"), "v6e_1x1": _slice(1, 1, 1, 32, "mlp")},
     "gemma3_12b": {
@@ -95,10 +95,12 @@ FULL = {
         "v5e_4x4": _slice(2, 8, 1, 2, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=2048),
     },
-    "qwen3_8b": {"v5p_2x2x2": _slice(1, 8, 1, 4, "projections", chunk_size=2048)},
+    "qwen3_8b": {
+        "v5p_2x2x2": _slice(1, 8, 1, 4, "projections", chunk_size=2048),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 4, "projections", chunk_size=2048),
+    },
     "qwen3_14b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=2048)},
     "qwen3_32b": {"v5p_2x4x4": _slice(4, 8, 1, 1, "mlp", chunk_size=2048)},
-    "qwen3_30b_a3b": {"v5p_2x2x4": _slice(1, 1, 1, 1, "mlp", expert=16, chunk_size=1024)},
 }
 
 # LoRA with a larger model as the teacher; both are in memory. (student, teacher) -> its slices.

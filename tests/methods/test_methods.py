@@ -260,7 +260,7 @@ def grade_texts(config, tmp_path, texts, examples, judge=None, batches=1):
         recipe = recipe_of(asked, model, optax.set_to_zero())
         written = contract.Completions(
             *batch[1:5], rows_of_texts(texts, model, 64), jnp.ones((len(rows), 64), bool), jnp.zeros(len(rows)),
-            nothing_without(len(rows)), jnp.ones(len(rows), bool),
+            batch.without, jnp.ones(len(rows), bool),
         )  # fmt: skip
         completions, metrics = grading.graded(written, examples, data.examples, recipe, model, run)
         assert len(metrics) == batches
@@ -288,6 +288,62 @@ def test_advantages_and_teachers_that_see_the_groups_own_success(tmp_path):
         shown = np.asarray(completions.teacher_tokens[row])[np.asarray(completions.teacher_mask[row])]
         text = model.decode(shown)
         assert f"reference : {success}" in " ".join(text.split()), text
+
+
+def words_of(model, tokens, mask):
+    return " ".join(model.decode(np.asarray(tokens)[np.asarray(mask)]).split())
+
+
+def test_without_answers_the_majority_s_shortest_teaches_its_longest_dissenter(tmp_path):
+    config = config_of("u_opsd", tmp_path)
+    assert config.reward.grader == "world_majority"
+    config.sampling.group = 4
+    first, second = world.examples("stage2", 2, seed=5)
+    boxed = world.documents.careful_solution(first.extra["problem"]).rpartition("answer")[2]
+    good, short = group_of(first, [1])[0], f"answer{boxed}"
+    texts = [good, short, "answer \\boxed{ 1 }", "answer answer answer \\boxed{ 2 }"]
+    texts += [
+        "answer \\boxed{ 1 0 g }",
+        "answer \\boxed{ 2 0 g }",
+        "answer",
+        "answer \\boxed{ 3 0 g }",
+    ]  # nobody agrees
+    completions, metrics, model = grade_texts(config, tmp_path, texts, [first] * 4 + [second] * 4)
+    assert completions.completion_mask.any(axis=1).tolist() == [False] * 3 + [True] + [False] * 4
+    assert completions.taught.tolist() == [True] * 4 + [False] * 4
+    shown = [words_of(model, completions.teacher_tokens[i], completions.teacher_mask[i]) for i in (1, 3)]
+    assert f"reference : {good}" in shown[0] and f"reference : {short}" in shown[1] and good not in shown[1]
+    assert metrics["graded_accuracy"] == 0.5 and metrics["share_graded"] == 0.5
+
+
+def test_a_failure_of_the_group_stands_where_the_success_stood(tmp_path):
+    config = config_of("contrastive", tmp_path)
+    first, second = world.examples("stage2", 2, seed=5)
+    texts = group_of(first, [0, 1, 1, 1]) + group_of(second, [0, 0, 0, 0])
+    completions, _, model = grade_texts(config, tmp_path, texts, [first] * 4 + [second] * 4)
+    # The only failure has no other one; without a success nothing is contrasted.
+    assert completions.without.weights[:, 0].tolist() == [0.0, 1.0, 1.0, 1.0] + [0.0] * 4
+    right = words_of(model, completions.teacher_tokens[2], completions.teacher_mask[2])
+    wrong = words_of(model, completions.without.tokens[2, 0], completions.without.mask[2, 0])
+    assert texts[1] in right and wrong == right.replace(texts[1], texts[0]) and texts[0] in wrong
+
+
+def test_criteria_that_a_completion_fails_weigh_what_the_rubric_says(tmp_path):
+    config = config_of("credit", tmp_path)
+    assert config.reward.grader == "world"
+    one = next(e for e in world.examples("stage2", 40, seed=5) if "distractor" in e.extra["complications"])
+    texts = [group_of(one, [1])[0], one.reference, "answer \\boxed{ 1 }"]
+    completions, _, _ = grade_texts(config, tmp_path, texts, [one] * 3)
+    criteria = one.rubric.criteria
+    assert completions.failed.shape == completions.without.weights.shape == (3, len(criteria))
+    for row, text in enumerate(texts):
+        met = world.grade_solution(one, text).criteria_met
+        want = [
+            abs(c.weight) * (is_met if c.kind == "Pitfall" else not is_met)
+            for c, is_met in zip(criteria, met, strict=True)
+        ]
+        assert completions.failed[row].tolist() == want
+    assert not completions.failed[0].any() and completions.failed[2].any()
 
 
 def test_only_answers_are_graded_and_shown(tmp_path):
@@ -563,13 +619,13 @@ def teacher_logits(config, tmp_path, examples):
     variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     data = encode_all(examples, model.tokenizer, asked.encoding, asked.limits)
     batch = make_batch(list(range(len(examples))), data, asked, model.pad_id)
-    options, guidance = rollout_options(asked, model), loss_options(asked, model).guidance
+    options, loss = rollout_options(asked, model), loss_options(asked, model)
 
     @jax.jit
     def guided(variables, batch):
         network = Network(model.decoder, variables)
         completions = completions_of(Networks(network, network), batch, jax.random.key(0), options)
-        hidden = score_teacher(network, completions, guidance=guidance)
+        hidden = score_teacher(network, completions, loss)
         return hidden @ head_matrix(model.decoder.config, variables["params"]), completions.samples
 
     logits, samples = guided(variables, batch)
@@ -640,6 +696,10 @@ def test_completions_may_be_the_teacher_s(tmp_path):
 
 
 BAD = {
+    "teacher.fields": dict(method="rlcsd", reward=dict(grader="world"), sampling=dict(group=4), teacher=dict(guidance_by="failure")),
+    "loss.emphasis": dict(method="sft", sampling=dict(source="reference"), loss=dict(emphasis="gap")),
+    "rubric.source": dict(rubric=dict(source="noisy"), reward=dict(grader="world"), loss=dict(emphasis="credit")),
+    "teacher.better_of_two": dict(teacher=dict(weights="live", better_of_two=True)),
     "reward.grader": dict(method="grpo", reward=dict(grader=""), sampling=dict(group=4)),
     "sampling.group": dict(method="grpo", reward=dict(grader="world"), sampling=dict(group=1)),
     "teacher.guidance": dict(method="sft", sampling=dict(source="reference"), teacher=dict(guidance=1.0)),

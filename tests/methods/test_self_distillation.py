@@ -81,7 +81,7 @@ def make_model(tokenizer, layers):
 
 @functools.partial(jax.jit, static_argnums=3)
 def loss_and_sums(networks, completions, weights, options):
-    scored = score_both.score_both(networks, completions, guidance=options.guidance)
+    scored = score_both.score_both(networks, completions, options)
     return self_distillation.loss_and_sums(scored, contract.tokens_of(completions), weights, options)
 
 

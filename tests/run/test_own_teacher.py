@@ -3,6 +3,8 @@
 import dataclasses
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,9 +12,14 @@ from rcsd_jax.data import sources
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import as_path
 from rcsd_jax.host.metrics import read_metrics
+from rcsd_jax.methods.networks import BASE
+from rcsd_jax.models import sharding
+from rcsd_jax.models.declarations import init_params
 from rcsd_jax.report.scored_completions import scored_completions
 from rcsd_jax.roles.opened_model import open_model
+from rcsd_jax.roles.own_teacher import OwnTeacher
 from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.frozen_weights import quantized
 from rcsd_jax.run.rows import Rows
 from rcsd_jax.settings.unpack import check, unpack
 from tests import user_inputs
@@ -65,6 +72,24 @@ def test_a_larger_teacher_in_int8_teaches_an_adapter_is_evaluated_and_must_not_c
     with pytest.raises(UserError, match="the teacher's weights are not those") as error:
         run(config, tmp_path / "run")
     assert error.value.field == "teacher.path"
+
+
+def test_an_adapter_on_the_student_s_base_shares_its_quantized_weights_too(user_dir):
+    settings = unpack(with_teacher(user_dir, user_dir / "model", quantization="int4"))
+    student = open_model(settings.model.path, settings.model)
+    params = init_params(student.decoder.config, jax.random.key(0))
+    teachers = {"": OwnTeacher("adapter", student, None), "b": OwnTeacher("model", student, None)}
+    plain = {BASE: {"params": params}, "teacher": {"params": params, "lora": {}}, "teacher b": {"params": {**params}}}
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    for form in ("int4", "int8", "none"):
+        config = dataclasses.replace(settings, model=dataclasses.replace(settings.model, quantization=form))
+        found = quantized(plain, student, teachers, config, mesh)
+        assert set(found) == {BASE, "teacher", "teacher b"} - ({BASE} if form == "none" else set())
+        assert found["teacher"]["lora"] is plain["teacher"]["lora"]
+        kept = {name: one["params"]["layers"]["q"].qvalue for name, one in found.items()}
+        assert kept["teacher"].dtype == jnp.int4 and kept["teacher b"] is not kept["teacher"]
+        if form != "none":
+            assert kept[BASE].dtype == form and (kept[BASE] is kept["teacher"]) == (form == "int4")
 
 
 def examples_of(config):
