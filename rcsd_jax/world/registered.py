@@ -1,4 +1,4 @@
-"""The world's places in the tables of other rooms: a source of rows, their generic rubric, and a grader."""
+"""The world's places in the tables of other rooms: a source of rows, their generic rubric, and graders."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rcsd_jax.evaluate.graders import GRADERS, Grader
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.schema import to_json
 from rcsd_jax.rubrics.sources import GENERIC
+from rcsd_jax.world.english import rows as english
 from rcsd_jax.world.examples import examples, failed_criteria, generic_rubric, grade_solution
 
 NAME = "world"
@@ -48,3 +49,4 @@ def world_feedback(example: Example, text: str) -> str | None:
 SOURCES[NAME] = Source(read_world, makes_rows=True)
 GENERIC[NAME] = generic_rubric
 GRADERS[NAME] = Grader(grade_world, ("rubric",), world_feedback, source=NAME)
+GRADERS["english"] = Grader(english.grade, ("rubric",))
