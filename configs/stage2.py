@@ -34,6 +34,17 @@ Other methods:
 - "grpo_rubric": the reward is the rubric score from a judge (`judge.model` at an endpoint, or `judge.checkpoint`);
 - "mixed": "paper" plus the reward for the answer.
 
+Methods of the same family, with RCSD's sizes; `docs/methods.md` has their sources and equations:
+
+- "pw_opsd": "reference", and late tokens of a completion count more;
+- "purified": "reference", without what the reference teaches someone who does not know the question;
+- "contrastive": "success", whose target is pushed away from a teacher that sees a failure; "rlcsd": GRPO with the same contrast;
+- "dopd": "ground_truth", and each token's target is the teacher or the student itself under the rubric;
+- "u_opsd": no answers: the teacher sees the shortest completion of the majority, and the student learns from its longest other one;
+- "credit": "ground_truth", and tokens count more where the criteria speak that the completion fails;
+- "rubric_dropout": "grpo_rubric", and each step grades by another part of the rubric;
+- "fixed_advantage": no teacher and no reward; the least likely tokens become less likely. The control for all others.
+
 Student and teacher think, in training and in evaluation. "non_thinking", as in `configs/stage2.py:release,non_thinking`, turns this off.
 With "student_non_thinking" the student learns from completions without a thought, and the teacher and everybody in evaluation think.
 
@@ -143,8 +154,42 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | STEPS,
     "mixed": dict(method="self_distillation_and_grpo", rubric=dict(source="written")) | REWARDED,
 }
+FAMILY: dict[str, dict[str, Any]] = {
+    "pw_opsd": dict(
+        teacher=dict(fields=REFERENCE),
+        loss=dict(entry_clip=0.05, reduction="completions", emphasis="position", emphasis_strength=0.75),
+    ),
+    "purified": dict(teacher=dict(fields=REFERENCE, guidance=1.0, guidance_by="purified")),
+    "contrastive": dict(
+        teacher=dict(fields=("question", "success"), guidance=0.5, guidance_by="failure"),
+        loss=dict(entry_clip=0.05, reduction="completions"),
+        eval=NO_TEACHER,
+    )
+    | REWARDED,
+    "rlcsd": dict(
+        method="rlcsd",
+        teacher=dict(fields=("question", "success"), guidance_by="failure"),
+        loss=dict(reduction="completions"),
+        eval=NO_TEACHER,
+    )
+    | REWARDED,
+    "dopd": dict(teacher=dict(better_of_two=True)),
+    "u_opsd": dict(
+        teacher=dict(fields=("question", "success")),
+        sampling=dict(group=8),
+        reward=dict(grader="majority", shown="shortest"),
+        loss=dict(entry_clip=0.05, completions="longest_wrong"),
+        eval=NO_TEACHER,
+    ),
+    "credit": dict(reward=dict(grader="judge", score="rubric_score"), loss=dict(emphasis="credit")),
+    "fixed_advantage": dict(
+        method="fixed_advantage", teacher=dict(fields=QUESTION), eval=NO_TEACHER, loss=dict(emphasis="low_probability")
+    ),
+}
 VARIANTS["grpo_rubric"] = VARIANTS["grpo"] | dict(reward=dict(grader="judge", score="rubric_score"))
+FAMILY["rubric_dropout"] = VARIANTS["grpo_rubric"] | dict(rubric=dict(dropout=0.4))
 VARIANTS["dr_grpo"] = VARIANTS["grpo"] | dict(policy=dict(scale_advantages=False), loss=dict(reduction="longest"))
+VARIANTS |= FAMILY
 
 
 def get_config(variant: str = "paper") -> ConfigDict:

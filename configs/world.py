@@ -16,7 +16,7 @@ from configs import stage2, tiny
 
 VARIANTS = tuple(stage2.VARIANTS)
 NOT_OF_THE_METHOD = ("prompts", "data", "lora", "optimizer", "train")
-OF_THE_METHOD = dict(sampling=("group", "source"), rubric=("source",))  # of these sections, only these keys
+OF_THE_METHOD = dict(sampling=("group", "source"), rubric=("source", "dropout"))  # of these sections, only these keys
 
 # Of 5e-5, 1.5e-4 and 4.5e-4 (`experiments.learning_rates`, with a seed that no table uses), the middle one is best for most methods
 # and is the default.
@@ -33,7 +33,7 @@ def get_config(variant: str = "ground_truth") -> ConfigDict:
     config.train.steps = 40
     config.optimizer.warmup_steps = 5
     if config.reward.grader:
-        config.reward.grader = "world"
+        config.reward.grader = "world_majority" if config.reward.grader == "majority" else "world"
     config.teacher.reason_tokens = 0  # the base model has not read analyses
     config.optimizer.learning_rate = OTHER_RATES.get(variant, LEARNING_RATE)
     return config

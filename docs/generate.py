@@ -211,10 +211,11 @@ def variants() -> str:
 def slices() -> str:
     """The sizes and slices of `rcsd_jax.settings.sizes`."""
     rows = []
-    for full, table in ((False, sizes.LORA), (True, sizes.FULL)):
+    teachers = {f"{size},from_{teacher.rpartition('_')[2]}": table for (size, teacher), table in sizes.FROM.items()}
+    for more, table in (((), sizes.LORA), (("full",), sizes.FULL), ((), teachers)):
         for size, settings_of in table.items():
             for name, settings in settings_of.items():
-                variant = ",".join([size, *(["full"] if full else []), name])
+                variant = ",".join([size, *more, name])
                 mesh = " ".join(f"{axis}={n}" for axis, n in settings["mesh"].items() if n != 1)
                 chunk = settings["loss"].get("chunk_size", keys.stage().loss.chunk_size)
                 rows.append((_code(variant), mesh, str(settings["microbatches"]), _code(settings["remat"]), str(chunk)))

@@ -26,6 +26,16 @@ _MORE_RATES = {
 ROLLOUTS = (1, 2, 4, 8)  # batches of a rollout, each for one update
 IMPORTANCE_CLIP = 2.0
 
+EMPHASES = {
+    "position": "late tokens",
+    "low_probability": "unlikely tokens",
+    "teacher_sure": "teacher sure",
+    "student_unsure": "student unsure",
+    "gap": "roles differ",
+    "agreement": "criteria agree",
+}
+"""Kinds of `loss.emphasis` -> the words for them."""
+
 # Arms that are evaluated every quarter of the steps, for `experiments.curves` and `experiments.cost`.
 CURVES = (
     "sft", "grpo", "dr_grpo", "grpo_rubric", "opsd", "sdft", "sdpo", "sdpo_feedback", "opsd_authors", "sdft_authors",
@@ -38,6 +48,7 @@ class Arm(NamedTuple):
 
     `size`: of the model: "medium", the package's own, or of `bases.SIZES`. `writer`: the name of a Stage I, or "base" for the
     untrained model, "base_<size>" for one of another size. `teacher`: the size of the base that teaches instead of the model's own.
+    `asks_again`: whether it is also evaluated on questions that it trained on.
     """
 
     label: str
@@ -46,10 +57,15 @@ class Arm(NamedTuple):
     writer: str = "stage1"
     size: str = "medium"
     teacher: str = ""
+    asks_again: bool = False
 
 
 def _paper(label: str, **changes: Any) -> Arm:
     return Arm(label, "paper", changes)
+
+
+def _true(label: str, **changes: Any) -> Arm:
+    return Arm(label, "ground_truth", changes)
 
 
 def _percent(share: float) -> str:
@@ -118,6 +134,32 @@ ARMS: dict[str, Arm] = {
     "rcsd_untrained": Arm("untrained writer", "paper", writer="base"),
     **{f"rcsd_{name}": Arm(name, name) for name in ("generic", "noisy", "random", "reduced")},
     "rcsd_untrained_large": Arm("untrained larger writer", "paper", writer="base_large"),
+    # the family since, `docs/methods.md`
+    "pw_opsd": Arm("PW-OPSD", "pw_opsd"),
+    "purified": Arm("Purified OPSD", "purified"),
+    "contrastive": Arm("OPSD, right against wrong", "contrastive"),
+    "rlcsd": Arm("RLCSD", "rlcsd"),
+    "dopd": Arm("DOPD", "dopd"),
+    "u_opsd": Arm("U-OPSD", "u_opsd"),
+    "rubric_dropout": Arm("GRPO, rubric dropout", "rubric_dropout"),
+    "fixed_advantage": Arm("fixed advantage", "fixed_advantage"),
+    # with all references flawed, to see what leaks
+    **{
+        f"{name}_leak": Arm(f"{label}, 100% flawed", variant, dict(data=dict(flawed=1.0)), asks_again=True)
+        for name, label, variant in (
+            ("opsd", "OPSD", "reference"),
+            ("pw_opsd", "PW-OPSD", "pw_opsd"),
+            ("purified", "Purified OPSD", "purified"),
+            ("true", "true rubrics", "ground_truth"),
+            ("fixed", "fixed advantage", "fixed_advantage"),
+        )
+    },
+    # tokens that count more, under true rubrics; the last by the criteria that a completion fails
+    **{f"true_{kind}": _true(f"true rubrics, {words}", loss=dict(emphasis=kind)) for kind, words in EMPHASES.items()},
+    "credit": Arm("credit by criterion", "credit"),
+    "true_weighted": _true("true rubrics, guidance by criteria", teacher=dict(guidance=0.5, guidance_by="criteria")),
+    "true_sampled": _true("true rubrics, sampled token", loss=dict(divergence="sampled_token")),
+    "true_dropout": _true("true rubrics, dropout", rubric=dict(dropout=0.4)),
     # sizes of the model
     **{f"rcsd_{size}": Arm(f"RCSD, {size}", "paper", writer=f"stage1_{size}", size=size) for size in bases.SIZES},
     **{f"rcsd_true_{size}": Arm(f"ground truth, {size}", "ground_truth", size=size) for size in bases.SIZES},
@@ -172,6 +214,8 @@ def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
     # One arm of each size also evaluates the base and the teacher that sees the true rubric; others only a teacher of their own.
     others = ("base", "teacher") if name.startswith("rcsd_true") else ("teacher",) if arm.teacher else ()
     config.eval.roles = (*others, "trained")
+    if arm.asks_again:
+        config.eval.splits = dict(config.eval.splits, trained_on="stage2")
     if name in CURVES:
         config.eval.update(every=config.train.steps // 4, every_splits=("in_distribution",))
     return _shortened(config) if quick else config

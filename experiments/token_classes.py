@@ -89,7 +89,7 @@ def _scores(networks, batch, options, loss):
     """Sampled tokens, their mask, `losses.DivergenceStats` without clip, and clip -> pull [B, N]."""
     samples = rollout.draw(networks, batch, rollout.row_keys(batch, jax.random.key(0)), options)
     completions = rollout.assemble(batch, samples, None, options)
-    scored = score_both(networks, completions, guidance=loss.guidance)
+    scored = score_both(networks, completions, loss)
     tokens, mask = completions.samples.tokens, completions.samples.mask
     settings = dict(temperature=loss.temperature)
     scores = losses.score_from_hidden(*scored, tokens, chunk_size=loss.chunk_size, **settings)

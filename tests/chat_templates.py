@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from rcsd_jax.checkpoints.tokenizer import on_a_fixed_day
+
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
@@ -58,13 +60,49 @@ QWEN3 = (
     "{{- '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
     "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
 )
+# It writes the date, and that it thinks or not, into a system turn, and an empty thought before answers without one.
+SMOLLM3 = (
+    "{%- set thinks = enable_thinking is not defined or enable_thinking -%}{%- set own = '' -%}{{- '<|im_start|>system\n' -}}"
+    "{%- if messages[0].role == 'system' -%}{%- set own = messages[0].content.rstrip() -%}{%- endif -%}"
+    "{{- '## Metadata\n\nKnowledge Cutoff Date: June 2025\nToday Date: ' ~ strftime_now('%d %B %Y') ~ '\nReasoning Mode: ' -}}"
+    "{{- ('/think' if thinks else '/no_think') ~ '\n\n## Custom Instructions\n\n' -}}{{- (own or "
+    "'You are a helpful AI assistant named SmolLM, trained by Hugging Face.') ~ '\n\n<|im_end|>\n' -}}"
+    "{%- for message in messages -%}{%- if message.role == 'user' -%}{{ '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}"
+    "{%- elif message.role == 'assistant' -%}{{ '<|im_start|>assistant\n' + ('' if thinks else '<think>\n\n</think>\n') + "
+    "message.content.lstrip('\n') + '<|im_end|>\n' }}{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}"
+    "{{ '<|im_start|>assistant\n' + ('' if thinks else '<think>\n\n</think>\n') }}{%- endif -%}"
+)
+# The last answer ends with the token that ends a text, also in the next.
+OLMO2 = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + '\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + '\n' }}{% elif message['role'] == 'assistant' %}"
+    "{{ '<|assistant|>\n' + message['content'] + eos_token + ('' if loop.last else '\n') }}{% endif %}"
+    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
+)
+# Its system turn says that there are no functions.
+OLMO3 = (
+    "{% set nothing = ' You do not currently have access to any functions. <functions></functions><|im_end|>\n' %}"
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are Olmo, a helpful AI assistant built by Ai2.' + nothing }}"
+    "{% endif %}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{% if message['role'] == 'system' %}{{ nothing }}{% elif message['role'] == 'assistant' and loop.last %}{{ eos_token }}{% else %}"
+    "{{ '<|im_end|>\n' }}{% endif %}{% if loop.last and add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}{% endfor %}"
+)
+# Without a system turn it writes one with the date.
+GRANITE = (
+    "{%- if messages[0]['role'] != 'system' %}{{- '<|start_of_role|>system<|end_of_role|>Knowledge Cutoff Date: April 2024.\n"
+    "Today\\'s Date: ' + strftime_now('%B %d, %Y') + '.\nYou are Granite, developed by IBM. You are a helpful AI assistant."
+    "<|end_of_text|>\n' }}{%- endif %}{%- for message in messages %}{{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' + "
+    "message['content'] + '<|end_of_text|>\n' }}{%- if loop.last and add_generation_prompt %}"
+    "{{- '<|start_of_role|>assistant<|end_of_role|>' }}{%- endif %}{%- endfor %}"
+)
 
 TEMPLATES = {
-    "qwen3": QWEN3, "qwen2_5": QWEN25, "llama3": LLAMA3, "smollm2": SMOLLM2, "gemma": GEMMA, "gemma3": GEMMA3,
+    "qwen3": QWEN3, "qwen2_5": QWEN25, "llama3": LLAMA3, "smollm2": SMOLLM2, "gemma": GEMMA, "gemma3": GEMMA3, "smollm3": SMOLLM3,
+    "olmo2": OLMO2, "olmo3": OLMO3, "granite": GRANITE,
 }  # fmt: skip
 _SPECIAL = (
     "<bos>", "<pad>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-    "<start_of_turn>", "<end_of_turn>", "<think>", "</think>",
+    "<start_of_turn>", "<end_of_turn>", "<think>", "</think>", "<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>",
 )  # fmt: skip
 
 
@@ -84,5 +122,5 @@ def tokenizer_with(name: str) -> Any:
         pad_token="<pad>",
         eos_token="<|im_end|>",
         additional_special_tokens=[token for token in _SPECIAL if token not in ("<bos>", "<pad>", "<|im_end|>")],
-        chat_template=TEMPLATES[name],
+        chat_template=on_a_fixed_day(TEMPLATES[name]),
     )

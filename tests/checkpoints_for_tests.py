@@ -55,13 +55,13 @@ FAMILY_KINDS = {
             ),
         ),
     ),
-    "smollm3": ("SmolLM3", dict(num_hidden_layers=2, no_rope_layer_interval=2)),
+    "smollm3": ("SmolLM3", dict(num_hidden_layers=2, head_dim=16, num_key_value_heads=1, no_rope_layer_interval=2)),
     "mistral": ("Mistral", dict(num_hidden_layers=2, head_dim=16, num_key_value_heads=4, sliding_window=6)),
-    "olmo2": ("Olmo2", dict(num_hidden_layers=2, tie_word_embeddings=True, rope_parameters=dict(rope_type="linear", rope_theta=5e5, factor=2.0))),
+    "olmo2": ("Olmo2", dict(num_hidden_layers=2, head_dim=16, num_key_value_heads=1, tie_word_embeddings=True, rope_parameters=dict(rope_type="linear", rope_theta=5e5, factor=2.0))),
     "olmo3": (
         "Olmo3",
         dict(
-            num_hidden_layers=2, num_key_value_heads=1, sliding_window=7, layer_types=["sliding_attention", "full_attention"],
+            num_hidden_layers=2, head_dim=16, num_key_value_heads=1, sliding_window=7, layer_types=["sliding_attention", "full_attention"],
             rope_parameters=dict(
                 full_attention=dict(rope_type="yarn", rope_theta=5e5, factor=8.0, original_max_position_embeddings=64),
                 sliding_attention=dict(rope_type="default", rope_theta=5e5),
@@ -71,7 +71,7 @@ FAMILY_KINDS = {
     "granite": (
         "Granite",
         dict(
-            num_hidden_layers=2, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, embedding_multiplier=3.0,
+            num_hidden_layers=2, head_dim=16, num_key_value_heads=1, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, embedding_multiplier=3.0,
             residual_multiplier=0.8, attention_multiplier=0.2, logits_scaling=2.0,
         ),
     ),

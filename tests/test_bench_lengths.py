@@ -116,7 +116,7 @@ def test_sizes_that_cannot_be_are_one_line(flags, capsys):
 @pytest.mark.slow
 def test_the_benchmark_on_real_lengths_prints_one_object(capsys, tmp_path):
     """Every step's loss is that of PyTorch on the same completions, or this raises."""
-    lengths.main(["--quick", "--json", f"--figure={tmp_path / 'growth.svg'}"])
+    lengths.main(["--quick", "--json", "--threads=1", f"--figure={tmp_path / 'growth.svg'}"])
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
     assert found["times_before"] > 0 and found["times_torch"] > 0 and found["bound_seconds"] > 0
@@ -124,4 +124,4 @@ def test_the_benchmark_on_real_lengths_prints_one_object(capsys, tmp_path):
     assert set(found["steps"]) == set(STEPS)
     assert all(np.isfinite(x["seconds"]) for x in found["steps"].values())
     assert 0 < found["steps"]["packed"]["learning_bytes"] and "by rows" in (tmp_path / "growth.svg").read_text()
-    assert len(found["growth"]) == 5 and len(lengths.tables(found).splitlines()) > 15
+    assert len(found["growth"]) == 3 and len(lengths.tables(found).splitlines()) > 13

@@ -22,7 +22,9 @@ from experiments import (
     curves,
     derived,
     divergences,
+    family,
     larger_teacher,
+    leakage,
     learning_rates,
     main_table,
     noise,
@@ -34,9 +36,11 @@ from experiments import (
     workers,
 )  # fmt: skip
 from experiments.world import make_base
+from rcsd_jax import world
 from rcsd_jax.checkpoints.hf_config import read_config
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.preemption import StopRequest
+from rcsd_jax.losses.emphasis import KINDS
 from rcsd_jax.settings import keys
 from rcsd_jax.settings.unpack import check
 from rcsd_jax.world import documents
@@ -60,6 +64,8 @@ def test_arms_differ_and_tables_name_arms_that_exist(tmp_path):
         assert set(table.ARMS) <= set(arms.ARMS) and "rcsd" in table.ARMS
     assert cost.main_table is main_table and noise.arms is arms
     assert set(staleness.ARMS) <= set(arms.ARMS) and len(set(staleness.ARMS)) == 8 and staleness.FRESH == "rcsd_true"
+    assert {*family.ARMS, *family.LEAKS} <= set(arms.ARMS) and {family.SELF, *family.QUICK} <= set(family.ARMS)
+    assert set(arms.EMPHASES) | {"alike", "credit"} == set(KINDS)
     assert set(larger_teacher.ARMS) <= set(arms.ARMS) and larger_teacher.SELF == "rcsd_true"
     assert {arms.flawed(m, x) for m in derived.METHODS for x in arms.FLAWED} <= set(arms.ARMS)
     assert set(main_table.ARMS) | set(curves.ARMS) == set(arms.CURVES)  # cost is of the former
@@ -152,6 +158,22 @@ def test_an_arm_has_the_rollouts_that_it_names(batches, weighted, tmp_path):
         "question",
         "rubric",
     )
+
+
+def test_a_number_that_only_the_flawed_reference_holds_is_found_where_it_is_used(tmp_path):
+    assert leakage.numbers("so 5 * 1 1 = 5 5 ; answer \\boxed{ 1 1 0 g }") == {5, 11, 55, 110}
+    config = arms.stage2("opsd_leak", 0, tmp_path, quick=False)
+    assert config.data.flawed == 1.0 and dict(config.eval.splits)["trained_on"] == config.data.path
+    examples = world.examples("stage2", 30, seed=config.seed, flawed=1.0)
+    telling = [e for e in examples if leakage.only_there(e)]
+    assert len(telling) > 5 and not any(
+        leakage.only_there(e) for e in world.examples("stage2", 30, seed=config.seed, flawed=0.0)
+    )
+    told = {e.id for e in telling[:2]}
+    text = lambda e: e.reference if e.id in told else world.documents.careful_solution(e.extra["problem"])
+    records = [dict(split="trained_on", mode="sampled", id=e.id, text=text(e)) for e in examples]
+    cell = cells.Cell({}, records, [], config.seed)
+    assert leakage.share(cell, "trained on", flawed=1.0) == pytest.approx(100 * 2 / len(telling))
 
 
 def test_all_methods_have_the_same_budget(tmp_path):

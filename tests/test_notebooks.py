@@ -6,9 +6,13 @@ import re
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import nbformat
 import pytest
+
+from rcsd_jax.settings.unpack import check
 
 COLAB = Path(__file__).resolve().parents[1] / "colab"
 NOTEBOOKS = ("embedded_world", "losses_in_flax", "own_data", "plan_tpu")
@@ -23,13 +27,17 @@ def read(name):
     return nbformat.read(COLAB / f"{name}.ipynb", as_version=4)
 
 
-@pytest.fixture(scope="module")
-def run():
-    """`colab/run.py` as a module."""
-    specification = importlib.util.spec_from_file_location("colab_run", COLAB / "run.py")
+def module_of(path):
+    specification = importlib.util.spec_from_file_location(f"colab_{path.stem}", path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def run():
+    """`colab/run.py` as a module."""
+    return module_of(COLAB / "run.py")
 
 
 def test_every_notebook_is_tested(run):
@@ -44,7 +52,7 @@ def test_notebook_has_its_parameters_and_one_install_cell(name):
     installing = [i for i, cell in enumerate(code) if re.search(r"pip install|git clone", cell.source)]
     assert installing == [1] and code[1].metadata["tags"] == ["install"]
     assert [i for i, cell in enumerate(code) if "parameters" in cell.metadata.get("tags", ())] == [0]
-    assert "# @param" in code[0].source and 'REPOSITORY = ""' in code[0].source
+    assert "# @param" in code[0].source and code[0].source.startswith('SOURCE = ""')
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -68,6 +76,18 @@ def test_nothing_but_plots_is_kept_of_a_run(name):
     assert socket.gethostname() not in re.findall(r"[\w.-]+", text)
     for cell in notebook.cells:
         assert not OF_A_MACHINE.search(cell.source), cell.source
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_published_notebook_opens_itself_and_installs_its_release(name):
+    publish, notebook = module_of(COLAB / "publish.py"), read(name)
+    publish.published(notebook, name, "first/one", "git+https://github.com/first/one")
+    publish.published(notebook, name, "owner/name", "rcsd_jax==1.2.3")
+    nbformat.validate(notebook)
+    badge, _, about = notebook.cells[0].source.partition("\n\n")
+    assert f"(https://colab.research.google.com/github/owner/name/blob/main/colab/{name}.ipynb)" in badge
+    assert about == read(name).cells[0].source and "first/one" not in nbformat.writes(notebook)
+    assert notebook.cells[1].source == read(name).cells[1].source.replace('SOURCE = ""', 'SOURCE = "rcsd_jax==1.2.3"')
 
 
 def test_losses_are_all_that_the_flax_notebook_takes():
@@ -100,6 +120,22 @@ def test_outputs_other_than_plots_are_taken_away(run):
 def test_a_parameter_that_is_not_there_is_told(run):
     with pytest.raises(ValueError, match="plan_tpu has no parameter STEPS, only .*BATCH_SIZE"):
         run.execute("plan_tpu", {"STEPS": 1})
+
+
+def test_on_a_single_tpu_chip_the_users_model_has_the_settings_of_its_size(monkeypatch):
+    cells = [cell.source for cell in read("own_data").cells if cell.cell_type == "code"]
+    (settings,) = [source for source in cells if "def settings(config)" in source]
+    for kind, batch, expected in (("TPU v5 lite", 12, 4), ("TPU v6 lite", 12, 4), ("cpu", 12, 0)):
+        monkeypatch.setattr(jax, "devices", lambda kind=kind: [SimpleNamespace(device_kind=kind)])
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+        names = {"workdir": Path("runs")}
+        exec(cells[0], names)
+        names["BATCH_SIZE"] = batch
+        exec(settings, names)
+        for config in (names["first"], names["second"]):
+            check(config)
+            assert config.sampling.slots == expected and (config.model.remat != "full") == (kind != "cpu")
+            assert config.train.batch_size == batch and config.model.path == "Qwen/Qwen3-0.6B"
 
 
 # What the last cell with an output says at least: the run came that far, and found what it should.
@@ -136,6 +172,5 @@ def test_every_cell_runs(name, run, tmp_path, monkeypatch):
     for words in SAID[name]:
         assert words in text
     assert sum("image/png" in output.get("data", {}) for output in outputs) == PLOTS[name]
-    assert not (COLAB.parent / "rcsd_jax_repository").exists()
     kept = run.with_plots_alone(notebook)
     assert [len(cell.get("outputs", ())) for cell in kept.cells].count(1) == PLOTS[name]

@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 
 import rcsd_jax
+from tests import test_notebooks
 from tests.run.test_job import SHORT
 
 ROOT = Path(__file__).resolve().parents[1]
+IN_A_NOTEBOOK = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+InteractiveShell.instance().run_cell(sys.argv[1]).raise_error()
+"""
 pytestmark = pytest.mark.slow
 
 
@@ -68,5 +74,11 @@ def test_the_main_job_runs_outside_the_repository(built, tmp_path):
     assert (tmp_path / "runs" / "tiny" / "stage2" / "export" / "model.safetensors").exists()
     again = run("-m", "rcsd_jax.main", "--config=wrld:grpo", "--workdir=x")
     assert again.returncode == 2 and "did you mean 'world'" in again.stderr
+    for name in ("embedded_world", "own_data"):  # a notebook that finds the release finds its configs, too
+        cells = [cell.source for cell in test_notebooks.read(name).cells if cell.cell_type == "code"][:2]
+        found = run(
+            "-c", IN_A_NOTEBOOK, "\n".join((*cells, "from configs import stage2, tiny", "print(tiny.__file__)"))
+        )
+        assert found.stdout.strip().startswith(str(site)), found
     other = run("-m", "rcsd_jax.main", "--config=world:grpo", "--workdir=x", "--config.train.steps=0")
     assert other.returncode == 2 and "train.steps" in other.stderr, other.stderr  # it was read, with its neighbours

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         batches = [drawn[i : i + ROLLOUT] for i in range(0, len(drawn), ROLLOUT)]
         steps = {name: step.make(setup, args.batch) for name, step in STEPS.items()}
         turns = take_turns(setup, steps, batches)
-        growth = grow(setup, steps, args.batch, args.repeats)
+        growth = grow(setup, steps, args.batch, args.repeats, parts=(2,) if args.quick else (2, 4))
         memory = {name: step.learning_bytes(batches[0]) for name, step in steps.items()}
     found = results(setup, [[rows.lengths for rows in some] for some in batches], turns, growth, memory)
     if args.figure:
@@ -111,14 +111,15 @@ def take_turns(setup: Setup, steps: dict[str, Runner], batches: Sequence[Sequenc
     return turns
 
 
-def grow(setup: Setup, steps: dict[str, Runner], size: int, repeats: int) -> list[Grown]:
+def grow(setup: Setup, steps: dict[str, Runner], size: int, repeats: int, *, parts: Sequence[int]) -> list[Grown]:
     """Whole steps of fewer rows, and of as many rows with shorter completions; all take turns, each on one rollout.
 
-    `steps` are those of `size` rows.
+    `steps` are those of `size` rows. `parts` divide the rows, and then the lengths: ascending. All that is as it was is in the middle.
     """
-    settings = [(rows, 1) for rows in (size // 4, size // 2, size)] + [(size, part) for part in (2, 4)]
+    fewer = [size // part for part in reversed(parts)]
+    settings = [(rows, 1) for rows in (*fewer, size)] + [(size, part) for part in parts]
     names = [name for name, step in STEPS.items() if step.grows]
-    smaller = {(name, rows): STEPS[name].make(setup, rows) for name in names for rows in (size // 4, size // 2)}
+    smaller = {(name, rows): STEPS[name].make(setup, rows) for name in names for rows in fewer}
     made = smaller | {(name, size): steps[name] for name in names}
     median = setup.workload.median
     workloads = [dataclasses.replace(setup.workload, median=median // part) for _, part in settings]
@@ -140,6 +141,12 @@ def grow(setup: Setup, steps: dict[str, Runner], size: int, repeats: int) -> lis
         )
         for i, ((rows, part), some) in enumerate(zip(settings, lengths, strict=True))
     ]
+
+
+def _varied(growth: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Those of all lengths, by rows, and those of all rows, by lengths; what has all of both is in both."""
+    middle = len(growth) // 2
+    return growth[: middle + 1], growth[middle:]
 
 
 def results(
@@ -165,7 +172,7 @@ def results(
             "learning_bytes": memory[name],
         }
         if step.grows:
-            rows_vary, lengths_vary = growth[:3], growth[2:]
+            rows_vary, lengths_vary = _varied(growth)
             steps[name]["growth"] = {
                 key: exponent([g.tokens for g in part], [g.seconds[name] for g in part])
                 for key, part in (("rows", rows_vary), ("completions", lengths_vary))
@@ -255,8 +262,8 @@ def tables(found: dict[str, Any]) -> str:
 
 def figure(found: dict[str, Any]) -> str:
     """The seconds of whole steps against their real tokens, as SVG."""
-    grown = found["growth"]
-    series = {"rows": grown[:3], "lengths": sorted(grown[2:], key=lambda g: g["tokens"])}
+    rows_vary, lengths_vary = _varied(found["growth"])
+    series = {"rows": rows_vary, "lengths": sorted(lengths_vary, key=lambda g: g["tokens"])}
     seconds_of = lambda g: Estimate(g["seconds"][found["ours"]], math.nan, 1)
     lines = {
         f"by {name}": ([g["tokens"] for g in some], [seconds_of(g) for g in some]) for name, some in series.items()

@@ -21,12 +21,12 @@ import numpy as np
 from rcsd_jax import losses
 from rcsd_jax.check.finding import FAILED, NOT_CHECKED, OK, WARNING, Finding, seconds, size
 from rcsd_jax.methods.contract import Completions, Without
-from rcsd_jax.methods.networks import BASE, Network
+from rcsd_jax.methods.networks import Network
 from rcsd_jax.methods.rollout import Batch
 from rcsd_jax.methods.score_both import score_student
 from rcsd_jax.methods.state import TrainState, shardings_of
 from rcsd_jax.methods.step import JittedStep, jit_step
-from rcsd_jax.models import quantization, sharding
+from rcsd_jax.models import sharding
 from rcsd_jax.models.declarations import init_params
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.placement import param_shardings
@@ -37,8 +37,9 @@ from rcsd_jax.plan.compiler import Compilation, Memory
 from rcsd_jax.plan.measure import Measured
 from rcsd_jax.plan.programs import TRANSITION, WHOLE, Plan, Program
 from rcsd_jax.roles.opened_model import Model, load_weights
-from rcsd_jax.roles.own_teacher import in_int8
+from rcsd_jax.roles.own_teacher import load_adapters, on_the_same_base
 from rcsd_jax.run import training_state
+from rcsd_jax.run.frozen_weights import quantized
 from rcsd_jax.run.recipe import frozen_name
 from rcsd_jax.run.training_state import Setup
 from rcsd_jax.settings.stage import Settings
@@ -93,13 +94,12 @@ def on_these_devices(config: Settings) -> Here:
         params, weights = _params(model, plan.mesh)
         teachers, _ = planner.own_teacher(config, model, plan.mesh)
         setup = training_state.setup(model, params, config, plan.mesh, teachers)
+        frozen = setup.frozen
         for name, one in teachers.items():
-            own: dict[str, Any] = {"params": _params(one.model, plan.mesh, sharding.SPREAD_RULES)[0]}
-            own = in_int8(one, own, plan.mesh) if config.teacher.int8_weights else own
-            setup = setup._replace(frozen=setup.frozen | {frozen_name(name): own})
-        if config.model.int8_weights:
-            int8 = quantization.on_mesh(plan.decoder, params, plan.mesh)
-            setup = setup._replace(frozen=setup.frozen | {BASE: {"params": int8}})
+            shared = on_the_same_base(one, model)
+            own = params if shared else _params(one.model, plan.mesh, sharding.SPREAD_RULES)[0]
+            frozen = frozen | {frozen_name(name): {"params": own} | load_adapters(one, plan.mesh)}
+        setup = setup._replace(frozen=frozen | quantized(frozen, model, teachers, config, plan.mesh))
 
     kept = None if config.lora.rank else params
 
@@ -159,6 +159,8 @@ def run_update(here: Here) -> dict[str, Ran]:
             return {"train step": _ran(step.train_step, lambda: (here.first(), *arguments))}
         rollout = _ran(step.draw, lambda: (here.first(), *arguments))
         completions = first_batch(rollout.result[0], config.train.batch_size)
+        if here.config.loss.emphasis == "credit":  # as if completions had failed some criteria
+            completions = completions._replace(failed=completions.without.weights)
         learning = _ran(step.learn, lambda: (here.first(), here.setup.frozen, completions))
         return {"rollout": rollout, "learning": learning}
 
@@ -204,7 +206,13 @@ def _batch(here: Here) -> Batch:
     tokens = lambda *shape: random.integers(0, here.plan.decoder.vocab_size, shape, dtype=np.int32)
     seen = lambda length: np.arange(length) >= (np.arange(count) % 4)[:, None]
     nothing = np.zeros((count, 0), np.int32)
-    criteria: Any = np.zeros((count, 0, 0), np.int32), np.zeros((count, 0, 0), bool), np.zeros((count, 0), np.float32)
+    further = config.encoding.further
+    contexts = (config.rubric.max_criteria if further == "criteria" else 1) if further else 0
+    more: Any = (
+        tokens(count, contexts, teacher),
+        np.ones((count, contexts, teacher), bool),
+        np.ones((count, contexts), np.float32),
+    )
     arrays: Any = (  # NumPy arrays, until they are on the mesh
         np.arange(count, dtype=np.int32),
         np.repeat(tokens(rows, lengths.student_prompt), config.sampling.group, axis=0),
@@ -214,7 +222,7 @@ def _batch(here: Here) -> Batch:
         tokens(count, TRANSITION if reasons else 0),
         nothing,
         nothing.astype(bool),
-        Without(*criteria),
+        Without(*more),
     )
     own = sharding.own_rows(count, here.mesh)
     return sharding.to_mesh(jax.tree.map(lambda x: x[own], Batch(*arrays)), here.mesh)

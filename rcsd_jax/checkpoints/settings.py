@@ -7,8 +7,10 @@ import dataclasses
 from rcsd_jax.host import checks
 from rcsd_jax.models.config import REMAT
 from rcsd_jax.models.kernels import KERNELS
+from rcsd_jax.models.quantization import FORMS
 
 DTYPES = ("float32", "bfloat16")
+QUANTIZATIONS = ("none", *FORMS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class ModelSettings:
     remat: str = checks.one_of(REMAT)
     # The interpreted kernels are for tests.
     kernels: str = checks.one_of(("auto", *(name for name in KERNELS if name != "pallas_interpret")))
-    int8_weights: bool
+    quantization: str = checks.one_of(QUANTIZATIONS)
     thought_begin: str
     thought_end: str
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
 from typing import Any
 
 from rcsd_jax.checkpoints.directory import read_object, resolve
 from rcsd_jax.host.errors import UserError
+
+DATE = datetime.date(2025, 1, 1)
 
 
 def load_tokenizer(directory: str | os.PathLike) -> Any:
@@ -43,6 +47,43 @@ def load_tokenizer(directory: str | os.PathLike) -> Any:
             file=directory / "tokenizer_config.json",
             field="chat_template",
         )
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = on_a_fixed_day(tokenizer.chat_template)
+    return tokenizer
+
+
+def on_a_fixed_day(template: str) -> str:
+    """A chat template that writes `DATE` where it would write today's date, as SmolLM3's, Granite's and Llama 3.2's do.
+
+    So a run that continues on another day has the same prompts.
+    """
+    if "strftime_now" not in template:
+        return template
+    parts = "".join(f".replace('%{part}', '{DATE.strftime(f'%{part}')}')" for part in "aAbBdHIjmMpSyY")
+    return "{%- macro strftime_now(format) -%}{{ format" + parts + " }}{%- endmacro -%}" + template
+
+
+def within_vocabulary(tokenizer: Any, size: int) -> Any:
+    """The tokenizer without the special tokens that a model of `size` tokens lacks; what they were in a text is then ordinary text.
+
+    Gemma 3's text models come with the tokenizer of those that see images, which has one token more. A token that the chat template
+    writes, or that begins, ends or pads texts, is kept: then tokenizer and model do not belong together.
+    """
+    if len(tokenizer) <= size:
+        return tokenizer
+    import tokenizers  # late, as above
+
+    needed = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    written = str(tokenizer.chat_template)
+
+    def is_kept(token: dict[str, Any]) -> bool:
+        return token["id"] < size or not token["special"] or token["content"] in needed or token["content"] in written
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if is_kept(token)]
+    tokenizer._tokenizer = tokenizers.Tokenizer.from_str(
+        json.dumps(state)
+    )  # transformers has no way to take a token away
     return tokenizer
 
 

@@ -25,6 +25,10 @@ class Grader(NamedTuple):
       feedback: the message to the writer; it returns None if nothing is wrong.
       of_own_rows: whether a user may choose it for rows of his own: not where it reads what a benchmark adds to them.
       source: the only data source whose rows it can grade; "" for any.
+      criteria: for each criterion of the example's rubric whether the text meets it, of a Pitfall whether the fault is there.
+      answer: for a grader that compares the completions of a question with each other: the answer that a text gives, or None. It
+        cannot grade single texts.
+      same: whether two such answers are the same; None if that cannot be said.
     """
 
     grade: Grade | None
@@ -32,6 +36,9 @@ class Grader(NamedTuple):
     feedback: Callable[[Example, str], str | None] | None = None
     of_own_rows: bool = True
     source: str = ""
+    criteria: Callable[[Example, str], Sequence[float]] | None = None
+    answer: Callable[[str], str | None] | None = None
+    same: Callable[[str, str], bool | None] = str.__eq__
 
 
 def grade_rubric(example: Example, text: str) -> dict[str, float]:
@@ -132,12 +139,18 @@ GRADERS: dict[str, Grader] = {
     "option": Grader(grade_option, (), of_own_rows=False),
     "number": Grader(grade_number, ("answer",), of_own_rows=False),
     "judge": Grader(None, ("rubric",)),
+    "majority": Grader(None, (), answer=answers.last_boxed, same=answers.same_expression),
 }
 
 
 def choices() -> tuple[str, ...]:
     """What a user may choose for rows of his own: a grader, or "" for none."""
     return ("", *(name for name, grader in GRADERS.items() if grader.of_own_rows))
+
+
+def choices_of_evaluation() -> tuple[str, ...]:
+    """Those of `choices` that grade single texts."""
+    return tuple(name for name in choices() if not name or GRADERS[name].answer is None)
 
 
 def _in_box(truth: str) -> str:

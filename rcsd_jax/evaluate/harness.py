@@ -80,7 +80,7 @@ class HarnessModel(TemplateLM):
             param_dtype=dtype,
             remat="none",
             kernels="auto",
-            int8_weights=False,
+            quantization="none",
             thought_begin="",
             thought_end="",
         )

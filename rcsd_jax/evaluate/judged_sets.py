@@ -38,7 +38,12 @@ class Judges(NamedTuple):
 
 def rewards(judges: Judges, examples: Sequence[Example], texts: Sequence[str]) -> list[dict[str, float]]:
     """Scores of texts as rewards: "rubric_score", not clipped, and "judged", as in `graded`."""
-    return [_scores(e, one, OWN_ROWS) for e, one in zip(examples, judges.first(examples, texts, "met"), strict=True)]
+    return scores_of(examples, judges.first(examples, texts, "met"))
+
+
+def scores_of(examples: Sequence[Example], judgements: Sequence[Judgement]) -> list[dict[str, float]]:
+    """The rewards of judgements, as in `rewards`."""
+    return [_scores(e, one, OWN_ROWS) for e, one in zip(examples, judgements, strict=True)]
 
 
 def graded(

@@ -11,12 +11,15 @@ from rcsd_jax.host import checks
 
 ROLES = ("base", "teacher", "trained")
 
+SHOWN = ("first", "shortest")
+"""Which of a group's other successes a teacher sees."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """The section `eval`; `settings/keys.py` says what each key means."""
 
-    grader: str = checks.one_of(graders.choices)
+    grader: str = checks.one_of(graders.choices_of_evaluation)
     path: str
     splits: Mapping[str, str]
     benchmarks: Mapping[str, str | None]
@@ -74,6 +77,7 @@ class RewardSettings:
     grader: str = checks.one_of(graders.choices)
     score: str
     success: float
+    shown: str = checks.one_of(SHOWN)
 
     def __post_init__(self) -> None:
         checks.choices(self)

@@ -22,7 +22,7 @@ The end points are the plain KLs, not limits of the third line (which tends to 0
 2306.13649) and TRL's GKD, GOLD and SDFT losses for the values; the RCSD release for top-k and the entry clip.
 """
 
-from rcsd_jax.losses import policy_gradient
+from rcsd_jax.losses import emphasis, policy_gradient
 from rcsd_jax.losses.from_hidden import (
     DivergenceStats,
     divergence_from_hidden,
@@ -41,6 +41,7 @@ __all__ = [
     "DivergenceStats",
     "KnownLogProbs",
     "divergence_from_hidden",
+    "emphasis",
     "entropy",
     "importance_weight",
     "masked_mean",

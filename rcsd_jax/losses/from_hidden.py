@@ -17,10 +17,11 @@ from jax.typing import ArrayLike
 from rcsd_jax.losses.array_checks import check_both_roles, checked_tokens
 from rcsd_jax.losses.chunks import add_head_gradient, chunk_size_of, logits_of, scan_chunks
 from rcsd_jax.losses.divergences import divergence_of, gradient_of, has_closed_gradient
+from rcsd_jax.losses.emphasis import IN_PASS, softened
 from rcsd_jax.losses.explicit_mesh import automatic
 from rcsd_jax.losses.known import KnownLogProbs, teacher_logits
 from rcsd_jax.losses.log_probs import entropy_of, log_softmax, of_tokens, without_ignored
-from rcsd_jax.losses.options import DivergenceOptions, Scalar, number, optional_number
+from rcsd_jax.losses.options import DivergenceOptions, Scalar, check_choice, number, optional_number
 from rcsd_jax.losses.traced import apart, together
 from rcsd_jax.losses.weighting import importance_weight, weighted_sum
 
@@ -123,6 +124,8 @@ def weighted_divergence_from_hidden(
     chunk_size: int,
     sampler_log_probs: jax.Array | None = None,
     importance_clip: ArrayLike | None = None,
+    emphasis: str | None = None,
+    emphasis_strength: float = 1.0,
     ignore_index: int | None = None,
     **options: Any,
 ) -> tuple[jax.Array, DivergenceStats]:
@@ -138,6 +141,8 @@ def weighted_divergence_from_hidden(
       sampler_log_probs: [B, T], of the tokens as the sampler saw them; with `importance_clip` every token's weight is
         multiplied by its `importance_weight`.
       importance_clip: the clip of that weight; None: no importance weight.
+      emphasis: multiplies every token's weight by one of `emphasis.IN_PASS`, which is in [0, 1]; None: by nothing.
+      emphasis_strength: how far, see `emphasis.softened`.
       ignore_index: a token that weighs nothing and where all quantities are 0, wherever it stands.
 
     Returns:
@@ -160,6 +165,9 @@ def weighted_divergence_from_hidden(
     check_both_roles(student_hidden, student_head, teacher_hidden, teacher_head, **by_token)
     tokens = checked_tokens(tokens, student_hidden.shape[:2], "the hidden states [B, T, D]")
     checked = _options("weighted_divergence_from_hidden", student_hidden, chunk_size, options, importance_clip)
+    if emphasis is not None:
+        check_choice("emphasis", emphasis, tuple(IN_PASS))
+        checked = checked._replace(emphasis=emphasis, emphasis_strength=emphasis_strength)
     if importance_clip is None:
         sampler_log_probs = jnp.zeros_like(tokens, jnp.float32)
     elif sampler_log_probs is None:
@@ -179,6 +187,8 @@ class _Options(NamedTuple):
     temperature: Scalar
     chunk_size: int
     importance_clip: Scalar | None
+    emphasis: str | None = None
+    emphasis_strength: float = 1.0
 
 
 def _options(
@@ -269,16 +279,26 @@ _weighted.defvjp(_weighted_forward, _weighted_backward)
 def _total(
     options: _Options, stats: DivergenceStats, weights: jax.Array, sampler_log_probs: jax.Array | None
 ) -> jax.Array:
-    return weighted_sum(stats.divergence, _times_importance(options, stats, weights, sampler_log_probs))
+    return weighted_sum(stats.divergence, _times_factors(options, stats, weights, sampler_log_probs))
 
 
-def _times_importance(
+def _times_factors(
     options: _Options, stats: DivergenceStats, weights: jax.Array, sampler_log_probs: jax.Array | None
 ) -> jax.Array:
-    if options.importance_clip is None:
-        return weights
-    assert sampler_log_probs is not None, "`weighted_divergence_from_hidden` asks for them"
-    return weights * importance_weight(stats.student_log_probs, sampler_log_probs, clip=options.importance_clip)
+    """The weights times the factors that are known only now: importance weights and emphases."""
+    if options.importance_clip is not None:
+        assert sampler_log_probs is not None, "`weighted_divergence_from_hidden` asks for them"
+        weights *= importance_weight(stats.student_log_probs, sampler_log_probs, clip=options.importance_clip)
+    if options.emphasis is not None:
+        factor = emphasis_of(options.emphasis, options.emphasis_strength, stats)
+        weights = jnp.where(weights == 0, 0.0, weights * factor)  # what is not finite there does not matter
+    return weights
+
+
+def emphasis_of(kind: str, strength: float, stats: DivergenceStats) -> jax.Array:
+    """The emphases [..., T] of a kind of `emphasis.IN_PASS`, softened and without gradient."""
+    _, *scores = stats
+    return jax.lax.stop_gradient(softened(IN_PASS[kind](*scores), strength))
 
 
 # --- one value per token: the weights are known in the backward pass only -------------------------------------------------
@@ -376,7 +396,7 @@ def _stats_and_logits_gradient(
     # The same in closed form, in half of the passes over the vocabulary.
     student, teacher = (log_softmax(x, options.temperature) for x in (student_logits, teacher_logits))
     stats = _stats_of_log_probs(options, student, teacher, tokens)
-    weights = _times_importance(options, stats, weights, sampler_log_probs)[..., None]
+    weights = _times_factors(options, stats, weights, sampler_log_probs)[..., None]
     return stats, gradient_of(student, teacher, options.divergence.beta, weights / options.temperature)
 
 

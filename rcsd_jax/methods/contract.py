@@ -10,15 +10,20 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax import losses
+from rcsd_jax.losses import emphasis
 from rcsd_jax.sampling import Samples
 
 
 class Without(NamedTuple):
-    """The teacher's prompts, each without one criterion; K = 0 unless guidance is by criteria."""
+    """Further prompts of the teacher with which its own is contrasted: each without one criterion, or one of another kind of
+    `teacher.guidance_by`. K = 0 if there are none.
+    """
 
     tokens: jax.Array  # [B, K, Q] int32
     mask: jax.Array  # [B, K, Q] bool
-    weights: jax.Array  # [B, K] float32, weights of the missing criteria: 1 on average; 0 if a rubric has fewer
+    weights: (
+        jax.Array
+    )  # [B, K] float32, of criteria their weights, 1 on average, else 1; 0 if a completion has fewer prompts
 
 
 class Thoughts(NamedTuple):
@@ -48,6 +53,9 @@ class Completions(NamedTuple):
     thoughts: Thoughts | None = None  # None if completions have no thinking block that a token ends
     teacher: jax.Array | None = None  # [B] int32, which of several teachers scores it; None: there is one
     known: losses.KnownLogProbs | None = None  # [B, N, K], of a teacher at an endpoint; None: the teacher is a network
+    # [B, K] float32, how much each criterion weighs that the completion fails, 0 for those that it meets; None: not graded so
+    failed: jax.Array | None = None
+    contrast: jax.Array | None = None  # [B, N] float32, see `teacher_scores.after_teacher`; None: not needed
 
 
 class CompletionTokens(NamedTuple):
@@ -58,10 +66,13 @@ class CompletionTokens(NamedTuple):
     advantages: jax.Array  # [R, T] float32, each token has its completion's
     thought: jax.Array | None = None  # [R, T] bool, of the thinking block; None if completions have none
     known: losses.KnownLogProbs | None = None  # [R, T, K], of a teacher at an endpoint; None: the teacher is a network
+    contrast: jax.Array | None = (
+        None  # [R, T] float32, the teacher's log-probability after a right hint less that after a wrong one
+    )
 
 
 class Weights(NamedTuple):
-    """The completion mask as weights of a mean, [R, T] float32: 0 outside the mask, normalised over the whole batch.
+    """The completion mask as weights of a mean, [R, T] float32: 0 outside the mask, normalised over the whole batch, times emphases.
 
     They are made before the batch is split, so the losses of its parts add up, however tokens are split or packed. A method
     uses the same one of the two for its loss and for the means that it logs.
@@ -94,6 +105,20 @@ class PolicyOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class Emphasis:
+    """Static choices of how tokens are emphasised, see `losses.emphasis`."""
+
+    kind: str = "alike"  # of `emphasis.KINDS`
+    strength: float = 1.0  # 0: as if all were alike
+    share: float = 0.2  # of tokens, for "low_probability"
+
+    @property
+    def in_pass(self) -> str | None:
+        """A kind that follows from both roles' scores; None for any other."""
+        return self.kind if self.kind in emphasis.IN_PASS else None
+
+
+@dataclasses.dataclass(frozen=True)
 class LossOptions:
     """Static choices of a method's loss."""
 
@@ -102,18 +127,39 @@ class LossOptions:
     temperature: float = 1.0  # divides both roles' logits
     chunk_size: int = 512  # positions whose logits are in memory at a time
     reduction: str = "tokens"  # see `losses.token_weights`
+    emphasis: Emphasis = Emphasis()
     importance_clip: float | None = None  # truncated importance weight of trainer against sampler
     guidance: float = 0.0  # how far the teacher is pushed in the direction in which its privileged context changes it
+    target: str = "contrast"  # of `targets.TARGETS`, what the teacher's contexts become with guidance
+    contrasts: bool = False  # whether the method needs `CompletionTokens.contrast`
     by_part: bool = True  # also log means over thoughts and over answers
     # The number of first tokens that both roles have, if the teacher is another model with more or fewer; None: all.
     shared_tokens: int | None = None
 
+    @property
+    def by_context(self) -> bool:
+        """Whether the teacher's log-probability of each token is needed after each of its contexts."""
+        return self.contrasts or self.emphasis.kind in emphasis.OF_CONTEXTS
 
-def weigh(completions: Completions, reduction: str) -> Weights:
-    """The weights of a whole batch; `reduction` as in `losses.token_weights`."""
+
+def weigh(completions: Completions, reduction: str, choice: Emphasis = Emphasis()) -> Weights:
+    """The weights of a whole batch, with the emphases that follow from the completions; `reduction` as in `losses.token_weights`."""
     mask = completions.completion_mask
     all_rows = losses.token_weights(mask, reduction)
-    return Weights(all_rows, losses.token_weights(mask, reduction, counted=completions.taught))
+    weights = Weights(all_rows, losses.token_weights(mask, reduction, counted=completions.taught))
+    return emphasised(weights, completions, choice)
+
+
+def emphasised(weights: Weights, completions: Completions, choice: Emphasis) -> Weights:
+    """The weights [B, N] times the emphases of a kind that follows from the completions; unchanged for any other."""
+    mask = completions.completion_mask
+    if choice.kind == "position":
+        factor = emphasis.by_position(mask)
+    elif choice.kind == "low_probability":
+        factor = emphasis.low_probability(completions.samples.log_probs, mask, share=choice.share)
+    else:
+        return weights
+    return Weights(*(x * emphasis.softened(factor, choice.strength) for x in weights))
 
 
 def tokens_of(completions: Completions) -> CompletionTokens:
@@ -121,7 +167,9 @@ def tokens_of(completions: Completions) -> CompletionTokens:
     samples = completions.samples
     advantages = jnp.broadcast_to(completions.advantages[:, None], samples.tokens.shape)
     thought = None if completions.thoughts is None else completions.thoughts.mask
-    return CompletionTokens(samples.tokens, samples.log_probs, advantages, thought, completions.known)
+    return CompletionTokens(
+        samples.tokens, samples.log_probs, advantages, thought, completions.known, completions.contrast
+    )
 
 
 def total(weights: jax.Array, values: jax.Array) -> jax.Array:

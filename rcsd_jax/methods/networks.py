@@ -8,6 +8,7 @@
                            trust region   RoleMixture of the fixed one and the live one
                            its own        RoleNetwork(its decoder, frozen=TEACHER)
                            several        RoleSeveral of such, of which each completion has one
+                           better of two  RoleBetter of one of these and the student's
 
 Frozen weights have names. Roles that name the same ones share them, so memory holds one copy.
 """
@@ -88,7 +89,20 @@ class Several:
         return tuple(network.head for network in self.networks)
 
 
-Teacher: TypeAlias = Network | Mixture | Several
+@flax.struct.dataclass
+class Better:
+    """A teacher and the student itself after the teacher's prompts: each token has one of the two as its target."""
+
+    teacher: Network | Mixture
+    student: Network
+
+    @property
+    def head(self) -> tuple[jax.Array, ...]:
+        """The output matrix [D, V] of each; D may differ."""
+        return self.teacher.head, self.student.head
+
+
+Teacher: TypeAlias = Network | Mixture | Several | Better
 
 
 def hidden_of(network: Network | Mixture, score: Callable[[Network], jax.Array]) -> jax.Array:
@@ -176,6 +190,33 @@ class RoleSeveral:
         return Several(tuple(role.at(state, frozen) for role in self.teachers))
 
 
+@dataclasses.dataclass(frozen=True)
+class RoleBetter:
+    """Where the better of two comes from; hashable."""
+
+    teacher: RoleNetwork | RoleMixture
+    student: RoleNetwork
+
+    @property
+    def decoder(self) -> Decoder:
+        """The teacher's."""
+        return self.teacher.decoder
+
+    @property
+    def frozen(self) -> str | None:
+        """The teacher's frozen weights."""
+        return self.teacher.frozen
+
+    @property
+    def moving(self) -> str | None:
+        """The part of the state that the teacher uses, or else the student."""
+        return self.teacher.moving or self.student.moving
+
+    def at(self, state: TrainState, frozen: Frozen) -> Better:
+        """Both networks at a state of the training."""
+        return Better(self.teacher.at(state, frozen), self.student.at(state, frozen))
+
+
 class Networks(NamedTuple):
     """The networks of both roles at one state."""
 
@@ -187,7 +228,7 @@ class Roles(NamedTuple):
     """Where the networks of both roles come from; the teacher is None where the method has none."""
 
     student: RoleNetwork
-    teacher: RoleNetwork | RoleMixture | RoleSeveral | None
+    teacher: RoleNetwork | RoleMixture | RoleSeveral | RoleBetter | None
 
     def at(self, state: TrainState, frozen: Frozen) -> Networks:
         """Both networks at a state of the training."""

@@ -21,14 +21,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.methods import packing
-from rcsd_jax.methods.contract import Completions, CompletionTokens, Weights, tokens_of
+from rcsd_jax import losses
+from rcsd_jax.methods import packing, targets
+from rcsd_jax.methods.contract import Completions, CompletionTokens, LossOptions, Weights, tokens_of
 from rcsd_jax.methods.gradient import loss_and_gradient as gradient_of
-from rcsd_jax.methods.networks import Frozen, Mixture, Network, Several, Teacher, hidden_of, hidden_width
+from rcsd_jax.methods.networks import Better, Frozen, Mixture, Network, Several, Teacher, hidden_of, hidden_width
 from rcsd_jax.methods.packing import Places, Rows
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.score_both import of_teacher
 from rcsd_jax.methods.state import Params, TrainState
+from rcsd_jax.methods.teacher_scores import TeacherScores, after_teacher, better
 from rcsd_jax.models.decoder import Decoder, apply_and_report
 from rcsd_jax.models.layer import Statistics
 from rcsd_jax.models.scoring import pack
@@ -42,7 +44,8 @@ class Sequences(NamedTuple):
     tokens: jax.Array  # [G, S, T] int32, real ones first
     context: jax.Array  # [G, S] int32, tokens before the completion
     completion: jax.Array  # [G, S] int32, which of the shard's completions follows
-    coefficient: jax.Array  # [G, S] float32, of its hidden states in the completion's; 0: left out
+    number: jax.Array  # [G, S] int32, which of the completion's contexts it has, 0 for the role's own
+    coefficient: jax.Array  # [G, S] float32, of its hidden states in the completion's
     places: Places
     # Static:
     rows: int  # of a trip on each shard
@@ -63,6 +66,7 @@ class Trip(NamedTuple):
     order: jax.Array  # [R, L] int32, places of the piece
     completion: jax.Array  # [G, R / G, L] int32, of the shard, in `order`
     token: jax.Array  # [G, R / G, L] int32, of the completion; N where a place predicts none
+    number: jax.Array  # [G, R / G, L] int32, of the context
     coefficient: jax.Array  # [G, R / G, L] float32
     experts: jax.Array | None = None  # [R, L, layers, k] int, recorded of the token in each place, see `router.routes`
 
@@ -86,7 +90,9 @@ def loss_and_gradient(
     teacher = jax.lax.stop_gradient(recipe.roles.at(state, frozen).teacher)
     hidden, scored = None, jnp.zeros(2, jnp.float32)
     if teacher is not None:
-        hidden, scored = score_teacher(recipe, teacher, completions, rows)
+        scores, scored = score_teacher(recipe, teacher, completions, rows)
+        hidden = scores.hidden
+        completions, weights = after_teacher(completions, weights, scores, recipe.loss)
     (loss, sums), gradient = learn_student(recipe, state, frozen, teacher, hidden, completions, weights, rows)
     sums["row_loss"] = jnp.zeros(count, jnp.float32).at[order].set(sums["row_loss"].reshape(-1))
     sums["scored"] += scored
@@ -98,33 +104,70 @@ def layout_of(recipe: Recipe) -> str:
     return "split" if recipe.split_rows else "train"
 
 
-def score_teacher(recipe: Recipe, teacher: Teacher, completions: Completions, rows: int) -> tuple[Any, jax.Array]:
-    """The teacher's hidden states [G, B / G, N, D] that predict the completions, see `score_both.score_teacher`, and `scored`.
+def score_teacher(
+    recipe: Recipe, teacher: Teacher, completions: Completions, rows: int
+) -> tuple[TeacherScores, jax.Array]:
+    """The teacher's scores, see `score_both.teacher_scores`, hidden states [G, B / G, N, D]; and `scored`.
 
     With guidance they are sums over several contexts. Each context is a sequence of its own, with a coefficient. Of several teachers
     they are a tuple; each goes over its own completions, so that one without any makes no trip.
     """
     if isinstance(teacher, Several):
         each = [score_teacher(recipe, one, of_teacher(completions, i), rows) for i, one in enumerate(teacher.networks)]
-        return tuple(hidden for hidden, _ in each), jnp.stack([scored for _, scored in each]).sum(axis=0)
-    layout = layout_of(recipe)
-    sequences = teacher_sequences(completions, recipe.loss.guidance, rows, layout)
+        known = [scores.log_probs for scores, _ in each if scores.log_probs is not None]
+        scores = TeacherScores(tuple(one.hidden for one, _ in each), sum(known[1:], start=known[0]) if known else None)
+        return scores, jnp.stack([scored for _, scored in each]).sum(axis=0)
+    if isinstance(teacher, Better):
+        asked = dataclasses.replace(recipe, loss=dataclasses.replace(recipe.loss, contrasts=True))
+        two = [score_teacher(asked, one, completions, rows) for one in (teacher.teacher, teacher.student)]
+        return better(two[0][0], two[1][0]), two[0][1] + two[1][1]
+    layout, loss = layout_of(recipe), recipe.loss
+    sequences = teacher_sequences(completions, loss, rows, layout)
     shards, count, limit = completions.samples.tokens.shape
     config = teacher.decoder.config
-    dtype = jnp.float32 if recipe.loss.guidance else config.dtype
+    dtype = jnp.float32 if loss.guidance else config.dtype
     # Devices that share a shard's rows have a part of each hidden state.
     whole = lambda x: constrain(x, ("batch", None, None, "places"), LAYOUTS[layout])
     hidden = whole(jnp.zeros((shards, count, limit, hidden_width(teacher)), dtype))
+    log_probs = None
+    if loss.by_context:
+        contexts = 1 + completions.without.tokens.shape[2]
+        log_probs = _over_devices(jnp.zeros((shards, count, contexts, limit), jnp.float32), layout)
 
-    def step(hidden: jax.Array, trip: Trip) -> jax.Array:
-        new = score_trip(teacher, trip, layout)
-        new = (new.astype(dtype) * trip.coefficient.reshape(*new.shape[:2], 1).astype(dtype)).astype(dtype)
+    def step(scores: TeacherScores, trip: Trip) -> TeacherScores:
+        exact = score_trip(teacher, trip, layout)
+        new = (exact.astype(dtype) * trip.coefficient.reshape(*exact.shape[:2], 1).astype(dtype)).astype(dtype)
         put = jax.vmap(lambda x, i, t, value: x.at[i, t].add(value, mode="drop"))
         new = whole(_of_shards(new.reshape(*trip.token.shape, -1), layout))
-        return whole(put(hidden, trip.completion, trip.token, new))
+        hidden, log_probs = whole(put(scores.hidden, trip.completion, trip.token, new)), scores.log_probs
+        if log_probs is not None:
+            put_one = jax.vmap(lambda x, i, k, t, value: x.at[i, k, t].set(value, mode="drop"))
+            of_tokens = _log_probs(teacher, exact, trip, completions, loss, layout)
+            log_probs = put_one(log_probs, trip.completion, trip.number, trip.token, of_tokens)
+            log_probs = _over_devices(log_probs, layout)
+        return TeacherScores(hidden, log_probs)
 
-    hidden, scored = over_trips(step, hidden, sequences, completions, recipe.row_lengths)
-    return jax.lax.stop_gradient(hidden.astype(config.dtype)), scored
+    scores, scored = over_trips(step, TeacherScores(hidden, log_probs), sequences, completions, recipe.row_lengths)
+    return jax.lax.stop_gradient(scores._replace(hidden=scores.hidden.astype(config.dtype))), scored
+
+
+def _log_probs(
+    teacher: Network | Mixture, hidden: jax.Array, trip: Trip, completions: Completions, loss: LossOptions, layout: str
+) -> jax.Array:
+    """Log-probabilities [G, R / G, L] of the tokens that a trip's hidden states [R, L, D] predict; 0 where they predict none."""
+    samples = completions.samples
+    there = trip.token < samples.tokens.shape[2]
+    look_up = jax.vmap(lambda x, i, t: x.at[i, t].get(mode="clip"))
+    tokens = _pieces(look_up(samples.tokens, trip.completion, trip.token), layout)
+    log_probs, _ = losses.token_log_probs_from_hidden(
+        hidden,
+        teacher.head[:, : loss.shared_tokens],
+        tokens,
+        chunk_size=loss.chunk_size,
+        temperature=loss.temperature,
+        mask=_pieces(there, layout),
+    )
+    return _of_shards(log_probs.reshape(trip.token.shape), layout)
 
 
 def score_trip(network: Network | Mixture, trip: Trip, layout: str = "train") -> jax.Array:
@@ -220,32 +263,47 @@ def student_sequences(completions: Completions, rows: int, layout: str = "train"
     """One for each completion of [G, B / G]; a trip has at most so many rows of the longest."""
     c = completions
     contexts = c.student_tokens[:, :, None], c.student_mask[:, :, None]
-    sequences = _sequences(c, *contexts, jnp.ones((*c.taught.shape, 1), jnp.float32), rows, layout)
+    ones = jnp.ones((*c.taught.shape, 1), jnp.float32)
+    sequences = _sequences(c, *contexts, ones, ones > 0, rows, layout)
     return sequences._replace(recorded=c.samples.experts is not None)
 
 
-def teacher_sequences(completions: Completions, guidance: float, rows: int, layout: str = "train") -> Sequences:
-    """The teacher's of each completion of [G, B / G]: one, or more with guidance; a trip has at most so many rows of the longest."""
+def teacher_sequences(completions: Completions, loss: LossOptions, rows: int, layout: str = "train") -> Sequences:
+    """The teacher's of each completion of [G, B / G]: one, or more contexts; a trip has at most so many rows of the longest.
+
+    Their order is the teacher's own context, further ones, and what the student sees. Contexts that nothing needs are left out.
+    """
     c = completions
+    weights = targets.coefficients(loss.target, loss.guidance, c.without.weights)
     contexts = [(c.teacher_tokens[:, :, None], c.teacher_mask[:, :, None])]
-    ones = jnp.ones((*c.taught.shape, 1), jnp.float32)
-    coefficients = [ones]
-    if guidance and c.without.tokens.shape[2]:
+    coefficients, needed = [weights.own], [(weights.own != 0) | loss.by_context]
+    if c.without.tokens.shape[2] and (weights.further is not None or loss.by_context):
         contexts.append((c.without.tokens, c.without.mask))
-        coefficients = [1 + guidance * c.without.weights.sum(axis=2, keepdims=True), -guidance * c.without.weights]
-    elif guidance:
+        there = c.without.weights != 0
+        further = jnp.zeros_like(c.without.weights) if weights.further is None else weights.further
+        coefficients.append(further)
+        needed.append((further != 0) | (there & loss.by_context))
+    if weights.student is not None:
         contexts.append((c.student_tokens[:, :, None], c.student_mask[:, :, None]))
-        coefficients = [(1 + guidance) * ones, -guidance * ones]
+        coefficients.append(weights.student)
+        needed.append(weights.student != 0)
     longest = max(tokens.shape[3] for tokens, _ in contexts)
     padded = [[_pad(x, longest) for x in both] for both in contexts]
     tokens, mask = (jnp.concatenate(x, axis=2) for x in zip(*padded, strict=True))
-    return _sequences(c, tokens, mask, jnp.concatenate(coefficients, axis=2), rows, layout)
+    coefficient, of_use = (jnp.concatenate(x, axis=2) for x in (coefficients, needed))
+    return _sequences(c, tokens, mask, coefficient, of_use, rows, layout)
 
 
 def _sequences(
-    completions: Completions, tokens: jax.Array, mask: jax.Array, coefficient: jax.Array, rows: int, layout: str
+    completions: Completions,
+    tokens: jax.Array,
+    mask: jax.Array,
+    coefficient: jax.Array,
+    needed: jax.Array,
+    rows: int,
+    layout: str,
 ) -> Sequences:
-    """Contexts [G, B / G, C, Q], each followed by its completion, with coefficients [G, B / G, C]."""
+    """Contexts [G, B / G, C, Q], each followed by its completion, with coefficients [G, B / G, C], those that are needed [G, B / G, C]."""
     samples = completions.samples
     shards, count, contexts, _ = tokens.shape
 
@@ -258,13 +316,15 @@ def _sequences(
     of_completion = samples.mask.sum(axis=2).astype(jnp.int32)[..., None]
     lengths = flat(lengths.reshape(shards, count, contexts))
     # The last token of a completion predicts none of it. Of completions that nothing is learnt from, nothing is needed.
-    learnt = flat(completions.completion_mask.any(axis=2, keepdims=True)) & (flat(coefficient) != 0)
+    learnt = flat(completions.completion_mask.any(axis=2, keepdims=True)) & flat(needed)
     parts = parts_of_a_row(layout)
     rows, row_length = packing.largest_trip(packed.shape[1], rows, parts)
     places = packing.place(jnp.where(learnt, lengths - 1, 0), row_length, rows, level=parts > 1)
     which = flat(jnp.arange(count, dtype=jnp.int32)[None, :, None])
+    number = flat(jnp.arange(contexts, dtype=jnp.int32)[None, None, :])
     packed = packed.reshape(shards, count * contexts, -1)
-    return Sequences(packed, lengths - flat(of_completion), which, flat(coefficient), places, rows, row_length, layout)
+    before = lengths - flat(of_completion)
+    return Sequences(packed, before, which, number, flat(coefficient), places, rows, row_length, layout)
 
 
 def over_trips(
@@ -320,6 +380,7 @@ def _trip(sequences: Sequences, completions: Completions, trip: jax.Array, lengt
         _pieces(order, layout),
         ordered(take(sequences.completion, row.sequence)),
         ordered(jnp.where(predicts, token, none)),
+        ordered(take(sequences.number, row.sequence)),
         ordered(take(sequences.coefficient, row.sequence)),
         experts,
     )

@@ -5,21 +5,28 @@ h_S, h_T       hidden states that predict ŷ in both roles, the teacher's withou
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.methods.contract import Completions, Scored
-from rcsd_jax.methods.networks import Mixture, Network, Networks, Several, Teacher, hidden_of
+from rcsd_jax import losses
+from rcsd_jax.methods import targets
+from rcsd_jax.methods.contract import Completions, LossOptions, Scored
+from rcsd_jax.methods.networks import Better, Mixture, Network, Networks, Several, Teacher, hidden_of
+from rcsd_jax.methods.teacher_scores import TeacherScores, better
 from rcsd_jax.models.layer import Statistics
 from rcsd_jax.models.scoring import completion_hidden, completion_hidden_and_report
 
+PLAIN = LossOptions()
+"""Without guidance, the target is the teacher as it is."""
 
-def score_both(networks: Networks, completions: Completions, *, guidance: float = 0.0) -> Scored:
-    """Both roles' scores of completions, if no gradient is needed."""
+
+def score_both(networks: Networks, completions: Completions, loss: LossOptions = PLAIN) -> Scored:
+    """Both roles' scores of completions, if no gradient is needed; of the options, those count that say what the target is."""
     student, teacher = networks
-    teacher_hidden = score_teacher(teacher, completions, guidance=guidance)
+    teacher_hidden = score_teacher(teacher, completions, loss)
     return scored_with(student, score_student(student, completions), teacher, teacher_hidden)
 
 
@@ -42,40 +49,74 @@ def score_student_and_report(student: Network, completions: Completions) -> tupl
     return completion_hidden_and_report(student.decoder, student.variables, *sequences, c.samples.experts)
 
 
-def score_teacher(teacher: Teacher | None, completions: Completions, *, guidance: float = 0.0) -> Any:
-    """The teacher's final hidden states that predict the completions, without gradient: [B, N, D], of a mixture as `hidden_of` says.
+def score_teacher(teacher: Teacher | None, completions: Completions, loss: LossOptions = PLAIN) -> Any:
+    """The teacher's final hidden states that predict the completions: `teacher_scores(...).hidden`; None without a teacher."""
+    return None if teacher is None else teacher_scores(teacher, completions, loss).hidden
 
-    None without a teacher. Of several teachers a tuple, each 0 in the completions of others; one without any costs nothing.
 
-    With guidance g they are h + g (h - h'), h' being the teacher's without its privileged context, shown what the student
-    sees. As logits are linear in them, these are the logits with - without, pushed along by the same factor. By criteria
-    they are h + g sum_k w_k (h - h_k), h_k being the teacher's without criterion k of weight w_k.
+def teacher_scores(teacher: Teacher, completions: Completions, loss: LossOptions) -> TeacherScores:
+    """The teacher's scores of completions, without gradient; hidden states are [B, N, D], of a mixture as `hidden_of` says.
+
+    With guidance, hidden states after several contexts are added with the coefficients of `targets`: as logits are linear in them,
+    these are the logits of the target. Of several teachers they are a tuple, each 0 in the completions of others; one without any
+    costs nothing.
     """
-    if teacher is None:
-        return None
     if isinstance(teacher, Several):
-        return tuple(_score_own(one, i, completions, guidance) for i, one in enumerate(teacher.networks))
+        each = [_score_own(one, i, completions, loss) for i, one in enumerate(teacher.networks)]
+        known = [one.log_probs for one in each if one.log_probs is not None]
+        return TeacherScores(tuple(one.hidden for one in each), sum(known[1:], start=known[0]) if known else None)
+    if isinstance(teacher, Better):
+        asked = dataclasses.replace(loss, contrasts=True)
+        return better(*(teacher_scores(one, completions, asked) for one in (teacher.teacher, teacher.student)))
     c = completions
     answer = c.samples.tokens, c.samples.mask
-    hidden = _hidden(teacher, c.teacher_tokens, c.teacher_mask, *answer)
-    if guidance and c.without.tokens.shape[1]:
-        weights = c.without.weights[..., None, None]  # [B, K, 1, 1]
-        less = _without_each(teacher, c).astype(jnp.float32)  # [B, K, N, D]
-        change = (weights * (hidden[:, None].astype(jnp.float32) - less)).sum(axis=1)
-        hidden = (hidden.astype(jnp.float32) + guidance * change).astype(hidden.dtype)
-    elif guidance:
-        less = _hidden(teacher, c.student_tokens, c.student_mask, *answer).astype(jnp.float32)
-        change = hidden.astype(jnp.float32) - less
-        hidden = (hidden.astype(jnp.float32) + guidance * change).astype(hidden.dtype)
-    return jax.lax.stop_gradient(hidden)
+    weights = targets.coefficients(loss.target, loss.guidance, c.without.weights)
+    own = _hidden(teacher, c.teacher_tokens, c.teacher_mask, *answer)
+    hidden = own
+    further = None
+    if c.without.tokens.shape[1] and (weights.further is not None or loss.by_context):
+        further = _without_each(teacher, c)  # [B, K, N, D]
+    if loss.guidance:
+        total = weights.own[..., None] * own.astype(jnp.float32)
+        if weights.further is not None:
+            assert further is not None, "they were scored"
+            total += (weights.further[..., None, None] * further.astype(jnp.float32)).sum(axis=1)
+        if weights.student is not None:
+            plain = _hidden(teacher, c.student_tokens, c.student_mask, *answer)
+            total += weights.student[..., None] * plain.astype(jnp.float32)
+        hidden = total.astype(own.dtype)
+    log_probs = None
+    if loss.by_context:
+        contexts = [own[:, None]] if further is None else [own[:, None], further]
+        log_probs = _log_probs(teacher, jnp.concatenate(contexts, axis=1), c, loss)
+    return jax.lax.stop_gradient(TeacherScores(hidden, log_probs))
 
 
-def _score_own(teacher: Network, number: int, completions: Completions, guidance: float) -> jax.Array:
-    """The hidden states of one of several teachers, [B, N, D]: 0 in the completions of others."""
+def _log_probs(teacher: Network | Mixture, hidden: jax.Array, c: Completions, loss: LossOptions) -> jax.Array:
+    """Log-probabilities of the completions' tokens [B, C, N] from hidden states [B, C, N, D] after C contexts."""
+    batch, contexts, length, _ = hidden.shape
+    repeated = [
+        jnp.broadcast_to(x[:, None], (batch, contexts, length)).reshape(-1, length)
+        for x in (c.samples.tokens, c.completion_mask)
+    ]
+    log_probs, _ = losses.token_log_probs_from_hidden(
+        hidden.reshape(batch * contexts, length, -1),
+        teacher.head[:, : loss.shared_tokens],
+        repeated[0],
+        chunk_size=loss.chunk_size,
+        temperature=loss.temperature,
+        mask=repeated[1],
+    )
+    return log_probs.reshape(batch, contexts, length)
+
+
+def _score_own(teacher: Network, number: int, completions: Completions, loss: LossOptions) -> TeacherScores:
+    """The scores of one of several teachers: 0 in the completions of others."""
     own = _own(completions, number)
 
-    def score() -> jax.Array:
-        return jnp.where(own[:, None, None], score_teacher(teacher, completions, guidance=guidance), 0)
+    def score() -> TeacherScores:
+        scores = teacher_scores(teacher, completions, loss)
+        return jax.tree.map(lambda x: jnp.where(own[:, None, None], x, 0), scores)
 
     nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(score))
     return jax.lax.cond(own.any(), score, lambda: nothing)
@@ -92,13 +133,18 @@ def _own(completions: Completions, number: int) -> jax.Array:
     return completions.teacher == number
 
 
-def scored_tokens(completions: Completions, *, teacher: bool, guidance: float = 0.0) -> jax.Array:
+def scored_tokens(completions: Completions, teacher: Teacher | None, loss: LossOptions) -> jax.Array:
     """[2] float32: the real tokens of all sequences that the roles score, and the same with padding."""
     c = completions
     masks = [c.student_mask]  # [B, Q] or [B, K, Q]
-    if teacher:
-        without = c.without.mask if c.without.mask.shape[1] else c.student_mask
-        masks += [c.teacher_mask, without] if guidance else [c.teacher_mask]
+    if teacher is not None:
+        weights = targets.coefficients(loss.target, loss.guidance, c.without.weights)
+        of_teacher = [c.teacher_mask]
+        if c.without.mask.shape[1] and (weights.further is not None or loss.by_context):
+            of_teacher.append(c.without.mask)
+        if weights.student is not None:
+            of_teacher.append(c.student_mask)
+        masks += of_teacher * (2 if isinstance(teacher, Better) else 1)
     real, places = jnp.float32(0), 0
     for mask in masks:
         rows = mask.size // max(mask.shape[0] * mask.shape[-1], 1)  # of one completion

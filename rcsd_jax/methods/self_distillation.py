@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax import losses
+from rcsd_jax.losses.from_hidden import emphasis_of
 from rcsd_jax.methods.contract import CompletionTokens, LossOptions, Scored, Weights, counted, total, totals
 
 
@@ -48,6 +49,8 @@ def loss_and_sums(
         temperature=options.temperature,
         sampler_log_probs=completions.sampler_log_probs,
         importance_clip=options.importance_clip,
+        emphasis=options.emphasis.in_pass,
+        emphasis_strength=options.emphasis.strength,
         **vars(options.divergence),
     )
     token_loss = scores.divergence  # [R, T]
@@ -55,6 +58,9 @@ def loss_and_sums(
         token_loss *= losses.importance_weight(
             scores.student_log_probs, completions.sampler_log_probs, clip=options.importance_clip
         )
+    if options.emphasis.in_pass is not None:
+        factor = emphasis_of(options.emphasis.in_pass, options.emphasis.strength, scores)
+        token_loss *= factor
     ratio = jnp.exp(scores.student_log_probs - completions.sampler_log_probs)
     of_parts = {
         "divergence": scores.divergence,
@@ -68,6 +74,8 @@ def loss_and_sums(
     }
     if options.importance_clip is not None:
         logged["importance_clipped"] = ratio > options.importance_clip
+    if options.emphasis.in_pass is not None:
+        logged["emphasis"] = factor
     sums = totals(weights.taught_rows, of_parts, completions, options)
     sums |= {name: total(weights.taught_rows, values) for name, values in logged.items()}
     return loss, sums | {"token_loss": counted(weights.taught_rows, token_loss)}

@@ -25,8 +25,9 @@ from rcsd_jax.methods.microbatches import summed
 from rcsd_jax.methods.networks import Frozen, Teacher
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import Batch
-from rcsd_jax.methods.score_both import score_student_and_report, score_teacher, scored_tokens
+from rcsd_jax.methods.score_both import score_student_and_report, scored_tokens, teacher_scores
 from rcsd_jax.methods.state import Params, TrainState, update
+from rcsd_jax.methods.teacher_scores import after_teacher
 from rcsd_jax.models import sharding
 
 
@@ -62,7 +63,7 @@ def learn(
 
     A non-finite loss, gradient or update leaves the state as it was and reports `finite` = 0: the caller stops.
     """
-    weights = weigh(completions, recipe.loss.reduction)  # of the whole batch, before it is split
+    weights = weigh(completions, recipe.loss.reduction, recipe.loss.emphasis)  # of the whole batch, before it is split
     of_batch = packed_learning.loss_and_gradient if recipe.row_lengths else padded_loss_and_gradient
     (loss, sums), gradient = of_batch(recipe, state, frozen, completions, weights)
     new_state, grad_norm, finite = update(state, loss, gradient, recipe.optimizer, ema_decay=recipe.ema_decay)
@@ -76,11 +77,15 @@ def padded_loss_and_gradient(
     teacher = jax.lax.stop_gradient(recipe.roles.at(state, frozen).teacher)
 
     def of_rows(rows: tuple[Completions, Weights]) -> Any:
-        hidden = score_teacher(teacher, rows[0], guidance=recipe.loss.guidance)
-        return loss_and_gradient(recipe, state, frozen, teacher, hidden, *rows)
+        if teacher is None:
+            return loss_and_gradient(recipe, state, frozen, None, None, *rows)
+        scores = teacher_scores(teacher, rows[0], recipe.loss)
+        return loss_and_gradient(
+            recipe, state, frozen, teacher, scores.hidden, *after_teacher(*rows, scores, recipe.loss)
+        )
 
     (loss, sums), gradient = summed(of_rows, (completions, weights), recipe.microbatches)
-    sums["scored"] = scored_tokens(completions, teacher=teacher is not None, guidance=recipe.loss.guidance)
+    sums["scored"] = scored_tokens(completions, teacher, recipe.loss)
     return (loss, sums), gradient
 
 

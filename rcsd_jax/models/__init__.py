@@ -1,4 +1,4 @@
-"""The decoder, its placement on a mesh, LoRA and int8 weights: pure functions of pytrees."""
+"""The decoder, its placement on a mesh, LoRA and quantized weights: pure functions of pytrees."""
 
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params

@@ -40,7 +40,7 @@ def _stacked(parameter: Parameter, layers: int) -> Parameter:
 
 
 def layer_matrices(config: DecoderConfig) -> Declared:
-    """The stacked matrices of the layers, by name: what can have an adapter and can be in int8."""
+    """The stacked matrices of the layers, by name: what can have an adapter and can be quantized."""
     return {path[-1]: p for path, p in declarations(config).items() if path[0] == "layers" and p.is_matrix}
 
 

@@ -30,7 +30,7 @@ class Decoder(nn.Module):
     """The decoder up to its final norm; `head.logits(hidden, head_matrix(config, params))` gives logits.
 
     `apply({"params": params}, ...)`, or `apply({"params": params, "lora": adapters}, ...)` with adapters
-    {target: {"a": [L, in, r], "b": [L, r, out]}} in use. Matrices of layers can be in int8, see `quantization.int8_kernels`.
+    {target: {"a": [L, in, r], "b": [L, r, out]}} in use. Matrices of layers can be quantized, see `quantization.quantized`.
     """
 
     config: DecoderConfig

@@ -29,9 +29,11 @@ from rcsd_jax.models.kernels.grouped_matmul import grouped_matmul
 from rcsd_jax.models.parameters import Declared, matrix
 from rcsd_jax.models.router import Routes
 from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh, spec
+from rcsd_jax.models.weights import scale_axes, scales_of_groups, times_scales
 
 _Parts: TypeAlias = dict[str, dict[str, jax.Array]]
-"""Name of a matrix -> its arrays: "w" [E, in, out], and where they exist "scale" [E, 1, out] of int8, and an adapter's "a", "b"."""
+"""Name of a matrix -> its arrays: "w" [E, in, out], and where they exist "scale" [E, 1, out] of int8, "group_scale" [E, in / 32, out]
+of int4, and an adapter's "a", "b"."""
 
 NAMES = ("expert_gate", "expert_up", "expert_down")
 
@@ -87,10 +89,11 @@ def _parts(
 ) -> tuple[dict[str, jax.Array], dict[str, PartitionSpec]]:
     """The arrays of a matrix and their partitions: as stored, with "expert_embed" whole, which is gathered before use."""
     experts, rows, columns = (None if axis == "expert_embed" else axis for axis in axes)
-    of_part = {"w": (experts, rows, columns)}
+    of_part: dict[str, tuple[str | None, ...]] = {"w": (experts, rows, columns)}
     if isinstance(weight, qwix.QArray):
-        arrays = {"w": weight.qvalue, "scale": weight.scale}
-        of_part["scale"] = (experts, None, columns)
+        scale = "group_scale" if scales_of_groups(weight) else "scale"
+        arrays = {"w": weight.qvalue, scale: weight.scale}
+        of_part[scale] = scale_axes(weight, of_part["w"])
     else:
         arrays = {"w": weight.astype(config.dtype)}
     if adapter is not None:
@@ -131,7 +134,9 @@ def _through_experts(
 
     def product(name: str, x: jax.Array) -> jax.Array:
         part = parts[name]
-        y = grouped_matmul(x, part["w"].astype(x.dtype), sizes, config.kernels)
+        w = part["w"].astype(x.dtype)
+        w = times_scales(w, part["group_scale"]) if "group_scale" in part else w
+        y = grouped_matmul(x, w, sizes, config.kernels)
         if "scale" in part:
             y = (y * part["scale"][jnp.minimum(own, experts - 1), 0]).astype(x.dtype)
         if "a" in part:

@@ -32,7 +32,7 @@ def merged(
       config: of the decoder.
       variables: "params", none of them in int8, and "lora".
       rules: of the layout that the weights are wanted in, see `sharding.LAYOUTS`.
-      int8: whether the sums are stored as `quantization.int8_kernels` stores matrices.
+      int8: whether the sums are stored as `quantization.quantized` stores matrices.
 
     Returns:
       {"params"}: matrices with adapters in `config.dtype` or int8, on a mesh as `rules` say; all else as it was. One layer at

@@ -19,7 +19,7 @@ class Parameter(NamedTuple):
       dtype: of storage.
       axes: the logical axis of each dimension, see `sharding.DEFAULT_RULES`.
       init: (key, shape, dtype) -> array.
-      is_matrix: activations are multiplied by it, as h @ [in, out]. In a layer it can then have an adapter or be in int8.
+      is_matrix: activations are multiplied by it, as h @ [in, out]. In a layer it can then have an adapter or be quantized.
     """
 
     shape: tuple[int, ...]

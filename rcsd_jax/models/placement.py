@@ -15,7 +15,8 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import Path, layer_matrices, leaf_at, tree_of
 from rcsd_jax.models.parameters import Parameter
-from rcsd_jax.models.sharding import DEFAULT_RULES, has_mesh, row_shards, spec
+from rcsd_jax.models.sharding import DEFAULT_RULES, LAYOUTS, has_mesh, row_shards, spec
+from rcsd_jax.models.weights import GROUP, scale_axes
 
 
 def param_axes(config: DecoderConfig, params: Any = None) -> Any:
@@ -23,14 +24,13 @@ def param_axes(config: DecoderConfig, params: Any = None) -> Any:
 
     Args:
       config: of the decoder.
-      params: the parameters, if some of them may be in int8; None: all as declared.
+      params: the parameters, if some of them may be quantized; None: all as declared.
     """
 
     def axes(path: Path, parameter: Parameter) -> Any:
         value = None if params is None else leaf_at(params, path)
         if isinstance(value, qwix.QArray):
-            *stack, _, columns = parameter.axes
-            return dataclasses.replace(value, qvalue=parameter.axes, scale=(*stack, None, columns))
+            return dataclasses.replace(value, qvalue=parameter.axes, scale=scale_axes(value, parameter.axes))
         return parameter.axes
 
     return tree_of(config, axes)
@@ -71,9 +71,10 @@ def check_divisible(
     *,
     split_rows: bool = False,
     rules: Mapping[str, Any] = DEFAULT_RULES,
+    quantization: str = "none",
     whose: str = "",
 ) -> None:
-    """Checks that the mesh divides the batches, the heads, the widths and the experts that it shards.
+    """Checks that the mesh divides the batches, the heads, the widths and the experts that it shards, and int4's groups.
 
     Args:
       config: of the decoder.
@@ -81,6 +82,7 @@ def check_divisible(
       batches: what they are called -> rows over all devices.
       split_rows: whether rows are split over it, in the layout "split".
       rules: by which its weights are stored.
+      quantization: "int4" if its matrices have scales of groups.
       whose: what messages put before the model's sizes, if it is not the student, such as "teacher's ".
 
     Raises:
@@ -109,6 +111,24 @@ def check_divisible(
         heads = f"{config.num_kv_heads} {whose}key/value heads"
         problem = f"the {parts} devices of mesh.fsdp x mesh.tensor cannot share {heads}"
         raise UserError(problem, field="train.split_rows", value=True, remedy="set it to False, or lower mesh.fsdp")
+    if quantization == "int4":
+        _check_groups(config, mesh, rules, whose)
+
+
+def _check_groups(config: DecoderConfig, mesh: Mesh, rules: Mapping[str, Any], whose: str) -> None:
+    """Raises UserError unless every device has whole groups of every matrix, as it is stored and as it is when sampling."""
+    for name, parameter in layer_matrices(config).items():
+        rows, axis = parameter.shape[-2], parameter.axes[-2]
+        for split in (rules, LAYOUTS["sampling"]):
+            over = (split[axis] if axis else None) or ()
+            parts = math.prod(mesh.shape[of] for of in ((over,) if isinstance(over, str) else over))
+            if rows % (GROUP * parts):
+                problem = (
+                    f"the {rows} rows of the {whose}matrix {name} are not whole groups of {GROUP} on {parts} devices"
+                )
+                field = "teacher.quantization" if whose else "model.quantization"
+                remedy = "set 'int8', or split matrices over fewer devices"
+                raise UserError(problem, field=field, value="int4", remedy=remedy)
 
 
 def _width(config: DecoderConfig) -> tuple[str, int]:

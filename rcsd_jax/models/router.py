@@ -26,7 +26,7 @@ class Routes(NamedTuple):
 
 
 def declared(config: DecoderConfig) -> Declared:
-    """The router's matrix, of one layer: [experts, D], as checkpoints store it. It has no adapter and is never in int8."""
+    """The router's matrix, of one layer: [experts, D], as checkpoints store it. It has no adapter and is never quantized."""
     shape = (config.num_experts, config.hidden_size)
     return {"router": Parameter(shape, config.param_dtype, (None, "embed"), nn.initializers.normal(0.02))}
 

@@ -1,4 +1,4 @@
-"""The forms in which a weight matrix is stored, and products with each: a plain array, int8, or transposed."""
+"""The forms in which a weight matrix is stored, and products with each: a plain array, quantized, or transposed."""
 
 from __future__ import annotations
 
@@ -26,29 +26,46 @@ class Transposed:
 
 Matrix: TypeAlias = jax.Array | qwix.QArray | Transposed
 
+GROUP = 32
+"""Numbers of a column that have one scale, in int4."""
+
+
+def scales_of_groups(matrix: Matrix) -> bool:
+    """Whether a matrix is in int4: each group of a column has a scale [..., in / GROUP, out], and not each column [..., 1, out]."""
+    return isinstance(matrix, qwix.QArray) and matrix.qvalue.dtype == jnp.int4
+
+
+def scale_axes(matrix: qwix.QArray, axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """The logical axes of a matrix's scales, from those of the matrix."""
+    return axes if scales_of_groups(matrix) else (*axes[:-2], None, axes[-1])
+
+
+def times_scales(values: jax.Array, scale: jax.Array) -> jax.Array:
+    """Values [..., in, out] times scales [..., in / GROUP, out], in the dtype of the values."""
+    groups = values.reshape(*scale.shape[:-1], -1, scale.shape[-1])
+    return (groups * scale[..., None, :].astype(values.dtype)).reshape(values.shape)
+
 
 def cast(params: Any, dtype: Any) -> Any:
-    """Parameters in a dtype; those in int8 stay as they are."""
-    is_int8 = lambda x: isinstance(x, qwix.QArray)
-    return jax.tree.map(lambda x: x if is_int8(x) else x.astype(dtype), params, is_leaf=is_int8)
+    """Parameters in a dtype; quantized ones stay as they are."""
+    quantized = lambda x: isinstance(x, qwix.QArray)
+    return jax.tree.map(lambda x: x if quantized(x) else x.astype(dtype), params, is_leaf=quantized)
 
 
 def placed(matrix: Matrix, axes: tuple[str | None, ...], rules: Mapping[str, Any], dtype: Any) -> Matrix:
-    """A matrix [in, out] or several [E, in, out], in `dtype` or int8, sharded by its logical axes (inside jit)."""
+    """A matrix [in, out] or several [E, in, out], in `dtype` or quantized, sharded by its logical axes (inside jit)."""
     if isinstance(matrix, Transposed):
         return Transposed(constrain(matrix.values.astype(dtype), axes[::-1], rules))
-    if isinstance(matrix, qwix.QArray):  # gathered as int8
-        values = constrain(matrix.qvalue, axes, rules)
-        return dataclasses.replace(
-            matrix, qvalue=values, scale=constrain(matrix.scale, (*axes[:-2], None, axes[-1]), rules)
-        )
+    if isinstance(matrix, qwix.QArray):
+        values, scale = constrain(matrix.qvalue, axes, rules), constrain(matrix.scale, scale_axes(matrix, axes), rules)
+        return dataclasses.replace(matrix, qvalue=values, scale=scale)
     return constrain(matrix.astype(dtype), axes, rules)
 
 
 def matmul(h: jax.Array, matrix: Matrix, dtype: Any = None) -> jax.Array:
     """h [B, T, in] times a matrix [in, out]: [B, T, out] in `dtype`, by default the dtype of h."""
     dtype = dtype or h.dtype
-    if isinstance(matrix, qwix.QArray):
+    if isinstance(matrix, qwix.QArray) and not scales_of_groups(matrix):
         # A mesh adds up partial sums before they are scaled: in the dtype of h, as without int8, they are half of float32.
         y = jnp.matmul(h, matrix.qvalue.astype(h.dtype), preferred_element_type=h.dtype)
         return (y * matrix.scale).astype(dtype)
@@ -62,5 +79,7 @@ def matmul(h: jax.Array, matrix: Matrix, dtype: Any = None) -> jax.Array:
 def plain(matrix: Matrix, dtype: Any) -> jax.Array:
     """The matrix [in, out] as an array in a floating-point dtype."""
     if isinstance(matrix, qwix.QArray):
+        if scales_of_groups(matrix):
+            return times_scales(matrix.qvalue.astype(dtype), matrix.scale)
         return qwix.dequantize(matrix).astype(dtype)
     return (matrix.values.T if isinstance(matrix, Transposed) else matrix).astype(dtype)

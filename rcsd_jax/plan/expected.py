@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.losses import emphasis
 from rcsd_jax.models import sharding
-from rcsd_jax.plan import lengths, measure, model_flops, programs, work
+from rcsd_jax.plan import lengths, measure, model_flops, programs, windows, work
 from rcsd_jax.plan.chips import Chip
 from rcsd_jax.plan.lengths import Drawn, Histogram
 from rcsd_jax.plan.measure import Measured
@@ -35,7 +36,7 @@ class Price(NamedTuple):
     """What one run of a program costs.
 
     Attributes:
-      seconds: of one run, when decoding reads all of the cache, and packed rows are one sequence.
+      seconds: of one run, when decoding has a full cache, and packed rows are one sequence without windows.
       attention_seconds: those of attention's kernels.
       model_flops: of all chips, for MFU.
       fits: the compiler allocated it.
@@ -57,7 +58,8 @@ def check(config: Settings, histogram: Histogram) -> None:
     teacher, sampling = config.teacher, config.sampling
     for key, value, unknown in (
         ("teacher.reason_tokens", teacher.reason_tokens, teacher.reason_tokens > 0),
-        ("teacher.guidance_by", teacher.guidance_by, teacher.guided_by_criteria),
+        ("teacher.guidance_by", teacher.guidance_by, bool(teacher.further)),
+        ("loss.emphasis", config.loss.emphasis, config.loss.emphasis in emphasis.OF_CONTEXTS),
         ("sampling.source", sampling.source, sampling.source == "teacher"),
     ):
         if unknown:
@@ -109,7 +111,7 @@ def how(config: Settings, plan: Plan, histogram: Histogram) -> How:
             (int(histogram.student.max()), config.data.max_student_prompt),
             (int(histogram.teacher.max()), config.data.max_teacher_prompt),
         ),
-        work.Sampling(plan.queue, completion) if "decode" in plan.programs else None,
+        work.Sampling(plan.queue, completion, windows.windows_of(plan.decoder)) if "decode" in plan.programs else None,
         work.Learning(
             completion,
             config.train.microbatches,
@@ -118,6 +120,8 @@ def how(config: Settings, plan: Plan, histogram: Histogram) -> How:
             shards=sharding.row_shards(plan.layout, plan.mesh),
             row_lengths=config.train.row_lengths,
             parts=sharding.parts_of_a_row(plan.layout, plan.mesh),
+            windows=windows.windows_of(plan.decoder),
+            teacher_windows=windows.windows_of(plan.teacher),
         ),
         config.train.passes_per_rollout,
     )
@@ -198,7 +202,7 @@ def _trip(config: Settings, run: Run, drawn: Sequence[Drawn]) -> Settings:
 
 
 def price(m: Measured) -> Price:
-    """The price of a compiled program. Kernels of attention are priced as if they read all of the cache, or computed whole rows."""
+    """The price of a compiled program. Kernels of attention are priced as if the cache were full, or rows were whole."""
     return Price(m.cost.seconds, measure.attention_seconds(m.cost), m.model_flops or 0.0, m.fits)
 
 
@@ -327,7 +331,7 @@ def _seconds(p: Price, run: Run, plan: Plan, chip: Chip, one: Work) -> float:
     share = 1.0
     if run.program == "decode":
         longest = work.cache_places(plan.lengths.student_prompt, plan.lengths.completion)
-        share = one.read / (one.places * longest)
+        share = one.read / (one.places * programs.read_of_a_full_cache(plan.decoder, longest))
     elif run.row:
         share = measure.attention_share(chip, run.row, one.attended[run] / one.runs[run])
     return p.seconds - (1 - share) * p.attention_seconds

@@ -62,7 +62,7 @@ def rates(chip: Chip, plan: Plan) -> Rates:
 
 
 def attention_share(chip: Chip, row: int, attended: float) -> float:
-    """The time of attention over packed rows, over that of rows that are one sequence.
+    """The time of attention over rows of which it computes a part, over that of rows that are one sequence without windows.
 
     Of a pair of blocks that is left out, the keys and values are fetched all the same. With b queries, b keys and heads of width d,
     these are 4 b d bytes, instead of 4 b b d FLOPs.
@@ -70,17 +70,27 @@ def attention_share(chip: Chip, row: int, attended: float) -> float:
     Args:
       chip: that runs it.
       row: places of a row.
-      attended: the pairs of blocks that are computed, over those of rows that are one sequence.
+      attended: the pairs of blocks that are computed, over those of such rows.
     """
     block = splash.block(row + splash.padding(row))
     fetched = min(KERNEL_EFFICIENCY * chip.bf16 / (chip.hbm * block), 1.0)
     return attended + (1 - attended) * fetched
 
 
+_ATTENTION = ("splash", "paged_attention", "attend_few_queries")
+
+
 def attention_seconds(cost: Cost) -> float:
     """Seconds of attention's kernels, over whole rows or over a cache."""
-    names = ("splash", "paged_attention", "attend_few_queries")
-    return sum(kernel.seconds for name, kernel in cost.kernels.items() if name.startswith(names))
+    return sum(kernel.seconds for name, kernel in cost.kernels.items() if name.startswith(_ATTENTION))
+
+
+def _only(cost: Cost, share: float) -> None:
+    """Leaves this share of the time of attention's kernels."""
+    cost.kernel -= (1 - share) * attention_seconds(cost)
+    for name, kernel in cost.kernels.items():
+        if name.startswith(_ATTENTION):
+            cost.kernels[name] = dataclasses.replace(kernel, seconds=share * kernel.seconds)
 
 
 def measure(
@@ -151,12 +161,11 @@ def measured(
     if answer.text:
         trips = decode_steps if program.trips is None else program.trips
         spent = cost_of(hlo.parse(answer.text), rates(chip, plan), dynamic_trips=trips)
-        if program.row:
-            share = attention_share(chip, program.row, program.attended)
-            spent.kernel -= (1 - share) * attention_seconds(spent)
+        attended = program.attended
+        _only(spent, attention_share(chip, program.row, attended) if program.row else attended)
     if decode_steps is not None and program.name == "decode":
         program = program._replace(runs=program.runs / plan.lengths.completion * decode_steps)
-    bound = (plan.weight_bytes + plan.cache_bytes) / chip.hbm if program.name == "decode" else None
+    bound = (plan.weight_bytes + plan.read_bytes) / chip.hbm if program.name == "decode" else None
     needed = answer.memory.needed if answer.memory else needed_bytes(answer.refused)
     flops = _model_flops(plan, program)
     return Measured(program, answer.memory, answer.refused, needed, spent, flops, bound, answer.seconds)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import declarations, layer_matrices
 from rcsd_jax.models.parameters import Parameter
+from rcsd_jax.plan import windows
 
 
 def layer_parameters(config: DecoderConfig) -> int:
@@ -31,7 +33,7 @@ def parameters(config: DecoderConfig) -> int:
 
 
 def scoring(config: DecoderConfig, rows: float, length: int) -> float:
-    """Hidden states of `rows` sequences: 2 FLOPs a parameter and token, and causal attention, of which half is masked."""
+    """Hidden states of `rows` sequences: 2 FLOPs a parameter and token, and attention to the tokens that each sees."""
     return rows * (2.0 * layer_parameters(config) * length + _attention(config, length))
 
 
@@ -65,4 +67,11 @@ def student(
 
 
 def _attention(config: DecoderConfig, length: int) -> float:
-    return 2 * 2.0 * length * length / 2 * config.num_heads * config.head_dim * config.num_layers
+    pairs = config.num_layers * windows.mean(windows.windows_of(config), functools.partial(_seen, length))
+    return 2 * 2.0 * pairs * config.num_heads * config.head_dim
+
+
+def _seen(length: int, window: int | None) -> float:
+    """Pairs of a query and a key that it sees: half of all in causal attention, where a token counts half of itself."""
+    window = min(window or length, length)
+    return window * (length - window / 2)

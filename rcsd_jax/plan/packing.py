@@ -104,21 +104,26 @@ def length_of(trip: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
     return next(length for length in lengths if length >= most)
 
 
-def blocks_computed(row: Sequence[int], length: int, block: int) -> float:
+def blocks_computed(row: Sequence[int], length: int, block: int, window: int | None = None) -> float:
     """Pairs of blocks that causal attention computes of a row, over those of a row that is one sequence.
 
     Args:
       row: the lengths of its sequences, in their order.
       length: places of the row.
       block: queries, and keys, of a block; it divides the length.
+      window: tokens that one sees, itself included; None: all before it.
 
     Examples:
       >>> blocks_computed([5, 3], 8, 4), blocks_computed([4, 4], 8, 4), blocks_computed([3], 12, 4)
       (1.0, 0.6666666666666666, 0.5)
+      >>> blocks_computed([12], 12, 4, window=5), blocks_computed([12], 12, 4, window=6)
+      (0.8333333333333334, 1.0)
     """
     ends = np.cumsum([0, *row])
     begins = np.arange(0, length, block)
     # The sequence that a block's first token belongs to reaches back to the block where it begins; padding reaches nowhere.
     first = np.searchsorted(ends, begins, side="right") - 1
     back = np.where(begins < ends[-1], (begins - ends[first]) // block + ((begins - ends[first]) % block > 0), 0)
+    if window is not None:  # of the farthest block, the last token is within the window of the first of these
+        back = np.minimum(back, -(-(window - 1) // block))
     return float((back + 1).sum() / (len(begins) * (len(begins) + 1) / 2))

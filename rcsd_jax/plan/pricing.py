@@ -1,7 +1,7 @@
 """Prices a compiled program on a chip: puts its HLO on a time line and counts loops as often as they run.
 
 The time line follows the compiler's own schedule. An instruction takes the cycles that the compiler estimates. Copies between HBM
-and vector memory, and collectives that the compiler made asynchronous, run at the same time; the chip waits for those that are not
+and vector memory, and collectives that the compiler made asynchronous or gave to a SparseCore, run at the same time; the chip waits for those that are not
 done when their result is needed. Kernels and collectives have no estimate and are modelled from FLOPs and bytes. Each part is
 summed separately, so that one sees where each share of the time comes from.
 """
@@ -18,6 +18,7 @@ from rcsd_jax.plan.hlo_loops import loop_of
 from rcsd_jax.plan.kernels import kernel_flops, stated_bytes
 from rcsd_jax.plan.product_flops import flops_of
 from rcsd_jax.plan.rates import Rates
+from rcsd_jax.plan.sparsecore import offloaded
 from rcsd_jax.plan.timeline import TimeLine
 
 # Instructions that move no data: they name places, or are done as part of others.
@@ -68,6 +69,13 @@ class _Pricer:
             if i.opcode in ("copy-done", "slice-done"):
                 cost.hbm_wait += line.needs_copy(i.operands[0])
                 continue
+            if i.opcode == "call-start":
+                self._offloaded(i, cost, line)
+                continue
+            if i.opcode == "call-done":
+                cost.collective += line.needs_collective(i.operands[0])
+                cost.hbm_wait += line.needs_copy(i.operands[0])
+                continue
             collective = collective_of(self.module, computation, i, started)
             if collective is None or collective.progress == "continued":
                 self._instruction(computation, i, cost, line)
@@ -82,6 +90,15 @@ class _Pricer:
                 else:
                     cost.collective += line.waits_collective(seconds)
         return cost
+
+    def _offloaded(self, i: Instruction, cost: Cost, line: TimeLine) -> None:
+        work = offloaded(self.module, i)
+        for kind, group, sent, _ in work.collectives:
+            seconds = self.rates.collective(kind, group, sent)
+            cost.add_collective(kind, Traffic(1, sent, seconds))
+            line.starts_collective(i.name, seconds)
+        line.starts_copy(i.name, work.moved)
+        cost.hbm_bytes += work.moved
 
     def _called(self, computation: Computation, i: Instruction) -> Cost:
         total = Cost()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.checkpoints.hf_config import config_of_fields, read_config
+from rcsd_jax.checkpoints.peft import is_peft, load_peft, read_peft_config
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import contract, packed_learning, packing, rollout, step
 from rcsd_jax.methods.networks import (
@@ -35,10 +36,10 @@ from rcsd_jax.models.cache import POOL_AXES, init_cache
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import abstract_params
 from rcsd_jax.models.decoder import Decoder
-from rcsd_jax.models.kernels import splash
+from rcsd_jax.models.kernels import paged, splash
 from rcsd_jax.models.placement import check_divisible, lora_shardings, param_shardings, sampling_layout
 from rcsd_jax.models.weights import cast
-from rcsd_jax.plan import published
+from rcsd_jax.plan import published, windows
 from rcsd_jax.plan.packing import blocks_computed
 from rcsd_jax.roles import opened_model
 from rcsd_jax.roles.own_teacher import OwnTeacher, Teachers
@@ -63,8 +64,9 @@ class Program(NamedTuple):
       rows: of the batch that one run takes; of packed rows, the sequences in them.
       lower: traces it; compiling what it returns takes the time.
       trips: how often its loops run whose end the compiler does not know; None: it knows all.
-      row: places of its packed rows; 0: they hold one sequence.
-      attended: the pairs of blocks that attention computes of packed rows, over those of rows that are one sequence.
+      row: places of its rows, if attention computes a part of them: they are packed, or layers have windows; else 0.
+      attended: the pairs of blocks that attention computes of them, over those of rows that are one sequence without windows; of the
+        program "decode", the places of a full cache that it reads, over all.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Plan(NamedTuple):
     lora_targets: tuple[str, ...]
     weight_bytes: float  # of one chip: what decoding reads for every token, as it lies in the program "decode"
     cache_bytes: float  # of one chip: keys and values of whole sequences there
+    read_bytes: float  # of these, what a token attends to
     queue: Queue | None  # how completions are sampled; None: all rows of the batch at once
     packed: bool  # sequences are learned from in packed rows; a run of a program over them is a trip
     layout: str  # of `sharding.LAYOUTS`, how devices share the rows that are learned from
@@ -143,14 +146,11 @@ def decoder_config(config: Settings) -> DecoderConfig:
     Raises:
       UserError: neither.
     """
-    settings = config.lora
-    shape = _shape_of(config.model.path, "model.path", config)
-    if settings.rank:
-        return dataclasses.replace(shape, lora_scale=lora.lora_scale(settings.rank, settings.alpha))
-    return shape
+    return _shape_of(config.model.path, "model.path", config, config.lora.rank, config.lora.alpha)
 
 
-def _shape_of(path: str, field: str, config: Settings) -> DecoderConfig:
+def _shape_of(path: str, field: str, config: Settings, rank: int = 0, alpha: float = 1.0) -> DecoderConfig:
+    """The shape of a model, with the scale of adapters on it."""
     if Path(path).expanduser().is_dir():
         shape = read_config(path, **opened_model.precision(config.model))
     elif path in published.PUBLISHED:
@@ -163,6 +163,8 @@ def _shape_of(path: str, field: str, config: Settings) -> DecoderConfig:
             remedy=f"give a directory with config.json, or one of {', '.join(published.PUBLISHED)}",
         )
     kernels = config.model.kernels
+    if rank:
+        shape = dataclasses.replace(shape, lora_scale=lora.lora_scale(rank, alpha))
     return dataclasses.replace(shape, kernels="pallas" if kernels == "auto" else kernels)  # as on a TPU
 
 
@@ -193,15 +195,15 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
     mesh = sharding.make_mesh(**config.mesh, devices=list(devices))
     sizes = lengths_of(config)
     batches = {"train.batch_size / train.microbatches": sizes.batch // sizes.microbatches}
-    check_divisible(shape, mesh, batches, split_rows=config.train.split_rows)
+    stored: dict[str, Any] = dict(split_rows=config.train.split_rows, quantization=config.model.quantization)
+    check_divisible(shape, mesh, batches, **stored)
     # No program depends on which tokens end a completion, only on how many there are.
     model = opened_model.Model(Decoder(shape), None, (0, 1), 0, Path(config.model.path))
-    params = _on(param_shardings(shape, mesh), abstract_params(shape))
+    params = _params(shape, mesh)
     teachers, of_teacher = own_teacher(config, model, mesh)
     setup = training_state.setup(model, params, config, mesh, teachers)
-    if config.model.int8_weights:
-        int8 = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
-        setup = setup._replace(frozen={BASE: {"params": _on(param_shardings(shape, mesh, params=int8), int8)}})
+    if config.model.quantization != "none":
+        setup = setup._replace(frozen={BASE: {"params": _params(shape, mesh, config.model.quantization)}})
     setup = setup._replace(frozen=setup.frozen | of_teacher)
     role = setup.recipe.roles.teacher
     scorer = shape if role is None or isinstance(role, RoleSeveral) else role.decoder.config
@@ -216,15 +218,21 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
         Program("train step", 1, sizes.batch, make.train_step),
         Program("rollout", 1 / updates, drawn, make.rollout),
         Program("learning", 1, sizes.batch, make.learning),
-        Program("prefill", -(-prompts // prefilled) / passes, prefilled, make.prefill),
-        Program("decode", sizes.completion * sizes.batch / decoded / passes, decoded, make.decode),
+        Program(
+            "prefill", -(-prompts // prefilled) / passes, prefilled, make.prefill, None,
+            *_within_windows(shape, sizes.student_prompt),
+        ),
+        Program(
+            "decode", sizes.completion * sizes.batch / decoded / passes, decoded, make.decode,
+            attended=read_of_a_full_cache(shape, make.cache_places()) / make.cache_places(),
+        ),
         Program(
             "teacher scoring", math.ceil(sizes.batch / scored), scored, make.scoring, None,
-            *make.attended(make.teacher_length),
+            *make.attended(scorer, make.teacher_length),
         ),
         Program(
             "student forward+backward", math.ceil(sizes.batch / learnt), learnt, make.gradients, make.chunks(),
-            *make.attended(make.student_length),
+            *make.attended(shape, make.student_length),
         ),
         Program("update", 1, sizes.batch, make.update),
     )  # fmt: skip
@@ -232,7 +240,9 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
     absent += ["teacher scoring"] if setup.recipe.roles.teacher is None else []
     absent += ["prefill", "decode"] if config.sampling.source == "reference" else []
     programs = {program.name: program for program in table if program.name not in absent}
-    held = make.weight_bytes(), make.cache_bytes()
+    cache = make.cache_bytes()
+    seen = windows.mean(windows.windows_of(shape), lambda window: min(window or math.inf, make.cache_places()))
+    held = make.weight_bytes(), cache, cache * seen / make.cache_places()
     targets, packed = tuple(config.lora.targets), bool(setup.recipe.row_lengths)
     return Plan(shape, scorer, mesh, sizes, config.lora.rank, targets, *held, queue, packed, make.layout, programs)
 
@@ -250,22 +260,54 @@ def own_teacher(config: Settings, student: opened_model.Model, mesh: jax.shardin
     if len(config.teacher.own) > 1:
         remedy = "name the largest as teacher.path; the others take their weights' memory more"
         raise UserError("the planner plans one teacher", field="teacher.paths", value=config.teacher.own, remedy=remedy)
+    if config.teacher.better_of_two:
+        remedy = "plan without it, and add the time of another teacher's scoring"
+        raise UserError("the planner plans one teacher", field="teacher.better_of_two", value=True, remedy=remedy)
     for name, path in config.teacher.own.items():
-        shape = _shape_of(path, "teacher.path", config)
+        base, *adapter = read_peft_config(path) if is_peft(path) else (path,)
+        shape = _shape_of(base, "teacher.path", config, *adapter)
         split_rows, rules = config.train.split_rows, sharding.SPREAD_RULES
-        check_divisible(shape, mesh, {}, split_rows=split_rows, rules=rules, whose="teacher's ")
-        params: Any = abstract_params(shape)
-        if config.teacher.int8_weights:
-            params = jax.eval_shape(functools.partial(quantization.int8_kernels, shape), params)
+        stored: dict[str, Any] = dict(quantization=config.teacher.quantization, rules=rules, whose="teacher's ")
+        check_divisible(shape, mesh, {}, split_rows=split_rows, **stored)
         sizes = {shape.vocab_size, student.decoder.config.vocab_size}
         opened = OwnTeacher(
             path,
-            student._replace(decoder=Decoder(shape), directory=Path(path).expanduser()),
+            student._replace(decoder=Decoder(shape), directory=Path(base).expanduser()),
             min(sizes) if len(sizes) > 1 else None,
         )
-        placed = _on(param_shardings(shape, mesh, rules, params), params)
-        return {name: opened}, {frozen_name(name): {"params": placed}}
+        variables = {"params": _params(shape, mesh, config.teacher.quantization, rules)}
+        if adapter:
+            adapters = load_peft(path, shape).adapters
+            variables["lora"] = _on(lora_shardings(shape, mesh, adapters, rules), adapters)
+        return {name: opened}, {frozen_name(name): variables}
     return {}, {}
+
+
+def read_of_a_full_cache(config: DecoderConfig, places: int) -> float:
+    """Places of a row that a token in the last block reads; the mean over these tokens and over layers."""
+    block = paged.block(places)
+    tokens = range(max(places - block, 0), places)
+    read = lambda window: sum(windows.places_read(token, block, window) for token in tokens) / len(tokens)
+    return windows.mean(windows.windows_of(config), read)
+
+
+def _within_windows(config: DecoderConfig, row: int, sequences: int = 1) -> tuple[int, float]:
+    """`Program.row` and `.attended` of rows of equally long sequences."""
+    if sequences == 1 and not config.slides:
+        return 0, 1.0
+    padded = row + splash.padding(row)
+    computed = functools.partial(blocks_computed, [row // sequences] * sequences, padded, splash.block(padded))
+    return padded, windows.mean(windows.windows_of(config), lambda window: computed(window=window))
+
+
+def _params(
+    shape: DecoderConfig, mesh: jax.sharding.Mesh, form: str = "none", rules: Mapping[str, Any] = sharding.DEFAULT_RULES
+) -> Any:
+    """A model's abstract parameters on the mesh, plain or quantized."""
+    params: Any = abstract_params(shape)
+    if form != "none":
+        params = jax.eval_shape(functools.partial(quantization.quantized, shape, form=form), params)
+    return _on(param_shardings(shape, mesh, rules, params), params)
 
 
 def _on(placement: Any, tree: Any) -> Any:
@@ -274,7 +316,12 @@ def _on(placement: Any, tree: Any) -> Any:
 
 
 def _bytes_of_a_chip(arrays: Sequence[jax.ShapeDtypeStruct]) -> float:
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * _bits(x.dtype) / 8 for x in arrays)
+
+
+def _bits(dtype: Any) -> int:
+    """Of a number in a device's memory. NumPy takes a byte for an int4, TPUs pack two of them."""
+    return 4 if dtype == jnp.int4 else 8 * dtype.itemsize
 
 
 class _Programs:
@@ -427,8 +474,12 @@ class _Programs:
         return _bytes_of_a_chip(leaves)
 
     def cache_bytes(self) -> float:
-        """Bytes of keys and values that a chip holds in the program "decode", and reads for a token when all are there."""
+        """Bytes of keys and values that a chip holds in the program "decode"."""
         return _bytes_of_a_chip(jax.tree.leaves(self._decoding_rows().cache))
+
+    def cache_places(self) -> int:
+        """Places of a row in that cache."""
+        return self._decoding_rows().cache.length
 
     def prefill(self) -> jax.stages.Lowered:
         length = self.sizes.student_prompt
@@ -479,7 +530,7 @@ class _Programs:
     # --- training ----------------------------------------------------------------------------------------------------
 
     def _completions(self, rows: int) -> contract.Completions:
-        s = self.sizes
+        s, without = self.sizes, self._without(rows)
         n = s.completion
         samples = decoding.Samples(
             self._array(rows, n),
@@ -495,14 +546,16 @@ class _Programs:
             samples,
             self._array(rows, n, dtype=bool),
             self._array(rows, dtype=jnp.float32),
-            self._without(rows),
+            without,
             self._array(rows, dtype=bool),
+            failed=without.weights if self.config.loss.emphasis == "credit" else None,
         )
 
     def _without(self, rows: int) -> contract.Without:
-        """Prompts without each criterion, of rubrics with as many as the config allows."""
-        by_criteria = self.config.teacher.guided_by_criteria
-        shape = (rows, self.config.rubric.max_criteria, self.sizes.teacher_prompt) if by_criteria else (rows, 0, 0)
+        """The teacher's further prompts; without each criterion, of rubrics with as many as the config allows."""
+        further = self.config.encoding.further
+        count = self.config.rubric.max_criteria if further == "criteria" else 1
+        shape = (rows, count, self.sizes.teacher_prompt) if further else (rows, 0, 0)
         return contract.Without(
             self._array(*shape), self._array(*shape, dtype=bool), self._array(*shape[:2], dtype=jnp.float32)
         )
@@ -514,7 +567,7 @@ class _Programs:
             trip = self._trip(self.teacher_length)
             score_trip = functools.partial(packed_learning.score_trip, layout=self.layout)
             return self._lower(score_trip, self._network(teacher), trip, out_shardings=self.rows)
-        score = functools.partial(score_teacher, guidance=self.recipe.loss.guidance)
+        score = functools.partial(score_teacher, loss=self.recipe.loss)
         completions = self._completions(self._microbatch())
         return self._lower(score, self._network(teacher), completions, out_shardings=self.rows)
 
@@ -534,15 +587,14 @@ class _Programs:
         row, rows = self._rows_of_trip(length)
         return rows * row / length if self.packed_rows else rows * (row // length)
 
-    def attended(self, length: int) -> tuple[int, float]:
-        """`Program.row` and `.attended` of a trip over sequences of this length. Of rows that are asked for, nobody knows what they hold."""
-        if self.packed_rows or not self.recipe.row_lengths:
+    def attended(self, config: DecoderConfig, length: int) -> tuple[int, float]:
+        """`Program.row` and `.attended` of a role's rows of sequences of this length. Of rows that are asked for, nobody knows what they hold."""
+        if self.packed_rows:
             return 0, 1.0
-        row = self._rows_of_trip(length).row
+        row = self._rows_of_trip(length).row if self.recipe.row_lengths else length
         if row < 2 * length:
-            return 0, 1.0
-        padded = row + splash.padding(row)
-        return padded, blocks_computed([length] * (row // length), padded, splash.block(padded))
+            return _within_windows(config, row)
+        return _within_windows(config, row, row // length)
 
     def _microbatch(self) -> int:
         return self.sizes.batch // self.sizes.microbatches
@@ -570,7 +622,7 @@ class _Programs:
             return jax.ShapeDtypeStruct((shards, pieces // shards, length), dtype, sharding=place)
 
         places = of_shard(jnp.int32)
-        return packed_learning.Trip(piece, piece, piece, piece, places, places, of_shard(jnp.float32))
+        return packed_learning.Trip(piece, piece, piece, piece, places, places, places, of_shard(jnp.float32))
 
     def gradients(self) -> jax.stages.Lowered:
         if self.recipe.row_lengths:

@@ -50,8 +50,47 @@ def _qwen3_moe(hidden: int, expert: int, layers: int, heads: int) -> dict[str, A
     }
 
 
+# name: hidden, intermediate, layers, heads, key/value heads, width of a head, window, query_pre_attn_scalar. arXiv 2503.19786, table 1, and
+# the models' pages. From 4B on, these are the text models of checkpoints that also see images: those have 64 more rows of the
+# vocabulary, and positions beyond 32,768 by RoPE scaling of the global layers.
+_GEMMA3 = {
+    "270m": (640, 2048, 18, 4, 1, 256, 512, 256),
+    "1b": (1152, 6912, 26, 4, 1, 256, 512, 256),
+    "4b": (2560, 10240, 34, 8, 4, 256, 1024, 256),
+    "12b": (3840, 15360, 48, 16, 8, 256, 1024, 256),
+    "27b": (5376, 21504, 62, 32, 16, 128, 1024, 168),
+}
+
+
+def _gemma3(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int, window: int, scalar: int
+) -> dict[str, Any]:
+    sees_images = layers > 26
+    return {
+        "model_type": "gemma3_text",
+        "vocab_size": 262208 if sees_images else 262144,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0} if sees_images else None,
+        "max_position_embeddings": 131072 if sees_images else 32768,
+        "sliding_window": window,
+        "sliding_window_pattern": 6,
+        "query_pre_attn_scalar": scalar,
+        "tie_word_embeddings": True,
+    }
+
+
 PUBLISHED: dict[str, dict[str, Any]] = {
     **{f"Qwen/Qwen3-{size}": _qwen3(*shape) for size, shape in _QWEN3.items()},
     **{f"Qwen/Qwen3-{size}": _qwen3_moe(*shape) for size, shape in _QWEN3_MOE.items()},
+    **{f"google/gemma-3-{size}-it": _gemma3(*shape) for size, shape in _GEMMA3.items()},
 }
 """Hub id -> fields of config.json that decide shapes."""

@@ -99,13 +99,14 @@ def _program(plan: Plan, chip: Chip, m: Measured) -> dict[str, Any]:
 def step(plan: Plan, chip: Chip, measured: dict[str, Measured]) -> dict[str, Any]:
     """Time and cost of one step and of 100; None if a program is missing or does not fit.
 
-    The time is that of the whole step's schedule, or else the sum of its parts. With a queue or packed rows it is the sum: the schedule does
-    not say how often their loops run.
+    The time is that of the whole step's schedule, or else the sum of its parts. With a queue or packed rows it is the sum, because the
+    schedule does not say how often their loops run, and with windows, because it does not say how much of attention each part computes.
     """
     parts = {name: m.cost.seconds * m.program.runs for name, m in measured.items() if name not in WHOLE and m.fits}
     whole = measured.get("train step")
     from_parts = sum(parts.values()) if set(parts) >= set(plan.programs) - set(WHOLE) else None
-    seconds = whole.cost.seconds if whole and whole.fits and not (plan.queue or plan.packed) else from_parts
+    unknown = plan.queue or plan.packed or plan.decoder.slides or plan.teacher.slides
+    seconds = whole.cost.seconds if whole and whole.fits and not unknown else from_parts
     chip_hours = seconds * chips_of(plan, chip) / 3600 if seconds else None
     decode = measured["decode"].program if "decode" in measured else plan.programs.get("decode")
     tokens = round(decode.runs * decode.rows) if decode else plan.lengths.batch * plan.lengths.completion

@@ -18,6 +18,7 @@ from rcsd_jax.models.kernels import paged, splash
 from rcsd_jax.plan.lengths import Drawn
 from rcsd_jax.plan.packing import blocks_computed, deal, length_of, rows_of, trips_of
 from rcsd_jax.plan.programs import Queue
+from rcsd_jax.plan.windows import GLOBAL, Windows, mean
 from rcsd_jax.run.batch import padded_length
 from rcsd_jax.sampling import short_prefill
 
@@ -46,12 +47,12 @@ class Work(NamedTuple):
       runs: how often each program runs.
       decoded: tokens of completions.
       places: tokens that decoding had room for: its steps times its slots.
-      read: places of the cache that decoding reads, if it reads the blocks in use.
+      read: places of the cache that decoding reads, if it reads the blocks in use; the mean over layers.
       cache: places that it would read if it read all of the cache.
       real: tokens that student and teacher score, prompts and completions.
       padded: the same with padding.
-      attended: of packed rows, the pairs of blocks that attention computes, over those of rows that are one sequence; summed over
-        the runs.
+      attended: of packed rows, the pairs of blocks that attention computes, over those of rows that are one sequence without windows;
+        summed over the runs.
     """
 
     runs: Mapping[Run, float]
@@ -70,10 +71,12 @@ class Sampling(NamedTuple):
     Attributes:
       queue: how its completions are sampled; None: all at once.
       completion: the longest completion.
+      windows: of the model that samples.
     """
 
     queue: Queue | None
     completion: int
+    windows: Windows = GLOBAL
 
 
 class Learning(NamedTuple):
@@ -87,6 +90,7 @@ class Learning(NamedTuple):
       shards: of rows on the mesh; packing deals a batch to them.
       row_lengths: how many static lengths a packed row can have; 0: rows are not packed.
       parts: devices of a shard that share its packed rows.
+      windows, teacher_windows: of the two roles.
     """
 
     completion: int
@@ -96,6 +100,8 @@ class Learning(NamedTuple):
     shards: int = 1
     row_lengths: int = 0
     parts: int = 1
+    windows: Windows = GLOBAL
+    teacher_windows: Windows = GLOBAL
 
 
 class Prompts(NamedTuple):
@@ -189,7 +195,8 @@ def rollout(batches: Sequence[Drawn], prompt: int, how: Sampling) -> Work:
     block = paged.block(cache)
     # All at once, ended rows go on until the longest ends; in a queue, free slots begin again.
     tokens = completion if how.queue else np.full(rows, longest)
-    read = float(_read(student, tokens, block).sum() + (places - tokens.sum()) * block)
+    read = mean(how.windows, lambda window: float(_read(student, tokens, block, window).sum()))
+    read += float(places - tokens.sum()) * block
     return Work(dict(runs), decoded=int(completion.sum()), places=places, read=read, cache=places * cache)
 
 
@@ -198,20 +205,25 @@ def cache_places(prompt: int, completion: int) -> int:
     return -(-(prompt + completion) // paged.PAGE) * paged.PAGE
 
 
-def _read(prompt: np.ndarray, tokens: np.ndarray, block: int) -> np.ndarray:
-    """Places that rows read for `tokens` tokens after their prompts, each token its own and those before, in whole blocks.
+def _read(prompt: np.ndarray, tokens: np.ndarray, block: int, window: int | None = None) -> np.ndarray:
+    """The sum of `windows.places_read` of `tokens` tokens after each prompt.
 
     Examples:
       >>> _read(np.array([3]), np.array([3]), block=4)  # 4 for the first token, 8 for the others
       array([20])
+      >>> _read(np.array([3]), np.array([3]), block=4, window=2)  # the third sees nothing of the first block
+      array([16])
     """
 
-    def up_to(places: np.ndarray) -> np.ndarray:
-        """Read by tokens at all these places."""
-        whole, rest = np.divmod(places, block)
-        return block * (block * whole * (whole + 1) // 2 + rest * (whole + 1))
+    def before(places: np.ndarray) -> np.ndarray:
+        """The sum over these places of what lies in earlier blocks than each."""
+        whole, rest = np.divmod(np.maximum(places, 0), block)
+        return block * (block * whole * (whole - 1) // 2 + rest * whole)
 
-    return up_to(prompt + tokens) - up_to(prompt)
+    read = before(prompt + tokens) - before(prompt) + block * tokens
+    if window is None:
+        return read
+    return read - before(prompt + tokens + 1 - window) + before(prompt + 1 - window)
 
 
 def queued(completions: Sequence[int], queue: Queue) -> tuple[int, int]:
@@ -321,7 +333,7 @@ def packed_step(drawn: Drawn, prompts: tuple[int, int], how: Learning) -> Work:
     attended: dict[Run, float] = defaultdict(float)
     real, padded = 0, 0
 
-    def pack(program: str, sequences: Sequence[np.ndarray], prompt: int) -> None:
+    def pack(program: str, sequences: Sequence[np.ndarray], prompt: int, windows: Windows) -> None:
         nonlocal real, padded
         rows, longest = largest_trip(prompt + how.completion, most, how.parts)  # of a shard
         lengths = row_lengths(longest, how.row_lengths, how.parts)
@@ -331,22 +343,23 @@ def packed_step(drawn: Drawn, prompts: tuple[int, int], how: Learning) -> Work:
             length = length_of(trip, lengths)
             run = Run(program, row=length, rows=rows * how.shards)
             runs[run] += 1
-            attended[run] += _attended(trip, length, rows)
+            attended[run] += _attended(trip, length, rows, windows)
             padded += rows * how.shards * length
         real += sum(map(sum, shards))
 
     if how.scores and how.guided:
-        pack("teacher scoring", [teacher, student], max(prompts))
+        pack("teacher scoring", [teacher, student], max(prompts), how.teacher_windows)
     elif how.scores:
-        pack("teacher scoring", [teacher], prompts[1])
-    pack("student forward+backward", [student], prompts[0])
+        pack("teacher scoring", [teacher], prompts[1], how.teacher_windows)
+    pack("student forward+backward", [student], prompts[0], how.windows)
     runs[Run("update")] = 1
     return Work(dict(runs), real=real, padded=padded, attended=dict(attended))
 
 
-def _attended(trip: Sequence[Sequence[int]], length: int, rows: int) -> float:
+def _attended(trip: Sequence[Sequence[int]], length: int, rows: int, windows: Windows = GLOBAL) -> float:
     """The share of attention's blocks that the device with most of them computes, see `models.kernels.splash.attend`."""
-    if rows > 1:
-        return 1.0
     length += splash.padding(length)
-    return max(blocks_computed(row, length, splash.block(length)) for row in trip)
+    if rows > 1:  # then it computes also what shares no sequence
+        trip = [[length]]
+    block = splash.block(length)
+    return mean(windows, lambda window: max(blocks_computed(row, length, block, window) for row in trip))

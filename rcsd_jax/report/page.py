@@ -22,7 +22,7 @@ import numpy as np
 from rcsd_jax.report.summary import ROLE_NAMES, SCORE_NAMES
 from rcsd_jax.rubrics.schema import normalised
 
-_FLOATS = ("divergence", "student_log_prob", "teacher_log_prob")
+_FLOATS = ("divergence", "student_log_prob", "teacher_log_prob", "weight")
 _OF_TOKENS = ("tokens", *_FLOATS, "student_top", "teacher_top", "attribution")
 _STATUSES = ("strict", "salvaged", "rejected")
 _NONE = -32768  # stands for a missing number
@@ -35,6 +35,8 @@ _METHODS = {
     "self_distillation_and_grpo": "Self-distillation and GRPO",
     "grpo": "GRPO",
     "sft": "Fine-tuning on references",
+    "fixed_advantage": "A fixed negative advantage, as a control,",
+    "rlcsd": "GRPO with contrasted hints",
 }
 _COUNTS = ("questions", "samples", "length", "thought_length")
 
@@ -48,8 +50,8 @@ def render(data: Mapping[str, Any]) -> str:
       `data`     JSON: the small data.
       `pieces`   JSON: every distinct piece of a token; blocks refer to pieces by index.
       `tokens-N` one for each scored completion: base64 of zlib of little-endian arrays one after the other.
-        Pieces [T] and likeliest pieces [2, T, M] are uint16, uint32 if there are more than 65536; then, as int16, divergence
-        and student's and teacher's log-probability [3, T] in thousandths of a nat, probabilities [2, T, M] of 10000, and
+        Pieces [T] and likeliest pieces [2, T, M] are uint16, uint32 if there are more than 65536; then, as int16, divergence,
+        student's and teacher's log-probability and the factor of the token's weight [4, T] in thousandths, probabilities [2, T, M] of 10000, and
         attribution [K, T] in thousandths of a nat. -32768 stands for a missing number; others end at +-32.767 nats.
 
     Args:

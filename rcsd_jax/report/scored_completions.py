@@ -20,6 +20,7 @@ from rcsd_jax.methods.networks import (
     Mixture,
     Network,
     Networks,
+    RoleBetter,
     RoleMixture,
     RoleNetwork,
     RoleSeveral,
@@ -27,16 +28,18 @@ from rcsd_jax.methods.networks import (
     Teacher,
 )
 from rcsd_jax.methods.rollout import analyst
-from rcsd_jax.models import quantization, sharding
+from rcsd_jax.models import sharding
 from rcsd_jax.models.placement import lora_shardings, param_shardings
 from rcsd_jax.report.tokens import Scores, score_tokens, write_analyses
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.attribution import ablated_contexts, attribution
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import Model, load_weights, open_model
-from rcsd_jax.roles.own_teacher import NO_TEACHERS, Teachers, in_int8, load_teacher, open_teachers, teacher_of
-from rcsd_jax.run import checkpoints, recipe, training_state
+from rcsd_jax.roles.own_teacher import NO_TEACHERS, Teachers, open_teachers, teacher_of
+from rcsd_jax.run import checkpoints, training_state
 from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.frozen_weights import load_teachers, quantized
+from rcsd_jax.run.recipe import loss_options, rollout_options
 from rcsd_jax.run.rows import encode_all
 from rcsd_jax.sampling.decoding import Samples
 from rcsd_jax.settings.stage import Settings
@@ -100,7 +103,7 @@ def scored_by(
         ),  # whoever wrote them: the completions are given
         data=dataclasses.replace(config.data, max_student_prompt=_NO_LIMIT, max_teacher_prompt=_NO_LIMIT),
     )
-    options, loss = recipe.rollout_options(config, model), recipe.loss_options(config, model, own)
+    options, loss = rollout_options(config, model), loss_options(config, model, own)
     flat = [(i, role) for i, (_, written) in enumerate(chosen) for role in written]
     questions = np.asarray([i for i, _ in flat], np.int32)
     data = encode_all([example for example, _ in chosen], model.tokenizer, config.encoding, config.limits)
@@ -149,14 +152,11 @@ def _networks(
     params = load_weights(model, mesh)
     own = open_teachers(config.teacher.own, config.model, model, mesh, split_rows=config.train.split_rows)
     setup = training_state.setup(model, params, config, mesh, own)
-    (student, teacher), frozen, state = setup.recipe.roles, setup.frozen, setup.abstract
-    for name, one in own.items():
-        plain = load_teacher(one, model, params, mesh)
-        frozen = frozen | {
-            recipe.frozen_name(name): in_int8(one, plain, mesh) if config.teacher.int8_weights else plain
-        }
-    if config.model.int8_weights:
-        frozen = frozen | {BASE: {"params": quantization.on_mesh(decoder_config, params, mesh)}}
+    (student, teacher), state = setup.recipe.roles, setup.abstract
+    if isinstance(teacher, RoleBetter):  # the other one is the student
+        teacher = teacher.teacher
+    frozen = setup.frozen | load_teachers(own, model, params, mesh)
+    frozen |= quantized(frozen, model, own, config, mesh)
     # New adapters add nothing.
     untrained = Network(model.decoder, frozen[BASE] if config.lora.rank else {"params": params})
     if state.ema is not None:
@@ -247,6 +247,7 @@ def _described(model: Model, texts: list[str], scores: Scores, matrix: np.ndarra
         ],
         "student_log_prob": scores.student_log_prob.tolist(),
         "teacher_log_prob": scores.teacher_log_prob.tolist(),
+        "weight": scores.weight.tolist(),
         "student_top": top(*scores.student_top),
         "teacher_top": top(*scores.teacher_top),
         "attribution": None if matrix is None else matrix.tolist(),

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcsd_jax import losses
+from rcsd_jax.losses.from_hidden import emphasis_of
 from rcsd_jax.methods import rollout
-from rcsd_jax.methods.contract import LossOptions
+from rcsd_jax.methods.contract import Completions, Emphasis, LossOptions, Weights, emphasised
 from rcsd_jax.methods.networks import Networks, Teacher
 from rcsd_jax.methods.rollout import Batch, RolloutOptions
-from rcsd_jax.methods.score_both import score_both
+from rcsd_jax.methods.score_both import score_student, scored_with, teacher_scores
+from rcsd_jax.methods.teacher_scores import TeacherScores, after_teacher
 from rcsd_jax.models.head import logits
 from rcsd_jax.sampling.decoding import Samples
 
@@ -36,6 +38,7 @@ class Scores(NamedTuple):
     student_top: tuple[np.ndarray, np.ndarray]  # token ids [N, TOP] int32 and their probabilities [N, TOP] float32
     teacher_top: tuple[np.ndarray, np.ndarray]
     completion_mask: np.ndarray  # [N] bool, whether the step learns from the token
+    weight: np.ndarray  # [N] float32, its factor by `loss.emphasis` and the choice between two teachers; 1: like others
 
 
 def score_tokens(
@@ -59,6 +62,8 @@ def score_tokens(
       batch_size: rows at a time.
     """
     loss = dataclasses.replace(loss, chunk_size=_CHUNK)
+    if loss.emphasis.kind == "credit":  # the criteria that these completions fail are not known
+        loss = dataclasses.replace(loss, emphasis=Emphasis())
     found: list[Scores] = []
     for (some, written, analysis), count in _parts((batch, samples, analyses), batch_size):
         scores = jax.device_get(_score(networks, some, written, analysis, options, loss))
@@ -111,7 +116,10 @@ def _score(
     loss: LossOptions,
 ) -> Scores:
     completions = rollout.assemble(batch, samples, analysis, options)
-    scored = score_both(networks, completions, guidance=loss.guidance)
+    assert networks.teacher is not None, "where there is none, the report has where the student began"
+    of_teacher = teacher_scores(networks.teacher, completions, loss)
+    of_student = score_student(networks.student, completions)
+    scored = scored_with(networks.student, of_student, networks.teacher, of_teacher.hidden)
     hidden, head = scored.teacher_hidden, scored.teacher_head
     assert isinstance(hidden, jax.Array) and isinstance(head, jax.Array), "there is one teacher"
     stats = losses.score_from_hidden(
@@ -130,8 +138,23 @@ def _score(
         top(scored.student_hidden, scored.student_head),
         top(hidden, head),
         completions.completion_mask,
+        _weights(completions, of_teacher, stats, loss),
     )
     return Scores(*fields)
+
+
+def _weights(
+    completions: Completions, of_teacher: TeacherScores, stats: losses.DivergenceStats, loss: LossOptions
+) -> jax.Array:
+    """The factor of each token's weight, [B, N]; of "low_probability" among the completions that are scored together."""
+    samples = completions.samples._replace(log_probs=stats.student_log_probs)
+    completions = completions._replace(samples=samples)
+    ones = Weights(*[completions.completion_mask.astype(jnp.float32)] * 2)
+    weights = emphasised(ones, completions, loss.emphasis)
+    weight = after_teacher(completions, weights, of_teacher, loss)[1].taught_rows
+    return (
+        weight if (kind := loss.emphasis.in_pass) is None else weight * emphasis_of(kind, loss.emphasis.strength, stats)
+    )
 
 
 def _likeliest(

@@ -44,6 +44,10 @@ ATTEMPT_FIELDS = ("success", "feedback")
 ATTEMPTS_SHOWN = ("all", "any", "first")
 """Which of a role's attempt fields it sees: all or nothing, those that there are, or the first that there is."""
 
+FURTHER = ("criteria", "purified", "other_row", "failure")
+"""Further contexts of a teacher, with which its own is contrasted: without each criterion; without the question; with another row's
+material in the place of its own; with a completion of the group that failed in the place of one that succeeded."""
+
 ABOUT_THE_CONVERSATION = ("write_rubric",)
 """Tasks that are about a conversation and do not continue it: their prompt shows it as one text."""
 

@@ -28,7 +28,7 @@ class Encoding:
       transition: what then follows, see `contexts.TRANSITIONS`.
       reason_thinking: the chat template's thinking switch for the analysis.
       learns_references: whether completions are taken from the rows.
-      by_criteria: whether the teacher also scores without each criterion.
+      further: the contexts with which the teacher also scores, of `contexts.FURTHER`; "" if there are none.
     """
 
     student: Role
@@ -39,7 +39,7 @@ class Encoding:
     transition: str = "turn"
     reason_thinking: bool = False
     learns_references: bool = False
-    by_criteria: bool = False
+    further: str = ""
 
     @property
     def teacher_before(self) -> Role:
@@ -62,9 +62,9 @@ class Encoding:
 
 
 class Ablations(NamedTuple):
-    """The teacher's prompts of an example, each without one criterion, and the weights of these criteria, 1 on average."""
+    """The teacher's further prompts of an example, and their weights: those of the criteria that are left out, 1 on average; else 1."""
 
-    prompts: list[np.ndarray]  # [Q] int32, of each criterion; none unless guidance is by criteria
+    prompts: list[np.ndarray]  # [Q] int32 of each; none unless `Encoding.further` names a kind
     weights: np.ndarray  # [K] float32
 
 
@@ -83,7 +83,7 @@ class Longest(NamedTuple):
 
     student: int  # tokens
     teacher: int  # tokens
-    criteria: int  # of a rubric that is left one criterion at a time; 0 unless guidance is by criteria
+    further: int  # further prompts of a row
 
 
 class Encoded(NamedTuple):
@@ -115,7 +115,7 @@ def encode_rows(examples: Sequence[Example], tokenizer: Any, encoding: Encoding)
             tokens[text.student],
             tokens[text.teacher],
             np.asarray([*tokens[text.reference], *end], np.int32),
-            Ablations([tokens[x] for x in text.without], _criteria_weights(example, len(text.without))),
+            Ablations([tokens[x] for x in text.without], _weights_of(example, encoding, len(text.without))),
         )
         for example, text in zip(examples, texts, strict=True)
     ]
@@ -139,7 +139,7 @@ def longest_of(rows: Sequence[Row]) -> Longest:
     """The lengths of the longest among at least one row."""
     return Longest(
         max(len(row.student) for row in rows),
-        max(len(row.teacher) for row in rows),
+        max(len(prompt) for row in rows for prompt in (row.teacher, *row.without.prompts)),
         max(len(row.without.weights) for row in rows),
     )
 
@@ -215,20 +215,29 @@ def _texts_of(example: Example, tokenizer: Any, encoding: Encoding) -> _Texts:
         contexts.role_text(tokenizer, example, encoding.student, texts, task),
         contexts.role_text(tokenizer, example, teacher, texts, task, request=encoding.teacher_request),
         reference_text(example, encoding),
-        [contexts.role_text(tokenizer, one, teacher, texts, task) for one in _ablated(example, encoding)],
+        [contexts.role_text(tokenizer, one, teacher, texts, task) for one in _further(example, encoding)],
     )
 
 
-def _ablated(example: Example, encoding: Encoding) -> list[Example]:
-    """The example without each criterion. Empty for a rubric of one criterion, which gives no guidance."""
-    if not encoding.by_criteria or example.rubric is None or len(example.rubric.criteria) < 2:
-        return []
-    return [dataclasses.replace(example, rubric=rubric) for rubric in variants.leave_one_out(example.rubric)]
+def _further(example: Example, encoding: Encoding) -> list[Example]:
+    """The examples of which the teacher's further prompts are made; none of those that are known only after sampling.
+
+    Without each criterion: none for a rubric of one criterion, which gives no guidance.
+    """
+    if encoding.further == "criteria":
+        if example.rubric is None or len(example.rubric.criteria) < 2:
+            return []
+        return [dataclasses.replace(example, rubric=rubric) for rubric in variants.leave_one_out(example.rubric)]
+    if encoding.further == "purified":
+        return [dataclasses.replace(example, question="", history=())]
+    if encoding.further == "other_row" and "other_row" in example.extra:  # rows that are only evaluated have none
+        return [dataclasses.replace(example, **example.extra["other_row"])]
+    return []
 
 
-def _criteria_weights(example: Example, count: int) -> np.ndarray:
-    """[count] float32: the criteria's weights, 1 on average."""
-    if not count:
-        return np.zeros(0, np.float32)
+def _weights_of(example: Example, encoding: Encoding, count: int) -> np.ndarray:
+    """[count] float32: the criteria's weights, 1 on average; 1 for other further prompts."""
+    if encoding.further != "criteria" or not count:
+        return np.ones(count, np.float32)
     weights = np.abs([criterion.weight for criterion in rubric_of(example).criteria]).astype(np.float32)
     return weights / weights.mean()

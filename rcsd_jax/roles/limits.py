@@ -13,7 +13,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.roles import contexts
 from rcsd_jax.roles.contexts import Role
-from rcsd_jax.roles.encode import Encoding, Row, reference_text
+from rcsd_jax.roles.encode import Ablations, Encoding, Row, reference_text
 
 
 class Limits(NamedTuple):
@@ -44,6 +44,15 @@ class Limits(NamedTuple):
             and self.prompt_fits(row.example, row.teacher, role="teacher")
             and self.reference_fits(row.example, row.reference)
         )
+
+    def without_too_long(self, row: Row) -> Row:
+        """A row without those of the teacher's further prompts that are beyond the limit; its own is used in their place."""
+        prompts, weights = row.without
+        short = [len(prompt) <= self.teacher for prompt in prompts]
+        if all(short):
+            return row
+        kept = Ablations([prompt for prompt, fits in zip(prompts, short, strict=True) if fits], weights[short])
+        return row._replace(without=kept)
 
     def prompt_fits(self, example: Example, tokens: np.ndarray, *, role: str) -> bool:
         """Whether a prompt is within its role's limit; roles of evaluation count too: "base" and "trained" are the student.

@@ -15,7 +15,7 @@ from rcsd_jax.checkpoints.directory import digest, resolve
 from rcsd_jax.checkpoints.hf_config import read_config
 from rcsd_jax.checkpoints.peft import is_peft, load_peft, read_peft_config
 from rcsd_jax.checkpoints.settings import ModelSettings
-from rcsd_jax.checkpoints.tokenizer import end_token_ids, load_tokenizer
+from rcsd_jax.checkpoints.tokenizer import end_token_ids, load_tokenizer, within_vocabulary
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import fetched
 from rcsd_jax.models import lora, sharding
@@ -68,7 +68,7 @@ def open_model(path: str, settings: ModelSettings, *, lora_rank: int = 0, lora_a
     decoder_config = dataclasses.replace(decoder_config, kernels=_kernels(settings.kernels))
     if lora_rank:
         decoder_config = dataclasses.replace(decoder_config, lora_scale=lora.lora_scale(lora_rank, lora_alpha))
-    tokenizer = load_tokenizer(directory)
+    tokenizer = within_vocabulary(load_tokenizer(directory), decoder_config.vocab_size)
     if len(tokenizer) > decoder_config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, more than the model",

@@ -17,7 +17,6 @@ from rcsd_jax.checkpoints.settings import ModelSettings
 from rcsd_jax.data.examples import Example
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import fetched
-from rcsd_jax.models import quantization
 from rcsd_jax.models.placement import check_divisible, lora_shardings
 from rcsd_jax.models.sharding import SPREAD_RULES
 from rcsd_jax.roles.opened_model import Model, load_weights, open_unloaded
@@ -44,7 +43,13 @@ class OwnTeacher(NamedTuple):
 
 
 def open_teacher(
-    path: str, settings: ModelSettings, student: Model, mesh: jax.sharding.Mesh, *, split_rows: bool = False
+    path: str,
+    settings: ModelSettings,
+    student: Model,
+    mesh: jax.sharding.Mesh,
+    *,
+    split_rows: bool = False,
+    quantization: str = "none",
 ) -> OwnTeacher:
     """Opens a model or an adapter as the teacher of a student; no weights are loaded.
 
@@ -53,15 +58,16 @@ def open_teacher(
     """
     path = fetched(path)
     model = open_unloaded(path, settings)
-    check_divisible(model.decoder.config, mesh, {}, split_rows=split_rows, rules=SPREAD_RULES, whose="teacher's ")
+    stored: dict[str, Any] = dict(quantization=quantization, rules=SPREAD_RULES, whose="teacher's ")
+    check_divisible(model.decoder.config, mesh, {}, split_rows=split_rows, **stored)
     return OwnTeacher(path, model, shared_tokens(student, model))
 
 
 def open_teachers(
-    paths: Mapping[str, str], settings: ModelSettings, student: Model, mesh: jax.sharding.Mesh, *, split_rows: bool
+    paths: Mapping[str, str], settings: ModelSettings, student: Model, mesh: jax.sharding.Mesh, **how: Any
 ) -> dict[str, OwnTeacher]:
     """`open_teacher` of each of several paths by name."""
-    return {name: open_teacher(path, settings, student, mesh, split_rows=split_rows) for name, path in paths.items()}
+    return {name: open_teacher(path, settings, student, mesh, **how) for name, path in paths.items()}
 
 
 def shared_tokens(student: Model, teacher: Model) -> int | None:
@@ -111,19 +117,24 @@ def load_teacher(
       params: the student's, before training. A teacher on the same base uses them, so memory holds one copy.
       mesh: the run's.
     """
-    same = teacher.model.directory.resolve() == student.directory.resolve()
-    variables: dict[str, Any] = {"params": params if same else load_weights(teacher.model, mesh, SPREAD_RULES)}
-    if is_peft(teacher.path):
-        config = teacher.model.decoder.config
-        adapters = load_peft(teacher.path, config).adapters
-        variables["lora"] = jax.device_put(adapters, lora_shardings(config, mesh, adapters, SPREAD_RULES))
-    return variables
+    same = on_the_same_base(teacher, student)
+    return {"params": params if same else load_weights(teacher.model, mesh, SPREAD_RULES)} | load_adapters(
+        teacher, mesh
+    )
 
 
-def in_int8(teacher: OwnTeacher, variables: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The variables of `load_teacher` with the matrices of layers in int8."""
+def on_the_same_base(teacher: OwnTeacher, student: Model) -> bool:
+    """Whether a teacher's weights, apart from adapters, are those from which the student starts."""
+    return teacher.model.directory.resolve() == student.directory.resolve()
+
+
+def load_adapters(teacher: OwnTeacher, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """A teacher's variables besides "params": "lora", if it is an adapter."""
+    if not is_peft(teacher.path):
+        return {}
     config = teacher.model.decoder.config
-    return {**variables, "params": quantization.on_mesh(config, variables["params"], mesh, SPREAD_RULES)}
+    adapters = load_peft(teacher.path, config).adapters
+    return {"lora": jax.device_put(adapters, lora_shardings(config, mesh, adapters, SPREAD_RULES))}
 
 
 def teacher_of(example: Example, settings: TeacherSettings) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from rcsd_jax.checkpoints.settings import QUANTIZATIONS
 from rcsd_jax.host import checks
-from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, ATTEMPTS_SHOWN, PLACES, TRANSITIONS, Role
+from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, ATTEMPTS_SHOWN, FURTHER, PLACES, TRANSITIONS, Role
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class TeacherSettings:
     path: str
     paths: Mapping[str, str]
     of_sources: Mapping[str, str]
-    int8_weights: bool
+    quantization: str = checks.one_of(QUANTIZATIONS)
     ema_decay: float
     current_share: float
     reason_tokens: int
@@ -29,7 +30,8 @@ class TeacherSettings:
     attempts_shown: str = checks.one_of(ATTEMPTS_SHOWN)
     reason_thinking: bool
     guidance: float
-    guidance_by: str = checks.one_of(("context", "criteria"))
+    guidance_by: str = checks.one_of(("context", *FURTHER))
+    better_of_two: bool
 
     def __post_init__(self) -> None:
         checks.choices(self)
@@ -45,10 +47,27 @@ class TeacherSettings:
         if self.attempts:
             problem = f"cannot analyse {' and '.join(self.attempts)}, which are known only after sampling"
             checks.need(not self.reason_tokens, self, "reason_tokens", problem, "set 0")
-        if self.guided_by_criteria:
+        self._check_further()
+
+    def _check_further(self) -> None:
+        further, written = (
+            self.further,
+            tuple(name for name in self.fields if name not in ("question", *ATTEMPT_FIELDS)),
+        )
+        if further == "criteria":
             seen = "rubric" in self.fields and not self.reason_tokens and not self.attempts
             problem = "needs a teacher that sees a rubric, writes no analysis and sees no attempts"
-            checks.need(seen, self, "guidance_by", problem, "set 'context'")
+        elif further == "failure":
+            seen = "success" in self.fields
+            problem = "needs a teacher that sees 'success', in whose place a failure then stands"
+        else:
+            seen = not further or (bool(written) and not self.reason_tokens and not self.attempts)
+            problem = (
+                "needs a teacher that sees more of the row than its question, writes no analysis and sees no attempts"
+            )
+        checks.need(seen, self, "guidance_by", problem, "set 'context'")
+        problem = "has no effect on a choice between two teachers"
+        checks.need(not (self.better_of_two and self.guidance), self, "guidance", problem, "set 0.0")
 
     def _check_own(self) -> None:
         problem = "cannot be combined with teacher.paths, which names several"
@@ -62,10 +81,9 @@ class TeacherSettings:
         problem = "follow from the student's, and the teacher is another model"
         remedy = "set 'fixed', or leave teacher.path and teacher.paths out"
         checks.need(self.weights == "fixed" or not self.own, self, "weights", problem, remedy)
-        remedy = "set teacher.path, or model.int8_weights for the student's base"
-        checks.need(
-            bool(self.own) or not self.int8_weights, self, "int8_weights", "is for a teacher of its own", remedy
-        )
+        remedy = "set teacher.path, or model.quantization for the student's base"
+        plain = self.quantization == "none"
+        checks.need(bool(self.own) or plain, self, "quantization", "is for a teacher of its own", remedy)
         writes = len(self.own) > 1 and self.reason_tokens and self.reason_by == "teacher"
         problem = "cannot be combined with several teachers, which only score"
         checks.need(not writes, self, "reason_tokens", problem, "set 0, or teacher.reason_by=student")
@@ -86,6 +104,6 @@ class TeacherSettings:
         return tuple(name for name in ATTEMPT_FIELDS if name in self.fields)
 
     @property
-    def guided_by_criteria(self) -> bool:
-        """Whether guidance is by single criteria."""
-        return bool(self.guidance) and self.guidance_by == "criteria"
+    def further(self) -> str:
+        """Which further contexts guidance needs, of `contexts.FURTHER`; "" if it needs none."""
+        return self.guidance_by if self.guidance and self.guidance_by in FURTHER else ""

@@ -39,6 +39,25 @@ def score(rubric: Rubric, met: Sequence[bool]) -> float:
     return found
 
 
+def failed(rubric: Rubric, met: Sequence[float | None]) -> list[float]:
+    """How much each criterion weighs that is failed: |weight| times how far it is not met, of a Pitfall how far the fault is there.
+
+    Args:
+      rubric: the criteria.
+      met: as in `score`; None for a criterion that was not judged, which then weighs nothing.
+
+    Examples:
+      >>> from rcsd_jax.rubrics.schema import from_records
+      >>> rubric = from_records(["Essential Criteria: A.", "Optional Criteria: B.", "Pitfall Criteria: C."])  # 10, 3, -9
+      >>> failed(rubric, [True, False, True]), failed(rubric, [False, None, False])
+      ([0.0, 3.0, 9.0], [10.0, 0.0, 0.0])
+    """
+    return [
+        0.0 if one is None else abs(criterion.weight) * float(one if criterion.weight < 0 else 1.0 - one)
+        for criterion, one in zip(rubric.criteria, met, strict=True)
+    ]
+
+
 def same_description(criterion: Criterion) -> Hashable:
     """A key by which criteria with equal descriptions are the same, whatever their class and weight."""
     return normalised(criterion.description)

@@ -18,6 +18,7 @@ class RubricSettings:
     max_criteria: int
     noisy_fraction: float
     reduced_fraction: float
+    dropout: float
     writer: str
     writer_fields: tuple[str, ...]
     writer_thinking: bool
@@ -38,7 +39,7 @@ class RubricSettings:
         checks.at_least_zero(self, "resample", "temperature", "top_k")
         checks.finite(self, "temperature")
         checks.top_p(self)
-        checks.share(self, "noisy_fraction")
+        checks.share(self, "noisy_fraction", "dropout")
         ok = 0.0 < self.reduced_fraction <= 1.0
         checks.need(ok, self, "reduced_fraction", "must lie in (0, 1]", "0.5 keeps half")
         problem = f"is more than rubric.max_criteria = {self.max_criteria}"

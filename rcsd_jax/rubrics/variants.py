@@ -118,7 +118,7 @@ def leave_one_out(rubric: Rubric) -> list[Rubric]:
     return [Rubric(criteria[:k] + criteria[k + 1 :]) for k in range(len(criteria))]
 
 
-def reduced(rubric: Rubric, *, seed: int, id: str, keep: int | float = 0.5) -> Rubric:
+def reduced(rubric: Rubric, *, seed: int, id: str, keep: int | float = 0.5, purpose: str = "reduced") -> Rubric:
     """A random subset of the criteria, in their order. It has a criterion of positive weight if the rubric has one.
 
     Args:
@@ -126,6 +126,7 @@ def reduced(rubric: Rubric, *, seed: int, id: str, keep: int | float = 0.5) -> R
       seed: with `id`, decides which criteria stay.
       id: the example's id.
       keep: how many criteria stay: an int is their number, a float in (0, 1] their fraction, rounded up.
+      purpose: another one draws others.
 
     Raises:
       ValueError: keep is not positive, or a float above 1.
@@ -138,10 +139,31 @@ def reduced(rubric: Rubric, *, seed: int, id: str, keep: int | float = 0.5) -> R
         raise ValueError(f"keep {keep} is neither a positive number of criteria nor a fraction in (0, 1]")
     size = len(rubric.criteria)
     count = math.ceil(keep * size) if isinstance(keep, float) else min(keep, size)
-    order = _generator("reduced", seed, id).sample(range(size), size)
+    order = _generator(purpose, seed, id).sample(range(size), size)
     positive = next((at for at in order if rubric.criteria[at].weight > 0), order[0])
     kept = sorted([positive, *(at for at in order if at != positive)][:count])
     return Rubric(tuple(rubric.criteria[at] for at in kept))
+
+
+def with_dropout(rubric: Rubric, *, seed: int, id: str, place: int, share: float, keep: int) -> Rubric:
+    """The rubric without a random share of its criteria (rounded down), in their order (Rubric Dropout, arXiv 2608.11669).
+
+    A criterion of positive weight stays if the rubric has one.
+
+    Args:
+      rubric: the whole.
+      seed, id, place: decide which criteria go; `place` is the rollout's, so that each time others go.
+      share: of the criteria that go.
+      keep: how many stay at least.
+
+    Examples:
+      >>> drawn = [with_dropout(generic_rubric(), seed=0, id="q1", place=p, share=0.5, keep=3) for p in range(9)]
+      >>> {len(rubric) for rubric in drawn}, len(set(drawn)) > 1
+      ({4}, True)
+    """
+    size = len(rubric.criteria)
+    stay = min(size, max(keep, size - math.floor(share * size)))
+    return reduced(rubric, seed=seed, id=f"{id}:{place}", keep=stay, purpose="dropout")
 
 
 def _other(pool: Pool, rng: random.Random, id: str) -> Rubric:

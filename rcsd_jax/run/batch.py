@@ -57,9 +57,10 @@ def _teachers(examples: Sequence[Example], config: Settings) -> Any:
 
 
 def _without(rows: list[int], own: np.ndarray, data: Encoded, config: Settings, pad_id: int) -> Without:
-    """The prompts without each criterion of the `own` among `rows`, for all as many as the longest rubric has criteria."""
-    # At least one, with weight 0: without any, `score_teacher` would use the guidance of the whole context.
-    count = max(1, data.longest.criteria) if config.teacher.guided_by_criteria else 0
+    """The teacher's further prompts of the `own` among `rows`, for all as many as the row with most has."""
+    # At least one, with weight 0: without any, the target would be that of guidance by the whole context. One that comes during
+    # training takes this place.
+    count = max(1, data.longest.further) if config.encoding.further else 0
     tokens: Any  # NumPy arrays, until they are on the mesh
     mask: Any
     if not count:
@@ -73,7 +74,7 @@ def _without(rows: list[int], own: np.ndarray, data: Encoded, config: Settings, 
     prompts = []
     for at, i in zip(weights, (rows[i] for i in own), strict=True):
         at[: len(data.without[i].weights)] = data.without[i].weights
-        # A rubric with fewer criteria has its whole prompt in the remaining places, with weight 0.
+        # A row with fewer has its own prompt in the remaining places, with weight 0.
         prompts += (data.without[i].prompts + [data.teacher[i]] * count)[:count]
     tokens, mask = (x.reshape(len(own), count, length) for x in pad_left(prompts, length, pad_id))
     return Without(tokens, mask, weights)

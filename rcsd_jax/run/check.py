@@ -44,7 +44,7 @@ def check_stage(config: Settings, console: Console, name: str = "", *, earlier: 
         console.print(f"{name}: {len(examples)} examples; {later}", soft_wrap=True)
         return
     if any(map(waits, config.teacher.own.values())):
-        own = dataclasses.replace(config.teacher, path="", paths={}, of_sources={}, int8_weights=False)
+        own = dataclasses.replace(config.teacher, path="", paths={}, of_sources={}, quantization="none")
         config = dataclasses.replace(config, teacher=own)
     model, teachers, questions, examples = open_inputs(config, mesh, say=say_once(console))
     examples, rubrics = _with_rubrics(examples, config, waits)

@@ -6,14 +6,13 @@ A group is the completions of one question, which follow each other. All batches
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rcsd_jax.data.examples import Example
+from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.evaluate import judged_sets
 from rcsd_jax.evaluate.graders import GRADERS, grade_all
 from rcsd_jax.host import multihost
@@ -21,13 +20,15 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.padding import pad_left
 from rcsd_jax.losses import policy_gradient
 from rcsd_jax.methods import dealing
-from rcsd_jax.methods.contract import Completions
+from rcsd_jax.methods.contract import Completions, Without
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.models import sharding
 from rcsd_jax.roles.encode import teacher_prompt
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.roles.settings import TeacherSettings
+from rcsd_jax.rubrics import scoring
 from rcsd_jax.rubrics.parsing import drop_thinking
+from rcsd_jax.run import groups
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.recipe import block_of_completions
 from rcsd_jax.sampling.sampler import completions_of
@@ -63,30 +64,42 @@ def graded(
     block = block_of_completions(config, model)
     texts = [model.decode(one.tokens) if block is None else block.text(one.tokens, model.decode) for one in written]
     grader = GRADERS[config.reward.grader]
-    judge = functools.partial(judged_sets.rewards, run.judges) if run.judges is not None else None
-    grade = functools.partial(grade_all, config.reward.grader, judge=judge)
-    if grader.grade is None:
-        scores = grade(asked, texts)
-    else:
-        scores = multihost.shared(lambda pair: grade(*pair)[0], [([e], [t]) for e, t in zip(asked, texts, strict=True)])
-    rewards = np.array([_score(one, config) for one in scores], np.float32)  # [B]
     group, scale = recipe.rollout.group, recipe.loss.policy.scale_advantages
+    scores, met = _grades(asked, texts, group, run)
+    rewards = np.array([_score(one, config) for one in scores], np.float32)  # [B]
+    lengths = np.array([len(one.tokens) for one in written])
     advantages = np.asarray(policy_gradient.group_advantages(rewards, group_size=group, scale=scale))
 
     own = sharding.own_rows(len(asked), run.mesh)
     completions = completions._replace(advantages=sharding.to_mesh(advantages[own], run.mesh))
+    if config.loss.completions != "all":
+        chosen = groups.learnt_from(config.loss.completions, rewards < config.reward.success, lengths, group)
+        mine = sharding.to_mesh(chosen[own], run.mesh)
+        completions = completions._replace(completion_mask=completions.completion_mask & mine[:, None])
+    if met is not None:
+        failed = _failed(asked, met, completions.without.weights.shape[1])
+        completions = completions._replace(failed=sharding.to_mesh(failed[own], run.mesh))
     batches = recipe.rollout.batches
     parts = [dealing.places(number, len(asked), batches=batches, group=group) for number in range(batches)]
     means = [_means([scores[i] for i in rows], rewards[rows], group) for rows in parts]
     if not config.teacher.attempts:
         return completions, means
     feedback = grader.feedback or (lambda truth, text: None)
-    successes = _successes([without_thoughts(text) for text in texts], rewards, config)
+    plain = [without_thoughts(text) for text in texts]
+    shortest = lengths if config.reward.shown == "shortest" else None
+    successes = _others(plain, rewards >= config.reward.success, group, shortest)
     told = [
         dataclasses.replace(one, extra={**one.extra, "success": success, "feedback": feedback(truth, text)})
         for one, truth, text, success in zip(shown, asked, texts, successes, strict=True)
     ]
     completions, taught = _with_attempts(completions, told, own, model, run)
+    if config.further == "failure":
+        failures = _others(plain, rewards < config.reward.success, group, shortest)
+        wrong = [
+            dataclasses.replace(one, extra={**one.extra, "success": failure if right else None})
+            for one, failure, right in zip(told, failures, taught, strict=True)
+        ]
+        completions = _with_wrong_hints(completions, wrong, own, model, run)
     return completions, [
         of_batch | {"share_taught": float(taught[rows].mean())} for of_batch, rows in zip(means, parts, strict=True)
     ]
@@ -127,15 +140,43 @@ def without_thoughts(text: str) -> str:
     return text if rest == text else rest.strip()
 
 
-def _successes(texts: Sequence[str], rewards: np.ndarray, config: Settings) -> list[str | None]:
-    """For each row the first other text of its group that succeeded, or None."""
-    group = config.sampling.group
-    found: list[str | None] = []
-    for i in range(len(texts)):
-        start = i - i % group
-        others = (j for j in range(start, start + group) if j != i and rewards[j] >= config.reward.success)
-        found.append(next((texts[j] for j in others), None))
-    return found
+def _others(texts: Sequence[str], chosen: np.ndarray, group: int, lengths: np.ndarray | None) -> list[str | None]:
+    """For each row another text of its group that is chosen, see `groups.other`, or None."""
+    found = [groups.other(i, group, chosen, lengths) for i in range(len(texts))]
+    return [None if j is None else texts[j] for j in found]
+
+
+def _grades(
+    asked: Sequence[Example], texts: Sequence[str], group: int, run: Run
+) -> tuple[list[dict[str, float]], list[Sequence[float | None]] | None]:
+    """The scores of texts, and whether they meet each criterion of their example's rubric, if the loss needs that."""
+    name, wanted = run.config.reward.grader, run.config.loss.emphasis == "credit"
+    grader = GRADERS[name]
+    if (answer := grader.answer) is not None:
+        found = [answer(drop_thinking(text)) for text in texts]
+        votes = multihost.from_main(lambda: groups.agreement(found, group, same=grader.same).tolist())
+        return [{"accuracy": float(vote)} for vote in votes], None
+    if grader.grade is None:
+        assert run.judges is not None, "settings say that a judge grades"
+        judgements = run.judges.first(asked, [drop_thinking(text) for text in texts], "met")
+        scores = judged_sets.scores_of(asked, judgements)
+        return scores, [one.met for one in judgements] if wanted else None
+    pairs = list(zip(asked, texts, strict=True))
+    scores = multihost.shared(lambda pair: grade_all(name, [pair[0]], [pair[1]])[0], pairs)
+    if not wanted:
+        return scores, None
+    decide = grader.criteria
+    assert decide is not None, "settings say that it grades criteria"
+    return scores, multihost.shared(lambda pair: list(decide(pair[0], drop_thinking(pair[1]))), pairs)
+
+
+def _failed(asked: Sequence[Example], met: Sequence[Sequence[float | None]], count: int) -> np.ndarray:
+    """[B, count] float32: how much each failed criterion weighs, see `scoring.failed`; 0 beyond a rubric's criteria."""
+    weights = np.zeros((len(asked), count), np.float32)
+    for at, (example, one) in enumerate(zip(asked, met, strict=True)):
+        of_criteria = scoring.failed(rubric_of(example), one)
+        weights[at, : len(of_criteria)] = of_criteria[:count]  # a single criterion is never left out, and has no place
+    return weights
 
 
 def attempts_seen(known: Mapping[str, Any], teacher: TeacherSettings) -> tuple[str, ...]:
@@ -161,10 +202,32 @@ def _with_attempts(
 
     prompts = multihost.shared(encode, told)
     taught = np.array([prompt is not None for prompt in prompts])
-    # One shape for the whole run, because the length of a step's attempts is not known before.
-    length = -(-config.data.max_teacher_prompt // config.data.pad_to) * config.data.pad_to
-    nothing = np.asarray([model.pad_id], np.int32)
-    rows = [nothing if prompts[i] is None else prompts[i] for i in own]
-    tokens, mask = pad_left(rows, length, model.pad_id)
+    tokens, mask = _padded([prompts[i] for i in own], model, config)
     tokens, mask, mine = sharding.to_mesh((tokens, mask, taught[own]), run.mesh)
     return completions._replace(teacher_tokens=tokens, teacher_mask=mask, taught=mine), taught
+
+
+def _with_wrong_hints(
+    completions: Completions, wrong: Sequence[Example], own: np.ndarray, model: Model, run: Run
+) -> Completions:
+    """The teacher's prompts with a failure in the place of a success; weight 0 where there is none, or where it is too long."""
+    config = run.config
+
+    def encode(example: Example) -> np.ndarray | None:
+        if not example.extra["success"]:
+            return None
+        prompt = teacher_prompt(model.tokenizer, example, config.encoding, attempts=("success",))
+        return prompt if len(prompt) <= config.limits.teacher else None
+
+    prompts = multihost.shared(encode, wrong)
+    tokens, mask = _padded([prompts[i] for i in own], model, config)
+    weights = np.array([[prompts[i] is not None] for i in own], np.float32)
+    without = sharding.to_mesh(Without(tokens[:, None], mask[:, None], weights), run.mesh)  # type: ignore[arg-type]
+    return completions._replace(without=without)
+
+
+def _padded(prompts: Sequence[np.ndarray | None], model: Model, config: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts in one shape for the whole run, because the length of a step's attempts is not known before."""
+    length = -(-config.data.max_teacher_prompt // config.data.pad_to) * config.data.pad_to
+    nothing = np.asarray([model.pad_id], np.int32)
+    return pad_left([nothing if prompt is None else prompt for prompt in prompts], length, model.pad_id)

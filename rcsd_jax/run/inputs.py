@@ -9,6 +9,7 @@ import jax
 
 from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
+from rcsd_jax.data.other_rows import with_other_rows
 from rcsd_jax.data.rubrics_of_rows import with_rubrics
 from rcsd_jax.evaluate.questions import Questions, evaluation_questions
 from rcsd_jax.host.errors import UserError
@@ -37,9 +38,14 @@ def open_inputs(
       UserError: one of them cannot be read or used, or the mesh cannot divide a batch.
     """
     model = open_model(config.model.path, config.model, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
-    check_divisible(model.decoder.config, mesh, _batch_sizes(config), split_rows=config.train.split_rows)
+    split_rows = config.train.split_rows
+    quantization = config.model.quantization
+    check_divisible(model.decoder.config, mesh, _batch_sizes(config), split_rows=split_rows, quantization=quantization)
     _check_queue(config, mesh)
-    teachers = open_teachers(config.teacher.own, config.model, model, mesh, split_rows=config.train.split_rows)
+    quantization = config.teacher.quantization
+    teachers = open_teachers(
+        config.teacher.own, config.model, model, mesh, split_rows=split_rows, quantization=quantization
+    )
     for name, one in teachers.items():
         if one.model.tokenizer.chat_template != model.tokenizer.chat_template:
             whose = f"the teacher {name}'s" if name else "the teacher's"
@@ -67,6 +73,8 @@ def prepared(examples: list[Example], model: Model, run: Run, teachers: Teachers
       UserError: a row cannot be used, or no row can.
     """
     config, counts = run.config, collections.Counter[str]()
+    if config.teacher.further == "other_row":
+        examples = with_other_rows(examples, seed=config.seed)
     positions = positions_of(model, teachers)
     if config.writes_rubrics:
         rows = Rows(examples, model.tokenizer, config)

@@ -7,8 +7,9 @@ import dataclasses
 import optax
 
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.methods import METHODS
 from rcsd_jax.methods.contract import LossOptions
-from rcsd_jax.methods.networks import BASE, TEACHER, RoleMixture, RoleNetwork, Roles, RoleSeveral
+from rcsd_jax.methods.networks import BASE, TEACHER, RoleBetter, RoleMixture, RoleNetwork, Roles, RoleSeveral
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import RolloutOptions
 from rcsd_jax.models.decoder import Decoder
@@ -56,7 +57,9 @@ def roles_of(config: Settings, decoder: Decoder, teachers: Teachers = NO_TEACHER
     student = RoleNetwork(decoder, frozen=BASE if config.lora.rank else None, moving="trained")
     if teachers:
         own = [RoleNetwork(one.model.decoder, frozen=frozen_name(name)) for name, one in teachers.items()]
-        return Roles(student, own[0] if len(own) == 1 else RoleSeveral(tuple(own)))
+        if len(own) > 1:
+            return Roles(student, RoleSeveral(tuple(own)))
+        return Roles(student, RoleBetter(own[0], student) if config.teacher.better_of_two else own[0])
     shared = {
         "none": None,
         "endpoint": None,  # its scores come with the completions
@@ -65,7 +68,8 @@ def roles_of(config: Settings, decoder: Decoder, teachers: Teachers = NO_TEACHER
         "ema": dataclasses.replace(student, moving="average"),
         "trust_region": RoleMixture(fixed, student, config.teacher.current_share),
     }
-    return Roles(student, shared[config.teacher_weights])
+    teacher = shared[config.teacher_weights]
+    return Roles(student, RoleBetter(teacher, student) if teacher and config.teacher.better_of_two else teacher)
 
 
 def frozen_name(teacher: str) -> str:
@@ -105,8 +109,11 @@ def loss_options(config: Settings, model: Model, teachers: Teachers = NO_TEACHER
         temperature=sampling_of(config.sampling, model).scoring_temperature,
         chunk_size=config.loss.chunk_size,
         reduction=config.loss.reduction,
+        emphasis=config.loss.emphasis_choice,
         importance_clip=config.loss.importance_clip,
         guidance=config.teacher.guidance,
+        target="purified" if config.teacher.guidance_by == "purified" else "contrast",
+        contrasts=METHODS[config.method].contrasts,
         by_part=config.loss.thinking == "all",
         shared_tokens=min((n for one in teachers.values() if (n := one.shared_tokens) is not None), default=None),
     )

@@ -28,6 +28,7 @@ from rcsd_jax.roles.encode import Encoded
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run import endpoint_teacher
 from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.dropout import with_dropout
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.grading import graded
 from rcsd_jax.run.training_state import Kept, Setup
@@ -100,7 +101,7 @@ def programs_of(setup: Setup, model: Model, run: Run, examples: Mapping[str, Exa
         metrics: list[dict[str, float]] = [{}] * dealt["batches"]
         shown = [data.examples[i] for i in dealing.questions(config.questions_per_step, **dealt)]
         if config.reward.grader:
-            asked = [examples[example.id] for example in shown]
+            asked = with_dropout([examples[example.id] for example in shown], place, config)
             completions, metrics = graded(completions, asked, shown, recipe, model, run)
         if asks:  # after grading: the teacher may see attempts
             vocabulary = model.decoder.config.vocab_size
@@ -127,6 +128,8 @@ def programs_of(setup: Setup, model: Model, run: Run, examples: Mapping[str, Exa
         like = jax.eval_shape(step.draw, state, frozen, *prompts(data))[0]
         if asks:
             like = like._replace(known=endpoint_teacher.unknown(like.samples.tokens.shape, config))
+        if config.loss.emphasis == "credit":
+            like = like._replace(failed=jax.ShapeDtypeStruct(like.without.weights.shape, jnp.float32))
         named, structure = _named(like), jax.tree.structure(like)
         needed = {name for name, x in named.items() if x.size}
         if differing := sorted(needed ^ set(kept.arrays)):

@@ -24,6 +24,7 @@ from rcsd_jax.roles import contexts, encode
 from rcsd_jax.roles.encode import Encoded, Encoding, Longest, Row
 from rcsd_jax.roles.limits import Bounds, Limits, may_exceed
 from rcsd_jax.roles.own_teacher import teacher_of
+from rcsd_jax.run.dropout import with_dropout
 from rcsd_jax.settings.stage import Settings
 
 AT_START = 2048
@@ -95,15 +96,22 @@ class Rows:
     def take(self, place: int, count: int) -> tuple[Encoded, int]:
         """`count` rows from a place in the order, and the place after them: the same in every process, in any history.
 
+        With `rubric.dropout`, a part of their rubrics.
+
         Raises:
           UserError: `data.too_long` is "fail" and a row is too long.
         """
         taken: list[Row] = []
+        begin = place
         while len(taken) < count:
             drawn = self._drawn(place, count - len(taken))
             self._prepare(drawn, None, together=False)
             taken += self._fitting(drawn)
             place += len(drawn)
+        if self._settings.rubric.dropout:
+            examples = with_dropout([row.example for row in taken], begin, self._settings)
+            rows = encode.encode_rows(examples, self._tokenizer, self._encoding)
+            taken = [self._limits.without_too_long(row) for row in rows]
         return encode.collate(taken, self.first.transition, self.first.longest), place
 
     def longest(self) -> Longest:
@@ -172,7 +180,7 @@ class Rows:
             examples = give_rubrics(examples)
         tokens_of = lambda mine: encode.encode_rows(mine, self._tokenizer, self._encoding)
         rows = multihost.shared_list(tokens_of, examples) if together else tokens_of(examples)
-        fitting = {row.example.id: row for row in rows if self._limits.fit(row)}
+        fitting = {row.example.id: self._limits.without_too_long(row) for row in rows if self._limits.fit(row)}
         self.skipped += len(rows) - len(fitting)
         self.left_out += len(new) - len(fitting)
         self._held.update((number, fitting.get(self.examples[number].id)) for number in new)
@@ -196,7 +204,7 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, encoding: Encoding, 
       UserError: an example lacks a field, or is too long and that is an error, or none is left.
     """
     rows = multihost.shared_list(lambda mine: encode.encode_rows(mine, tokenizer, encoding), examples)
-    kept = [row for row in rows if limits.fit(row)]
+    kept = [limits.without_too_long(row) for row in rows if limits.fit(row)]
     if not kept:
         raise limits.nothing_fits(len(examples))
     transition = encode.transition_of(kept[0].example, tokenizer, encoding)

@@ -23,20 +23,21 @@ from rcsd_jax.host.console import Console, say_once
 from rcsd_jax.host.files import AnyPath, as_path, write_json
 from rcsd_jax.host.metrics import compilations
 from rcsd_jax.host.preemption import StopRequest
-from rcsd_jax.methods.networks import BASE, Network
+from rcsd_jax.methods.networks import BASE
 from rcsd_jax.methods.state import TrainState
-from rcsd_jax.models import quantization, sharding
+from rcsd_jax.models import sharding
 from rcsd_jax.roles.opened_model import load_weights
-from rcsd_jax.roles.own_teacher import in_int8, load_teacher, weights_digest
+from rcsd_jax.roles.own_teacher import weights_digest
 from rcsd_jax.run import provenance, starts, training_state
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.evaluation import evaluate_role
 from rcsd_jax.run.export import export
+from rcsd_jax.run.frozen_weights import load_teachers, quantized
 from rcsd_jax.run.inputs import open_inputs, prepared
-from rcsd_jax.run.int8_divergence import described, int8_divergence
 from rcsd_jax.run.judge import judges_of
 from rcsd_jax.run.loop import train_loop
+from rcsd_jax.run.quantization_divergence import described, divergences
 from rcsd_jax.run.recipe import frozen_name
 from rcsd_jax.run.rows import AT_START
 from rcsd_jax.run.tracking import scores, tracked
@@ -91,14 +92,14 @@ def run_stage(
         sampler = run.sampler(model, config.eval.batch_size)
         samplers = dict.fromkeys(("base", "teacher"), sampler.with_weights({"params": params}))
         training = training_state.setup(model, params, config, mesh, teachers)
-        plain_teachers: dict[str, Any] = {}
+        own = load_teachers(
+            teachers, model, params, mesh, say=lambda line: console.print(f"{name}: {line}", soft_wrap=True)
+        )
         for of, teacher in teachers.items():
-            console.print(f"{name}: loading weights of the teacher {teacher.path}", soft_wrap=True)
-            plain_teachers[frozen_name(of)] = load_teacher(teacher, model, params, mesh)
             of_teacher = run.sampler(teacher.model, config.eval.batch_size)
-            samplers["teacher"] = of_teacher.with_weights(plain_teachers[frozen_name(of)])
+            samplers["teacher"] = of_teacher.with_weights(own[frozen_name(of)])
         digests = {of: multihost.from_main(functools.partial(weights_digest, one)) for of, one in teachers.items()}
-        training = training._replace(frozen=training.frozen | plain_teachers, teachers=digests)
+        training = training._replace(frozen=training.frozen | own, teachers=digests)
 
         def evaluated(label: str, asked: Mapping[str, Questions], by: Sampler, step: int) -> dict[str, Any]:
             found = evaluate_role(label, asked, model, by, run)
@@ -121,35 +122,21 @@ def run_stage(
             asked = {s: questions["trained"][s] for s in config.eval.every_splits or questions["trained"]}
             evaluated(f"step_{step}", asked, sampler.with_weights(student(state)), step)
 
-        int8: dict[str, dict[str, float]] = {}
-        compared = functools.partial(int8_divergence, data=rows.first, config=config, model=model, mesh=mesh)
-        if config.model.int8_weights:
-            frozen = {"params": quantization.on_mesh(model.decoder.config, params, mesh)}
-            network = functools.partial(Network, model.decoder)
-            roles = [
-                *([] if config.teacher_weights in ("own", "endpoint") else ["teacher"]),
-                *(["student"] if config.lora.rank else []),
-            ]
-            int8 |= compared(network({"params": params}), network(frozen), roles=roles)
-            training = training._replace(frozen=training.frozen | {BASE: frozen})
-        for of, teacher in teachers.items() if config.teacher.int8_weights else ():
-            network = functools.partial(Network, teacher.model.decoder)
-            frozen = in_int8(teacher, plain_teachers[frozen_name(of)], mesh)
-            found = compared(network(plain_teachers.pop(frozen_name(of))), network(frozen), roles=["teacher"])
-            int8 |= {frozen_name(of): found["teacher"]}
-            training = training._replace(frozen=training.frozen | {frozen_name(of): frozen})
-        if int8:
-            console.print(f"{name}: int8 weights, {described(int8)}", soft_wrap=True)
+        fewer_bits = quantized(training.frozen, model, teachers, config, mesh)
+        distances = divergences(training.frozen, fewer_bits, rows.first, model, teachers, config, mesh)
+        if distances:
+            console.print(f"{name}: quantized weights, {described(distances)}", soft_wrap=True)
+        training = training._replace(frozen=training.frozen | fewer_bits)
 
         with contextlib.closing(checkpoints):
             state, start = training_state.begin(model, params, training, rows, checkpoints, run)
-            params, plain_teachers = None, {}  # what does not change lives on in `training.frozen`
+            params, own, fewer_bits = None, {}, {}  # what does not change lives on in `training.frozen`
             state = train_loop(state, start, training, model, rows, checkpoints, run, evaluate_at, graded_as)
         if len(rows.examples) > AT_START:
             console.print(f"{name}: of all rows looked at {rows.skipped} were skipped as too long")
 
         plainly = config.export.merged or "trained" in questions  # what is trained serves with the plain weights
-        if config.model.int8_weights and config.lora.rank and plainly:
+        if config.model.quantization != "none" and config.lora.rank and plainly:
             plain = {"params": load_weights(model, mesh)}
             training = training._replace(frozen=training.frozen | {BASE: plain})
         console.print(f"{name}: writing the trained model to {workdir}", soft_wrap=True)
@@ -163,7 +150,7 @@ def run_stage(
             "rubrics": rubric_counts,
             "examples": len(rows.examples) - rows.left_out,
             "skipped": rows.skipped,
-            "int8_weights": int8,
+            "quantization": distances,
             "compilations": compilations(),
             "paths": paths | {"metrics": str(workdir / "metrics.jsonl"), "checkpoints": str(workdir / "checkpoints")},
         }

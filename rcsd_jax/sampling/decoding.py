@@ -16,7 +16,7 @@ from rcsd_jax.models.decoder import Decoder, apply_and_report
 from rcsd_jax.models.few_layers import decoding_head, decoding_variables
 from rcsd_jax.models.merged_adapters import merged
 from rcsd_jax.models.placement import lora_axes, param_axes, sampling_layout
-from rcsd_jax.models.quantization import int8_kernels
+from rcsd_jax.models.quantization import quantized
 from rcsd_jax.models.scoring import run_prefix
 from rcsd_jax.models.sharding import LAYOUTS, constrain
 from rcsd_jax.models.weights import Matrix, cast
@@ -199,7 +199,7 @@ def sampled_variables(config: DecoderConfig, variables: Any, sampling: SamplingC
     rules = LAYOUTS[config.layout]
     if sampling.merged_adapters and "lora" in variables:
         variables = merged(config, variables, rules, int8=True)
-    params = int8_kernels(config, variables["params"])
+    params = quantized(config, variables["params"])
     params = jax.tree.map(lambda x, a: constrain(x, a, rules), params, param_axes(config, params))
     return {**variables, "params": params}
 

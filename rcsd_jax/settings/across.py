@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.host.errors import UserError
+from rcsd_jax.losses import emphasis
 from rcsd_jax.methods import METHODS
 from rcsd_jax.roles.contexts import ATTEMPT_FIELDS, FIELDS
 from rcsd_jax.settings.stage import Settings
@@ -33,7 +34,8 @@ def check_across(settings: Settings, *, stage: str = "", trains: bool = True) ->
     _check_batch(settings, need)
     _check_method(settings, need)
     _check_teacher(settings, need)
-    _check_int8(settings, need)
+    _check_emphasis(settings, need)
+    _check_quantization(settings, need)
     _check_graders(settings, need)
     flags = f"--config.{stage}." if stage else "--config."
     _check_paths(settings, need, flags, trains=trains)
@@ -61,8 +63,26 @@ def _check_method(s: Settings, need: Need) -> None:
     rewarded, attempts = METHODS[s.method].rewarded, s.teacher.attempts
     if rewarded or attempts:
         need(bool(s.reward.grader), "reward.grader", "nothing grades the completions", "set reward.grader")
+    needs_grades = s.loss.completions != "all" or s.loss.emphasis == "credit"
+    need(
+        not needs_grades or bool(s.reward.grader),
+        "reward.grader",
+        "nothing grades the completions",
+        "set reward.grader",
+    )
+    if s.reward.grader and GRADERS[s.reward.grader].answer is not None:
+        need(s.sampling.group > 1, "sampling.group", "leaves no other completion to compare with", "set 8")
+    if METHODS[s.method].contrasts:
+        wrong = s.teacher.guidance_by in ("failure", "other_row")
+        need(wrong, "teacher.guidance_by", "gives the method no wrong hint", "set 'failure' or 'other_row'")
+        seen = s.teacher.guidance_by != "failure" or "success" in attempts
+        need(seen, "teacher.fields", "have no 'success', in whose place a failure stands", "add it")
+        need(not s.teacher.guidance, "teacher.guidance", "has no effect on the method", "set 0.0")
+        on_devices = s.teacher_weights != "endpoint" and not s.teacher.better_of_two
+        need(on_devices, "method", "needs one teacher on these devices", "choose another teacher")
     if "feedback" in attempts:
-        need(s.reward.grader != "judge", "reward.grader", "gives no feedback", "remove 'feedback' from teacher.fields")
+        gives = GRADERS[s.reward.grader].feedback is not None
+        need(gives, "reward.grader", "gives no feedback", "remove 'feedback' from teacher.fields")
     if rewarded or "success" in attempts:
         remedy = "set sampling.group, to 4 as in the paper"
         need(s.sampling.group > 1, "sampling.group", "leaves no other completion to compare with", remedy)
@@ -71,12 +91,47 @@ def _check_method(s: Settings, need: Need) -> None:
             once = getattr(s.train, key) == 1
             need(once, f"train.{key}", "needs sampled completions, and sampling.source=reference has none", "set 1")
         need(s.sampling.group == 1, "sampling.group", "a question has only one reference", "set 1")
-        need(not rewarded and not attempts, "sampling.source", "references are not graded", "set 'student'")
+        graded = rewarded or attempts or needs_grades
+        need(not graded, "sampling.source", "references are not graded", "set 'student'")
     if s.train.routing_replay != "off":
         key, remedy = "train.routing_replay", "set 'off'"
         need(s.sampling.source == "student", key, "replays what the student sampled, and it does not sample", remedy)
         need(s.sampling.draft_tokens == 0, key, "does not go with sampling.draft_tokens", remedy)
     need(s.method == "grpo" or not s.policy.kl, "policy.kl", "has an effect only with method 'grpo'", "set policy.kl=0")
+
+
+def _check_emphasis(s: Settings, need: Need) -> None:
+    """What tokens are emphasised by is known."""
+    key, kind = "loss.emphasis", s.loss.emphasis
+    if kind in emphasis.IN_PASS:
+        problem = "compares a teacher with the student, and the method does not"
+        need(METHODS[s.method].teacher, key, problem, "set 'alike', or choose another method")
+    if kind == "teacher_sure":
+        problem = "needs the teacher's whole distribution, and an endpoint gives a part"
+        need(s.teacher_weights != "endpoint", key, problem, "set 'gap' or 'student_unsure'")
+    if kind in emphasis.OF_CONTEXTS:
+        seen = METHODS[s.method].teacher and "rubric" in s.teacher.fields and not s.teacher.reason_tokens
+        problem = "needs a teacher that sees a rubric, writes no analysis and sees no attempts"
+        need(seen and not s.teacher.attempts, key, problem, "set 'alike'")
+        problem = "has the contexts of teacher.guidance_by='criteria', and guidance is by others"
+        need(not s.teacher.guidance or s.teacher.guidance_by == "criteria", key, problem, "set teacher.guidance=0.0")
+        need(s.teacher_weights != "endpoint", key, "needs a teacher on these devices", "set 'alike'")
+        need(
+            not s.teacher.better_of_two,
+            "teacher.better_of_two",
+            f"cannot be combined with loss.emphasis={kind}",
+            "set False",
+        )
+    if kind == "credit":
+        own = s.rubric.source == "data"
+        need(own, "rubric.source", "gives the teacher other criteria than those that are graded", "set 'data'")
+        grader = GRADERS[s.reward.grader] if s.reward.grader else None
+        decides = grader is not None and (grader.criteria is not None or s.reward.grader == "judge")
+        remedy = "set 'judge', or 'world' for the embedded world"
+        need(decides, "reward.grader", "does not say which criteria a completion fails", remedy)
+    if kind == "low_probability":
+        problem = "needs sampled completions, and sampling.source=reference has none"
+        need(s.sampling.source != "reference", key, problem, "set 'alike'")
 
 
 def _check_teacher(s: Settings, need: Need) -> None:
@@ -99,6 +154,15 @@ def _check_teacher(s: Settings, need: Need) -> None:
         )
     problem = "needs a teacher, and this method has none"
     need(there or s.teacher.guidance == 0.0, "teacher.guidance", problem, "set 0.0")
+    one = METHODS[s.method].teacher and s.teacher_weights not in ("live", "endpoint") and len(s.teacher.own) < 2
+    problem = "needs one teacher on these devices that is not the current student"
+    need(one or not s.teacher.better_of_two, "teacher.better_of_two", problem, "set False")
+    writes = s.sampling.source == "teacher" or (s.teacher.reason_tokens and s.teacher.reason_by == "teacher")
+    problem = "cannot be combined with a teacher that writes: two networks only score"
+    need(not (writes and s.teacher.better_of_two), "teacher.better_of_two", problem, "set False")
+    if s.further == "other_row" and s.rubric.written:
+        problem = "shows another row's rubric, and a model writes rubrics"
+        need("rubric" not in s.teacher.fields, "teacher.guidance_by", problem, "set rubric.source=data, or 'context'")
     need(there or s.teacher.reason_tokens == 0, "teacher.reason_tokens", problem, "set 0")
     key = "teacher.paths" if s.teacher.paths else "teacher.path"
     need(there or not s.teacher.own, key, problem, "leave it out, or choose another method")
@@ -138,24 +202,25 @@ def _check_endpoint(s: Settings, need: Need) -> None:
     need(not s.eval.grader or "teacher" not in s.eval.roles, "eval.roles", problem, "remove 'teacher'")
 
 
-def _check_int8(s: Settings, need: Need) -> None:
-    """Only weights that do not change are stored as int8, and only the student samples from an int8 copy."""
+def _check_quantization(s: Settings, need: Need) -> None:
+    """Only weights that do not change are quantized, and only the student samples from an int8 copy."""
+    quantized = s.model.quantization != "none"
     need(
-        not s.model.int8_weights or s.lora.rank > 0 or s.teacher_weights == "fixed",
-        "model.int8_weights",
-        "all weights change, so none can be stored as int8",
+        not quantized or s.lora.rank > 0 or s.teacher_weights == "fixed",
+        "model.quantization",
+        "all weights change, so none can be quantized",
         "train a LoRA (lora.rank), or leave teacher.path out and set teacher.weights=fixed",
     )
     need(
-        not (s.model.int8_weights and s.sampling.merged_adapters),
+        not (quantized and s.sampling.merged_adapters),
         "sampling.merged_adapters",
-        "adapters cannot be added into int8 weights",
-        "set this or model.int8_weights to False",
+        "adapters cannot be added into quantized weights",
+        "set this to False, or model.quantization='none'",
     )
     copied, key = s.sampling.int8_weights, "sampling.int8_weights"
-    frozen = s.model.int8_weights and s.lora.rank > 0
-    remedy = "set this or model.int8_weights to False"
-    need(not (copied and frozen), key, "the student's base is in int8 already", remedy)
+    frozen = quantized and s.lora.rank > 0
+    remedy = "set this to False, or model.quantization='none'"
+    need(not (copied and frozen), key, f"the student's base is in {s.model.quantization} already", remedy)
     need(
         not copied or s.sampling.source == "student",
         key,

@@ -30,7 +30,7 @@ def stage() -> ConfigDict:
                 param_dtype="bfloat16",  # of stored parameters; trained parameters are kept in float32
                 remat="full",  # what the backward pass recomputes: `models.config.REMAT`
                 kernels="auto",  # of attention: Pallas on TPU, otherwise XLA
-                int8_weights=False,  # store weights that do not change (LoRA's base, a fixed teacher) as int8
+                quantization="none",  # store weights that do not change (LoRA's base, a fixed teacher) as "int8" or "int4"
                 thought_begin="<think>",  # opens a thinking block; one added token of the tokenizer, or more
                 thought_end="</think>",  # ends it
             ),
@@ -68,7 +68,7 @@ def stage() -> ConfigDict:
                 # several instead: name -> such a path. A row names its own in the column `teacher`, or its source does in `of_sources`
                 paths=ConfigDict(),
                 of_sources=ConfigDict(),  # a mixture's source -> the name of its teacher
-                int8_weights=False,  # store the weights of `path` or `paths` as int8
+                quantization="none",  # store the weights of `path` or `paths` as "int8" or "int4"
                 ema_decay=0.999,  # of the moving average, per step
                 current_share=0.05,  # of the current weights' logits in a trust region
                 reason_tokens=0,  # > 0: the teacher first writes an analysis of at most this many tokens
@@ -78,7 +78,11 @@ def stage() -> ConfigDict:
                 attempts_shown="all",
                 reason_thinking=True,  # the thinking switch of that analysis
                 guidance=0.0,  # > 0: pushes the teacher's logits further in the direction in which its fields move them, by this factor
-                guidance_by="context",  # all fields at once, or "criteria": each criterion separately, scaled by its weight
+                # "context": all fields at once; "criteria": each criterion separately, scaled by its weight; "purified": the student's logits,
+                # moved by what the question changes in the teacher's; "other_row": the row's material against another row's; "failure":
+                # the group's success against a completion that failed
+                guidance_by="context",
+                better_of_two=False,  # token by token the teacher, or the current student after the teacher's prompt, see docs/methods.md
             ),
             # Instead of teacher.path: a model at an OpenAI-compatible endpoint that returns `prompt_logprobs` of token ids, as vLLM does.
             teacher_endpoint=dict(
@@ -97,6 +101,9 @@ def stage() -> ConfigDict:
                 max_criteria=25,  # a rubric with more criteria is rejected
                 noisy_fraction=0.5,  # the share of criteria that "noisy" takes from other questions
                 reduced_fraction=0.5,  # the share of criteria that "reduced" keeps
+                # > 0: the share of criteria that a rollout leaves out at random, from what the teacher sees and from rewards; at least
+                # min_criteria stay
+                dropout=0.0,
                 writer="",  # the model that writes rubrics, usually from Stage I: the directory of a model or an adapter
                 writer_fields=("question",),  # the fields that the writer sees
                 writer_thinking=True,  # its thinking switch
@@ -126,7 +133,9 @@ def stage() -> ConfigDict:
                 int8_weights=False,  # sample from an int8 copy of the student, made anew in every step; never in evaluation
             ),
             # Completions are graded if the method needs rewards, or if the teacher sees the student's own success or feedback.
-            reward=dict(grader="", score="accuracy", success=1.0),  # a success has at least this score
+            # A success has at least this score. Grader "majority": the answer that most completions of a question give counts as right.
+            # shown: of the group's other successes, the teacher sees the "first" or the "shortest".
+            reward=dict(grader="", score="accuracy", success=1.0, shown="first"),
             policy=dict(  # of GRPO
                 clip_low=0.2,  # how far a token's ratio to the sampler may fall below 1 and still count
                 clip_high=0.2,  # and rise above it
@@ -174,9 +183,16 @@ def stage() -> ConfigDict:
                 ),  # the limit of the weight p_trainer / p_sampler; None: no weight
                 # "answer": only what follows the thinking block; completions whose block does not end are left out. Or only the "thought"
                 thinking="all",
+                completions="all",  # of a question, or those that are graded "wrong", or only the "longest_wrong"
                 mask_cut=False,  # leave out completions that hit the length limit
                 skip_first=0,  # tokens left out at the beginning of a completion, or of its answer
                 reduction="tokens",  # equal weights for tokens, or for "completions" (GRPO); "longest": Dr. GRPO
+                # Which tokens count more: "alike", "position" (late ones), "low_probability", "teacher_sure", "student_unsure", "gap" (the roles
+                # disagree on the sampled token), "agreement" (the teacher says the same without any one criterion), "credit" (where the
+                # criteria speak that the completion fails)
+                emphasis="alike",
+                emphasis_strength=1.0,  # a token's weight is multiplied by 1 - strength + strength * emphasis
+                emphasis_share=0.2,  # of the batch's tokens: the least likely ones, for "low_probability"
                 chunk_size=256,  # positions whose logits are in memory at a time
             ),
             # AdamW; clip: the limit of the gradient's norm, 0: none; after the warm-up, "linear" and "cosine" fall to 0 at the last step.

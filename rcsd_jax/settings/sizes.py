@@ -1,8 +1,8 @@
-"""Qwen3 sizes and the slices they train on, which a variant such as `configs/stage2.py:qwen3_8b` sets.
+"""Sizes of Qwen3 and Gemma 3 and the slices they train on, which a variant such as `configs/stage2.py:qwen3_8b` sets.
 
 A variant is names joined by commas, in any order: a size (`qwen3_8b`), `full` for full fine-tuning instead of LoRA, a
-slice (`v5e_4x4`; without one, the size's first below), `from_32b` for the model of that size as the teacher, and a variant of the
-config itself. `python -m rcsd_jax.plan` shows what each needs; experiments/tpu/README.md has the tables.
+slice (`v5e_4x4`; without one, the size's first below), `from_32b` for the model of its family of that size as the teacher, and a variant
+of the config itself. `python -m rcsd_jax.plan` shows what each needs; experiments/tpu/README.md has the tables.
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ MODELS = {
     "qwen3_14b": "Qwen/Qwen3-14B",
     "qwen3_32b": "Qwen/Qwen3-32B",
     "qwen3_30b_a3b": "Qwen/Qwen3-30B-A3B",
+    **{f"gemma3_{size}": f"google/gemma-3-{size}-it" for size in ("270m", "1b", "4b", "12b")},
 }
 MIXTURES = ("qwen3_30b_a3b",)
 ATTENTION = ("q", "k", "v", "o")
@@ -34,20 +35,32 @@ def _slice(
     remat: str,
     *,
     shared_rows: bool = False,
+    slots: int = 0,
     **loss: int,
 ) -> dict[str, Any]:
     mesh = dict(data=1, group=group, fsdp=fsdp, expert=1, tensor=tensor)
     train = dict(split_rows=True, row_lengths=6) if shared_rows else {}
-    return dict(mesh=mesh, microbatches=microbatches, remat=remat, train=train, loss=loss)
+    sampling = dict(slots=slots) if slots else {}
+    return dict(mesh=mesh, microbatches=microbatches, remat=remat, train=train, sampling=sampling, loss=loss)
 
 
 # Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
 # fine-tuning its gradient is added up over the devices.
 # fsdp x tensor divides the 8 key/value heads (4 of the mixtures), so that sampling can split the model over it.
-# None sets `sampling.slots`: as many as the batch has rows fit where the step fits, and rollouts of 20 batches keep 85% of them busy.
+# Ironwood (tpu7x) has two devices a chip, so a mesh over 2x2x1 has eight.
+# Only a single chip needs `sampling.slots`, where the caches of a whole batch do not fit. Elsewhere as many as the batch has rows fit where
+# the step fits, and rollouts of 20 batches keep 85% of them busy.
 LORA = {
-    "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 4, "mlp")},
-    "qwen3_1.7b": {"v5e_2x2": _slice(1, 4, 1, 8, "projections", chunk_size=512)},
+    "qwen3_0.6b": {
+        "v5e_2x2": _slice(1, 4, 1, 4, "mlp"),
+        "v5e_1x1": _slice(1, 1, 1, 16, "mlp", slots=8),
+        "v6e_1x1": _slice(1, 1, 1, 16, "mlp", slots=16),
+    },
+    "qwen3_1.7b": {
+        "v5e_2x2": _slice(1, 4, 1, 8, "projections", chunk_size=512),
+        "v5e_1x1": _slice(1, 1, 1, 32, "mlp", slots=8),
+        "v6e_1x1": _slice(1, 1, 1, 32, "mlp", slots=16),
+    },
     "qwen3_4b": {
         "v5e_2x4": _slice(1, 8, 1, 4, "mlp", chunk_size=512),
         "v5e_4x4": _slice(2, 8, 1, 2, "mlp", chunk_size=512),
@@ -55,13 +68,23 @@ LORA = {
     "qwen3_8b": {
         "v5e_4x4": _slice(2, 8, 1, 2, "projections", shared_rows=True),
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 2, "projections", chunk_size=1024),
     },
     "qwen3_14b": {
         "v5e_4x8": _slice(4, 8, 1, 1, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 4, "projections", chunk_size=1024),
     },
-    "qwen3_32b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024)},
+    "qwen3_32b": {
+        "v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 4, "projections", chunk_size=1024),
+    },
     "qwen3_30b_a3b": {"v5p_2x2x2": _slice(2, 4, 1, 1, "mlp", chunk_size=1024)},
+    "gemma3_270m": {"v5e_1x1": _slice(1, 1, 1, 16, "mlp"), "v6e_1x1": _slice(1, 1, 1, 16, "mlp")},
+    "gemma3_1b": {"v5e_1x1": _slice(1, 1, 1, 32, "mlp"), "v6e_1x1": _slice(1, 1, 1, 32, "mlp")},
+    "gemma3_12b": {
+        "v5e_4x4": _slice(2, 8, 1, 2, "mlp", shared_rows=True),
+        "v6e_2x4": _slice(1, 8, 1, 4, "mlp", shared_rows=True),
+    },
 }
 FULL = {
     "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 8, "mlp")},
@@ -70,7 +93,10 @@ FULL = {
         "v5e_4x4": _slice(2, 8, 1, 2, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=2048),
     },
-    "qwen3_8b": {"v5p_2x2x2": _slice(1, 8, 1, 4, "projections", chunk_size=2048)},
+    "qwen3_8b": {
+        "v5p_2x2x2": _slice(1, 8, 1, 4, "projections", chunk_size=2048),
+        "tpu7x_2x2x1": _slice(1, 8, 1, 4, "projections", chunk_size=2048),
+    },
     "qwen3_14b": {"v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=2048)},
     "qwen3_32b": {"v5p_2x4x4": _slice(4, 8, 1, 1, "mlp", chunk_size=2048)},
 }
@@ -109,7 +135,7 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
         )
     if not config.lora.rank and not full:
         raise ValueError(f"the variant trains all weights, and {size} without full is for LoRA: use {size},full")
-    rest, teacher = _teacher(rest)
+    rest, teacher = _teacher(rest, size)
     table = _slices(size, teacher, full)
     called = ",".join([size, *(["full"] if full else []), *([f"from_{teacher.rpartition('_')[2]}"] if teacher else [])])
     named = [part for part in rest if part != size] or [next(iter(table), "")]
@@ -122,6 +148,7 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
     config.mesh.update(settings["mesh"])
     config.train.microbatches = settings["microbatches"] * max(1, config.train.batch_size // _BATCH)
     config.train.update(settings["train"])
+    config.sampling.update(settings["sampling"])
     config.loss.update(settings["loss"])
     if teacher:
         config.teacher.path = MODELS[teacher]
@@ -131,10 +158,11 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
         config.lora.targets = ATTENTION
 
 
-def _teacher(parts: list[str]) -> tuple[list[str], str]:
-    """A variant's parts without `from_<size>`, and the size of that teacher; "" if there is none."""
+def _teacher(parts: list[str], size: str) -> tuple[list[str], str]:
+    """A variant's parts without `from_<size>`, and that size of the student's family, which is the teacher; "" if there is none."""
     named = [part for part in parts if part.startswith("from_")]
-    return [part for part in parts if part not in named], "".join(f"qwen3_{part[len('from_') :]}" for part in named[:1])
+    family = size.partition("_")[0]
+    return [part for part in parts if part not in named], "".join(part.replace("from", family) for part in named[:1])
 
 
 def _slices(size: str, teacher: str, full: bool) -> dict[str, dict[str, Any]]:
@@ -154,5 +182,5 @@ def topology(variant: str) -> str | None:
     size = next((part for part in parts if part in MODELS), None)
     if size is None:
         return None
-    table = _slices(size, _teacher(parts)[1], "full" in parts)
+    table = _slices(size, _teacher(parts, size)[1], "full" in parts)
     return next((part for part in parts if part in table), next(iter(table), "")).replace("_", ":", 1)

@@ -20,6 +20,7 @@ from rcsd_jax.host import checks
 from rcsd_jax.host.trackers import CLIENTS
 from rcsd_jax.judge.settings import JudgeChoice
 from rcsd_jax.judge.teacher_settings import TeacherEndpoint
+from rcsd_jax.losses import emphasis
 from rcsd_jax.methods import METHODS
 from rcsd_jax.methods.optimizer import OptimizerSettings
 from rcsd_jax.methods.settings import LossSettings, PolicySettings
@@ -214,6 +215,13 @@ class Settings:
         return dataclasses.replace(reading, **how)
 
     @property
+    def further(self) -> str:
+        """The contexts with which the teacher also scores, of `contexts.FURTHER`: for guidance, for the method, or to weigh tokens."""
+        if self.loss.emphasis in emphasis.OF_CONTEXTS:
+            return "criteria"
+        return self.teacher.guidance_by if METHODS[self.method].contrasts else self.teacher.further
+
+    @property
     def encoding(self) -> Encoding:
         """How rows become the prompts of both roles; without a teacher, the student's twice."""
         return Encoding(
@@ -225,7 +233,7 @@ class Settings:
             transition=self.teacher.transition,
             reason_thinking=self.teacher.reason_thinking,
             learns_references=self.sampling.source == "reference",
-            by_criteria=self.teacher.guided_by_criteria,
+            further=self.further,
         )
 
     @property

@@ -24,7 +24,7 @@ QUESTION_TOKENS, TEACHER_TOKENS = 36, 160
 class SolutionGrade:
     """`criteria_met` follows the order of the example's rubric; a Pitfall is met when the fault is present.
 
-    `rubric_score` is `rubrics.scoring.score` of the true rubric: 1 for a careful solution.
+    `rubric_score` is `rubrics.scoring.score` of that rubric: 1 for a careful solution.
     """
 
     correct: bool
@@ -90,14 +90,15 @@ def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED, *, d
 
 
 def grade_solution(example: Example, text: str) -> SolutionGrade:
-    """Grades a solution by programs: the final answer, and every criterion of the true rubric."""
+    """Grades a solution by programs: the final answer, and every criterion of the example's rubric, which is the true one or a part."""
     problem = example.extra["problem"]
-    met = tuple(criteria.grade(problem, text).values())
+    of_true = criteria.grade(problem, text)
+    met = tuple(of_true[criterion.description] for criterion in rubric_of(example).criteria)
     return SolutionGrade(criteria.answer_correct(problem, text), met, score(rubric_of(example), met))
 
 
 def failed_criteria(example: Example, text: str) -> Rubric | None:
-    """The criteria of the true rubric that a solution fails (for a Pitfall: commits), or None."""
+    """The criteria of the example's rubric that a solution fails (for a Pitfall: commits), or None."""
     met = grade_solution(example, text).criteria_met
     failed = [c for c, m in zip(rubric_of(example).criteria, met, strict=True) if m == (c.kind == "Pitfall")]
     return Rubric(tuple(failed)) if failed else None

@@ -8,6 +8,7 @@ from rcsd_jax.evaluate.graders import GRADERS, Grader
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.schema import to_json
 from rcsd_jax.rubrics.sources import GENERIC
+from rcsd_jax.world.criteria import boxed
 from rcsd_jax.world.english import rows as english
 from rcsd_jax.world.examples import examples, failed_criteria, generic_rubric, grade_solution
 
@@ -40,6 +41,17 @@ def grade_world(example: Example, text: str) -> dict[str, float]:
     return {"accuracy": float(grade.correct), "rubric_score": grade.rubric_score}
 
 
+def world_answer(text: str) -> str | None:
+    """What the last box holds, number and unit; None if there is no box, or no number in it."""
+    found = boxed(text)
+    return None if found is None or found.value is None else f"{found.value} {found.unit}"
+
+
+def world_criteria(example: Example, text: str) -> tuple[float, ...]:
+    """By programs: which criteria of the example's rubric the text meets."""
+    return tuple(map(float, grade_solution(example, text).criteria_met))
+
+
 def world_feedback(example: Example, text: str) -> str | None:
     """The criteria of the true rubric that the text fails, as a rubric."""
     failed = failed_criteria(example, text)
@@ -48,5 +60,6 @@ def world_feedback(example: Example, text: str) -> str | None:
 
 SOURCES[NAME] = Source(read_world, makes_rows=True)
 GENERIC[NAME] = generic_rubric
-GRADERS[NAME] = Grader(grade_world, ("rubric",), world_feedback, source=NAME)
-GRADERS["english"] = Grader(english.grade, ("rubric",))
+GRADERS[f"{NAME}_majority"] = Grader(None, (), source=NAME, answer=world_answer)
+GRADERS[NAME] = Grader(grade_world, ("rubric",), world_feedback, source=NAME, criteria=world_criteria)
+GRADERS["english"] = Grader(english.grade, ("rubric",), english.feedback, criteria=english.criteria_met)

@@ -6,6 +6,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from safetensors import safe_open
 
@@ -14,11 +15,14 @@ from rcsd_jax.check import programs, small
 from rcsd_jax.check.finding import FAILED, NOT_CHECKED, OK, WARNING, Finding
 from rcsd_jax.check.programs import Ran
 from rcsd_jax.check.stage import rooms, worst
+from rcsd_jax.checkpoints.peft import save_peft
+from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods.networks import TEACHER
 from rcsd_jax.methods.state import shardings_of
 from rcsd_jax.methods.step import jit_step
-from rcsd_jax.models import self_attention
+from rcsd_jax.models import lora, self_attention
 from rcsd_jax.plan import measure
+from rcsd_jax.plan import programs as planner
 from rcsd_jax.plan.chips import CHIPS
 from rcsd_jax.plan.compiler import Compilation, Memory
 from rcsd_jax.plan.rates import Rates
@@ -135,13 +139,36 @@ def test_room_for_all_stages():
 
 
 def test_a_teacher_that_is_another_model_has_its_weights_and_takes_no_room(here):
-    teacher = dataclasses.replace(here.config.teacher, path=str(tiny.base_directory()), int8_weights=True)
+    teacher = dataclasses.replace(here.config.teacher, path=str(tiny.base_directory()), quantization="int8")
     config = dataclasses.replace(here.config, teacher=teacher)
     own = programs.on_these_devices(config)
     roles = own.setup.recipe.roles
     assert roles.teacher.frozen == TEACHER and roles.teacher.decoder == roles.student.decoder
     assert own.setup.frozen[TEACHER]["params"]["layers"]["gate"].qvalue.dtype == jnp.int8
     assert rooms({"": config}) == rooms({"": here.config})
+
+
+def test_a_teacher_that_is_an_adapter_shares_the_student_s_base(here, tmp_path, monkeypatch):
+    read, opened = programs._params, []
+    monkeypatch.setattr(programs, "_params", lambda model, *more: opened.append(model) or read(model, *more))
+    shape = here.plan.decoder
+    adapters = lora.init_lora(shape, jax.random.key(0), rank=2, alpha=8.0, targets=("q",))
+    adapters = jax.tree.map(lambda x: x + 0.5, adapters)
+    base = tiny.base_directory()
+    save_peft(tmp_path / "adapter", shape, adapters, rank=2, alpha=8.0, targets=("q",), base_path=base)
+    teacher = dataclasses.replace(here.config.teacher, path=str(tmp_path / "adapter"))
+    config = dataclasses.replace(here.config, model=dataclasses.replace(here.config.model, path=str(base)))
+    own = programs.on_these_devices(dataclasses.replace(config, teacher=teacher))
+    assert own.setup.recipe.roles.teacher.decoder.config.lora_scale == own.plan.teacher.lora_scale == 4.0
+    for variables in (own.setup.frozen[TEACHER], planner.own_teacher(own.config, own.model, own.mesh)[1][TEACHER]):
+        assert {name: x.shape for name, x in variables["lora"]["q"].items()} == {
+            name: x.shape for name, x in adapters["q"].items()
+        }
+    assert len(opened) == 1
+    np.testing.assert_array_equal(own.setup.frozen[TEACHER]["lora"]["q"]["b"], adapters["q"]["b"])
+    with pytest.raises(UserError, match="neither a model directory"):
+        save_peft(tmp_path / "adapter", shape, adapters, rank=2, alpha=8.0, targets=("q",), base_path="no/such")
+        programs.on_these_devices(own.config)
 
 
 def test_the_worst_of_all_processes_counts():

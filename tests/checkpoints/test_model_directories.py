@@ -17,11 +17,12 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken
 
 from rcsd_jax.checkpoints import loading, saving
 from rcsd_jax.checkpoints.directory import resolve
 from rcsd_jax.checkpoints.hf_config import read_config
-from rcsd_jax.checkpoints.tokenizer import load_tokenizer
+from rcsd_jax.checkpoints.tokenizer import load_tokenizer, within_vocabulary
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.models import decoder
 from rcsd_jax.models.head import head_matrix
@@ -514,6 +515,33 @@ def test_tokenizer_loads_where_torch_is_not_installed(tmp_path):
     print(tokenizer.decode(tokenizer("mass over volume").input_ids))
     """
     assert run_python(code, tmp_path).strip() == "mass over volume"
+
+
+def test_a_template_that_asks_for_the_date_has_the_same_every_day(tmp_path):
+    write_tokenizer(tmp_path, ["words"])
+    (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y, %A') }}: {{ messages[0].content }}")
+    written = load_tokenizer(tmp_path).apply_chat_template([{"role": "user", "content": "Why?"}], tokenize=False)
+    assert written == "01 Jan 2025, Wednesday: Why?"
+
+
+def test_a_special_token_that_the_model_lacks_is_ordinary_text(tmp_path):
+    """As in Gemma 3's text models, whose tokenizer is also that of the models that see images."""
+    write_tokenizer(tmp_path, ["words"])
+    tokenizer = load_tokenizer(tmp_path)
+    size = len(tokenizer)
+    beyond = [AddedToken(text, special=special) for text, special in (("<image>", True), ("<pixel>", False))]
+    tokenizer.add_tokens(beyond[:1], special_tokens=True)
+    assert tokenizer("a<image>b").input_ids[1] == size
+    assert within_vocabulary(tokenizer, size + 1)("a<image>b").input_ids[1] == size
+    shorter = within_vocabulary(tokenizer, size)
+    assert len(shorter) == size and max(shorter("a<image>b").input_ids) < size
+    assert shorter.decode(shorter("a<image>b").input_ids) == "a<image>b"
+    # What the template writes, and what is no special token, is not taken away.
+    tokenizer.add_tokens(beyond[1:])
+    assert len(within_vocabulary(tokenizer, size)) == size + 1
+    tokenizer.add_tokens(beyond[:1], special_tokens=True)
+    tokenizer.chat_template += "<image>"
+    assert len(within_vocabulary(tokenizer, size)) == size + 2
 
 
 def test_directory_without_a_usable_tokenizer(qwen3, tmp_path):

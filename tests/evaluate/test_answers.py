@@ -10,7 +10,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rcsd_jax.evaluate import answers
-from rcsd_jax.evaluate.answers import Number, final_answer, last_boxed, number, numbers_agree, option, same_expression
+from rcsd_jax.evaluate.answers import (
+    Number,
+    final_answer,
+    last_boxed,
+    number,
+    numbers_agree,
+    option,
+    same_expression,
+    symbolic,
+)
 
 CELL = ["nucleus", "mitochondria", "ribosome", "Golgi apparatus"]
 MEDICINE = ["C. difficile", "E. coli", "Vitamin K", "T cells"]
@@ -704,3 +713,13 @@ def test_the_first_expression_of_a_process_has_all_its_time():
     code = "from rcsd_jax.evaluate.answers import same_expression; print(same_expression('(x+1)^2', 'x^2+2x+1', seconds=0.7))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True", done
+
+
+def test_expressions_about_which_sympy_contradicts_itself_are_not_decided(monkeypatch):
+    from sympy.core.facts import InconsistentAssumptions
+
+    def contradicts(*_):
+        raise InconsistentAssumptions("3 6 0", "even", True)
+
+    monkeypatch.setattr(symbolic, "_verified", contradicts)
+    assert symbolic.equal("3 6 0 g", "4 2 0 kg") is None

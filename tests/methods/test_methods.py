@@ -30,9 +30,10 @@ from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.rubrics.schema import Rubric
 from rcsd_jax.run import grading
 from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.dropout import with_dropout
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.recipe import loss_options, recipe_of, rollout_options
-from rcsd_jax.run.rows import encode_all
+from rcsd_jax.run.rows import Rows, encode_all
 from rcsd_jax.run.stage import run_stage
 from rcsd_jax.sampling import Samples
 from rcsd_jax.sampling.sampler import Completion
@@ -259,7 +260,7 @@ def grade_texts(config, tmp_path, texts, examples, judge=None, batches=1):
         recipe = recipe_of(asked, model, optax.set_to_zero())
         written = contract.Completions(
             *batch[1:5], rows_of_texts(texts, model, 64), jnp.ones((len(rows), 64), bool), jnp.zeros(len(rows)),
-            nothing_without(len(rows)), jnp.ones(len(rows), bool),
+            batch.without, jnp.ones(len(rows), bool),
         )  # fmt: skip
         completions, metrics = grading.graded(written, examples, data.examples, recipe, model, run)
         assert len(metrics) == batches
@@ -287,6 +288,62 @@ def test_advantages_and_teachers_that_see_the_groups_own_success(tmp_path):
         shown = np.asarray(completions.teacher_tokens[row])[np.asarray(completions.teacher_mask[row])]
         text = model.decode(shown)
         assert f"reference : {success}" in " ".join(text.split()), text
+
+
+def words_of(model, tokens, mask):
+    return " ".join(model.decode(np.asarray(tokens)[np.asarray(mask)]).split())
+
+
+def test_without_answers_the_majority_s_shortest_teaches_its_longest_dissenter(tmp_path):
+    config = config_of("u_opsd", tmp_path)
+    assert config.reward.grader == "world_majority"
+    config.sampling.group = 4
+    first, second = world.examples("stage2", 2, seed=5)
+    boxed = world.documents.careful_solution(first.extra["problem"]).rpartition("answer")[2]
+    good, short = group_of(first, [1])[0], f"answer{boxed}"
+    texts = [good, short, "answer \\boxed{ 1 }", "answer answer answer \\boxed{ 2 }"]
+    texts += [
+        "answer \\boxed{ 1 0 g }",
+        "answer \\boxed{ 2 0 g }",
+        "answer",
+        "answer \\boxed{ 3 0 g }",
+    ]  # nobody agrees
+    completions, metrics, model = grade_texts(config, tmp_path, texts, [first] * 4 + [second] * 4)
+    assert completions.completion_mask.any(axis=1).tolist() == [False] * 3 + [True] + [False] * 4
+    assert completions.taught.tolist() == [True] * 4 + [False] * 4
+    shown = [words_of(model, completions.teacher_tokens[i], completions.teacher_mask[i]) for i in (1, 3)]
+    assert f"reference : {good}" in shown[0] and f"reference : {short}" in shown[1] and good not in shown[1]
+    assert metrics["graded_accuracy"] == 0.5 and metrics["share_graded"] == 0.5
+
+
+def test_a_failure_of_the_group_stands_where_the_success_stood(tmp_path):
+    config = config_of("contrastive", tmp_path)
+    first, second = world.examples("stage2", 2, seed=5)
+    texts = group_of(first, [0, 1, 1, 1]) + group_of(second, [0, 0, 0, 0])
+    completions, _, model = grade_texts(config, tmp_path, texts, [first] * 4 + [second] * 4)
+    # The only failure has no other one; without a success nothing is contrasted.
+    assert completions.without.weights[:, 0].tolist() == [0.0, 1.0, 1.0, 1.0] + [0.0] * 4
+    right = words_of(model, completions.teacher_tokens[2], completions.teacher_mask[2])
+    wrong = words_of(model, completions.without.tokens[2, 0], completions.without.mask[2, 0])
+    assert texts[1] in right and wrong == right.replace(texts[1], texts[0]) and texts[0] in wrong
+
+
+def test_criteria_that_a_completion_fails_weigh_what_the_rubric_says(tmp_path):
+    config = config_of("credit", tmp_path)
+    assert config.reward.grader == "world"
+    one = next(e for e in world.examples("stage2", 40, seed=5) if "distractor" in e.extra["complications"])
+    texts = [group_of(one, [1])[0], one.reference, "answer \\boxed{ 1 }"]
+    completions, _, _ = grade_texts(config, tmp_path, texts, [one] * 3)
+    criteria = one.rubric.criteria
+    assert completions.failed.shape == completions.without.weights.shape == (3, len(criteria))
+    for row, text in enumerate(texts):
+        met = world.grade_solution(one, text).criteria_met
+        want = [
+            abs(c.weight) * (is_met if c.kind == "Pitfall" else not is_met)
+            for c, is_met in zip(criteria, met, strict=True)
+        ]
+        assert completions.failed[row].tolist() == want
+    assert not completions.failed[0].any() and completions.failed[2].any()
 
 
 def test_only_answers_are_graded_and_shown(tmp_path):
@@ -472,6 +529,86 @@ def test_sft_learns_the_references(tmp_path):
     assert 0 < kept.skipped < 40 and max(map(len, kept.references)) <= 40
 
 
+# --- tokens that count more, and criteria left out -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["position", "low_probability"])
+def test_emphases_that_follow_from_completions_multiply_the_weights_of_the_batch(kind):
+    _, completions = scored_completions()
+    completions = completions._replace(taught=jnp.asarray([True, True, False, True]))
+    plain = contract.weigh(completions, "completions")
+    weights = contract.weigh(completions, "completions", contract.Emphasis(kind, 0.75, 0.4))
+    mask, log_probs = np.asarray(completions.completion_mask), np.asarray(completions.samples.log_probs)
+    factor = {
+        "position": losses.emphasis.by_position(mask),
+        "low_probability": (log_probs <= np.sort(log_probs[mask])[int(0.4 * mask.sum()) - 1]) & mask,
+    }[kind]
+    for got, want in zip(weights, plain, strict=True):
+        np.testing.assert_allclose(got, want * (0.25 + 0.75 * np.asarray(factor)), rtol=1e-5)
+    assert not weights.taught_rows[2].any() and weights.all_rows[2].any()
+
+
+def test_each_token_s_loss_has_the_emphasis_that_the_loss_has():
+    scored, completions = scored_completions()
+    weights = contract.weigh(completions, "tokens")
+    loss, sums = loss_and_sums(
+        "self_distillation", scored, completions, weights, options(emphasis=contract.Emphasis("gap", 0.5))
+    )
+    np.testing.assert_allclose(loss, (weights.taught_rows * sums["token_loss"]).sum(), rtol=1e-5)
+    _, plain = loss_and_sums("self_distillation", scored, completions, weights, options())
+    mean = sums["emphasis"][0] / sums["emphasis"][1]
+    assert 0.5 < mean < 1.0 and (sums["token_loss"] <= plain["token_loss"]).all()
+
+
+def test_a_fixed_advantage_makes_what_was_sampled_less_likely():
+    scored, completions = scored_completions()
+    weights = contract.weigh(completions, "tokens", contract.Emphasis("low_probability", 1.0, 0.4))
+    gradient = jax.grad(
+        lambda hidden: loss_and_sums(
+            "fixed_advantage", scored._replace(student_hidden=hidden), completions, weights, options()
+        )[0]
+    )(scored.student_hidden)
+    learnt = np.asarray(weights.all_rows > 0)
+    log_probs = of_tokens(scored.student_hidden, scored.student_head, completions.samples.tokens, 1.3)
+    ratio = np.exp(log_probs - np.asarray(completions.samples.log_probs))
+    loss, _ = loss_and_sums("fixed_advantage", scored, completions, weights, options())
+    by_hand = (np.asarray(weights.all_rows) * np.maximum(ratio, np.clip(ratio, 0.9, 1.3)))[learnt].sum()
+    np.testing.assert_allclose(loss, by_hand, rtol=1e-4)
+    moved = of_tokens(scored.student_hidden - 0.01 * gradient, scored.student_head, completions.samples.tokens, 1.3)
+    followed = learnt & (ratio > 0.9)  # below the clip a ratio is pushed no further
+    assert followed.any() and (moved[followed] < log_probs[followed]).all() and not gradient[~learnt].any()
+
+
+def test_a_rollout_s_dropped_criteria_follow_from_seed_place_and_row(tmp_path):
+    config = config_of("ground_truth", tmp_path)
+    config.rubric.update(dropout=0.5, min_criteria=2)
+    asked = settings_of(config)
+    model = open_model(config.model.path, config.model)
+    examples = world.examples("stage2", 6)
+    rows = Rows(examples, model.tokenizer, asked)
+    assert rows.start(positions=1000)
+    first, place = rows.take(0, 3)
+    rows.take(3, 3)
+    again, _ = rows.take(0, 3)
+    assert place == 3
+    for one, same in zip(first.examples, again.examples, strict=True):
+        whole = next(e for e in examples if e.id == one.id).rubric.criteria
+        assert one == same and len(one.rubric.criteria) == max(2, len(whole) - len(whole) // 2)
+        assert [c for c in whole if c in one.rubric.criteria] == list(one.rubric.criteria)
+    shown = " ".join(model.decode(first.teacher[0]).split())
+    graded = with_dropout([next(e for e in examples if e.id == first.examples[0].id)], 0, asked)[0]
+    assert graded.rubric == first.examples[0].rubric  # what grades is what the teacher sees
+    assert all(c.description in shown for c in graded.rubric.criteria)
+    left_out = set(next(e for e in examples if e.id == graded.id).rubric.criteria) - set(graded.rubric.criteria)
+    assert left_out and not any(c.description in shown for c in left_out)
+    later = [with_dropout(examples, place, asked) for place in range(0, 30, 6)]
+    assert len({tuple(len(e.rubric.criteria) for e in one) for one in later}) == 1
+    assert len({tuple(e.rubric for e in one) for one in later}) == 5
+    text = world.documents.careful_solution(examples[0].extra["problem"])
+    part = world.grade_solution(later[0][0], text)
+    assert len(part.criteria_met) == len(later[0][0].rubric.criteria) and part.rubric_score == 1.0
+
+
 # --- guided teachers -------------------------------------------------------------------------------------------------
 
 
@@ -482,13 +619,13 @@ def teacher_logits(config, tmp_path, examples):
     variables = {"params": loading.load_model(model.directory, dtype=jnp.float32)[1]}
     data = encode_all(examples, model.tokenizer, asked.encoding, asked.limits)
     batch = make_batch(list(range(len(examples))), data, asked, model.pad_id)
-    options, guidance = rollout_options(asked, model), loss_options(asked, model).guidance
+    options, loss = rollout_options(asked, model), loss_options(asked, model)
 
     @jax.jit
     def guided(variables, batch):
         network = Network(model.decoder, variables)
         completions = completions_of(Networks(network, network), batch, jax.random.key(0), options)
-        hidden = score_teacher(network, completions, guidance=guidance)
+        hidden = score_teacher(network, completions, loss)
         return hidden @ head_matrix(model.decoder.config, variables["params"]), completions.samples
 
     logits, samples = guided(variables, batch)
@@ -559,6 +696,10 @@ def test_completions_may_be_the_teacher_s(tmp_path):
 
 
 BAD = {
+    "teacher.fields": dict(method="rlcsd", reward=dict(grader="world"), sampling=dict(group=4), teacher=dict(guidance_by="failure")),
+    "loss.emphasis": dict(method="sft", sampling=dict(source="reference"), loss=dict(emphasis="gap")),
+    "rubric.source": dict(rubric=dict(source="noisy"), reward=dict(grader="world"), loss=dict(emphasis="credit")),
+    "teacher.better_of_two": dict(teacher=dict(weights="live", better_of_two=True)),
     "reward.grader": dict(method="grpo", reward=dict(grader=""), sampling=dict(group=4)),
     "sampling.group": dict(method="grpo", reward=dict(grader="world"), sampling=dict(group=1)),
     "teacher.guidance": dict(method="sft", sampling=dict(source="reference"), teacher=dict(guidance=1.0)),

@@ -225,7 +225,7 @@ from tests.methods import test_own_teacher as test
 student, teacher = test.decoder_of(lora_scale=2.0), test.teacher_of(48)
 loss = test.LossOptions(temperature=1.2, chunk_size=4, shared_tokens=40)
 state, frozen, completions, weights = test.inputs_of(student, teacher, rank=2)
-int8 = lambda x: quantization.int8_kernels(teacher.config, x)
+int8 = lambda x: quantization.quantized(teacher.config, x)
 frozen[test.TEACHER] = {"params": jax.jit(int8)(frozen[test.TEACHER]["params"])}
 recipe = test.recipe_of(student, teacher, loss, rank=2, row_lengths=2)
 function = functools.partial(test.packed_learning.loss_and_gradient, recipe)

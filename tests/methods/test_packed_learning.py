@@ -10,8 +10,8 @@ import pytest
 
 from rcsd_jax.losses import DivergenceOptions
 from rcsd_jax.methods import METHODS, packed_learning, packing
-from rcsd_jax.methods.contract import Completions, LossOptions, PolicyOptions, Without, tokens_of, weigh
-from rcsd_jax.methods.networks import BASE, Mixture, Network, RoleMixture, RoleNetwork, Roles, hidden_of
+from rcsd_jax.methods.contract import Completions, Emphasis, LossOptions, PolicyOptions, Without, tokens_of, weigh
+from rcsd_jax.methods.networks import BASE, Mixture, Network, RoleBetter, RoleMixture, RoleNetwork, Roles, hidden_of
 from rcsd_jax.methods.recipe import Recipe
 from rcsd_jax.methods.rollout import RolloutOptions
 from rcsd_jax.methods.score_both import score_student, score_teacher
@@ -77,10 +77,11 @@ def weights_of(decoder):
     return params_of(decoder), params_of(decoder, seed=1)
 
 
-def recipe_of(method, loss, decoder, microbatches, row_lengths, share=None, split_rows=False):
-    """`share`: of the student's logits in a teacher that is a trust region; None: a fixed teacher."""
+def recipe_of(method, loss, decoder, microbatches, row_lengths, share=None, split_rows=False, better=False):
+    """`share`: of the student's logits in a teacher that is a trust region; None: a fixed teacher. `better`: or the student itself."""
     student, fixed = RoleNetwork(decoder, moving="trained"), RoleNetwork(decoder, frozen=BASE)
     teacher = fixed if share is None else RoleMixture(fixed, student, share)
+    teacher = RoleBetter(teacher, student) if better else teacher
     roles = Roles(student, teacher if METHODS[method].teacher or loss.policy.kl > 0 else None)
     options = dict(method=method, microbatches=microbatches, row_lengths=row_lengths, split_rows=split_rows)
     return Recipe(roles, RolloutOptions(SamplingConfig(max_new_tokens=COMPLETION)), loss, optax.identity(), **options)
@@ -88,15 +89,15 @@ def recipe_of(method, loss, decoder, microbatches, row_lengths, share=None, spli
 
 def both(
     method="self_distillation", *, loss=None, decoder=None, completions=None, microbatches=2, row_lengths=2,
-    packed=True, padded=True, share=None, split_rows=False,
+    packed=True, padded=True, share=None, split_rows=False, better=False,
 ):  # fmt: skip
     """((loss, sums), gradient) of packed and of padded rows; None for the one that is not asked for."""
     decoder = decoder or decoder_of()
-    recipe = recipe_of(method, loss or options_of(), decoder, microbatches, row_lengths, share, split_rows)
+    recipe = recipe_of(method, loss or options_of(), decoder, microbatches, row_lengths, share, split_rows, better)
     params, other = weights_of(decoder)
     state, frozen = init_state(params, recipe.optimizer, ema=False), {BASE: {"params": other}}
     completions = completions_of() if completions is None else completions
-    inputs = state, frozen, completions, weigh(completions, recipe.loss.reduction)
+    inputs = state, frozen, completions, weigh(completions, recipe.loss.reduction, recipe.loss.emphasis)
     run = lambda function: jax.jit(functools.partial(function, recipe))(*inputs)
     return run(packed_learning.loss_and_gradient) if packed else None, run(padded_loss_and_gradient) if padded else None
 
@@ -132,10 +133,23 @@ def answers_of(completions):
     return completions._replace(completion_mask=completions.samples.mask & ~completions.thoughts.mask)
 
 
+def one_each():
+    """One further context for each completion; one has none."""
+    completions = completions_of(criteria=1)
+    return completions._replace(without=completions.without._replace(weights=jnp.ones((ROWS, 1)).at[3].set(0.0)))
+
+
+def with_failed():
+    completions = completions_of(criteria=3)
+    failed = np.random.default_rng(1).uniform(0, 1, (ROWS, 3)) * [1, 0, 1]
+    return completions._replace(failed=jnp.asarray(failed, jnp.float32).at[1].set(0.0))
+
+
 CASES = {
     "divergence": {},
-    "by completion, importance weights": dict(
-        loss=options_of(reduction="completions", importance_clip=1.5), completions=with_thoughts()
+    "by completion, importance weights, emphasis": dict(
+        loss=options_of(reduction="completions", importance_clip=1.5, emphasis=Emphasis("gap", 0.7)),
+        completions=with_thoughts(),
     ),
     "answers only": dict(loss=options_of(by_part=False), completions=answers_of(with_thoughts())),
     "sampled token, the longest": dict(
@@ -144,6 +158,12 @@ CASES = {
     "top-k, clips": dict(loss=options_of(divergence=dict(top_k=5, entry_clip=0.05, beta=0.5, tail="bucket"))),
     "guidance": dict(loss=options_of(guidance=1.5)),
     "guidance by criteria": dict(loss=options_of(guidance=1.5), completions=completions_of(criteria=3)),
+    "purified": dict(loss=options_of(guidance=0.7, target="purified"), completions=one_each()),
+    "better of two": dict(better=True),
+    "credit by criterion": dict(loss=options_of(emphasis=Emphasis("credit")), completions=with_failed()),
+    "agreement, guidance by criteria": dict(
+        loss=options_of(guidance=0.5, emphasis=Emphasis("agreement", 0.8)), completions=completions_of(criteria=3)
+    ),
     "first tokens skipped, cut ones masked": dict(completions=masked(completions_of(), skip_first=2, mask_cut=True)),
     "GRPO by completion": dict(method="grpo", loss=options_of(reduction="completions", policy=PolicyOptions(kl=0.1))),
     "GRPO, the longest": dict(method="grpo", loss=options_of(reduction="longest")),
@@ -151,7 +171,9 @@ CASES = {
     "scanned layers": dict(decoder=decoder_of(num_layers=6), microbatches=1),
     "mixed": dict(method="self_distillation_and_grpo"),
 }
-FAST = ("by completion, importance weights", "guidance by criteria", "GRPO by completion", "SFT")
+FAST = (
+    "by completion, importance weights, emphasis", "agreement, guidance by criteria", "better of two", "GRPO by completion", "SFT",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("case", [pytest.param(x, marks=[] if x in FAST else [pytest.mark.slow]) for x in CASES])
@@ -314,6 +336,7 @@ decoder = test.decoder_of(num_heads=8, num_kv_heads=4)
 cases = {
     "guidance": dict(loss=test.options_of(guidance=1.5), microbatches=1),
     "GRPO": dict(method="grpo", loss=test.options_of(reduction="completions", policy=test.PolicyOptions(kl=0.1))),
+    "credit": dict(loss=test.options_of(emphasis=test.Emphasis("credit")), completions=test.with_failed(), microbatches=1),
 }
 for name, case in cases.items():
     with jax.set_mesh(mesh):
@@ -323,7 +346,7 @@ for name, case in cases.items():
 
 with jax.set_mesh(mesh):
     rows = jax.ShapeDtypeStruct((8, 16), "int32", sharding=sharding.batch_sharding(mesh))
-    trip = packed_learning.Trip(rows, rows, rows, rows, None, None, None)
+    trip = packed_learning.Trip(rows, rows, rows, rows, None, None, None, None)
     network = packed_learning.Network(decoder, {"params": test.weights_of(decoder)[0]})
     program = jax.jit(lambda trip: packed_learning.score_trip(network, trip, "split")).lower(trip).compile()
 found = re.findall(r"= \\(?(\\S+?),? .*?(all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter)\\(", program.as_text())

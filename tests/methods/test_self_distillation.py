@@ -32,7 +32,7 @@ from tests.methods.rollouts import completions_of
 from tests.settings_for_tests import settings_of
 
 REWARDED = ("grpo", "dr_grpo", "grpo_rubric", "sdpo", "success", "feedback", "mixed")
-DISTILLING = [v for v in stage2.VARIANTS if v not in (*REWARDED, "sft", "reference_ema")]
+DISTILLING = [v for v in stage2.VARIANTS if v not in (*REWARDED, *stage2.FAMILY, "sft", "reference_ema")]
 CASES = [(stage1, v, {}) for v in stage1.VARIANTS] + [(stage2, v, {}) for v in DISTILLING]
 CASES += [
     (stage2, "ground_truth", changes)
@@ -81,7 +81,7 @@ def make_model(tokenizer, layers):
 
 @functools.partial(jax.jit, static_argnums=3)
 def loss_and_sums(networks, completions, weights, options):
-    scored = score_both.score_both(networks, completions, guidance=options.guidance)
+    scored = score_both.score_both(networks, completions, options)
     return self_distillation.loss_and_sums(scored, contract.tokens_of(completions), weights, options)
 
 

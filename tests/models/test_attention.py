@@ -57,9 +57,9 @@ PACKED = {
 }
 
 
-def packed(segment_ids, computed=None):
+def packed(segment_ids, **shape):
     """(value, gradients) of splash attention of one row in blocks of 128, and of attention with its scores in memory."""
-    q, k, v, weight, _ = inputs(512, batch=1)
+    q, k, v, weight, _ = inputs(512, batch=1, **shape)
     ids = jnp.asarray([segment_ids], jnp.int32)
     real = (ids != 0)[:, None, :, None]
 
@@ -79,6 +79,15 @@ def test_splash_skips_blocks_without_changing_values_or_gradients(name, monkeypa
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     for gradient, reference in zip(gradients, theirs, strict=True):
         np.testing.assert_allclose(gradient, reference, rtol=2e-4, atol=2e-4)
+
+
+def test_with_wide_heads_the_backward_kernel_takes_fewer_keys_at_once(monkeypatch):
+    monkeypatch.setattr(splash, "_BLOCK", 256)
+    assert [splash._keys_at_once(256, head_dim) for head_dim in (64, 128, 256)] == [256, 256, 128]
+    (value, gradients), (expected, theirs) = packed(PACKED["three"], heads=1, kv_heads=1, head_dim=256)
+    np.testing.assert_allclose(value, expected, rtol=1e-3)
+    for gradient, reference in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(gradient, reference, rtol=2e-3, atol=2e-3)
 
 
 def test_a_block_that_is_skipped_is_not_computed(monkeypatch):

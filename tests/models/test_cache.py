@@ -202,9 +202,15 @@ def test_attention_to_an_int8_cache_with_new_tokens(tokens, kernels):
         for pools, scales in ((written.k, written.k_scale), (written.v, written.v_scale))
     ))  # fmt: skip
     wanted = expected(q, dequantized, 2, lengths)
+    windowed = dataclasses.replace(c, window=30)
     with interpreted():
         got = cached_attention(c, q, written, 2, lengths)
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-5 if kernels == "xla" else 3e-2)
+        near_ones = cached_attention(windowed, q, written, 2, lengths, jnp.asarray(True)) if tokens == 1 else got
+    tolerance = 5e-5 if kernels == "xla" else 3e-2
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
+    of_window = expected(q, dequantized, 2, lengths, window=30) if tokens == 1 else wanted
+    np.testing.assert_allclose(near_ones, of_window, rtol=0, atol=tolerance)
+    assert tokens > 1 or np.abs(of_window - wanted).max() > 0.1
     near = expected(q, write(config(), plain, k, v, 2, lengths), 2, lengths)
     assert np.abs(got - near)[:2].max() < 0.2  # the third row's prompt is one token: new ones go beyond its scale
 

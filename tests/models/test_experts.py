@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcsd_jax.models import experts, router
+from rcsd_jax.models import experts, quantization, router
 from rcsd_jax.models.cache import init_cache
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params, layer_matrices
@@ -18,7 +18,7 @@ from rcsd_jax.models.few_layers import decoding_variables
 from rcsd_jax.models.kernels.grouped_matmul import grouped_matmul
 from rcsd_jax.models.lora import merge
 from rcsd_jax.models.merged_adapters import merged
-from rcsd_jax.models.quantization import int8_kernels
+from rcsd_jax.models.quantization import FORMS
 from rcsd_jax.models.sharding import DEFAULT_RULES
 from rcsd_jax.models.weights import plain
 from tests import eight_devices
@@ -131,16 +131,19 @@ def test_adapters_of_experts_are_matrices_that_are_added():
             np.testing.assert_allclose(one["layers"][name][0], whole[name], rtol=0, atol=1e-5)
 
 
-def test_int8_experts_are_their_rounded_matrices():
-    small = int8_kernels(CONFIG, params())["layers"]
+@pytest.mark.parametrize("form", FORMS)
+def test_quantized_experts_are_their_rounded_matrices(form, monkeypatch):
+    monkeypatch.setattr(quantization, "GROUP", 4)
+    small = quantization.quantized(CONFIG, params(), form)["layers"]
     weights, (h, real) = block(), inputs()
     rounded = weights | {n: plain(jax.tree.map(lambda x: x[0], small[n]), jnp.float32) for n in experts.NAMES}
     for name in experts.NAMES:  # every expert and column has a scale of its own
-        assert small[name].scale.shape == (2, 8, 1, weights[name].shape[-1])
-        step = np.abs(weights[name]).max(axis=1, keepdims=True) / 127
-        assert (np.abs(rounded[name] - weights[name]) <= 0.51 * step).all()
-    in_int8 = weights | {n: jax.tree.map(lambda x: x[0], small[n]) for n in experts.NAMES}
-    out, _ = experts.apply(CONFIG, in_int8, {}, h, jnp.asarray(real))
+        groups = weights[name].shape[1] // 4 if form == "int4" else 1
+        assert small[name].scale.shape == (2, 8, groups, weights[name].shape[-1])
+        step = np.abs(weights[name]).max(axis=1, keepdims=True) / (127 if form == "int8" else 7)
+        assert (np.abs(rounded[name] - weights[name]) <= (0.51 if form == "int8" else 1.0) * step).all()
+    fewer_bits = weights | {n: jax.tree.map(lambda x: x[0], small[n]) for n in experts.NAMES}
+    out, _ = experts.apply(CONFIG, fewer_bits, {}, h, jnp.asarray(real))
     expected, _ = in_numpy(CONFIG, rounded, h, real)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
@@ -59,6 +60,12 @@ def test_a_kernel_that_refuses_a_model_is_told_in_one_line():
         ("Qwen/Qwen3-32B", 32_762_123_264),
         ("Qwen/Qwen3-30B-A3B", 30_532_122_624),
         ("Qwen/Qwen3-235B-A22B", 235_093_634_560),
+        ("google/gemma-3-270m-it", 268_098_176),
+        ("google/gemma-3-1b-it", 999_885_952),
+        # Without the tower that sees images, of 416,866,032, and its projection.
+        ("google/gemma-3-4b-it", 4_300_079_472 - 416_866_032 - (1152 * 2560 + 1152)),
+        ("google/gemma-3-12b-it", 12_187_325_040 - 416_866_032 - (1152 * 3840 + 1152)),
+        ("google/gemma-3-27b-it", 27_432_406_640 - 416_866_032 - (1152 * 5376 + 1152)),
     ],
 )
 def test_published_shapes_have_the_published_number_of_parameters(name, count):
@@ -77,6 +84,21 @@ def test_flops_of_the_model_by_hand():
     lora = model_flops.student(shape, 1, 2048, 4096, lora_rank=64, targets=("q", "down"))
     adapters = 36 * 2 * 64 * ((4096 + 4096) + (12288 + 4096)) * 6144
     assert lora == 2 * (forward - attention) + 3 * attention + 3 * adapters + 3 * head
+
+
+@pytest.mark.parametrize("length", [300, 700])
+def test_flops_of_attention_with_windows_are_those_of_the_pairs_that_are_seen(length):
+    shape = shape_of("google/gemma-3-1b-it")
+    sliding = np.array([(layer + 1) % 6 != 0 for layer in range(26)])
+    seen = np.tril(np.ones((length, length)))
+    near = np.triu(seen, 1 - 512)
+    pairs = (
+        sliding.sum() * near.sum() + (~sliding).sum() * seen.sum() - 26 * length / 2
+    )  # a token counts half of itself
+    matrices = 26 * (1152 * (1024 + 2 * 256) + 1024 * 1152 + 3 * 1152 * 6912)
+    assert model_flops.scoring(shape, 2, length) == pytest.approx(
+        2 * (2 * matrices * length + 4 * 4 * 256 * pairs), rel=1e-4
+    )
 
 
 def test_flops_of_a_mixture_are_those_of_the_chosen_experts():
@@ -180,6 +202,34 @@ def test_modelled_time_of_a_large_product_is_close_to_its_time_at_peak(topology,
     assert 1.0 <= ratio <= within
 
 
+KERNELS = """
+import os
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+import jax, jax.numpy as jnp
+from rcsd_jax.models.kernels import few_queries, splash
+from rcsd_jax.plan import chips
+place = jax.sharding.SingleDeviceSharding(chips.open_topology("v5e:2x2")[0])
+array = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+def train(q, k, v, segment_ids, sliding):
+    attend = lambda *x: splash.attend(*x, segment_ids, sliding, scale=0.1, window=512, interpret=False)
+    return jax.grad(lambda *x: attend(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))(q, k, v)
+
+heads = array(1, 1, 2048, 256)
+jax.jit(train).lower(array(1, 2, 2048, 256), heads, heads, array(1, 2048, dtype=jnp.int32), array(dtype=jnp.bool_)).compile()
+pool, one, number = array(1, 2, 4, 1024, 256), array(4, 4, 1, 256), array(dtype=jnp.int32)
+decode = lambda *x: few_queries.attend(*x, scale=0.1)
+jax.jit(decode).lower(one, pool, pool, array(4, dtype=jnp.int32), number, number).compile()
+"""
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_compiler_takes_attention_with_gemmas_heads_and_windows():
+    result = subprocess.run([sys.executable, "-c", KERNELS], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 SHORT = ("sampling.max_new_tokens=32", "data.max_student_prompt=64", "data.max_teacher_prompt=96", "train.batch_size=8",
          "train.row_lengths=0", "model.remat=none", "lora.rank=8")  # fmt: skip
 
@@ -254,23 +304,27 @@ def test_counted_flops_are_those_of_the_mathematics(small_plan):
     assert program["model_flops"] == rows * layers * (2 * matrices * length + 2 * length * length * width)
 
 
-def test_int8_weights_are_planned_as_int8():
+def test_quantized_weights_are_planned_as_such():
     import jax
 
     from configs import stage2
     from rcsd_jax.plan import programs
 
     held = {}
-    for changes in ({}, {"model.int8_weights": True}, {"sampling.int8_weights": True}):
+    forms = [{"model.quantization": form} for form in ("int8", "int4")]
+    for changes in ({}, *forms, {"sampling.int8_weights": True}):
         config = stage2.get_config("qwen3_0.6b")
         config.mesh.fsdp = -1
         config.update_from_flattened_dict(changes)
-        held[", ".join(changes)] = programs.plan(settings_of(config), jax.devices()).weight_bytes
-    assert 0.5 * held[""] < held["model.int8_weights"] < 0.8 * held[""]
-    assert held["sampling.int8_weights"] == held["model.int8_weights"]
+        held[", ".join(map(str, changes.values()))] = programs.plan(settings_of(config), jax.devices()).weight_bytes
+    assert 0.5 * held[""] < held["int8"] < 0.8 * held[""]
+    assert held["True"] == held["int8"]  # of the copy
+    matrices = 28 * (2 * 1024 * 2048 + 2 * 1024 * 1024 + 3 * 1024 * 3072)  # q and o, k and v, the MLP
+    columns = 28 * 4 * (2048 + 2 * 1024 + 1024 + 2 * 3072 + 1024)  # their float32 scales
+    assert held["int8"] - held["int4"] == matrices + columns - matrices * (0.5 + 2 / 32)
     config.sampling.merged_adapters = True
     merged = programs.plan(settings_of(config), jax.devices()).weight_bytes
-    assert merged < held["sampling.int8_weights"]  # no adapters beside them
+    assert merged < held["True"]  # no adapters beside them
 
 
 def test_more_than_a_chip_has_is_said_even_if_the_compiler_accepts_it():

@@ -210,6 +210,51 @@ def test_a_copy_that_runs_ahead_is_waited_for_only_as_long_as_it_takes(cycles, w
     assert found.hbm_bytes == 2e6  # read once; what it fills is vector memory
 
 
+SPARSECORE = """HloModule jit_f, is_scheduled=true
+
+%gathered (p: bf16[256,1024], t: token[]) -> bf16[1024,1024] {
+  %t = token[] parameter(1)
+  %p = bf16[256,1024]{1,0} parameter(0)
+  ROOT %gather = bf16[1024,1024]{1,0} all-gather(%p), channel_id=3, replica_groups=mesh['a'=1,'b'=4] {'b'}, dimensions={0}
+}, execution_thread="sparsecore"
+
+%moved (p: bf16[1000,1000]) -> bf16[1000,1000] {
+  %p = bf16[1000,1000]{1,0} parameter(0)
+  ROOT %turned = bf16[1000,1000]{0,1} copy(%p)
+}, execution_thread="sparsecore"
+
+%outer (p: bf16[1000,1000], t: token[]) -> bf16[1000,1000] {
+  %p = bf16[1000,1000]{1,0} parameter(0)
+  %t = token[] parameter(1)
+  %start = ((bf16[1000,1000]{1,0}), bf16[1000,1000]{0,1}, u32[]{:S(8)}) call-start(%p), async_execution_thread="sparsecore", to_apply=%moved
+  ROOT %done = bf16[1000,1000]{0,1} call-done(%start)
+}, execution_thread="sparsecore"
+
+ENTRY %main (shard: bf16[256,1024], w: bf16[1000,1000]) -> bf16[1024,1024] {
+  %shard = bf16[256,1024]{1,0} parameter(0)
+  %w = bf16[1000,1000]{1,0} parameter(1)
+  %id = s32[]{:S(2)} custom-call(), custom_call_target="PrepareAsyncCallStart"
+  %ready = token[] custom-call(%id), custom_call_target="PrepareAsyncCallDone"
+  %call-start = ((bf16[256,1024]{1,0}, token[]), bf16[1024,1024]{1,0}) call-start(%shard, %ready), async_execution_thread="sparsecore", to_apply=%gathered
+  %copy-of-w = ((bf16[1000,1000]{1,0}, token[]), bf16[1000,1000]{0,1}) call-start(%w, %ready), async_execution_thread="sparsecore", to_apply=%outer
+  %x = bf16[8,8]{1,0:S(1)} rng(), backend_config={"estimated_cycles":"CYCLES"}
+  %v = bf16[1000,1000]{0,1} call-done(%copy-of-w)
+  ROOT %whole = bf16[1024,1024]{1,0} call-done(%call-start)
+}
+"""
+
+
+@pytest.mark.parametrize("cycles", [0, 30_000, 100_000, 1_000_000])
+def test_what_a_sparsecore_does_costs_only_what_the_device_waits_for(cycles):
+    found = cost_of(hlo.parse(SPARSECORE.replace("CYCLES", str(cycles))), RATES)
+    wire = 1024 * 1024 * 2 * 3 / 4
+    assert {kind: (t.runs, t.bytes) for kind, t in found.collectives.items()} == {"all-gather": (1, wire)}
+    copied, work = 4e6 / 1e11, cycles / 1e9  # 2 MB are read and written
+    assert found.hbm_wait == pytest.approx(max(copied - work, 0), abs=1e-8)
+    assert found.collective == pytest.approx(max(wire / 1e10 - max(work, copied), 0), abs=1e-8)
+    assert found.hbm_bytes == 4e6 and found.kernel < 1e-9
+
+
 def test_a_windowed_product_is_named():
     text = LOOP.replace("INNER", "5").replace(
         "  ROOT %t = (s32[], bf16[64,32], bf16[32,32]) tuple(%next, %y, %w)",

@@ -13,7 +13,7 @@ from configs import stage2
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import packing as methods_packing
 from rcsd_jax.models.decoder import Decoder
-from rcsd_jax.models.kernels import splash
+from rcsd_jax.models.kernels import paged, splash
 from rcsd_jax.plan import chips, expected, lengths, model_flops, packing, programs
 from rcsd_jax.plan import work as work_of
 from rcsd_jax.plan.expected import Price
@@ -65,6 +65,25 @@ def test_decoding_reads_the_blocks_of_the_cache_that_are_in_use():
     # The other ends after 10 steps; its slot reads one block for the other 20.
     assert queue.read == (28 + 8 + 20) * 128 + (2 + 2) * 256
     assert update([BATCH], HOW._replace(sampling=None)).read == 0
+
+
+@pytest.mark.parametrize("window", [1, 100, 128, 129, 300])
+def test_decoding_with_windows_reads_the_blocks_that_are_seen(window):
+    batch, completion = drawn([5, 120, 300], [1, 1, 1], [40, 7, 300]), 1280
+    layers = (window, None, window)
+    work = rollout([batch], 384, Sampling(Queue(slots=3, refill=1, shards=1, group=1), completion, layers))
+    places = [range(p, p + n) for p, n in zip(batch.student, batch.completion, strict=True)]
+    assert paged.block(384 + 1280) == 128
+    seen = lambda place, near: {k // 128 for k in range(place + 1) if near is None or k > place - near}
+    read = sum(128 * len(seen(place, near)) for row in places for place in row for near in layers) / 3
+    assert work.read == pytest.approx(read + (work.places - 347) * 128)  # free slots read a block
+
+
+def test_a_full_cache_is_read_up_to_the_window_of_each_layer():
+    read = lambda size: programs.read_of_a_full_cache(shape_of(size), 6144)
+    assert read("Qwen/Qwen3-8B") == 6144
+    # Blocks of 1,024. Of those 1,024 tokens, 511 see 512 tokens in two blocks, 513 in one; four of 26 layers are global.
+    assert read("google/gemma-3-1b-it") == pytest.approx((4 * 6144 + 22 * (1024 + 511)) / 26)
 
 
 def test_the_longest_prompt_of_the_data_takes_no_more_than_it_needs():
@@ -156,6 +175,19 @@ def test_attention_of_packed_rows_is_priced_by_the_blocks_that_it_computes():
     assert (
         work_of._attended([[2048, 1024, 1024], [1024]], 4096, rows=2) == 1.0
     )  # of several rows, the kernel leaves out nothing
+    # But it leaves out what is beyond a window, of which one of these two layers has one: 1, 2, 2 and 2 of the 10.
+    assert work_of._attended([[4000]] * 2, 4096, rows=2, windows=(1000, None)) == pytest.approx((0.7 + 1) / 2)
+    assert work_of._attended([[4096]], 4096, rows=1, windows=(1000, None)) == pytest.approx((0.7 + 1) / 2)
+
+
+@pytest.mark.parametrize("window", [1, 2, 128, 129, 130, 400])
+def test_attention_computes_the_blocks_within_the_window(window):
+    row, places = [300, 84, 500, 100], 1024
+    ids = np.repeat([1, 2, 3, 4, 0], [*row, places - sum(row)])
+    query, key = np.mgrid[:places, :places]
+    pairs = (ids[:, None] == ids) & (key <= query) & (key > query - window)
+    blocks = pairs.reshape(8, 128, 8, 128).any(axis=(1, 3)) | np.eye(8, dtype=bool)
+    assert packing.blocks_computed(row, places, 128, window) == pytest.approx(blocks.sum() / 36)
 
 
 @pytest.mark.parametrize("shards, rows, parts", [(1, 3, 1), (4, 1, 1), (4, 2, 1), (2, 1, 4)])

@@ -86,6 +86,7 @@ def test_scores_of_tokens_against_plain_arithmetic(user_dir):
     samples = Samples(tokens, mask, np.zeros(tokens.shape, np.float32), np.zeros(3, bool))
     options, loss = rollout_options(config, model), dataclasses.replace(loss_options(config, model), temperature=1.3)
     networks = Networks(Network(model.decoder, student), Network(model.decoder, teacher))
+    loss = dataclasses.replace(loss, emphasis=contract.Emphasis("gap", 0.5))
     found = score_tokens(networks, batch, samples, None, options, loss, batch_size=2)
     assert len(found) == 3
     for i, scores in enumerate(found):
@@ -97,6 +98,8 @@ def test_scores_of_tokens_against_plain_arithmetic(user_dir):
         np.testing.assert_allclose(scores.student_log_prob, s[at], atol=2e-4)
         np.testing.assert_allclose(scores.teacher_log_prob, t[at], atol=2e-4)
         np.testing.assert_allclose(scores.divergence, (np.exp(t) * (t - s)).sum(-1), atol=2e-4)
+        gap = 1 - np.exp(-np.abs(t[at] - s[at]))
+        np.testing.assert_allclose(scores.weight, np.where(scores.completion_mask, 0.5 + 0.5 * gap, 0), atol=2e-4)
         for log_probs, (ids, probabilities) in ((s, scores.student_top), (t, scores.teacher_top)):
             np.testing.assert_allclose(probabilities, np.sort(np.exp(log_probs))[:, : -TOP - 1 : -1], atol=1e-4)
             np.testing.assert_allclose(np.take_along_axis(np.exp(log_probs), ids, axis=1), probabilities, atol=1e-4)
@@ -171,7 +174,7 @@ def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
     "weights, rank, int8", [("ema", 0, False), ("ema", 2, True), ("live", 0, False), ("fixed", 2, False)]
 )
 def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, user_dir, tmp_path):
-    model = dict(int8_weights=int8)
+    model = dict(quantization="int8" if int8 else "none")
     config, model, params = exact(user_dir, teacher=dict(weights=weights), lora=dict(rank=rank), model=model)
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):

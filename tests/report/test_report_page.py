@@ -66,6 +66,7 @@ def scored(rng, count, criteria, *, mean=0.05, clipped=False):
         "divergence": divergence,
         "student_log_prob": [math.log(p) for p in student_sure],
         "teacher_log_prob": [math.log(p) for p in sure],
+        "weight": [1.0 if i % 2 else 0.25 for i in range(count)],
         "student_top": [top(t, p) for t, p in zip(tokens, student_sure, strict=True)],
         "teacher_top": [top(t, p) for t, p in zip(tokens, sure, strict=True)],
         "attribution": attribution,
@@ -370,6 +371,7 @@ def test_hover_and_focus_show_the_likeliest_of_both_roles(opened, place):
         ("teacher log p", completion["teacher_log_prob"]),
     ):
         assert f"{name} {value[place]:.3f}".replace("-", "−") in by_mouse
+    assert ("counts 0.250 times" in by_mouse) == (place % 2 == 0)
     ActionChains(chrome, duration=0).move_to_element(one(chrome, "h1")).perform()
     assert not tooltip.is_displayed()
 

@@ -1,4 +1,4 @@
-"""Conversations as both roles see them, with the chat templates of five families."""
+"""Conversations as both roles see them, with the chat templates of ten families."""
 
 import importlib.resources
 
@@ -58,7 +58,7 @@ CASES = [(t, s, p) for t in TEMPLATES for s in SHAPES for p in contexts.PLACES]
 # --- the templates -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"smollm2"}))
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"smollm2", "smollm3", "olmo2", "olmo3", "granite"}))
 def test_the_short_templates_render_as_the_whole_ones(name):
     file = importlib.resources.files("trl") / "chat_templates" / f"{name}.jinja"
     if not file.is_file():
@@ -91,7 +91,8 @@ def test_each_role_sees_the_conversation_and_the_completion_is_its_next_turn(tem
         # The answer as the template writes it into the conversation follows the prompt directly.
         role = Role(("question",)) if name == "student" else ROLES[place]
         answer = {"role": "assistant", "content": "It is six."}
-        whole = rendered(template, [*contexts.messages(one, role, ENGLISH, "solve"), answer], tokenize=False)
+        turns = [*contexts.messages(one, role, ENGLISH, "solve"), answer]
+        whole = rendered(template, turns, tokenize=False, enable_thinking=role.thinking)
         assert whole.startswith(text + "It is six.")
     shown = ("Reference answer:\nIt is 6.", '"description": "Pitfall Criteria: Says 5."')
     assert all(text in texts["teacher"] and text not in texts["student"] for text in shown)
@@ -139,6 +140,12 @@ def test_what_follows_an_analysis_is_the_same_for_every_conversation(template):
             assert "2 * 3?" in tokenizer.decode(prompt) and ENGLISH["reason"]["request"] in tokenizer.decode(prompt)
             found.add(tuple(transition))
         assert len(found) == 1
+
+
+@pytest.mark.parametrize("template", ["smollm3", "granite"])
+def test_a_template_that_writes_the_date_writes_the_same_every_day(template):
+    text = contexts.role_text(tokenizer_with(template), example("one turn"), Role(("question",)), ENGLISH, "solve")
+    assert {"smollm3": "Today Date: 01 January 2025", "granite": "Today's Date: January 01, 2025."}[template] in text
 
 
 def test_a_system_turn_of_the_row_stands_before_the_privileged_fields():

@@ -3,6 +3,8 @@
 import dataclasses
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,9 +12,14 @@ from rcsd_jax.data import sources
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.host.files import as_path
 from rcsd_jax.host.metrics import read_metrics
+from rcsd_jax.methods.networks import BASE
+from rcsd_jax.models import sharding
+from rcsd_jax.models.declarations import init_params
 from rcsd_jax.report.scored_completions import scored_completions
 from rcsd_jax.roles.opened_model import open_model
+from rcsd_jax.roles.own_teacher import OwnTeacher
 from rcsd_jax.run.batch import make_batch
+from rcsd_jax.run.frozen_weights import quantized
 from rcsd_jax.run.rows import Rows
 from rcsd_jax.settings.unpack import check, unpack
 from tests import user_inputs
@@ -44,11 +51,11 @@ def test_the_student_s_own_base_is_the_fixed_teacher(user_dir, tmp_path):
 
 @pytest.mark.slow
 def test_a_larger_teacher_in_int8_teaches_an_adapter_is_evaluated_and_must_not_change(user_dir, tmp_path):
-    config = with_teacher(user_dir, larger(user_dir, tmp_path / "larger"), int8_weights=True)
+    config = with_teacher(user_dir, larger(user_dir, tmp_path / "larger"), quantization="int8")
     config.lora.rank = 2
     config.eval.update(grader="boxed", path=config.data.path, count=4, greedy=(False,), roles=("base", "teacher"))
     summary = run(config, tmp_path / "run")
-    assert set(summary["int8_weights"]) == {"teacher"} and 0 < summary["int8_weights"]["teacher"]["kl"] < 0.01
+    assert set(summary["quantization"]) == {"teacher"} and 0 < summary["quantization"]["teacher"]["kl"] < 0.01
     # It is another model that answered, and the tokens of its answers are the student's.
     base, teacher = (
         (tmp_path / "run" / f"completions_{role}.jsonl").read_text(encoding="utf-8") for role in ("base", "teacher")
@@ -67,6 +74,24 @@ def test_a_larger_teacher_in_int8_teaches_an_adapter_is_evaluated_and_must_not_c
     assert error.value.field == "teacher.path"
 
 
+def test_an_adapter_on_the_student_s_base_shares_its_quantized_weights_too(user_dir):
+    settings = unpack(with_teacher(user_dir, user_dir / "model", quantization="int4"))
+    student = open_model(settings.model.path, settings.model)
+    params = init_params(student.decoder.config, jax.random.key(0))
+    teachers = {"": OwnTeacher("adapter", student, None), "b": OwnTeacher("model", student, None)}
+    plain = {BASE: {"params": params}, "teacher": {"params": params, "lora": {}}, "teacher b": {"params": {**params}}}
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    for form in ("int4", "int8", "none"):
+        config = dataclasses.replace(settings, model=dataclasses.replace(settings.model, quantization=form))
+        found = quantized(plain, student, teachers, config, mesh)
+        assert set(found) == {BASE, "teacher", "teacher b"} - ({BASE} if form == "none" else set())
+        assert found["teacher"]["lora"] is plain["teacher"]["lora"]
+        kept = {name: one["params"]["layers"]["q"].qvalue for name, one in found.items()}
+        assert kept["teacher"].dtype == jnp.int4 and kept["teacher b"] is not kept["teacher"]
+        if form != "none":
+            assert kept[BASE].dtype == form and (kept[BASE] is kept["teacher"]) == (form == "int4")
+
+
 def examples_of(config):
     settings = unpack(config)
     return sources.read_as(config.data.path, settings.reading(require=settings.required_fields))
@@ -77,20 +102,20 @@ def test_what_a_teacher_of_its_own_cannot_be_combined_with(user_dir):
     with pytest.raises(UserError, match="another model") as error:
         check(config)
     assert error.value.field == "teacher.weights"
-    config = with_teacher(user_dir, "", int8_weights=True)
+    config = with_teacher(user_dir, "", quantization="int8")
     with pytest.raises(UserError) as error:
         check(config)
-    assert error.value.field == "teacher.int8_weights"
+    assert error.value.field == "teacher.quantization"
     config = with_teacher(user_dir, "teacher")
     config.method, config.sampling.source = "sft", "reference"
     with pytest.raises(UserError, match="needs a teacher") as error:
         check(config)
     assert error.value.field == "teacher.path"
     config = with_teacher(user_dir, "teacher")
-    config.model.int8_weights = True  # of a full fine-tuning, nothing of the student's is left that could be int8
+    config.model.quantization = "int8"  # of a full fine-tuning, nothing of the student's is left that could be
     with pytest.raises(UserError) as error:
         check(config)
-    assert error.value.field == "model.int8_weights"
+    assert error.value.field == "model.quantization"
 
 
 def test_rows_and_sources_name_their_teacher(user_dir, tmp_path):

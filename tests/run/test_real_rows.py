@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import stage1, stage2
+from configs import stage2
 from rcsd_jax.checkpoints import loading
 from rcsd_jax.data import sources
 from rcsd_jax.methods.state import shardings_of
@@ -43,7 +43,7 @@ def flags(inputs, workdir):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", ["stage1.py", "stage1.py:release", "stage2.py:ground_truth", "stage2.py:release"])
+@pytest.mark.parametrize("config", ["stage1.py:release", "stage2.py:ground_truth", "stage2.py:release"])
 def test_the_program_trains_and_its_export_loads_in_transformers(config, inputs, tmp_path):
     import torch
     import transformers
@@ -76,9 +76,8 @@ def test_the_program_trains_and_its_export_loads_in_transformers(config, inputs,
     np.testing.assert_allclose(hidden @ head_matrix(decoder_config, params), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("module, variant", [(stage1, "paper"), (stage2, "ground_truth")])
-def test_the_loss_falls_on_a_fixed_batch(module, variant, inputs):
-    config = module.get_config(variant)
+def test_the_loss_falls_on_a_fixed_batch(inputs):
+    config = stage2.get_config("ground_truth")
     config.model.update(path=str(inputs / "model"), dtype="float32", param_dtype="float32")
     config.data.update(path=str(inputs / "rows.jsonl"), max_teacher_prompt=2048)
     config.data.fields.rubric = "rubrics.GT"

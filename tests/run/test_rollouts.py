@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import stage2
+from configs import world as world_config
 from rcsd_jax.host.console import Console
 from rcsd_jax.host.errors import Preempted, UserError
 from rcsd_jax.host.preemption import StopRequest
@@ -107,6 +108,23 @@ def test_a_stop_in_the_middle_of_a_rollout_changes_nothing(step, undisturbed, us
     assert newest_step(tmp_path / "run" / "checkpoints") == step + 1
     assert f"continuing at step {step + 1}" in run(config, tmp_path / "run")
     assert_same_result(tmp_path / "run", undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_stop_in_the_middle_of_a_rollout_keeps_which_criteria_were_dropped_and_failed(tmp_path):
+    def config():
+        credit = world_config.get_config("credit")
+        credit.data.count, credit.eval.grader, credit.export.merged = 16, "", False
+        credit.rubric.dropout = 0.4
+        credit.train.update(steps=2, batch_size=8, batches_per_rollout=2)
+        return credit
+
+    run(config(), tmp_path / "whole")
+    with stopped_at(0), pytest.raises(Preempted, match="saved at step 1 of 2"):
+        run(config(), tmp_path / "run")
+    run(config(), tmp_path / "run")
+    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
+    assert len({row["graded_rubric_score"] for row in rows_of(tmp_path / "run")}) == 2
 
 
 def test_who_learns_from_an_earlier_policy_without_weights_is_told(user_dir):

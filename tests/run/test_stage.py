@@ -278,9 +278,9 @@ def test_longer_than_the_model_s_positions(user_dir, tmp_path, no_weights):
 
 
 @pytest.mark.slow
-def test_int8_weights_are_told_trained_over_and_not_exported(user_dir, tmp_path):
+def test_quantized_weights_are_told_trained_over_and_not_exported(user_dir, tmp_path):
     config = config_for(user_dir)
-    config.model.update(int8_weights=True, dtype="float32", param_dtype="float32")
+    config.model.update(quantization="int4", dtype="float32", param_dtype="float32")
     config.sampling.int8_cache = True
     config.lora.update(rank=2)
     config.train.steps = 2
@@ -288,7 +288,7 @@ def test_int8_weights_are_told_trained_over_and_not_exported(user_dir, tmp_path)
     config.eval.update(grader="boxed", path=config.data.path, count=4, greedy=(True,))
     summary = run(config, tmp_path / "run")
     for role in ("student", "teacher"):
-        told = summary["int8_weights"][role]
+        told = summary["quantization"][role]
         assert 0 < told["kl"] < 0.01 < told["entropy"] and told["tokens"] > 50, told
     plain = load_file(user_dir / "model" / "model.safetensors")
     merged = load_file(tmp_path / "run" / "export" / "model.safetensors")
@@ -300,18 +300,18 @@ def test_int8_weights_are_told_trained_over_and_not_exported(user_dir, tmp_path)
     np.testing.assert_allclose(merged[f"{module}.weight"], expected, rtol=0, atol=1e-6)
 
 
-def test_int8_weights_need_weights_that_do_not_change(user_dir):
+def test_quantized_weights_need_weights_that_do_not_change(user_dir):
     from rcsd_jax.settings.unpack import check
 
     config = config_for(user_dir)
-    config.model.int8_weights = True
+    config.model.quantization = "int4"
     check(config)
     config.sampling.merged_adapters = True
-    with pytest.raises(UserError, match="sampling.merged_adapters.* cannot be added into int8"):
+    with pytest.raises(UserError, match="sampling.merged_adapters.* cannot be added into quantized"):
         check(config)
     config.sampling.merged_adapters = False
     config.teacher.weights = "ema"
-    with pytest.raises(UserError, match="model.int8_weights"):
+    with pytest.raises(UserError, match="model.quantization"):
         check(config)
 
 
@@ -319,12 +319,12 @@ def test_only_a_student_of_float_weights_samples_from_an_int8_copy(user_dir):
     from rcsd_jax.settings.unpack import check
 
     config = config_for(user_dir)
-    config.sampling.int8_weights = config.model.int8_weights = True
+    config.sampling.int8_weights, config.model.quantization = True, "int8"
     check(config)  # the int8 weights are the teacher's
     config.lora.rank = 2
     with pytest.raises(UserError, match="sampling.int8_weights.* in int8 already"):
         check(config)
-    config.model.int8_weights = False
+    config.model.quantization = "none"
     config.sampling.merged_adapters = True
     check(config)
     config.sampling.source = "teacher"

@@ -5,6 +5,8 @@ import math
 import pytest
 
 from configs import stage1, stage2
+from rcsd_jax.plan.chips import CHIPS
+from rcsd_jax.plan.published import PUBLISHED
 from rcsd_jax.settings import sizes
 from rcsd_jax.settings.unpack import check
 
@@ -16,6 +18,11 @@ EVERY = [
 ]
 
 
+def devices_of(slice_):
+    chip, _, shape = slice_.partition("_")
+    return CHIPS[chip].devices_per_chip * math.prod(int(n) for n in shape.split("x"))
+
+
 @pytest.mark.parametrize("size, full, slice_", EVERY)
 def test_every_slice_has_a_mesh_of_its_chips_and_a_config_that_is_valid(size, full, slice_):
     config = stage2.get_config(",".join([size, slice_, *(["full"] if full else [])]))
@@ -23,11 +30,10 @@ def test_every_slice_has_a_mesh_of_its_chips_and_a_config_that_is_valid(size, fu
     config.rubric.source = "data"
     check(config)
     mesh = config.mesh
-    chips = math.prod(int(n) for n in slice_.partition("_")[2].split("x"))
-    assert mesh.data * mesh.group * mesh.fsdp * mesh.expert * mesh.tensor == chips
+    assert mesh.data * mesh.group * mesh.fsdp * mesh.expert * mesh.tensor == devices_of(slice_)
     assert (config.lora.rank == 0) == full and config.model.path == sizes.MODELS[size]
-    heads = 4 if size in sizes.MIXTURES else 8
-    assert heads % (mesh.fsdp * mesh.tensor) == 0  # the key/value heads of every Qwen3
+    heads = PUBLISHED[config.model.path]["num_key_value_heads"]
+    assert heads % (mesh.fsdp * mesh.tensor) == 0
     shards = mesh.data * mesh.group * mesh.fsdp * mesh.expert
     assert config.train.batch_size // config.train.microbatches % shards == 0
     assert set(config.lora.targets) == {"q", "k", "v", "o", *(() if size in sizes.MIXTURES else ("gate", "up", "down"))}
@@ -40,8 +46,7 @@ def test_a_larger_size_as_the_teacher():
             config = stage2.get_config(f"{variant},ground_truth")
             config.data.path = "rows.jsonl"
             check(config)
-            chips = math.prod(int(n) for n in slice_.partition("_")[2].split("x"))
-            assert math.prod(config.mesh.values()) == chips
+            assert math.prod(config.mesh.values()) == devices_of(slice_)
             assert (config.model.path, config.teacher.path) == (sizes.MODELS[size], sizes.MODELS[teacher])
     assert sizes.topology("qwen3_8b,from_32b") == "v5p:2x2x1"
     for variant in ("qwen3_8b,from_32b,full", "qwen3_8b,from_14b", "qwen3_8b,from_32b,v5e_4x4"):

@@ -7,12 +7,14 @@ import re
 import pint
 import pytest
 
+from configs import smollm2
 from rcsd_jax import world
 from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
 from rcsd_jax.evaluate.graders import GRADERS
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.roles.contexts import Role, messages
+from rcsd_jax.settings.unpack import check
 from rcsd_jax.world import __main__ as writer
 from rcsd_jax.world.english import criteria, problems, references, rows
 from rcsd_jax.world.english.problems import Problem
@@ -208,6 +210,13 @@ def test_the_files_hold_rows_that_a_run_reads(files):
             assert careful == dict(accuracy=1.0, rubric_score=1.0, parsed=1.0, leak=0.0)
             nothing = GRADERS["english"].grade(e, "I do not know.")
             assert nothing == dict(accuracy=0.0, rubric_score=0.0, parsed=0.0, leak=0.0)
+            assert GRADERS["english"].feedback(e, references.careful_answer(p)) is None
+            bare = references.careful_answer(p).partition(r" \boxed")[
+                0
+            ]  # no box: neither the unit nor the value is there
+            missing = [row["rubric"][-1], next(c for c in row["rubric"] if " Finds " in c or " Gives " in c)]
+            assert json.loads(GRADERS["english"].feedback(e, bare)) == missing[::-1]
+            assert sum(GRADERS["english"].criteria(e, bare)) == len(row["rubric"]) - 2 - (p.distractor is not None)
         assert 0.35 < sum(json.loads(line)["gives"] for line in lines) / 120 < 0.65
 
 
@@ -235,3 +244,12 @@ def test_rows_without_facts_and_bad_flags_end_with_a_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         writer.main([str(tmp_path / "file")])
     assert re.fullmatch(r"error: \S+: cannot be written .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("variant", smollm2.VARIANTS)
+def test_every_variant_of_the_recipe_passes_the_checks_and_is_graded_by_these_programs(variant):
+    config = smollm2.get_config(variant)
+    config.model.path, config.rubric.writer = "model", config.rubric.writer or "writer"
+    check(config)
+    assert (config.eval.grader, config.prompts.rubric_style) == ("english", config.rubric.style)
+    assert config.reward.grader in ("", "english") and config.model.dtype == config.model.param_dtype == "float32"

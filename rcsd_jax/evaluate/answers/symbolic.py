@@ -25,10 +25,13 @@ _BIG_GAMMA = re.compile(r"(?:\\Gamma(?![A-Za-z])|Γ)(?!\s*(?:\(|\\left))")
 
 
 def equal(found: str, truth: str, *, seconds: float = ANSWER_SECONDS) -> bool | None:
-    """Whether math-verify considers two LaTeX expressions equal; None if one is not an expression or too large, or time ran out."""
+    """Whether math-verify considers two LaTeX expressions equal; None if one is not an expression or too large, or time ran out.
+
+    None also where sympy fails, which may contradict itself about what an expression is.
+    """
     try:
         return _within(seconds, _verified, found, truth)
-    except (_OutOfTime, RecursionError, MemoryError, _TooLarge):
+    except (_OutOfTime, RecursionError, MemoryError, _TooLarge, TypeError, ValueError, ArithmeticError, AttributeError):
         return None
 
 

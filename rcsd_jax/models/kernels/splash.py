@@ -26,6 +26,12 @@ def block(length: int) -> int:
     return next(b for b in range(min(_BLOCK, length), 0, -LANES) if length % b == 0)
 
 
+def _keys_at_once(block: int, head_dim: int) -> int:
+    """Keys of a block that the backward kernel multiplies at once: with wide heads, scores of a whole block exceed vector memory."""
+    most = _BLOCK * LANES // max(head_dim, LANES)
+    return next(keys for keys in range(block, 0, -LANES) if block % keys == 0 and keys <= most)
+
+
 def attend(
     q: jax.Array,
     k: jax.Array,
@@ -63,7 +69,7 @@ def attend(
         block_kv_compute=size,
         block_q_dkv=size,
         block_kv_dkv=size,
-        block_kv_dkv_compute=size,
+        block_kv_dkv_compute=_keys_at_once(size, q.shape[3]),
         use_fused_bwd_kernel=True,
     )
     mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)

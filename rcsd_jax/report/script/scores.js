@@ -21,7 +21,7 @@ async function unpacked(completion) {
     (from) => (size) =>
       numbers.subarray(from, (from += size))
   )(0);
-  const scores = { ids, divergence: take(T), student: take(T), teacher: take(T), probabilities: take(inTops) };
+  const scores = { ids, divergence: take(T), student: take(T), teacher: take(T), weight: take(T), probabilities: take(inTops) };
   scores.attribution = Array.from({ length: K }, () => take(T));
   scores.notable = scores.attribution.map(notable);
   completion.scores_of = scores;

@@ -46,6 +46,7 @@ function describe(completion, criteria, i) {
       "divergence ",
       h("b", {}, nats(scores.divergence[i])),
       " nats",
+      ![NONE, 1000].includes(scores.weight[i]) && [", counts ", h("b", {}, nats(scores.weight[i])), " times"],
     ),
     h("div.tops", {}, column("student", 0, scores.student[i]), column("teacher", 1, scores.teacher[i])),
     speaking.map(([k, value]) =>

@@ -9,7 +9,7 @@ from typing import Any
 
 from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.rubrics.schema import from_records, to_json
+from rcsd_jax.rubrics.schema import Rubric, from_records, to_json
 from rcsd_jax.rubrics.scoring import score
 from rcsd_jax.world.english import criteria, problems, references
 from rcsd_jax.world.english.problems import Problem
@@ -88,14 +88,32 @@ def grade(example: Example, text: str) -> dict[str, float]:
     Raises:
       UserError: the row lacks the columns that `records` writes.
     """
+    problem, _ = _facts(example)
+    return {
+        "accuracy": float(criteria.answer_correct(problem, text)),
+        "rubric_score": score(rubric_of(example), criteria_met(example, text)),
+        "parsed": float(criteria.last_box(criteria.plain(text)) is not None),
+        "leak": float(criteria.leaks(problem, text)),
+    }
+
+
+def criteria_met(example: Example, text: str) -> list[bool]:
+    """For each criterion of the row's rubric whether the text meets it, of a Pitfall whether the fault is there."""
+    problem, gives = _facts(example)
+    return list(criteria.met(problem, text, gives=gives).values())
+
+
+def feedback(example: Example, text: str) -> str | None:
+    """The criteria that the text fails, as a rubric; None if it fails none."""
+    judged = zip(rubric_of(example).criteria, criteria_met(example, text), strict=True)
+    failed = tuple(criterion for criterion, met in judged if met == (criterion.kind == "Pitfall"))
+    return to_json(Rubric(failed), style=PROMPTS["rubric_style"]) if failed else None
+
+
+def _facts(example: Example) -> tuple[Problem, bool]:
+    """The row's problem, and whether its rubric gives the answer away."""
     facts, gives = example.extra.get("facts"), example.extra.get("gives")
     if facts is None or gives is None:
         remedy = "grade rows that python -m rcsd_jax.world wrote, or use 'boxed'"
         raise UserError("no facts of a problem", file=example.origin, field="facts", remedy=remedy)
-    problem = problems.from_facts(facts)
-    return {
-        "accuracy": float(criteria.answer_correct(problem, text)),
-        "rubric_score": score(rubric_of(example), tuple(criteria.met(problem, text, gives=gives).values())),
-        "parsed": float(criteria.last_box(criteria.plain(text)) is not None),
-        "leak": float(criteria.leaks(problem, text)),
-    }
+    return problems.from_facts(facts), gives
