@@ -25,7 +25,7 @@ def stage() -> ConfigDict:
             method="self_distillation",  # the loss: `rcsd_jax.methods.METHODS`
             prompts=contexts.ENGLISH,  # the texts of prompts around a row's fields
             model=dict(
-                path="",  # a Hugging Face directory or hub name: Qwen3, Qwen2.5 or Llama 3
+                path="",  # a Hugging Face directory or hub name: Qwen3, Gemma 3, Llama 3 and other families, see docs/index.md
                 dtype="bfloat16",  # of activations
                 param_dtype="bfloat16",  # of stored parameters; trained parameters are kept in float32
                 remat="full",  # what the backward pass recomputes: `models.config.REMAT`

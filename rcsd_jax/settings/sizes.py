@@ -82,7 +82,7 @@ LORA = {
     "gemma3_270m": {"v5e_1x1": _slice(1, 1, 1, 16, "mlp"), "v6e_1x1": _slice(1, 1, 1, 16, "mlp")},
     "gemma3_1b": {"v5e_1x1": _slice(1, 1, 1, 32, "mlp"), "v6e_1x1": _slice(1, 1, 1, 32, "mlp")},
     "gemma3_12b": {
-        "v5e_4x4": _slice(2, 8, 1, 2, "mlp", shared_rows=True),
+        "v5e_4x4": _slice(2, 8, 1, 2, "attention", shared_rows=True),
         "v6e_2x4": _slice(1, 8, 1, 4, "mlp", shared_rows=True),
     },
 }

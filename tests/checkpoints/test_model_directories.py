@@ -26,7 +26,9 @@ from rcsd_jax.checkpoints.tokenizer import load_tokenizer, within_vocabulary
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.models import decoder
 from rcsd_jax.models.head import head_matrix
+from rcsd_jax.roles.opened_model import open_model
 from rcsd_jax.sampling import decoding
+from rcsd_jax.settings import keys
 from tests import xla_flags
 from tests.checkpoints_for_tests import (
     FAMILY_KINDS,
@@ -36,6 +38,7 @@ from tests.checkpoints_for_tests import (
     write_checkpoint,
     write_tokenizer,
 )
+from tests.settings_for_tests import settings_of
 
 LENGTHS = (17, 9, 1)
 ROOT = pathlib.Path(__file__).parents[2]
@@ -515,6 +518,20 @@ def test_tokenizer_loads_where_torch_is_not_installed(tmp_path):
     print(tokenizer.decode(tokenizer("mass over volume").input_ids))
     """
     assert run_python(code, tmp_path).strip() == "mass over volume"
+
+
+@pytest.mark.parametrize("kind", FAMILY_KINDS)
+def test_a_vocabulary_may_be_padded_beyond_the_tokenizer(kind, tmp_path):
+    write_checkpoint(tmp_path, kind, vocab_size=320)
+    write_tokenizer(tmp_path, ["words"], vocab_size=290)
+    model = open_model(str(tmp_path), settings_of(keys.stage()).model)
+    assert len(model.tokenizer) < 300 and model.decoder.config.vocab_size == 320
+    assert model.tokenizer.decode([model.tokenizer("w").input_ids[0], 319]) == "w"
+    config, params = loading.load_model(tmp_path, dtype=jnp.float32)
+    assert params["embed"].shape[0] == 320 and head_matrix(config, params).shape[1] == 320
+    edit_config(tmp_path, vocab_size=200)
+    with pytest.raises(UserError, match="tokens, more than the model"):
+        open_model(str(tmp_path), settings_of(keys.stage()).model)
 
 
 def test_a_template_that_asks_for_the_date_has_the_same_every_day(tmp_path):
