@@ -29,7 +29,7 @@ def get_config(variant: str = "ground_truth") -> ConfigDict:
         raise ValueError(f"unknown variant {variant!r}: use one of {', '.join(VARIANTS)}")
     config = tiny.solving()
     config.rubric.update(source="data", writer="")
-    config.update(_method(stage2.VARIANTS[variant]))
+    config.update(method(stage2.VARIANTS[variant]))
     config.train.steps = 40
     config.optimizer.warmup_steps = 5
     if config.reward.grader:
@@ -39,7 +39,7 @@ def get_config(variant: str = "ground_truth") -> ConfigDict:
     return config
 
 
-def _method(settings: dict[str, Any]) -> dict[str, Any]:
+def method(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a variant that make up its method."""
     sections = {name: values for name, values in settings.items() if name not in NOT_OF_THE_METHOD}
     for name, keys in OF_THE_METHOD.items():

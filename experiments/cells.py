@@ -130,7 +130,7 @@ def run(names: Sequence[str], flags: argparse.Namespace) -> dict[str, list[Cell]
         run_tasks(tasks, flags)
     found: dict[str, list[Cell]] = {name: [] for name in names}
     for (name, _), task in zip(pairs, solvers, strict=True):
-        found[name].append(_read(task))
+        found[name].append(read(task))
     return found
 
 
@@ -178,7 +178,8 @@ def _copy(source: Path, target: Path) -> None:
     partial.replace(target)
 
 
-def _read(task: Task) -> Cell:
+def read(task: Task) -> Cell:
+    """The results of a finished run."""
     place = task.place
     scores = {path.stem.removeprefix("evaluation_"): read_json(path) for path in place.glob("evaluation_*.json")}
     lines = (place / "completions_trained.jsonl").read_text(encoding="utf-8").splitlines()

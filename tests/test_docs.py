@@ -16,7 +16,7 @@ from rcsd_jax.settings import keys
 from rcsd_jax.settings.unpack import choices
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 KEYS = [key for key in keys.all_keys(keys.stage()) if "." in key or key in ("seed", "task", "method")]
 # Names that say all, in sections where other keys have comments.
 PLAIN = {"rubric.temperature", "rubric.top_p", "teacher.thinking", "eval.roles"}

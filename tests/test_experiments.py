@@ -22,6 +22,7 @@ from experiments import (
     curves,
     derived,
     divergences,
+    english,
     family,
     larger_teacher,
     leakage,
@@ -96,6 +97,29 @@ def test_a_larger_teacher_is_the_large_base_and_what_it_sees_is_all_that_differs
     assert differing(self, with_rubric) == {"teacher.path"} and differing(with_rubric, without) == {"teacher.fields"}
     assert with_rubric["teacher.path"] == str(bases.directory("large", tmp_path))
     assert without["teacher.fields"] == ["question"] and "teacher" in without["eval.roles"]
+
+
+def test_arms_in_english_pass_the_checks_and_differ_only_in_their_method(tmp_path):
+    made = {name: english.config(name, 0, tmp_path, tmp_path, quick=False) for name in english.ARMS}
+    for config in made.values():
+        check(config)
+    sizes = {(c.train.steps, c.train.batch_size, c.eval.count, c.eval.samples, c.data.path) for c in made.values()}
+    assert len(sizes) == 1 and len({keys.to_json(c) for c in made.values()}) == len(made)
+    assert [name for name, c in made.items() if "base" in c.eval.roles] == ["rcsd_true"]
+    assert english.config("rcsd_true", 1, tmp_path, tmp_path, quick=True).eval.roles == ("trained",)
+
+
+def test_a_row_in_english_has_the_means_of_its_seeds():
+    def cell(accuracy):
+        sampled = {"accuracy": accuracy, "pass@4": 2 * accuracy, "rubric_score": 0.5, "leak": 0.0, "length": 40.0}
+        metrics = [{"student_entropy": float(step)} for step in range(8)]
+        return cells.Cell({role: {"eval": {"sampled": sampled}} for role in ("base", "trained")}, [], metrics, 0)
+
+    row = english.row([cell(0.25), cell(0.35)], "trained", "eval")
+    assert {score: round(e.mean, 9) for score, e in row.items()} == {
+        "accuracy": 30.0, "pass@4": 60.0, "rubric_score": 50.0, "leak": 0.0, "entropy": 6.5, "length": 40.0
+    }  # fmt: skip
+    assert np.isnan(english.row([cell(0.25)], "base", "eval")["entropy"].mean)
 
 
 @pytest.mark.parametrize("method", derived.METHODS)

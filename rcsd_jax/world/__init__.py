@@ -1,6 +1,6 @@
 """The embedded world: quantitative problems, programs that grade answers, and a small base model."""
 
-from rcsd_jax.world import registered  # noqa: F401  # its source, generic rubric and grader
+from rcsd_jax.world import registered  # noqa: F401  # its source, generic rubric and graders
 from rcsd_jax.world.examples import (
     QUESTION_TOKENS,
     RUBRIC_TOKENS,

@@ -1,4 +1,4 @@
-"""The world's places in the tables of other rooms: a source of rows, their generic rubric, and a grader."""
+"""The world's places in the tables of other rooms: a source of rows, their generic rubric, and graders."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.schema import to_json
 from rcsd_jax.rubrics.sources import GENERIC
 from rcsd_jax.world.criteria import boxed
+from rcsd_jax.world.english import rows as english
 from rcsd_jax.world.examples import examples, failed_criteria, generic_rubric, grade_solution
 
 NAME = "world"
@@ -61,3 +62,4 @@ SOURCES[NAME] = Source(read_world, makes_rows=True)
 GENERIC[NAME] = generic_rubric
 GRADERS[f"{NAME}_majority"] = Grader(None, (), source=NAME, answer=world_answer)
 GRADERS[NAME] = Grader(grade_world, ("rubric",), world_feedback, source=NAME, criteria=world_criteria)
+GRADERS["english"] = Grader(english.grade, ("rubric",), english.feedback, criteria=english.criteria_met)
