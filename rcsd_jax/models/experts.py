@@ -29,11 +29,10 @@ from rcsd_jax.models.kernels.grouped_matmul import grouped_matmul
 from rcsd_jax.models.parameters import Declared, matrix
 from rcsd_jax.models.router import Routes
 from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh, spec
-from rcsd_jax.models.weights import scale_axes, scales_of_groups, times_scales
+from rcsd_jax.models.weights import without_groups
 
 _Parts: TypeAlias = dict[str, dict[str, jax.Array]]
-"""Name of a matrix -> its arrays: "w" [E, in, out], and where they exist "scale" [E, 1, out] of int8, "group_scale" [E, in / 32, out]
-of int4, and an adapter's "a", "b"."""
+"""Name of a matrix -> its arrays: "w" [E, in, out], and where they exist "scale" [E, 1, out] of int8, and an adapter's "a", "b"."""
 
 NAMES = ("expert_gate", "expert_up", "expert_down")
 
@@ -89,17 +88,17 @@ def _parts(
 ) -> tuple[dict[str, jax.Array], dict[str, PartitionSpec]]:
     """The arrays of a matrix and their partitions: as stored, with "expert_embed" whole, which is gathered before use."""
     experts, rows, columns = (None if axis == "expert_embed" else axis for axis in axes)
-    of_part: dict[str, tuple[str | None, ...]] = {"w": (experts, rows, columns)}
+    of_part = {"w": (experts, rows, columns)}
+    rules = LAYOUTS[config.layout]
+    weight = without_groups(weight, axes, rules, config.dtype)
     if isinstance(weight, qwix.QArray):
-        scale = "group_scale" if scales_of_groups(weight) else "scale"
-        arrays = {"w": weight.qvalue, scale: weight.scale}
-        of_part[scale] = scale_axes(weight, of_part["w"])
+        arrays = {"w": weight.qvalue, "scale": weight.scale}
+        of_part["scale"] = (experts, None, columns)
     else:
         arrays = {"w": weight.astype(config.dtype)}
     if adapter is not None:
         arrays |= {side: adapter[side].astype(config.dtype) for side in "ab"}
         of_part |= {"a": (experts, rows, None), "b": (experts, None, columns)}
-    rules = LAYOUTS[config.layout]
     arrays = {name: constrain(array, of_part[name], rules) for name, array in arrays.items()}
     return arrays, {name: spec(of_part[name], rules) for name in arrays}
 
@@ -134,9 +133,7 @@ def _through_experts(
 
     def product(name: str, x: jax.Array) -> jax.Array:
         part = parts[name]
-        w = part["w"].astype(x.dtype)
-        w = times_scales(w, part["group_scale"]) if "group_scale" in part else w
-        y = grouped_matmul(x, w, sizes, config.kernels)
+        y = grouped_matmul(x, part["w"].astype(x.dtype), sizes, config.kernels)
         if "scale" in part:
             y = (y * part["scale"][jnp.minimum(own, experts - 1), 0]).astype(x.dtype)
         if "a" in part:

@@ -50,11 +50,7 @@ def project(
         low = dict(zip(adapted, jnp.split(products, edges, axis=-1), strict=True))
     outputs = []
     for name in names:
-        w = weights[name]
-        if forms.scales_of_groups(w) and axes[name] != declared[name].axes:
-            # Each device converts its own share before they are gathered: to convert a matrix takes longer than to send it.
-            share = forms.placed(w, declared[name].axes, rules, config.dtype)
-            w = constrain(forms.plain(share, config.dtype), declared[name].axes, rules)
+        w = forms.without_groups(weights[name], declared[name].axes, rules, config.dtype)
         w = forms.placed(w, axes[name], rules, config.dtype)
         if name in low:
             b = constrain(adapters[name]["b"].astype(config.dtype), (None, axes[name][1]), rules)

@@ -30,20 +30,14 @@ GROUP = 32
 """Numbers of a column that have one scale, in int4."""
 
 
-def scales_of_groups(matrix: Matrix) -> bool:
-    """Whether a matrix is in int4: each group of a column has a scale [..., in / GROUP, out], and not each column [..., 1, out]."""
-    return isinstance(matrix, qwix.QArray) and matrix.qvalue.dtype == jnp.int4
+def scales_of_groups(matrix: qwix.QArray) -> bool:
+    """Whether each group of a column has a scale [..., in / GROUP, out], as in int4, and not each column [..., 1, out]."""
+    return matrix.qvalue.dtype == jnp.int4
 
 
 def scale_axes(matrix: qwix.QArray, axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
     """The logical axes of a matrix's scales, from those of the matrix."""
     return axes if scales_of_groups(matrix) else (*axes[:-2], None, axes[-1])
-
-
-def times_scales(values: jax.Array, scale: jax.Array) -> jax.Array:
-    """Values [..., in, out] times scales [..., in / GROUP, out], in the dtype of the values."""
-    groups = values.reshape(*scale.shape[:-1], -1, scale.shape[-1])
-    return (groups * scale[..., None, :].astype(values.dtype)).reshape(values.shape)
 
 
 def cast(params: Any, dtype: Any) -> Any:
@@ -62,10 +56,22 @@ def placed(matrix: Matrix, axes: tuple[str | None, ...], rules: Mapping[str, Any
     return constrain(matrix.astype(dtype), axes, rules)
 
 
+def without_groups(matrix: Matrix, axes: tuple[str | None, ...], rules: Mapping[str, Any], dtype: Any) -> Matrix:
+    """A matrix in int4 as an array in `dtype`, as it is stored; any other form as it is (inside jit).
+
+    Before it is gathered: each device then converts only its own share, and to convert a matrix takes longer than to send it.
+    """
+    if not isinstance(matrix, qwix.QArray) or not scales_of_groups(matrix):
+        return matrix
+    values, scale = (constrain(x, axes, rules).astype(dtype) for x in (matrix.qvalue, matrix.scale))
+    groups = values.reshape(*scale.shape[:-1], -1, scale.shape[-1])
+    return constrain((groups * scale[..., None, :]).reshape(values.shape), axes, rules)
+
+
 def matmul(h: jax.Array, matrix: Matrix, dtype: Any = None) -> jax.Array:
-    """h [B, T, in] times a matrix [in, out]: [B, T, out] in `dtype`, by default the dtype of h."""
+    """h [B, T, in] times a matrix [in, out] `without_groups`: [B, T, out] in `dtype`, by default the dtype of h."""
     dtype = dtype or h.dtype
-    if isinstance(matrix, qwix.QArray) and not scales_of_groups(matrix):
+    if isinstance(matrix, qwix.QArray):
         # A mesh adds up partial sums before they are scaled: in the dtype of h, as without int8, they are half of float32.
         y = jnp.matmul(h, matrix.qvalue.astype(h.dtype), preferred_element_type=h.dtype)
         return (y * matrix.scale).astype(dtype)
@@ -79,7 +85,5 @@ def matmul(h: jax.Array, matrix: Matrix, dtype: Any = None) -> jax.Array:
 def plain(matrix: Matrix, dtype: Any) -> jax.Array:
     """The matrix [in, out] as an array in a floating-point dtype."""
     if isinstance(matrix, qwix.QArray):
-        if scales_of_groups(matrix):
-            return times_scales(matrix.qvalue.astype(dtype), matrix.scale)
         return qwix.dequantize(matrix).astype(dtype)
     return (matrix.values.T if isinstance(matrix, Transposed) else matrix).astype(dtype)

@@ -163,6 +163,7 @@ def _check_teacher(s: Settings, need: Need) -> None:
     if s.further == "other_row" and s.rubric.written:
         problem = "shows another row's rubric, and a model writes rubrics"
         need("rubric" not in s.teacher.fields, "teacher.guidance_by", problem, "set rubric.source=data, or 'context'")
+    problem = "needs a teacher, and this method has none"
     need(there or s.teacher.reason_tokens == 0, "teacher.reason_tokens", problem, "set 0")
     key = "teacher.paths" if s.teacher.paths else "teacher.path"
     need(there or not s.teacher.own, key, problem, "leave it out, or choose another method")

@@ -20,7 +20,6 @@ from rcsd_jax.models.lora import merge
 from rcsd_jax.models.merged_adapters import merged
 from rcsd_jax.models.quantization import FORMS
 from rcsd_jax.models.sharding import DEFAULT_RULES
-from rcsd_jax.models.weights import plain
 from tests import eight_devices
 
 CONFIG = DecoderConfig(
@@ -136,7 +135,11 @@ def test_quantized_experts_are_their_rounded_matrices(form, monkeypatch):
     monkeypatch.setattr(quantization, "GROUP", 4)
     small = quantization.quantized(CONFIG, params(), form)["layers"]
     weights, (h, real) = block(), inputs()
-    rounded = weights | {n: plain(jax.tree.map(lambda x: x[0], small[n]), jnp.float32) for n in experts.NAMES}
+    rounded = dict(weights)
+    for name in experts.NAMES:
+        scale = np.asarray(small[name].scale[0], np.float64)
+        values = np.asarray(small[name].qvalue[0], np.float64)
+        rounded[name] = values * scale.repeat(values.shape[1] // scale.shape[1], axis=1)
     for name in experts.NAMES:  # every expert and column has a scale of its own
         groups = weights[name].shape[1] // 4 if form == "int4" else 1
         assert small[name].scale.shape == (2, 8, groups, weights[name].shape[-1])
