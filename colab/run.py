@@ -5,7 +5,7 @@
 
 Each notebook has one cell tagged "parameters". What `--small` and `--set` say is executed after it, as papermill would, and
 is not saved. `--small` takes minutes on two cores and shows that every cell runs; `own_data` then has a made-up model and
-rows, else it wants `--set DATA=FILE.jsonl`.
+rows, else it wants `--set DATA=FILE.jsonl`; `smollm2` has a made-up model, too.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ def small_settings(name: str, scratch: Path) -> dict[str, Any]:
             STEPS=2, BATCH_SIZE=4, HELD_OUT=4, RUBRIC_TOKENS=128, ANSWER_TOKENS=16, LORA_RANK=4, DTYPE="float32"
         )
         return workdir | short | dict(MODEL=model, DATA=rows)
+    if name == "smollm2":
+        model, _ = _made_up_inputs(scratch)
+        short = dict(STEPS=2, BATCH_SIZE=4, ANSWER_TOKENS=16, LORA_RANK=4, EVAL_QUESTIONS=4)
+        return workdir | short | dict(MODEL=model, STUDENT_TOKENS=1536, TEACHER_TOKENS=2048)
     if name == "losses_in_flax":
         return dict(STEPS=10, LARGE_VOCABULARY=8192, LARGE_WIDTH=64, LENGTHS=(256, 512))
     if name == "plan_tpu":

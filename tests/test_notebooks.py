@@ -15,7 +15,7 @@ import pytest
 from rcsd_jax.settings.unpack import check
 
 COLAB = Path(__file__).resolve().parents[1] / "colab"
-NOTEBOOKS = ("embedded_world", "losses_in_flax", "own_data", "plan_tpu")
+NOTEBOOKS = ("embedded_world", "losses_in_flax", "own_data", "plan_tpu", "smollm2")
 LARGEST = 400_000  # bytes
 # Of a machine that a notebook was run on: home and temporary folders, where Colab or Linux keep packages, addresses.
 OF_A_MACHINE = re.compile(
@@ -149,9 +149,10 @@ SAID = {
         "report.html",
         "<iframe srcdoc=",
     ),
+    "smollm2": ("rubric:", "| out_of_distribution | trained |", "after: "),
     "plan_tpu": ("verdict: these programs fit", "Nothing was run on a TPU"),
 }
-PLOTS = {"embedded_world": 4, "losses_in_flax": 2, "own_data": 1, "plan_tpu": 2}
+PLOTS = {"embedded_world": 4, "losses_in_flax": 2, "own_data": 1, "plan_tpu": 2, "smollm2": 1}
 
 
 @pytest.mark.slow
