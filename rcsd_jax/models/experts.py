@@ -2,39 +2,30 @@
 
     routes       a few experts for each token                           router.py
     sorted       a row for each token and expert of it, by expert
-    multiplied   every expert with its own rows                         kernels/grouped_matmul.py
-    added up     a token's rows, each times its share
+    multiplied   every expert with its own rows, each times its share   expert_rows.py, kernels/grouped_matmul.py
+    added up     a token's rows
 
-On a mesh, each device of the axis `expert` has some of the experts. It gathers the tokens of this axis, computes what its own
-experts give to them, and the devices add up and share out the sums. With eight experts for each token and as many devices, most
-tokens have an expert on most devices. So little travels in vain.
+On a mesh, each device of the axis `expert` has some of the experts, and tokens travel: see `dealt_experts`.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import qwix
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from rcsd_jax.models import router
+from rcsd_jax.models import dealt_experts, router
 from rcsd_jax.models.config import DecoderConfig
-from rcsd_jax.models.feed_forward import ACTIVATIONS
-from rcsd_jax.models.kernels.grouped_matmul import grouped_matmul
+from rcsd_jax.models.expert_rows import NAMES, Parts, through_experts
 from rcsd_jax.models.parameters import Declared, matrix
 from rcsd_jax.models.router import Routes
 from rcsd_jax.models.sharding import LAYOUTS, constrain, has_mesh, spec
-from rcsd_jax.models.weights import without_groups
-
-_Parts: TypeAlias = dict[str, dict[str, jax.Array]]
-"""Name of a matrix -> its arrays: "w" [E, in, out], and where they exist "scale" [E, 1, out] of int8, and an adapter's "a", "b"."""
-
-NAMES = ("expert_gate", "expert_up", "expert_down")
+from rcsd_jax.models.weights import OfStack, scales_of_groups, without_groups
 
 
 def declared(config: DecoderConfig) -> Declared:
@@ -60,7 +51,7 @@ def apply(
 
     Args:
       config: of the decoder.
-      weights: of the layer; matrices [E, in, out], or `qwix.QArray`s of them.
+      weights: of the layer; matrices [E, in, out], or `qwix.QArray`s of them, or `OfStack`s of either.
       adapters: of the layer: name -> {"a": [E, in, r], "b": [E, r, out]}; names without one are left out.
       h: [B, T, D].
       real: [B, T] bool, False at padding, which has no experts; None: all are real.
@@ -83,19 +74,43 @@ def apply(
     return compute(parts, h, chosen), {**reported, "experts": chosen.experts}
 
 
+def whole(config: DecoderConfig, layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the stacked weights of all layers, those of which a layer best gets the whole stack, `OfStack`: nothing is copied then.
+
+    They are the experts' matrices where the kernel reads them as they are stored. Where devices gather a layer's matrices, or
+    convert them, or layers are apart, each layer gets its own.
+    """
+    if config.kernels == "xla" or not config.num_experts:
+        return {}
+    over = LAYOUTS[config.layout]["expert_embed"] or ()
+    gathered = has_mesh() and any(jax.sharding.get_abstract_mesh().shape[axis] > 1 for axis in over)
+
+    def as_stored(x: Any) -> bool:
+        if isinstance(x, qwix.QArray):
+            return not scales_of_groups(x)
+        return isinstance(x, jax.Array) and x.dtype == config.dtype
+
+    return {name: layers[name] for name in NAMES if not gathered and as_stored(layers[name])}
+
+
 def _parts(
     config: DecoderConfig, axes: tuple[str | None, ...], weight: Any, adapter: Mapping[str, jax.Array] | None
 ) -> tuple[dict[str, jax.Array], dict[str, PartitionSpec]]:
     """The arrays of a matrix and their partitions: as stored, with "expert_embed" whole, which is gathered before use."""
     experts, rows, columns = (None if axis == "expert_embed" else axis for axis in axes)
-    of_part = {"w": (experts, rows, columns)}
     rules = LAYOUTS[config.layout]
-    weight = without_groups(weight, axes, rules, config.dtype)
-    if isinstance(weight, qwix.QArray):
-        arrays = {"w": weight.qvalue, "scale": weight.scale}
-        of_part["scale"] = (experts, None, columns)
+    arrays: dict[str, jax.Array] = {}
+    stack: tuple[str, ...] = ()
+    if isinstance(weight, OfStack):
+        arrays["layer"], weight, stack = jnp.asarray(weight.layer, jnp.int32), weight.stack, ("layers",)
     else:
-        arrays = {"w": weight.astype(config.dtype)}
+        weight = without_groups(weight, axes, rules, config.dtype)
+    of_part: dict[str, tuple[str | None, ...]] = {"layer": (), "w": (*stack, experts, rows, columns)}
+    if isinstance(weight, qwix.QArray):
+        arrays |= {"w": weight.qvalue, "scale": weight.scale}
+        of_part["scale"] = (*stack, experts, None, columns)
+    else:
+        arrays["w"] = weight.astype(config.dtype)
     if adapter is not None:
         arrays |= {side: adapter[side].astype(config.dtype) for side in "ab"}
         of_part |= {"a": (experts, rows, None), "b": (experts, None, columns)}
@@ -103,50 +118,29 @@ def _parts(
     return arrays, {name: spec(of_part[name], rules) for name in arrays}
 
 
-def _of_device(config: DecoderConfig, parts: _Parts, h: jax.Array, chosen: Routes) -> jax.Array:
+def _of_device(config: DecoderConfig, parts: Parts, h: jax.Array, chosen: Routes) -> jax.Array:
     """What a device's experts give, for its own rows h [B, T, D]; without a mesh, all experts for all rows."""
     rules = LAYOUTS[config.layout]
-    over = rules["experts"] if has_mesh() and jax.sharding.get_abstract_mesh().shape[rules["experts"]] > 1 else None
-    first: jax.Array | int = 0
-    if over:
-        gather = functools.partial(jax.lax.all_gather, axis_name=over, axis=0, tiled=True)
-        h, chosen = gather(h), jax.tree.map(gather, chosen)
-        first = jax.lax.axis_index(over) * parts[NAMES[0]]["w"].shape[0]
-    out = _through_experts(config, parts, h, chosen, first)
-    if has_mesh():
-        out = jax.lax.psum(out, rules["expert_mlp"])
-    return jax.lax.psum_scatter(out, over, scatter_dimension=0, tiled=True) if over else out
+    over = rules["experts"]
+    if has_mesh() and jax.sharding.get_abstract_mesh().shape[over] > 1:
+        x, shares = (y.reshape(-1, y.shape[-1]) for y in (h, chosen.shares))
+        out = dealt_experts.apply(config, parts, x, chosen.experts.reshape(shares.shape), shares, over).reshape(h.shape)
+    else:
+        out = _of_all(config, parts, h, chosen)
+    return jax.lax.psum(out, rules["expert_mlp"]) if has_mesh() else out
 
 
-def _through_experts(
-    config: DecoderConfig, parts: _Parts, h: jax.Array, chosen: Routes, first: jax.Array | int
-) -> jax.Array:
-    """The sum of what experts first, first + 1, ... give to h [B, T, D], as many as `parts` has."""
-    experts, k = parts[NAMES[0]]["w"].shape[0], config.experts_per_token
-    own = chosen.experts.reshape(-1) - first  # [B * T * k]
-    own = jnp.where((own >= 0) & (own < experts), own, experts)  # those of other devices, and padding, come last
-    order = jnp.argsort(own, stable=True)
+def _of_all(config: DecoderConfig, parts: Parts, h: jax.Array, chosen: Routes) -> jax.Array:
+    """The sum of what all experts give to h [B, T, D]."""
+    k = config.experts_per_token
+    experts = chosen.experts.reshape(-1)  # [B * T * k], padding's come last
+    order = jnp.argsort(experts, stable=True)
     back = jnp.argsort(order)
-    own = own[order]
-    sizes = (own[:, None] == jnp.arange(experts)).sum(axis=0, dtype=jnp.int32)
-    there = own[:, None] < experts
-
-    def product(name: str, x: jax.Array) -> jax.Array:
-        part = parts[name]
-        y = grouped_matmul(x, part["w"].astype(x.dtype), sizes, config.kernels)
-        if "scale" in part:
-            y = (y * part["scale"][jnp.minimum(own, experts - 1), 0]).astype(x.dtype)
-        if "a" in part:
-            low = grouped_matmul(x, part["a"], sizes, config.kernels)
-            y += grouped_matmul(config.lora_scale * low, part["b"], sizes, config.kernels)
-        return jnp.where(there, y, 0)
-
+    sizes = (experts[:, None] == jnp.arange(config.num_experts)).sum(axis=0, dtype=jnp.int32)
     x = _copied(h.reshape(-1, h.shape[-1]), order, back, k)
-    gate, up = (checkpoint_name(product(name, x), "mlp_in") for name in NAMES[:2])
-    y = _moved(product(NAMES[2], ACTIVATIONS[config.activation](gate) * up), back, order)
-    shares = chosen.shares.reshape(-1, k)
-    out = jnp.einsum("nkd,nk->nd", y.reshape(*shares.shape, -1), shares, preferred_element_type=jnp.float32)
-    return out.astype(h.dtype).reshape(h.shape)
+    y = through_experts(config, parts, x, _moved(chosen.shares.reshape(-1), order, back), sizes)
+    y = _moved(y, back, order).reshape(-1, k, y.shape[-1])
+    return y.sum(axis=1, dtype=jnp.float32).astype(h.dtype).reshape(h.shape)
 
 
 # Rows are moved by permutations, whose inverses are known. XLA would compute the gradients of these reads as sums into rows, one

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rcsd_jax.models import few_layers
+from rcsd_jax.models import experts, few_layers
 from rcsd_jax.models.cache import KVCache
 from rcsd_jax.models.config import REMAT, DecoderConfig
 from rcsd_jax.models.layer import Statistics, decoder_layer
 from rcsd_jax.models.self_attention import Tokens
+from rcsd_jax.models.weights import OfStack
 
 
 def run_layers(
@@ -39,9 +40,12 @@ def run_layers(
       [B, T, D], the extended cache, and what the layers report, stacked.
     """
 
+    whole: Mapping[str, Any] = {}
+
     def layer(carry: Any, scanned: Any) -> tuple[Any, Statistics]:
         x, cache = carry
         number, weights, adapters, recorded = scanned
+        weights = weights | {name: OfStack(stack, number) for name, stack in whole.items()}
         x, cache, statistics = decoder_layer(config, weights, adapters, x, tokens, cache, number, recorded)
         return (x, cache), statistics
 
@@ -49,6 +53,8 @@ def run_layers(
     if cache is not None and unrolled:
         (x, cache), statistics = few_layers.loop(layer, (x, cache), (layers, adapters, recorded), config.num_layers)
         return x, cache, statistics
+    whole = experts.whole(config, layers)
+    layers = {name: x for name, x in layers.items() if name not in whole}
     kept = REMAT[config.remat]
     if kept is not None:
         policy = jax.checkpoint_policies.save_only_these_names(*kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.struct
 import jax
@@ -22,6 +22,18 @@ class Transposed:
     """
 
     values: jax.Array
+
+
+class OfStack(NamedTuple):
+    """A layer's matrix where it is stored, for kernels that read it there.
+
+    Attributes:
+      stack: [L, ...], an array or `qwix.QArray`.
+      layer: the place in it.
+    """
+
+    stack: Any
+    layer: jax.Array | int
 
 
 Matrix: TypeAlias = jax.Array | qwix.QArray | Transposed

@@ -17,6 +17,7 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([\d,<= ]*)\](\{[^{}]*\})?")
 _OPCODE = re.compile(r"\s*([a-z][\w\-]*)\(")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _CALLED_LISTS = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_NO_ESTIMATE = 2**60  # cycles that the compiler writes for what it does not know
 _OPERAND = re.compile(r"%([\w.\-]+)")
 
 
@@ -81,7 +82,7 @@ class Instruction(NamedTuple):
     def estimated_cycles(self) -> int | None:
         """The TPU compiler's estimate; None if it has none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-        return int(found.group(1)) if found else None
+        return int(found.group(1)) if found and int(found.group(1)) < _NO_ESTIMATE else None
 
 
 class Computation:

@@ -16,11 +16,11 @@ _FUSED_BACKWARD_PRODUCTS = 5
 
 
 def stated_bytes(computation: Computation, i: Instruction) -> float | None:
-    """Bytes that a kernel touches of a pool of keys or values, if it does not touch all of it; otherwise None.
+    """Bytes that a kernel touches, if it does not touch all of its operands, such as a stack of layers; otherwise None.
 
     Our kernels state them; paged attention reads the pages in its table.
     """
-    if i.opcode == "custom-call" and i.name.startswith(("write_places", "attend_few_queries")):
+    if i.opcode == "custom-call" and re.search("write_places|attend_few_queries|grouped_matmul", i.name):
         return float(_said_of_kernel(i)["bytes_accessed"])
     if i.opcode != "custom-call" or not i.name.startswith("paged_attention"):
         return None

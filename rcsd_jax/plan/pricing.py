@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 
+from rcsd_jax.models import dealt_experts
 from rcsd_jax.plan.collectives import channels_started, collective_of
 from rcsd_jax.plan.cost import Cost, Kernel, LoopCount, Traffic
 from rcsd_jax.plan.hbm_traffic import HBM, hbm_bytes
@@ -27,6 +28,9 @@ _FREE = frozenset(
     "domain copy-start slice-start async-start async-update async-done".split()
 )
 _FREE_CALLS = ("AsyncCollective", "ConcatBitcast", "AssumeGatherIndices", "AllocateBuffer", "Sharding", "SliceBitcast")
+
+USUAL_TRIPS = {dealt_experts.PARTS: 0}
+"""A loop's scope -> how often it usually runs, if neither the text nor the program's lengths say it."""
 
 
 def cost_of(module: Module, rates: Rates, *, dynamic_trips: int | None = None) -> Cost:
@@ -111,6 +115,7 @@ class _Pricer:
         else:
             loop = loop_of(self.module, computation, i)
             trips = self.dynamic_trips if loop.dynamic and self.dynamic_trips is not None else loop.trips
+            trips = next((n for name, n in USUAL_TRIPS.items() if f"/{name}/" in i.op_name), trips)
             body = self.computation(self.module.called(i, "body"))
             condition = self.computation(self.module.called(i, "condition"))
             total.add(body, 1 if trips is None else trips)

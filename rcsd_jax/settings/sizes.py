@@ -34,11 +34,12 @@ def _slice(
     microbatches: int,
     remat: str,
     *,
+    expert: int = 1,
     shared_rows: bool = False,
     slots: int = 0,
     **loss: int,
 ) -> dict[str, Any]:
-    mesh = dict(data=1, group=group, fsdp=fsdp, expert=1, tensor=tensor)
+    mesh = dict(data=1, group=group, fsdp=fsdp, expert=expert, tensor=tensor)
     train = dict(split_rows=True, row_lengths=6) if shared_rows else {}
     sampling = dict(slots=slots) if slots else {}
     return dict(mesh=mesh, microbatches=microbatches, remat=remat, train=train, sampling=sampling, loss=loss)
@@ -47,6 +48,7 @@ def _slice(
 # Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
 # fine-tuning its gradient is added up over the devices.
 # fsdp x tensor divides the 8 key/value heads (4 of the mixtures), so that sampling can split the model over it.
+# Experts are dealt out: a layer's weigh 1.2 GB, which devices would gather for every few tokens.
 # Ironwood (tpu7x) has two devices a chip, so a mesh over 2x2x1 has eight.
 # Only a single chip needs `sampling.slots`, where the caches of a whole batch do not fit. Elsewhere as many as the batch has rows fit where
 # the step fits, and rollouts of 20 batches keep 85% of them busy.
@@ -78,7 +80,7 @@ LORA = {
         "v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024),
         "tpu7x_2x2x1": _slice(1, 8, 1, 4, "projections", chunk_size=1024),
     },
-    "qwen3_30b_a3b": {"v5p_2x2x2": _slice(2, 4, 1, 1, "mlp", chunk_size=1024)},
+    "qwen3_30b_a3b": {"v5p_2x2x2": _slice(1, 1, 1, 1, "projections", expert=8, chunk_size=1024)},
     "gemma3_270m": {"v5e_1x1": _slice(1, 1, 1, 16, "mlp"), "v6e_1x1": _slice(1, 1, 1, 16, "mlp")},
     "gemma3_1b": {"v5e_1x1": _slice(1, 1, 1, 32, "mlp"), "v6e_1x1": _slice(1, 1, 1, 32, "mlp")},
     "gemma3_12b": {

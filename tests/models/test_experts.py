@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcsd_jax.models import experts, quantization, router
+from rcsd_jax.models import dealt_experts, experts, quantization, router
 from rcsd_jax.models.cache import init_cache
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params, layer_matrices
@@ -18,8 +18,9 @@ from rcsd_jax.models.few_layers import decoding_variables
 from rcsd_jax.models.kernels.grouped_matmul import grouped_matmul
 from rcsd_jax.models.lora import merge
 from rcsd_jax.models.merged_adapters import merged
-from rcsd_jax.models.quantization import FORMS
-from rcsd_jax.models.sharding import DEFAULT_RULES
+from rcsd_jax.models.quantization import FORMS, quantized
+from rcsd_jax.models.sharding import AXES, DEFAULT_RULES
+from rcsd_jax.models.weights import OfStack, plain
 from tests import eight_devices
 
 CONFIG = DecoderConfig(
@@ -133,7 +134,7 @@ def test_adapters_of_experts_are_matrices_that_are_added():
 @pytest.mark.parametrize("form", FORMS)
 def test_quantized_experts_are_their_rounded_matrices(form, monkeypatch):
     monkeypatch.setattr(quantization, "GROUP", 4)
-    small = quantization.quantized(CONFIG, params(), form)["layers"]
+    small = quantized(CONFIG, params(), form)["layers"]
     weights, (h, real) = block(), inputs()
     rounded = dict(weights)
     for name in experts.NAMES:
@@ -153,19 +154,107 @@ def test_quantized_experts_are_their_rounded_matrices(form, monkeypatch):
 
 @pytest.mark.parametrize("sizes", [(130, 0, 5, 64), (0, 0, 3, 0)])
 def test_gradients_by_kernels_are_those_of_xla(sizes):
-    """With rows after the last group, which the kernels leave as they were, and empty groups."""
+    """Of a layer in a stack; with rows after the last group, whose products are 0, and empty groups."""
     sizes = jnp.asarray(sizes, jnp.int32)
     keys = jax.random.split(jax.random.key(0), 3)
-    x, w = jax.random.normal(keys[0], (210, 40)), jax.random.normal(keys[1], (4, 40, 24))
-    weigh = jnp.where(jnp.arange(210)[:, None] < sizes.sum(), jax.random.normal(keys[2], (210, 24)), 0)
+    x, stack = jax.random.normal(keys[0], (210, 40)), jax.random.normal(keys[1], (2, 4, 40, 24))
+    weigh = jax.random.normal(keys[2], (210, 24))
 
-    def loss(x, w, kernels):
-        y = grouped_matmul(x, w, sizes, kernels)
-        return (weigh * jnp.where(weigh == 0, 0, y)).sum()
+    @functools.partial(jax.jit, static_argnums=2)
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def loss(x, w, kernels, layer=None):
+        y = grouped_matmul(x, w, sizes, kernels, layer)
+        return (weigh * y).sum(), y
 
-    ours, theirs = (jax.value_and_grad(loss, argnums=(0, 1))(x, w, kernels) for kernels in ("pallas_interpret", "xla"))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), ours, theirs)
-    assert np.abs(theirs[1][1]).max() > 1
+    found = loss(x, stack, "pallas_interpret", 1)
+    expected = loss(x, stack[1], "xla")
+    placed = lambda gradient: jnp.zeros_like(stack).at[1].set(gradient)
+    expected = expected[0], (expected[1][0], placed(expected[1][1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, expected)
+    assert np.abs(expected[1][1]).max() > 1 and not np.asarray(found[0][1])[int(sizes.sum()) :].any()
+
+
+def test_matrices_in_a_stack_are_read_there():
+    """By the kernels, in int8 too, and with adapters."""
+    h, real = inputs()
+    small = quantized(CONFIG, params())["layers"]
+    by_kernels = dataclasses.replace(CONFIG, kernels="pallas_interpret")
+    for layers in (params()["layers"], small):
+        of_layer = {name: jax.tree.map(lambda x: x[1], layers[name]) for name in BLOCK}
+        expected, _ = experts.apply(CONFIG, of_layer, adapters(), h, jnp.asarray(real))
+        whole = experts.whole(by_kernels, layers)
+        assert set(whole) == set(experts.NAMES)
+        in_stack = of_layer | {name: OfStack(stack, 1) for name, stack in whole.items()}
+        out, _ = jax.jit(experts.apply, static_argnums=0)(by_kernels, in_stack, adapters(), h, jnp.asarray(real))
+        np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_layer_gets_its_own_matrices_where_they_are_gathered_or_converted(monkeypatch):
+    monkeypatch.setattr(quantization, "GROUP", 4)
+    by_kernels, layers = dataclasses.replace(CONFIG, kernels="pallas"), params()["layers"]
+    assert not experts.whole(CONFIG, layers)
+    assert not experts.whole(dataclasses.replace(by_kernels, dtype=jnp.bfloat16), layers)
+    assert not experts.whole(by_kernels, quantized(CONFIG, params(), "int4")["layers"])
+    for shape, kept in ((dict(fsdp=2), 0), (dict(expert=2), 3)):
+        sizes = {name: shape.get(name, 1) for name in AXES}
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(tuple(sizes.values()), AXES)):
+            assert len(experts.whole(by_kernels, layers)) == kept
+            assert len(experts.whole(dataclasses.replace(by_kernels, layout="sampling"), layers)) == 3
+
+
+@pytest.mark.parametrize("kernels, tokens, rows", [("xla", 9, 8), ("xla", 9, 1000), ("pallas_interpret", 150, 256)])
+def test_a_devices_rows_in_parts_are_all_its_rows(kernels, tokens, rows):
+    """Values and all gradients, against every expert for every token. The devices' routes lie one after the other, as gathered."""
+    config, devices, k, own = dataclasses.replace(CONFIG, kernels=kernels), 3, CONFIG.experts_per_token, 2
+    rng = np.random.default_rng(0)
+    chosen = np.argsort(rng.random((devices * tokens, 8)) * (1 + np.arange(8)), axis=1)[
+        :, :k
+    ]  # the first are chosen most
+    shares = rng.random(chosen.shape).astype(np.float32)
+    routes = chosen.reshape(devices, tokens * k)
+    order = np.argsort(routes, axis=1, kind="stable")
+    counts = np.stack([np.bincount(row, minlength=8) for row in routes])
+    device = np.arange(devices)[:, None]
+    dealt = dealt_experts.Dealt(
+        *(jnp.asarray(y, jnp.int32) for y in (
+            (order // k + device * tokens).reshape(-1),
+            np.cumsum(counts[:, :own].T.reshape(-1)),
+            (np.cumsum(counts, axis=1) - counts + device * tokens * k)[:, :own].T.reshape(-1),
+            counts[:, :own].sum(axis=0),
+        ))
+    )  # fmt: skip
+    assert (rows < counts[:, :own].sum()) == (rows != 1000)
+    parts = {name: {"w": x[:own]} for name, x in block().items() if name in experts.NAMES}
+    x = jax.random.normal(jax.random.key(3), (devices * tokens, CONFIG.hidden_size))
+    weigh = jax.random.normal(jax.random.key(4), x.shape)
+
+    def ours(parts, x, shares):
+        of_routes = jnp.take_along_axis(shares.reshape(devices, -1), order, axis=1).reshape(-1)
+        out = dealt_experts.given(config, rows, parts, x, of_routes, dealt)
+        return (weigh * out).sum(), out
+
+    def theirs(parts, x, shares):  # one expert after the other
+        out = jnp.zeros_like(x)
+        for e in range(own):
+            gate, up = (x @ parts[name]["w"][e] for name in experts.NAMES[:2])
+            share = jnp.where(chosen == e, shares, 0).sum(axis=1)[:, None]
+            out += share * ((jax.nn.silu(gate) * up) @ parts[experts.NAMES[2]]["w"][e])
+        return (weigh * out).sum(), out
+
+    compute = lambda f: jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True))(parts, x, shares)
+    for a, b in zip(jax.tree.leaves(compute(ours)), jax.tree.leaves(compute(theirs)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1))
+    if kernels == "xla":
+        return
+    # Matrices in int8 and in a stack get no gradient, and pass on that of the rows.
+    small = quantized(config, params())["layers"]
+    rounded = {name: {"w": plain(jax.tree.map(lambda x: x[0, :own], small[name]), jnp.float32)} for name in parts}
+    parts = {
+        name: {"w": small[name].qvalue[:, :own], "scale": small[name].scale[:, :own], "layer": jnp.int32(0)}
+        for name in parts
+    }
+    of_int8 = jax.grad(lambda x: ours(parts, x, shares)[0])(x)
+    np.testing.assert_allclose(of_int8, jax.grad(lambda x: theirs(rounded, x, shares)[0])(x), rtol=0, atol=1e-3)
 
 
 def test_a_frozen_router_gets_no_gradient_and_passes_on_that_of_its_input():

@@ -117,6 +117,13 @@ def test_a_loop_whose_bound_is_not_in_the_text_is_counted_once_and_named():
     assert found.flops == 7 * 2 * 64 * 32 * 32
 
 
+def test_a_loop_over_more_parts_of_experts_rows_usually_does_not_run():
+    text = LOOP.replace("INNER", "5").replace('"outer"', '"jit(f)/more_expert_parts/while"')
+    for trips in (None, 3):
+        found = cost_of(hlo.parse(text), RATES, dynamic_trips=trips)
+        assert found.flops == 0 and [loop.trips for loop in found.loops] == [5, 0]
+
+
 COLLECTIVES = """HloModule jit_f, is_scheduled=true
 
 %add (a: bf16[], b: bf16[]) -> bf16[] {
@@ -208,6 +215,11 @@ def test_a_copy_that_runs_ahead_is_waited_for_only_as_long_as_it_takes(cycles, w
     found = cost_of(hlo.parse(COPIES.replace("CYCLES", str(cycles))), RATES)
     assert found.hbm_wait == pytest.approx(waited, abs=1e-9)  # 2 MB at 1e11 bytes/s
     assert found.hbm_bytes == 2e6  # read once; what it fills is vector memory
+
+
+def test_the_largest_number_is_no_estimate():
+    found = cost_of(hlo.parse(COPIES.replace("CYCLES", str(2**63 - 1))), RATES)
+    assert found.compute == 0 and found.seconds < 1
 
 
 SPARSECORE = """HloModule jit_f, is_scheduled=true
