@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__version__ = "0.1.0"  # `setup.py` reads it from here
+__version__ = "0.2.0"  # `setup.py` reads it from here
 
 _MOVED = {  # public modules of 0.1 -> where they are now
     "rcsd_jax.attribution": "rcsd_jax.roles.attribution",

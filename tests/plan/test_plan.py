@@ -208,7 +208,9 @@ os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LI
 import jax, jax.numpy as jnp
 from rcsd_jax.models.kernels import few_queries, splash
 from rcsd_jax.plan import chips
-place = jax.sharding.SingleDeviceSharding(chips.open_topology("v5e:2x2")[0])
+mesh = jax.sharding.Mesh(chips.open_topology("v5e:2x2")[:1], ("one",))
+jax.set_mesh(mesh)  # by which Pallas knows the chip
+place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 array = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
 def train(q, k, v, segment_ids, sliding):
