@@ -73,7 +73,7 @@ def arguments() -> argparse.Namespace:
     flags = parser.parse_args()
     if flags.seeds < 1:
         parser.error("--seeds must be at least 1")
-    flags.workers = 1  # one run fills the cores and takes about 6 GB
+    flags.workers = 1  # one run fills the cores
     return flags
 
 
