@@ -57,7 +57,7 @@ def test_choices_are_the_names_of_the_tables(monkeypatch):
     assert found["method"] == tuple(METHODS) and found["model.remat"] == tuple(REMAT)
     assert found["data.source"] == tuple(sources.SOURCES) and "world" in found["data.source"]
     assert found["rubric.source"] == tuple(rubric_sources.RUBRIC_SOURCES)
-    assert set(found["eval.grader"]) == {"", "world", "boxed", "rubric", "judge"}
+    assert set(found["eval.grader"]) == {"", "world", "english", "boxed", "rubric", "judge"}
     assert set(found["reward.grader"]) == {
         *found["eval.grader"],
         "majority",
