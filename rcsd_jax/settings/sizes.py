@@ -80,7 +80,10 @@ LORA = {
         "v5p_2x2x4": _slice(2, 8, 1, 2, "projections", chunk_size=1024),
         "tpu7x_2x2x1": _slice(1, 8, 1, 4, "projections", chunk_size=1024),
     },
-    "qwen3_30b_a3b": {"v5p_2x2x2": _slice(1, 1, 1, 1, "projections", expert=8, chunk_size=1024)},
+    "qwen3_30b_a3b": {
+        "v5p_2x2x2": _slice(1, 1, 1, 1, "projections", expert=8, chunk_size=1024),
+        "v5e_4x8": _slice(1, 4, 1, 1, "mlp", expert=8, shared_rows=True, chunk_size=512),
+    },
     "gemma3_270m": {"v5e_1x1": _slice(1, 1, 1, 16, "mlp"), "v6e_1x1": _slice(1, 1, 1, 16, "mlp")},
     "gemma3_1b": {"v5e_1x1": _slice(1, 1, 1, 32, "mlp"), "v6e_1x1": _slice(1, 1, 1, 32, "mlp")},
     "gemma3_12b": {
