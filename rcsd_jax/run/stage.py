@@ -29,6 +29,7 @@ from rcsd_jax.models import sharding
 from rcsd_jax.roles.opened_model import load_weights
 from rcsd_jax.roles.own_teacher import weights_digest
 from rcsd_jax.run import provenance, starts, training_state
+from rcsd_jax.run.advice import advice
 from rcsd_jax.run.checkpoints import Checkpoints
 from rcsd_jax.run.environment import Run
 from rcsd_jax.run.evaluation import evaluate_role
@@ -79,9 +80,8 @@ def run_stage(
             run = run._replace(config=config)
             console.print(f"{name}: {told} are {config.train.steps} steps")
 
-        if config.uncorrected_sampler:
-            advice = "an int8 copy samples (sampling.int8_weights) and the loss does not correct for it: set loss.importance_clip=2"
-            console.print(f"{name}: {advice}", soft_wrap=True)
+        for line in advice(config):
+            console.print(f"{name}: {line}", soft_wrap=True)
         if changed:
             told = multihost.from_main(lambda: starts.apply(workdir, given.to_dict()))
             console.print(f"{name}: goes on with another config: {told}", soft_wrap=True)
