@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from rcsd_jax.host.console import to_stderr
+from rcsd_jax.host.console import Console, to_stderr
 from rcsd_jax.host.files import write_text
 from rcsd_jax.world.english import problems, references, rows
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     """The entry point."""
     parser = argparse.ArgumentParser(prog="python -m rcsd_jax.world", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("folder", type=Path, help="where the files are written; it is made if there is none")
-    parser.add_argument("--count", type=int, default=2048, help="rows of each file")
+    parser.add_argument("--count", type=_count, default=2048, help="rows of each file")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other questions")
     share = "share of %s, 0 to 1"
     parser.add_argument("--flawed", type=_share, default=references.FLAWED, help=share % "references with a wrong step")
@@ -35,7 +35,15 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         to_stderr(f"error: {flags.folder}: cannot be written ({error.strerror}); name another folder")
         sys.exit(2)
-    print(f"written: {flags.folder}, {flags.count} rows in each of {', '.join(f'{s}.jsonl' for s in problems.SPLITS)}")
+    names = ", ".join(f"{split}.jsonl" for split in problems.SPLITS)
+    Console().print(f"written: {flags.folder}, {flags.count} rows in each of {names}", soft_wrap=True)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
 
 
 def _share(text: str) -> float:
