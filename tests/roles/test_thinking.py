@@ -40,7 +40,9 @@ def test_a_block_is_there_unless_the_prompt_ends_it(template):
     tokenizer = tokenizer_with(template)
     thinking, not_thinking = (block_of(tokenizer, MARKS, thinking=switch) for switch in (True, False))
     assert thinking == ThinkingBlock(ids(tokenizer, "<think>"), ids(tokenizer, "</think>"), opened=False)
-    assert not_thinking == (None if template in ("qwen3", "smollm3") else thinking)  # the others' templates have no switch
+    assert not_thinking == (
+        None if template in ("qwen3", "smollm3") else thinking
+    )  # the others' templates have no switch
     always = block_of(opening(tokenizer, template), MARKS, thinking=True)
     assert always == dataclasses.replace(thinking, opened=True)
 

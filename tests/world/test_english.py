@@ -236,7 +236,7 @@ def test_rows_without_facts_and_bad_flags_end_with_a_line(tmp_path, capsys):
     rubric = world.examples("eval", 1)[0].rubric
     with pytest.raises(UserError, match=r"facts.*rcsd_jax\.world"):
         GRADERS["english"].grade(Example("1", "Why?", None, rubric, None, "rows.jsonl:1"), "So.")
-    for flag in ("--flawed=1.5", "--giving=x"):
+    for flag in ("--flawed=1.5", "--giving=x", "--count=0"):
         with pytest.raises(SystemExit, match="2"):
             writer.main([str(tmp_path), flag])
         assert flag[2:8] in capsys.readouterr().err
