@@ -50,7 +50,7 @@ def test_the_program_trains_and_its_export_loads_in_transformers(config, inputs,
 
     more, total = [], 400
     if config == "stage2.py:release":  # without a form, a random model would write no rubric
-        total, lines = 48, (inputs / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        total, lines = 24, (inputs / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         (inputs / "few.jsonl").write_text("".join(lines[:total]), encoding="utf-8")
         more = [
             f"--config.rubric.writer={inputs / 'model'}", "--config.rubric.constrained=True", "--config.train.epochs=0",
@@ -62,7 +62,7 @@ def test_the_program_trains_and_its_export_loads_in_transformers(config, inputs,
     assert summary["examples"] + summary["skipped"] + summary["rubrics"].get("too_long", 0) == total
     if config == "stage2.py:release":  # a random model, whose every text is a rubric all the same
         counts = summary["rubrics"]
-        assert counts["strict"] == total - counts.get("too_long", 0) > 40 and counts["cut"] == counts["dropped"] == 0
+        assert counts["strict"] == total - counts.get("too_long", 0) > 20 and counts["cut"] == counts["dropped"] == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "export")
     tokens = np.asarray(tokenizer("Why is the sky blue?")["input_ids"])[None]

@@ -184,17 +184,17 @@ def test_evaluations_and_checkpoints_in_the_middle_of_a_rollout(user_dir, tmp_pa
 
 @pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_rollout(user_dir, tmp_path):
-    flags = ["--config.train.steps=60", "--config.train.batches_per_rollout=30", "--config.checkpoint.every=3"]
+    flags = ["--config.train.steps=24", "--config.train.batches_per_rollout=12", "--config.checkpoint.every=3"]
     code, _, err = main(*ground_truth(user_dir, tmp_path / "kept", *flags))
     assert code == 0, err
     arguments = ground_truth(user_dir, tmp_path / "run", *flags)
     process, metrics = start(*arguments), tmp_path / "run" / "metrics.jsonl"
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 8):
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 4):
         assert process.poll() is None
         time.sleep(0.002)
     process.kill()
     process.communicate()
-    assert 0 < newest_step(tmp_path / "run" / "checkpoints") % 30
+    assert 0 < newest_step(tmp_path / "run" / "checkpoints") % 12
     code, _, err = main(*arguments)
     assert code == 0, err
     assert_same_result(tmp_path / "run", tmp_path / "kept")
