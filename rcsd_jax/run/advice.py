@@ -12,7 +12,7 @@ def advice(config: Settings) -> list[str]:
     lines = []
     if jax.default_backend() == "cpu" and config.model.dtype == "bfloat16":
         lines.append(
-            "bfloat16 is slower than float32 on a CPU, on many several times: set model.dtype=float32 and model.param_dtype=float32"
+            "bfloat16 takes more than twice as long as float32 on a CPU: set model.dtype=float32 and model.param_dtype=float32"
         )
     if config.uncorrected_sampler:
         lines.append(
