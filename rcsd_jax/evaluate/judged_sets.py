@@ -36,13 +36,8 @@ class Judges(NamedTuple):
     second: AskJudge | None = None
 
 
-def rewards(judges: Judges, examples: Sequence[Example], texts: Sequence[str]) -> list[dict[str, float]]:
-    """Scores of texts as rewards: "rubric_score", not clipped, and "judged", as in `graded`."""
-    return scores_of(examples, judges.first(examples, texts, "met"))
-
-
-def scores_of(examples: Sequence[Example], judgements: Sequence[Judgement]) -> list[dict[str, float]]:
-    """The rewards of judgements, as in `rewards`."""
+def rewards(examples: Sequence[Example], judgements: Sequence[Judgement]) -> list[dict[str, float]]:
+    """Scores of judged texts as rewards: "rubric_score", not clipped, and "judged", as in `graded`."""
     return [_scores(e, one, OWN_ROWS) for e, one in zip(examples, judgements, strict=True)]
 
 

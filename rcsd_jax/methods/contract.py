@@ -23,7 +23,7 @@ class Without(NamedTuple):
     mask: jax.Array  # [B, K, Q] bool
     weights: (
         jax.Array
-    )  # [B, K] float32, of criteria their weights, 1 on average, else 1; 0 if a completion has fewer prompts
+    )  # [B, K] float32: a criterion's weight, 1 on average, else 1; 0 if a completion has fewer prompts
 
 
 class Thoughts(NamedTuple):
@@ -66,9 +66,7 @@ class CompletionTokens(NamedTuple):
     advantages: jax.Array  # [R, T] float32, each token has its completion's
     thought: jax.Array | None = None  # [R, T] bool, of the thinking block; None if completions have none
     known: losses.KnownLogProbs | None = None  # [R, T, K], of a teacher at an endpoint; None: the teacher is a network
-    contrast: jax.Array | None = (
-        None  # [R, T] float32, the teacher's log-probability after a right hint less that after a wrong one
-    )
+    contrast: jax.Array | None = None  # [R, T] float32, see `teacher_scores.after_teacher`; None: not needed
 
 
 class Weights(NamedTuple):

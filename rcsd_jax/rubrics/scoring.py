@@ -83,3 +83,17 @@ def f1(predicted: Rubric | None, truth: Rubric, *, key: Callable[[Criterion], Ha
         return 0.0
     ours, theirs = {key(c) for c in predicted.criteria}, {key(c) for c in truth.criteria}
     return 2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else 1.0
+
+
+def unmet(rubric: Rubric, met: Sequence[bool]) -> Rubric | None:
+    """The criteria that are failed, of a Pitfall those whose fault is there; None if there are none. `met` is as in `score`.
+
+    Examples:
+      >>> from rcsd_jax.rubrics.schema import from_records
+      >>> rubric = from_records(["Essential Criteria: A.", "Optional Criteria: B.", "Pitfall Criteria: C."])
+      >>> [criterion.description for criterion in unmet(rubric, [True, False, True]).criteria], unmet(rubric, [True, True, False])
+      (['B.', 'C.'], None)
+    """
+    pairs = zip(rubric.criteria, met, strict=True)
+    failed = tuple(criterion for criterion, one in pairs if one == (criterion.kind == "Pitfall"))
+    return Rubric(failed) if failed else None

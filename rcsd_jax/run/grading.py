@@ -159,7 +159,7 @@ def _grades(
     if grader.grade is None:
         assert run.judges is not None, "settings say that a judge grades"
         judgements = run.judges.first(asked, [drop_thinking(text) for text in texts], "met")
-        scores = judged_sets.scores_of(asked, judgements)
+        scores = judged_sets.rewards(asked, judgements)
         return scores, [one.met for one in judgements] if wanted else None
     pairs = list(zip(asked, texts, strict=True))
     scores = multihost.shared(lambda pair: grade_all(name, [pair[0]], [pair[1]])[0], pairs)

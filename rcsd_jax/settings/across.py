@@ -34,6 +34,7 @@ def check_across(settings: Settings, *, stage: str = "", trains: bool = True) ->
     _check_batch(settings, need)
     _check_method(settings, need)
     _check_teacher(settings, need)
+    _check_contexts(settings, need)
     _check_emphasis(settings, need)
     _check_quantization(settings, need)
     _check_graders(settings, need)
@@ -61,15 +62,9 @@ def _check_batch(s: Settings, need: Need) -> None:
 def _check_method(s: Settings, need: Need) -> None:
     """Rewards, groups and references fit the method."""
     rewarded, attempts = METHODS[s.method].rewarded, s.teacher.attempts
-    if rewarded or attempts:
+    graded = rewarded or attempts or s.loss.completions != "all" or s.loss.emphasis == "credit"
+    if graded:
         need(bool(s.reward.grader), "reward.grader", "nothing grades the completions", "set reward.grader")
-    needs_grades = s.loss.completions != "all" or s.loss.emphasis == "credit"
-    need(
-        not needs_grades or bool(s.reward.grader),
-        "reward.grader",
-        "nothing grades the completions",
-        "set reward.grader",
-    )
     if s.reward.grader and GRADERS[s.reward.grader].answer is not None:
         need(s.sampling.group > 1, "sampling.group", "leaves no other completion to compare with", "set 8")
     if METHODS[s.method].contrasts:
@@ -91,7 +86,6 @@ def _check_method(s: Settings, need: Need) -> None:
             once = getattr(s.train, key) == 1
             need(once, f"train.{key}", "needs sampled completions, and sampling.source=reference has none", "set 1")
         need(s.sampling.group == 1, "sampling.group", "a question has only one reference", "set 1")
-        graded = rewarded or attempts or needs_grades
         need(not graded, "sampling.source", "references are not graded", "set 'student'")
     if s.train.routing_replay != "off":
         key, remedy = "train.routing_replay", "set 'off'"
@@ -154,16 +148,6 @@ def _check_teacher(s: Settings, need: Need) -> None:
         )
     problem = "needs a teacher, and this method has none"
     need(there or s.teacher.guidance == 0.0, "teacher.guidance", problem, "set 0.0")
-    one = METHODS[s.method].teacher and s.teacher_weights not in ("live", "endpoint") and len(s.teacher.own) < 2
-    problem = "needs one teacher on these devices that is not the current student"
-    need(one or not s.teacher.better_of_two, "teacher.better_of_two", problem, "set False")
-    writes = s.sampling.source == "teacher" or (s.teacher.reason_tokens and s.teacher.reason_by == "teacher")
-    problem = "cannot be combined with a teacher that writes: two networks only score"
-    need(not (writes and s.teacher.better_of_two), "teacher.better_of_two", problem, "set False")
-    if s.further == "other_row" and s.rubric.written:
-        problem = "shows another row's rubric, and a model writes rubrics"
-        need("rubric" not in s.teacher.fields, "teacher.guidance_by", problem, "set rubric.source=data, or 'context'")
-    problem = "needs a teacher, and this method has none"
     need(there or s.teacher.reason_tokens == 0, "teacher.reason_tokens", problem, "set 0")
     key = "teacher.paths" if s.teacher.paths else "teacher.path"
     need(there or not s.teacher.own, key, problem, "leave it out, or choose another method")
@@ -182,6 +166,19 @@ def _check_teacher(s: Settings, need: Need) -> None:
         need(not mixes, "sampling.source", "needs a teacher of one network", "set 'student', or other teacher.weights")
         problem = "cannot be combined with teacher.reason_tokens"
         need(not s.teacher.reason_tokens, "sampling.source", problem, "set 'student'")
+
+
+def _check_contexts(s: Settings, need: Need) -> None:
+    """A second network as teacher, and another row's material, are there."""
+    if s.teacher.better_of_two:
+        key, remedy = "teacher.better_of_two", "set False"
+        one = METHODS[s.method].teacher and s.teacher_weights not in ("live", "endpoint") and len(s.teacher.own) < 2
+        need(one, key, "needs one teacher on these devices that is not the current student", remedy)
+        writes = s.sampling.source == "teacher" or (s.teacher.reason_tokens and s.teacher.reason_by == "teacher")
+        need(not writes, key, "cannot be combined with a teacher that writes: two networks only score", remedy)
+    if s.further == "other_row" and s.rubric.written:
+        problem = "shows another row's rubric, and a model writes rubrics"
+        need("rubric" not in s.teacher.fields, "teacher.guidance_by", problem, "set rubric.source=data, or 'context'")
 
 
 def _check_endpoint(s: Settings, need: Need) -> None:

@@ -9,7 +9,7 @@ import random
 
 from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.rubrics.schema import Rubric, from_records
-from rcsd_jax.rubrics.scoring import f1, score
+from rcsd_jax.rubrics.scoring import f1, score, unmet
 from rcsd_jax.world import criteria
 from rcsd_jax.world.documents import FLAWED, write_reference
 from rcsd_jax.world.problems import SPLITS, Problem, answer, generate, question
@@ -99,9 +99,7 @@ def grade_solution(example: Example, text: str) -> SolutionGrade:
 
 def failed_criteria(example: Example, text: str) -> Rubric | None:
     """The criteria of the example's rubric that a solution fails (for a Pitfall: commits), or None."""
-    met = grade_solution(example, text).criteria_met
-    failed = [c for c, m in zip(rubric_of(example).criteria, met, strict=True) if m == (c.kind == "Pitfall")]
-    return Rubric(tuple(failed)) if failed else None
+    return unmet(rubric_of(example), grade_solution(example, text).criteria_met)
 
 
 def grade_rubric(example: Example, rubric: Rubric | None) -> float:

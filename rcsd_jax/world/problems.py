@@ -198,19 +198,20 @@ def answer(problem: Problem) -> str:
     return f"{problem.result} {problem.law.unit}"
 
 
-def _share(*parts: object) -> float:
+def share_of(*parts: object) -> float:
+    """A number in [0, 1) that follows from the parts: what is below x is that share of them."""
     digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32
 
 
 def held_out(kind: str, values: tuple[int, int]) -> bool:
     """Whether only evaluation may use this unordered pair of numbers with this kind (about one pair in five)."""
-    return _share("pair", kind, min(values), max(values)) < 0.2
+    return share_of("pair", kind, min(values), max(values)) < 0.2
 
 
 def train_split(text: str) -> str:
     """The training pool of a training question."""
-    return "stage1" if _share("pool", text) < 0.5 else "stage2"
+    return "stage1" if share_of("pool", text) < 0.5 else "stage2"
 
 
 def _draw(rng: random.Random, split: str) -> Problem:

@@ -67,7 +67,7 @@ def test_rewards_are_not_clipped_and_ask_the_first_judge_alone():
     def never(*_):
         raise AssertionError("the second judge was asked")
 
-    found = rewards(Judges(judge_that_says(MET, []), never), EXAMPLES, ["…"] * 3)
+    found = rewards(EXAMPLES, Judges(judge_that_says(MET, []), never).first(EXAMPLES, ["…"] * 3, "met"))
     assert [one["rubric_score"] for one in found] == pytest.approx([1.0, -10 / 12, 1.0])
     assert found[0].keys() == {"rubric_score", "judged"}
 

@@ -10,15 +10,15 @@ sentences that training never uses.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import random
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from rcsd_jax.world.problems import share_of
+
 SPLITS = ("train", "eval", "ood")
-COMPLICATIONS = ("convert", "distractor")
 CHANCES = {"convert": 0.2, "distractor": 0.3}
-"""The chance of each complication, where the law has a unit to convert."""
+"""The chance of each complication; "convert" where the law has a unit to convert."""
 
 
 class Quantity(NamedTuple):
@@ -182,8 +182,7 @@ def question(problem: Problem) -> str:
 
 def held_out(kind: str, values: tuple[int, int]) -> bool:
     """Whether only evaluation may use these numbers with this kind (about one pair in four)."""
-    text = f"english|{kind}|{values[0]}|{values[1]}"
-    return hashlib.sha256(text.encode()).digest()[0] < 64
+    return share_of("english", kind, *values) < 0.25
 
 
 def generate(split: str, seed: int, index: int) -> Problem:

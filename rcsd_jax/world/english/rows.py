@@ -9,8 +9,8 @@ from typing import Any
 
 from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.rubrics.schema import Rubric, from_records, to_json
-from rcsd_jax.rubrics.scoring import score
+from rcsd_jax.rubrics.schema import from_records, to_json
+from rcsd_jax.rubrics.scoring import score, unmet
 from rcsd_jax.world.english import criteria, problems, references
 from rcsd_jax.world.english.problems import Problem
 from rcsd_jax.world.english.prompts import PROMPTS
@@ -105,9 +105,8 @@ def criteria_met(example: Example, text: str) -> list[bool]:
 
 def feedback(example: Example, text: str) -> str | None:
     """The criteria that the text fails, as a rubric; None if it fails none."""
-    judged = zip(rubric_of(example).criteria, criteria_met(example, text), strict=True)
-    failed = tuple(criterion for criterion, met in judged if met == (criterion.kind == "Pitfall"))
-    return to_json(Rubric(failed), style=PROMPTS["rubric_style"]) if failed else None
+    failed = unmet(rubric_of(example), criteria_met(example, text))
+    return None if failed is None else to_json(failed, style=PROMPTS["rubric_style"])
 
 
 def _facts(example: Example) -> tuple[Problem, bool]:
