@@ -20,8 +20,9 @@ from jax.experimental.pallas import tpu as pltpu
 from rcsd_jax.check.finding import FAILED, NOT_CHECKED, OK, Finding
 from rcsd_jax.models import attention, cache, few_layers, kernels, sharding
 from rcsd_jax.models.cache import KVCache
+from rcsd_jax.models.cache_places import ring_places
 from rcsd_jax.models.cached_attention import cached_attention
-from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.config import DecoderConfig, LayerKind
 from rcsd_jax.models.kernels.paged import PAGE
 from rcsd_jax.models.placement import sampling_layout
 
@@ -62,6 +63,8 @@ def check_kernels(config: DecoderConfig, mesh: jax.sharding.Mesh, *, int8_cache:
                 _cached(shares[1], native, f"attention of one token{which}", 1, int8_cache, sliding),
                 _cached(shares[1], native, f"attention of a few tokens{which}", 1 + (drafts or 3), int8_cache, sliding),
             ]
+        if True in kinds:
+            findings.append(_in_ring(shares[1], native, "write and attention in a ring", 1 + drafts, int8_cache))
         findings.append(_write(shares[1], native, int8_cache, 1 + drafts))
     return findings
 
@@ -228,6 +231,37 @@ def _cached(
 
     with context:
         errors = {path: {what: float(x) for what, x in of.items()} for path, of in compare(index).items()}
+    return _judged(name, config, errors)
+
+
+def _in_ring(config: DecoderConfig, native: bool, name: str, tokens: int, int8: bool) -> Finding:
+    """New tokens are written into a ring of the last places, against XLA's attention to a cache that keeps all places."""
+    if (unused := _not_used(config, name)) is not None:
+        return unused
+    kernel, rows, context = _by_kernels(config, native)
+    kinds = (*[LayerKind(True, None)] * (kernel.num_layers - 1), LayerKind(False, None))
+    kernel, plain = dataclasses.replace(kernel, layer_kinds=kinds), dataclasses.replace(kernel, kernels="xla")
+    index, ring = _index(rows, tokens), ring_places(kernel, PLACES, tokens)
+    assert ring is not None, "the window is short"
+
+    @jax.jit
+    def compare(index: jax.Array, layer: jax.Array) -> dict[str, dict[str, jax.Array]]:
+        q, k, v = (
+            _draw(seed, (rows, heads, tokens, config.head_dim), config.dtype)
+            for seed, heads in ((2, config.num_heads), (5, config.num_kv_heads), (6, config.num_kv_heads))
+        )
+        kept, slides = _filled(kernel, rows, int8), jnp.asarray(True)
+        rings = cache.write(kernel, cache.with_rings(kernel, kept, index, PLACES, ring), k, v, layer, index)
+        whole = cache.write(plain, kept, k, v, layer, index)
+        with jax.default_matmul_precision("highest"):
+            exact = cached_attention(plain, q.astype(jnp.float32), whole, layer, index, slides)
+        found = {"kernel": cached_attention(kernel, q, rings, layer, index, slides)}
+        found["xla"] = cached_attention(plain, q, whole, layer, index, slides)
+        return {path: {"values": _errors(x, exact, by_token=True)} for path, x in found.items()}
+
+    with context:
+        differences = compare(index, jnp.int32(0))
+    errors = {path: {what: float(x) for what, x in of.items()} for path, of in differences.items()}
     return _judged(name, config, errors)
 
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from rcsd_jax.models import kernels
 from rcsd_jax.models.cache import POOL_AXES, KVCache, layer_of, pool_of
+from rcsd_jax.models.cache_places import NOWHERE, Number, numbers
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.kernels import few_queries, paged
 from rcsd_jax.models.sharding import LAYOUTS, has_mesh, spec
@@ -25,7 +26,7 @@ def cached_attention(
     config: DecoderConfig,
     q: jax.Array,
     cache: KVCache,
-    layer: jax.Array | int,
+    layer: Number,
     index: jax.Array,
     sliding: jax.Array | None = None,
 ) -> jax.Array:
@@ -43,19 +44,43 @@ def cached_attention(
     Returns:
       [B, H, T, Hd] in the dtype of q.
     """
+    if cache.ring is None:
+        window = None
+        if sliding is not None:
+            assert config.window is not None, "sliding layers have one"
+            window = jnp.where(sliding, config.window, cache.length)  # at most all places
+        return _attend(config, q, cache, layer, index, window)
+    assert config.window is not None and config.window + q.shape[2] - 1 <= cache.ring.length, "new tokens have room"
+    whole, ring = numbers(config, layer)
+
+    def in_ring(q: jax.Array, cache: KVCache, index: jax.Array) -> jax.Array:
+        assert cache.ring is not None and config.window is not None
+        return _attend(config, q, cache.ring, ring, index, jnp.int32(config.window), ring=True)
+
+    def in_whole(q: jax.Array, cache: KVCache, index: jax.Array) -> jax.Array:
+        return _attend(config, q, cache, whole, index, None)
+
+    if not cache.k or isinstance(ring, int):
+        return (in_whole if isinstance(ring, int) and ring == NOWHERE else in_ring)(q, cache, index)
+    return jax.lax.cond(ring >= 0, in_ring, in_whole, q, cache, index)
+
+
+def _attend(
+    config: DecoderConfig,
+    q: jax.Array,
+    cache: KVCache,
+    layer: Number,
+    index: jax.Array,
+    window: jax.Array | None,
+    ring: bool = False,
+) -> jax.Array:
+    """Attention to the pools of a cache. The layer is its number there, and a token sees `window` places, or all (None)."""
     q = _scaled(q, cache.k_scale, cache, layer)
-    window = None
-    if sliding is not None:
-        assert config.window is not None, "sliding layers have one"
-        window = jnp.where(sliding, config.window, cache.length)  # at most all places
-    if config.kernels == "pallas" and kernels.takes(q):
-        attended = _by_kernel(config, q, cache, layer, index, window)
-    else:
-        attended = _blocks(config, q, cache, layer, index, window)
-    return _scaled(attended, cache.v_scale, cache, layer)
+    attend = _by_kernel if config.kernels == "pallas" and kernels.takes(q) else _blocks
+    return _scaled(attend(config, q, cache, layer, index, window, ring), cache.v_scale, cache, layer)
 
 
-def _scaled(x: jax.Array, scales: tuple[jax.Array, ...], cache: KVCache, layer: jax.Array | int) -> jax.Array:
+def _scaled(x: jax.Array, scales: tuple[jax.Array, ...], cache: KVCache, layer: Number) -> jax.Array:
     """x [B, H, T, Hd] times the scales of a layer of an int8 cache."""
     if not scales:
         return x
@@ -69,9 +94,10 @@ def _blocks(
     config: DecoderConfig,
     q: jax.Array,
     cache: KVCache,
-    layer: jax.Array | int,
+    layer: Number,
     index: jax.Array,
     window: jax.Array | None,
+    ring: bool,
 ) -> jax.Array:
     """Block by block up to the last place in use, with a running maximum and sum (the softmax is exact)."""
     batch, heads, length, head_dim = q.shape
@@ -94,9 +120,13 @@ def _blocks(
 
         scores = _scores(q, take(keys))  # [K, B, G * T, block]
         place = start + jnp.arange(block)
-        seen = (place <= last[..., None]) & (place >= i * block)
-        if window is not None:
-            seen &= place > last[..., None] - window
+        if ring:
+            age = (last[..., None] - place) % places
+            seen = (age <= last[..., None]) & (age < window) & (place >= i * block)
+        else:
+            seen = (place <= last[..., None]) & (place >= i * block)
+            if window is not None:
+                seen &= place > last[..., None] - window
         scores = jnp.where(seen, scores * config.query_scale, -1e30)
         new_maximum = jnp.maximum(maximum, scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - new_maximum)
@@ -116,8 +146,10 @@ def _blocks(
         carry = add(0, carry)
     else:
         # What a row sums up in blocks before its window is multiplied by 0 in the first block that it sees.
-        first = 0 if window is None else jnp.maximum(index.min() + 1 - window, 0) // block
-        carry = jax.lax.fori_loop(first, (index.max() + length + block - 1) // block, add, carry)
+        first = 0 if window is None or ring else jnp.maximum(index.min() + 1 - window, 0) // block
+        end = index.max() + length
+        end = jnp.minimum(end, places) if ring else end
+        carry = jax.lax.fori_loop(first, (end + block - 1) // block, add, carry)
     return (carry[2] / carry[1]).astype(q.dtype).swapaxes(0, 1).reshape(batch, heads, length, head_dim)
 
 
@@ -134,13 +166,16 @@ def _by_kernel(
     config: DecoderConfig,
     q: jax.Array,
     cache: KVCache,
-    layer: jax.Array | int,
+    layer: Number,
     index: jax.Array,
     window: jax.Array | None,
+    ring: bool,
 ) -> jax.Array:
     """One token a row by the paged kernel, or a few, q [B, H, T, Hd]. The paged kernel knows no windows."""
     pool, layer = pool_of(cache, layer)
     kernel: Callable[..., jax.Array] = _single if q.shape[2] == 1 and window is None else few_queries.attend
+    if ring:
+        kernel = functools.partial(few_queries.attend, ring=True)
     attend = functools.partial(kernel, scale=config.query_scale)
     numbers = [jnp.asarray(x, jnp.int32) for x in (layer, window) if x is not None]
     if has_mesh():  # the kernel cannot be partitioned: each device runs it on its rows and heads

@@ -111,7 +111,9 @@ def how(config: Settings, plan: Plan, histogram: Histogram) -> How:
             (int(histogram.student.max()), config.data.max_student_prompt),
             (int(histogram.teacher.max()), config.data.max_teacher_prompt),
         ),
-        work.Sampling(plan.queue, completion, windows.windows_of(plan.decoder)) if "decode" in plan.programs else None,
+        work.Sampling(plan.queue, completion, windows.windows_of(plan.decoder), plan.ring)
+        if "decode" in plan.programs
+        else None,
         work.Learning(
             completion,
             config.train.microbatches,
@@ -331,7 +333,8 @@ def _seconds(p: Price, run: Run, plan: Plan, chip: Chip, one: Work) -> float:
     share = 1.0
     if run.program == "decode":
         longest = work.cache_places(plan.lengths.student_prompt, plan.lengths.completion)
-        share = one.read / (one.places * windows.read_of_a_full_cache(plan.decoder, longest))
+        full = windows.read_of_a_full_cache(windows.windows_of(plan.decoder), windows.Kept(longest, plan.ring))
+        share = one.read / (one.places * full)
     elif run.row:
         share = measure.attention_share(chip, run.row, one.attended[run] / one.runs[run])
     return p.seconds - (1 - share) * p.attention_seconds

@@ -17,12 +17,13 @@ from rcsd_jax.methods.score_both import score_teacher
 from rcsd_jax.methods.state import shardings_of, update
 from rcsd_jax.models import few_layers, sharding
 from rcsd_jax.models.cache import POOL_AXES, init_cache
+from rcsd_jax.models.cache_places import ring_places, whole_pages
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.placement import lora_shardings, param_shardings, sampling_layout
 from rcsd_jax.models.weights import cast
 from rcsd_jax.plan.networks import bytes_of_a_chip, on
 from rcsd_jax.plan.planned import TRANSITION, Lengths, PackedRows, Queue
-from rcsd_jax.plan.windows import within_windows
+from rcsd_jax.plan.windows import Kept, within_windows
 from rcsd_jax.run.training_state import Setup
 from rcsd_jax.sampling import decoding
 from rcsd_jax.sampling.slots import usual_refill
@@ -183,9 +184,14 @@ class Lowering:
         """Bytes of keys and values that a chip holds in the program "decode"."""
         return bytes_of_a_chip(jax.tree.leaves(self._decoding_rows().cache))
 
-    def cache_places(self) -> int:
+    def kept(self) -> Kept:
         """Places of a row in that cache."""
-        return self._decoding_rows().cache.length
+        config, length, drafts = self.decoder.config, self._row(), self.recipe.rollout.draft_tokens
+        return Kept(whole_pages(config, length), ring_places(config, length, 1 + drafts))
+
+    def _row(self) -> int:
+        """Tokens of a row while sampling, with drafts beyond the longest."""
+        return self.sizes.student_prompt + self.sizes.completion + self.recipe.rollout.draft_tokens
 
     def prefill(self) -> jax.stages.Lowered:
         length = self.sizes.student_prompt
@@ -197,17 +203,16 @@ class Lowering:
                 decoder = decoding.in_sampling_layout(decoder)
             variables, cache_length = self._weights().variables, length
             prompts = [self._sampling_array(x.shape, ("batch", None), x.dtype) for x in prompts]
-        function = functools.partial(
-            decoding.prefill, decoder, cache_length=cache_length, int8=self.sampling.int8_cache
-        )
+        kept: dict[str, Any] = dict(int8=self.sampling.int8_cache, ring=self.kept().ring)
+        function = functools.partial(decoding.prefill, decoder, cache_length=cache_length, **kept)
         return self._lower(function, variables, *prompts)
 
     def _decoding_rows(self) -> decoding.Rows | Text:
         s, config, drafts = self.sizes, self.decoder.config, self.recipe.rollout.draft_tokens
         rows = self.queue.slots if self.queue else s.batch
-        length = s.student_prompt + s.completion + drafts
+        length, ring = self._row(), self.kept().ring
         int8 = self.sampling.int8_cache
-        cache = jax.eval_shape(functools.partial(init_cache, config, rows, length, int8=int8))
+        cache = jax.eval_shape(functools.partial(init_cache, config, rows, length, int8=int8, ring=ring))
         cache = jax.tree.map(lambda x: self._sampling_array(x.shape, POOL_AXES, x.dtype), cache)
         lengths = self._sampling_array((rows,), ("batch",), jnp.int32)
         if drafts:

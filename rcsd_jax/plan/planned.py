@@ -25,7 +25,7 @@ class Program(NamedTuple):
       trips: how often its loops run whose end the compiler does not know; None: it knows all.
       row: places of its rows, if attention computes a part of them: they are packed, or layers have windows; else 0.
       attended: the pairs of blocks that attention computes of them, over those of rows that are one sequence without windows; of the
-        program "decode", the places of a full cache that it reads, over all.
+        program "decode", the places of a full cache that it reads, over those of a layer that keeps the most.
     """
 
     name: str
@@ -93,6 +93,7 @@ class Plan(NamedTuple):
     weight_bytes: float  # of one chip: what decoding reads for every token, as it lies in the program "decode"
     cache_bytes: float  # of one chip: keys and values of whole sequences there
     read_bytes: float  # of these, what a token attends to
+    ring: int | None  # places of a row there, in layers with a window; None: all
     queue: Queue | None  # how completions are sampled; None: all rows of the batch at once
     packed: bool  # sequences are learned from in packed rows; a run of a program over them is a trip
     layout: str  # of `sharding.LAYOUTS`, how devices share the rows that are learned from

@@ -57,6 +57,7 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
     scored, learnt = make.rows_together(make.teacher_length), make.rows_together(make.student_length)
     updates, passes = config.train.updates_per_rollout, config.train.passes_per_rollout
     drawn = sizes.batch * updates // passes
+    kept, seeing = make.kept(), windows.windows_of(shape)
     table = (
         Program("train step", 1, sizes.batch, make.train_step),
         Program("rollout", 1 / updates, drawn, make.rollout),
@@ -67,7 +68,7 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
         ),
         Program(
             "decode", sizes.completion * sizes.batch / decoded / passes, decoded, make.decode,
-            attended=windows.read_of_a_full_cache(shape, make.cache_places()) / make.cache_places(),
+            attended=windows.read_of_a_full_cache(seeing, kept) / max(map(kept.of, seeing)),
         ),
         Program(
             "teacher scoring", math.ceil(sizes.batch / scored), scored, make.scoring, None,
@@ -84,7 +85,7 @@ def plan(config: Settings, devices: Sequence[Any], rows: PackedRows | None = Non
     absent += ["prefill", "decode"] if config.sampling.source == "reference" else []
     programs = {program.name: program for program in table if program.name not in absent}
     cache = make.cache_bytes()
-    seen = windows.mean(windows.windows_of(shape), lambda window: min(window or math.inf, make.cache_places()))
-    held = make.weight_bytes(), cache, cache * seen / make.cache_places()
+    seen = windows.mean(seeing, lambda window: min(window or math.inf, kept.places))
+    held = make.weight_bytes(), cache, cache * seen / windows.mean(seeing, kept.of), kept.ring
     targets, packed = tuple(config.lora.targets), bool(setup.recipe.row_lengths)
     return Plan(shape, scorer, mesh, sizes, config.lora.rank, targets, *held, queue, packed, make.layout, programs)

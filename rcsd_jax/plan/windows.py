@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.kernels import paged, splash
@@ -32,6 +32,22 @@ def mean(windows: Windows, of: Callable[[int | None], float]) -> float:
     return sum(count * of(window) for window, count in Counter(windows).items()) / len(windows)
 
 
+class Kept(NamedTuple):
+    """How a decoder's layers keep the places of a row.
+
+    Attributes:
+      places: of a row.
+      ring: of a row, in layers with a window; None: all.
+    """
+
+    places: int
+    ring: int | None = None
+
+    def of(self, window: int | None) -> int:
+        """Of a layer with this window."""
+        return self.places if window is None or self.ring is None else min(self.ring, self.places)
+
+
 def places_read(place: int, block: int, window: int | None) -> int:
     """Places of the cache that the token at a place reads: those that it sees, in whole blocks.
 
@@ -43,12 +59,17 @@ def places_read(place: int, block: int, window: int | None) -> int:
     return block * (place // block - first // block + 1)
 
 
-def read_of_a_full_cache(config: DecoderConfig, places: int) -> float:
+def read_of_a_full_cache(windows: Windows, cache: Kept) -> float:
     """Places of a row that a token in the last block reads; the mean over these tokens and over layers."""
-    block = paged.block(places)
-    tokens = range(max(places - block, 0), places)
-    read = lambda window: sum(places_read(token, block, window) for token in tokens) / len(tokens)
-    return mean(windows_of(config), read)
+    block = paged.block(cache.places)
+    tokens = range(max(cache.places - block, 0), cache.places)
+
+    def read(window: int | None) -> float:
+        if cache.of(window) < cache.places:  # all of a ring is in use
+            return cache.of(window)
+        return sum(places_read(token, block, window) for token in tokens) / len(tokens)
+
+    return mean(windows, read)
 
 
 def within_windows(config: DecoderConfig, row: int, sequences: int = 1) -> tuple[int, float]:

@@ -18,7 +18,7 @@ from rcsd_jax.models.kernels import paged, splash
 from rcsd_jax.plan.lengths import Drawn
 from rcsd_jax.plan.packing import blocks_computed, deal, length_of, rows_of, trips_of
 from rcsd_jax.plan.planned import Queue
-from rcsd_jax.plan.windows import GLOBAL, Windows, mean
+from rcsd_jax.plan.windows import GLOBAL, Kept, Windows, mean
 from rcsd_jax.run.batch import padded_length
 from rcsd_jax.sampling import short_prefill
 
@@ -72,11 +72,13 @@ class Sampling(NamedTuple):
       queue: how its completions are sampled; None: all at once.
       completion: the longest completion.
       windows: of the model that samples.
+      ring: places of a row in its layers with a window; None: all.
     """
 
     queue: Queue | None
     completion: int
     windows: Windows = GLOBAL
+    ring: int | None = None
 
 
 class Learning(NamedTuple):
@@ -192,12 +194,18 @@ def rollout(batches: Sequence[Drawn], prompt: int, how: Sampling) -> Work:
     runs[Run("decode")] = steps
     places = steps * slots
     cache = cache_places(prompt, how.completion)
-    block = paged.block(cache)
+    kept = Kept(cache, how.ring)
     # All at once, ended rows go on until the longest ends; in a queue, free slots begin again.
     tokens = completion if how.queue else np.full(rows, longest)
-    read = mean(how.windows, lambda window: float(_read(student, tokens, block, window).sum()))
-    read += float(places - tokens.sum()) * block
-    return Work(dict(runs), decoded=int(completion.sum()), places=places, read=read, cache=places * cache)
+
+    def read(window: int | None) -> float:
+        block, ring = paged.block(kept.of(window)), None
+        if kept.of(window) < cache:
+            window, ring = None, kept.ring
+        return float(_read(student, tokens, block, window, ring).sum()) + float(places - tokens.sum()) * block
+
+    decoded, whole = int(completion.sum()), places * mean(how.windows, kept.of)
+    return Work(dict(runs), decoded=decoded, places=places, read=mean(how.windows, read), cache=whole)
 
 
 def cache_places(prompt: int, completion: int) -> int:
@@ -205,15 +213,22 @@ def cache_places(prompt: int, completion: int) -> int:
     return -(-(prompt + completion) // paged.PAGE) * paged.PAGE
 
 
-def _read(prompt: np.ndarray, tokens: np.ndarray, block: int, window: int | None = None) -> np.ndarray:
-    """The sum of `windows.places_read` of `tokens` tokens after each prompt.
+def _read(
+    prompt: np.ndarray, tokens: np.ndarray, block: int, window: int | None = None, ring: int | None = None
+) -> np.ndarray:
+    """The sum of `windows.places_read` of `tokens` tokens after each prompt; in a ring, of at most all its places.
 
     Examples:
       >>> _read(np.array([3]), np.array([3]), block=4)  # 4 for the first token, 8 for the others
       array([20])
       >>> _read(np.array([3]), np.array([3]), block=4, window=2)  # the third sees nothing of the first block
       array([16])
+      >>> _read(np.array([3]), np.array([3]), block=4, ring=4)
+      array([12])
     """
+    if ring is not None:
+        within = np.clip(ring - prompt, 0, tokens)
+        return _read(prompt, within, block) + (tokens - within) * ring
 
     def before(places: np.ndarray) -> np.ndarray:
         """The sum over these places of what lies in earlier blocks than each."""

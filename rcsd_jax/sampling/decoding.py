@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.models import head
-from rcsd_jax.models.cache import POOL_AXES, KVCache, extended, int8_cache
+from rcsd_jax.models.cache import POOL_AXES, KVCache, extended, int8_cache, with_rings
+from rcsd_jax.models.cache_places import ring_places
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import layer_matrices
 from rcsd_jax.models.decoder import Decoder, apply_and_report
@@ -150,7 +151,8 @@ def generate(
     variables = sampled_variables(decoder.config, variables, sampling)
     weights = decoding_weights(decoder, variables, merge_adapters=sampling.merged_adapters)
     cache_length = prompt_length + limit
-    rows = prefill(decoder, variables, prompt_tokens, prompt_mask, cache_length, int8=sampling.int8_cache)
+    kept: dict[str, Any] = dict(int8=sampling.int8_cache, ring=ring_places(decoder.config, cache_length))
+    rows = prefill(decoder, variables, prompt_tokens, prompt_mask, cache_length, **kept)
     if form is not None:
         rows = rows._replace(place=constrained.beginning(form, jnp.full(batch, limit)))
     eos = jnp.asarray(sampling.eos_ids, jnp.int32)
@@ -229,7 +231,14 @@ def decoding_weights(decoder: Decoder, variables: Any, *, merge_adapters: bool =
 
 
 def prefill(
-    decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array, cache_length: int, *, int8: bool = False
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    mask: jax.Array,
+    cache_length: int,
+    *,
+    int8: bool = False,
+    ring: int | None = None,
 ) -> Rows:
     """Runs the decoder over prompts and keeps their keys and values.
 
@@ -240,6 +249,7 @@ def prefill(
       mask: [B, P] bool, true for real tokens.
       cache_length: places of a row for prompt and completion.
       int8: see `SamplingConfig.int8_cache`.
+      ring: as of `cache.init_cache`.
 
     Returns:
       The rows after their prompts.
@@ -249,7 +259,10 @@ def prefill(
     rules = LAYOUTS[sampling_layout(decoder.config)]
     cache = int8_cache(cache, lengths) if int8 else cache
     cache = jax.tree.map(lambda x: constrain(x, POOL_AXES, rules), cache)
-    cache = extended(decoder.config, cache, cache_length)
+    if ring is None:
+        cache = extended(decoder.config, cache, cache_length)
+    else:
+        cache = with_rings(decoder.config, cache, lengths, cache_length, ring)
     return Rows(constrain(last, ("batch", None), rules), cache, constrain(lengths, ("batch",), rules))
 
 

@@ -29,7 +29,9 @@ def lengths(longest: int) -> tuple[int, ...]:
     return (*sorted({half for half in halves if half < longest}), longest)
 
 
-def short_prefill(decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array, *, int8: bool = False) -> Rows:
+def short_prefill(
+    decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax.Array, *, int8: bool = False, ring: int | None = None
+) -> Rows:
     """`decoding.prefill` of prompts [B, P] into a cache of P places, at one of `lengths(P)`."""
     tokens, real = pack(tokens, mask)
     longest = tokens.shape[1]
@@ -37,7 +39,7 @@ def short_prefill(decoder: Decoder, variables: Any, tokens: jax.Array, mask: jax
 
     def at(length: int) -> Rows:
         there = jnp.arange(length) < real[:, None]
-        return prefill(decoder, variables, tokens[:, :length], there, longest, int8=int8)
+        return prefill(decoder, variables, tokens[:, :length], there, longest, int8=int8, ring=ring)
 
     shorter = jnp.asarray(steps[:-1], jnp.int32)
     return jax.lax.switch((real.max() > shorter).sum(), [lambda n=n: at(n) for n in steps])

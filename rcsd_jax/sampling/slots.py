@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rcsd_jax.models.cache import copy_rows, init_cache
+from rcsd_jax.models.cache_places import ring_places
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.scoring import pack
 from rcsd_jax.models.sharding import LAYOUTS, constrain, row_shards
@@ -205,9 +206,10 @@ def _empty(
 
     def rows(count: int, length: int) -> Rows:
         hidden = jnp.zeros((count, config.hidden_size), config.dtype)
-        return Rows(hidden, init_cache(config, count, length, int8=sampling.int8_cache), jnp.zeros(count, jnp.int32))
+        return Rows(hidden, init_cache(config, count, length, **kept), jnp.zeros(count, jnp.int32))
 
     length = prompt_length + limit + draft_tokens  # drafts may go beyond the limit
+    kept: dict[str, Any] = dict(int8=sampling.int8_cache, ring=ring_places(config, length, 1 + draft_tokens))
     first: Any = rows(shards * slots, length)
     if draft_tokens:
         first = Text(jnp.zeros((shards * slots, length), jnp.int32), first.cache, first.lengths)
@@ -251,8 +253,9 @@ def _put_on_shelf(
     chosen = jnp.minimum(state.prefilled[:, None] + jnp.arange(refill), count - 1)  # [G, refill]
     take = jax.vmap(lambda x, i: x[i])
     tokens, mask = (take(x, chosen).reshape(shards * refill, prompt_length) for x in (queue.tokens, queue.mask))
-    int8 = bool(state.shelf.cache.k_scale)
-    new = short_prefill(decoder, weights.variables, tokens, mask, int8=int8)
+    cache = state.rows.cache
+    ring = None if cache.ring is None else cache.ring.length
+    new = short_prefill(decoder, weights.variables, tokens, mask, int8=cache.int8, ring=ring)
     in_use = state.prefilled - state.given // samples_per_prompt  # prompts of which samples wait
     fits = in_use <= shelf - refill
     part = fits[:, None] & (jnp.arange(shelf // refill) == (state.prefilled % shelf // refill)[:, None])  # [G, parts]

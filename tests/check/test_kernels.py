@@ -96,7 +96,16 @@ def test_a_kernel_that_sees_a_place_too_few_is_found(tokens, monkeypatch):
     assert checked._cached(WIDE, False, "cached", tokens, False).verdict == FAILED
 
 
+@pytest.mark.parametrize("window, verdict", [(150, OK), (149, FAILED)])
+def test_a_ring_is_that_of_the_models_window(window, verdict, monkeypatch):
+    right = few_queries.attend
+    attend = lambda *a, **how: right(*a[:-1], jnp.int32(window), **how)
+    monkeypatch.setattr(few_queries, "attend", attend)
+    config = checked._plain(dataclasses.replace(WIDE, num_layers=6, window=4096))
+    assert checked._in_ring(config, False, "ring", 2, False).verdict == verdict
+
+
 def test_a_write_to_another_place_is_found(monkeypatch):
-    monkeypatch.setattr(cache_module, "write_places", lambda pool, new, layer, index: pool.at[0, 1, 0, 0, 0].add(1.0))
+    monkeypatch.setattr(cache_module, "write_places", lambda pool, *_, **how: pool.at[0, 1, 0, 0, 0].add(1.0))
     found = checked._write(WIDE, False, False, 1)
     assert found.verdict == FAILED and found.numbers["differing"] > 1

@@ -232,6 +232,53 @@ def test_the_compiler_takes_attention_with_gemmas_heads_and_windows():
     assert result.returncode == 0, result.stderr[-2000:]
 
 
+RINGS = """
+import os
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+import re, jax, jax.numpy as jnp
+from rcsd_jax.models import sharding
+from rcsd_jax.models.cache import init_cache
+from rcsd_jax.models.config import DecoderConfig, LayerKind
+from rcsd_jax.models.declarations import init_params
+from rcsd_jax.models.decoder import Decoder
+from rcsd_jax.models.rope import Rope
+from rcsd_jax.plan import chips
+from rcsd_jax.sampling import SamplingConfig, decoding, speculative
+near, far = LayerKind(True, Rope(1e4)), LayerKind(False, Rope(1e6))
+decoder = Decoder(DecoderConfig(
+    family="gemma3_text", vocab_size=256, hidden_size=256, intermediate_size=256, num_layers=7, num_heads=2, num_kv_heads=1,
+    head_dim=128, dtype=jnp.bfloat16, kernels="pallas", window=200, layer_kinds=(*[near] * 5, far, near),
+))
+mesh = sharding.make_mesh(devices=chips.open_topology("v5e:2x2")[:1])
+jax.set_mesh(mesh)
+place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+put = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+weights = put(jax.eval_shape(lambda: decoding.decoding_weights(decoder, {"params": init_params(decoder.config, jax.random.key(0))})))
+for drafts in (0, 3):
+    cache = put(jax.eval_shape(lambda: init_cache(decoder.config, 8, 1024, ring=256)))
+    lengths, keys = (put(jax.eval_shape(f)) for f in (
+        lambda: jnp.zeros(8, jnp.int32), lambda: jax.random.split(jax.random.key(0), (8, 1 + drafts) if drafts else 8),
+    ))
+    rows = decoding.Rows(put(jax.eval_shape(lambda: jnp.zeros((8, 256), jnp.bfloat16))), cache, lengths)
+    if drafts:
+        rows = speculative.Text(put(jax.eval_shape(lambda: jnp.zeros((8, 1024), jnp.int32))), cache, lengths)
+    step = speculative.speculative_step if drafts else decoding.decode_step
+    run = lambda weights, rows, keys: step(decoder, weights, rows, keys, SamplingConfig(9))
+    text = jax.jit(run, donate_argnums=1).lower(weights, rows, keys).compile().as_text()
+    pools = ("[1,6,8,256,128]", "[1,1,8,1024,128]")
+    assert all(pool in text for pool in pools) and "conditional(" in text
+    copied = [x for x in text.splitlines() if re.search(r" (copy|copy-start|copy-done)\\(", x) and any(p in x.split("(")[0] for p in pools)]
+    assert not copied, copied
+"""
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_compiler_copies_no_rings_in_the_loop_over_layers():
+    result = subprocess.run([sys.executable, "-c", RINGS], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 SHORT = ("sampling.max_new_tokens=32", "data.max_student_prompt=64", "data.max_teacher_prompt=96", "train.batch_size=8",
          "train.row_lengths=0", "model.remat=none", "lora.rank=8")  # fmt: skip
 

@@ -67,23 +67,49 @@ def test_decoding_reads_the_blocks_of_the_cache_that_are_in_use():
     assert update([BATCH], HOW._replace(sampling=None)).read == 0
 
 
-@pytest.mark.parametrize("window", [1, 100, 128, 129, 300])
-def test_decoding_with_windows_reads_the_blocks_that_are_seen(window):
-    batch, completion = drawn([5, 120, 300], [1, 1, 1], [40, 7, 300]), 1280
+@pytest.mark.parametrize("window, ring", [
+    (1, None), (100, None), (128, None), (129, None), (300, None), (100, 128), (300, 384), (1100, 1152), (1700, 1792),
+])  # fmt: skip
+def test_decoding_with_windows_reads_the_blocks_that_are_seen(window, ring):
+    batch, completion = drawn([5, 120, 300], [1, 1, 1], [40, 7, 300 if ring is None else 1280]), 1280
     layers = (window, None, window)
-    work = rollout([batch], 384, Sampling(Queue(slots=3, refill=1, shards=1, group=1), completion, layers))
+    work = rollout([batch], 384, Sampling(Queue(slots=3, refill=1, shards=1, group=1), completion, layers, ring))
     places = [range(p, p + n) for p, n in zip(batch.student, batch.completion, strict=True)]
     assert paged.block(384 + 1280) == 128
-    seen = lambda place, near: {k // 128 for k in range(place + 1) if near is None or k > place - near}
-    read = sum(128 * len(seen(place, near)) for row in places for place in row for near in layers) / 3
-    assert work.read == pytest.approx(read + (work.places - 347) * 128)  # free slots read a block
+    kept = 1664 if ring is None else min(ring, 1664)  # a longer one would be no ring
+    block = 128 if kept == 1664 else paged.block(kept)
+
+    def seen(place, near):
+        if near is None or kept == 1664:
+            return 128 * len({k // 128 for k in range(place + 1) if near is None or k > place - near})
+        return block * len({k % kept // block for k in range(place + 1)})
+
+    free = work.places - batch.completion.sum()  # their slots read a block
+    read = sum(seen(place, near) for row in places for place in row for near in layers) / 3
+    assert work.read == pytest.approx(read + free * (2 * block + 128) / 3)
+    assert work.cache == pytest.approx(work.places * (2 * kept + 1664) / 3)
 
 
 def test_a_full_cache_is_read_up_to_the_window_of_each_layer():
-    read = lambda size: windows.read_of_a_full_cache(shape_of(size), 6144)
+    read = lambda size, ring=None: windows.read_of_a_full_cache(
+        windows.windows_of(shape_of(size)), windows.Kept(6144, ring)
+    )
     assert read("Qwen/Qwen3-8B") == 6144
     # Blocks of 1,024. Of those 1,024 tokens, 511 see 512 tokens in two blocks, 513 in one; four of 26 layers are global.
     assert read("google/gemma-3-1b-it") == pytest.approx((4 * 6144 + 22 * (1024 + 511)) / 26)
+    assert read("google/gemma-3-1b-it", 512) == pytest.approx((4 * 6144 + 22 * 512) / 26)
+
+
+def test_layers_with_a_window_are_planned_with_rings():
+    """As docs/tpu.md says of Gemma 3 1B: 26 layers of one key/value head of 256, of which 22 see 512 tokens; 32 rows in bfloat16."""
+    config = stage2.get_config("gemma3_1b,v5e_1x1")
+    planned = programs.plan(settings_of(config), jax.devices()[:1])
+    place = 32 * 2 * 256 * 2
+    assert (planned.ring, planned.cache_bytes) == (512, (4 * 6144 + 22 * 512) * place)
+    assert planned.read_bytes == pytest.approx(planned.cache_bytes) and round(planned.cache_bytes / 2**30, 2) == 1.09
+    rows = planned.programs["decode"].lower().out_info[2]
+    assert [x.shape[3] for x in (*rows.cache.k, *rows.cache.ring.k)] == [6144, 512]
+    assert planned.programs["decode"].attended == pytest.approx((4 * 6144 + 22 * 512) / 26 / 6144)
 
 
 def test_the_longest_prompt_of_the_data_takes_no_more_than_it_needs():

@@ -109,12 +109,13 @@ def test_prompts_prefilled_at_several_lengths_have_the_tokens_of_a_static_batch(
 WINDOWS = dataclasses.replace(CONFIG, window=4, layer_kinds=(LayerKind(True, Rope(1e3)), LayerKind(False, Rope(1e4))))
 
 
-@pytest.mark.parametrize("drafts", [0, 3])
-def test_slots_of_a_model_with_windows(drafts):
+@pytest.mark.parametrize("drafts, layers", [(0, 2), (3, 2), (3, 5)])
+def test_slots_of_a_model_with_windows(drafts, layers):
     """Slots, with drafts too, have the tokens of a static batch; with other windows these are others."""
-    variables, tokens, mask, keys = small(WINDOWS)
-    ours, _ = check(variables, tokens, mask, keys[:24], 1, None, WINDOWS, slots=6, refill=2, draft_tokens=drafts)
-    wide = dataclasses.replace(WINDOWS, window=64)
+    config = dataclasses.replace(WINDOWS, num_layers=layers, layer_kinds=(*WINDOWS.layer_kinds * layers,)[:layers])
+    variables, tokens, mask, keys = small(config)
+    ours, _ = check(variables, tokens, mask, keys[:24], 1, None, config, slots=6, refill=2, draft_tokens=drafts)
+    wide = dataclasses.replace(config, window=64)
     other = jax.jit(lambda *a: generate(Decoder(wide), *a, SAMPLING, pad_id=PAD))(variables, tokens, mask, keys[:24])
     assert len(set(map(tuple, ours.tokens))) > 10 and (ours.tokens != np.asarray(other.tokens)).any(axis=1).sum() > 10
 

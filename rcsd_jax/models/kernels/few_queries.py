@@ -25,16 +25,18 @@ def attend(
     window: jax.Array | None = None,
     *,
     scale: float,
+    ring: bool = False,
 ) -> jax.Array:
     """Attention of T tokens a row, each to the places up to its own, of one device's rows and heads.
 
     Args:
       q: [B, H, T, Hd].
       keys, values: [K, L, B, S, Hd], S a multiple of `paged.PAGE`.
-      index: [B] int32, the place of each row's first token; index + T is at most S.
+      index: [B] int32, the position of each row's first token; index + T is at most S, or a ring holds the last S positions.
       layer: [] int32.
       window: [] int32, how many places a token sees, at least 1; None: all.
       scale: of the scores.
+      ring: whether place j holds the newest position p with p mod S = j; the window is then at most S - T + 1.
 
     Returns:
       [B, H, T, Hd] in q's dtype.
@@ -47,7 +49,7 @@ def attend(
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     read = 2 * kv_heads * batch * places * head_dim
     kernel = pl.pallas_call(
-        functools.partial(_attend, tokens=tokens, block=block),
+        functools.partial(_attend, tokens=tokens, block=block, ring=places if ring else None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(kv_heads, batch),
@@ -76,7 +78,7 @@ def attend(
 
 def _attend(
     layer: Any, window: Any, index: Any, q: Any, keys: Any, values: Any, out: Any, key_blocks: Any, value_blocks: Any, semaphores: Any,
-    first: Any, *, tokens: int, block: int,
+    first: Any, *, tokens: int, block: int, ring: int | None,
 ) -> None:  # fmt: skip
     """One row and key/value head, block by block, with a running maximum and sum. The next block is copied meanwhile.
 
@@ -87,6 +89,8 @@ def _attend(
     heads, batch = pl.num_programs(0), pl.num_programs(1)
     blocks = pl.cdiv(index[row] + tokens, block)
     first_block = lambda row: jnp.maximum(index[row] + 1 - window[0], 0) // block
+    if ring:
+        blocks, first_block = jnp.minimum(blocks, ring // block), lambda row: 0
     queries = q[0, 0]  # [queries, Hd]
 
     def copies(head: Any, row: Any, i: Any, half: Any) -> list[Any]:
@@ -123,7 +127,12 @@ def _attend(
             copy.wait()
         k, v = (both[half].astype(jnp.float32).astype(queries.dtype) for both in (key_blocks, value_blocks))
         scores = jax.lax.dot_general(queries, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-        seen = (i * block + place <= last) & (i * block + place > last - window[0])
+        if ring:
+            age = jax.lax.rem(index[row], ring) + query % tokens - (i * block + place)
+            age = jnp.where(age < 0, age + ring, jnp.where(age >= ring, age - ring, age))
+            seen = (age <= last) & (age < window[0])
+        else:
+            seen = (i * block + place <= last) & (i * block + place > last - window[0])
         scores = jnp.where(seen, scores, -1e30)
         new_maximum = jnp.maximum(maximum, scores.max(axis=1, keepdims=True))
         weights = jnp.exp(scores - new_maximum)
