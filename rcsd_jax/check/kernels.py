@@ -239,13 +239,12 @@ def _in_ring(config: DecoderConfig, native: bool, name: str, tokens: int, int8: 
     if (unused := _not_used(config, name)) is not None:
         return unused
     kernel, rows, context = _by_kernels(config, native)
-    kinds = (*[LayerKind(True, None)] * (kernel.num_layers - 1), LayerKind(False, None))
+    kinds = tuple(LayerKind(number == 0, None) for number in range(kernel.num_layers))
     kernel, plain = dataclasses.replace(kernel, layer_kinds=kinds), dataclasses.replace(kernel, kernels="xla")
     index, ring = _index(rows, tokens), ring_places(kernel, PLACES, tokens)
     assert ring is not None, "the window is short"
 
-    @jax.jit
-    def compare(index: jax.Array, layer: jax.Array) -> dict[str, dict[str, jax.Array]]:
+    def compare(index: jax.Array, layer: jax.Array | int) -> dict[str, dict[str, jax.Array]]:
         q, k, v = (
             _draw(seed, (rows, heads, tokens, config.head_dim), config.dtype)
             for seed, heads in ((2, config.num_heads), (5, config.num_kv_heads), (6, config.num_kv_heads))
@@ -259,8 +258,11 @@ def _in_ring(config: DecoderConfig, native: bool, name: str, tokens: int, int8: 
         found["xla"] = cached_attention(plain, q, whole, layer, index, slides)
         return {path: {"values": _errors(x, exact, by_token=True)} for path, x in found.items()}
 
+    # In a scanned decoder the layer is known only when it runs, and a conditional takes its part of the cache.
+    static = few_layers.unrolled(kernel)
     with context:
-        differences = compare(index, jnp.int32(0))
+        run = jax.jit(compare, static_argnums=(1,) if static else ())
+        differences = run(index, 0 if static else jnp.int32(0))
     errors = {path: {what: float(x) for what, x in of.items()} for path, of in differences.items()}
     return _judged(name, config, errors)
 

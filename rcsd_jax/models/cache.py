@@ -201,7 +201,7 @@ def _write(
       share: of the layers for which it is called, those that are in the pool; the others' number is `NOWHERE`.
     """
     pool, layer = pool_of(cache, layer)
-    places = (cache.k + cache.v)[pool].shape[3]
+    places = cache.k[pool].shape[3]
 
     def put_here(array: jax.Array, new: jax.Array, index: jax.Array, layer: jax.Array) -> jax.Array:
         if config.kernels == "pallas" and kernels.takes(new):

@@ -53,11 +53,12 @@ class Decoder(nn.Module):
           positions: [B, T] int32, for RoPE.
           segment_ids: [B, T] int32; a token attends to earlier tokens of its own segment; 0 is padding. With a
             `cache_index`, None: a token attends to the places of the cache up to its own.
-          cache: where these tokens' keys and values are written. Place j of a row is its position j. There is no padding
-            before or between tokens; what stands after a row's tokens is overwritten by those to come.
+          cache: where these tokens' keys and values are written. Place j of a row is its position j, but see
+            `cache_places` for rings. There is no padding before or between tokens; what stands after a row's tokens is
+            overwritten by those to come.
           cache_index: [B] int32, the place of each row's first token, with cache_index + T at most the cache's length
-            (XLA would move the write back silently). None: the cache is empty, and the tokens, which stand first in
-            it, attend only among themselves.
+            (XLA would move the write back silently). None: the cache is empty and without rings, and the tokens,
+            which stand first in it, attend only among themselves.
           experts: [B, T, L, k] int, experts that were chosen before for whole sequences, see `router.routes`; None: none.
 
         Returns:
