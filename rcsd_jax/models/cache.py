@@ -76,7 +76,7 @@ def init_cache(
 
 
 def _empty(config: DecoderConfig, layers: int, batch: int, length: int, int8: bool) -> KVCache:
-    pools = layers if few_layers.unrolled(config) else min(layers, 1)
+    pools = few_layers.cache_pools(config, layers)
     shape = (config.num_kv_heads, layers // max(pools, 1), batch, length, config.head_dim)
 
     def zeros(shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, ...]:
@@ -177,9 +177,7 @@ def write(
         return _write(config, cache, k, v, number, index, ring=ring, share=share)
 
     (whole, ring), (without, sliding) = numbers(config, layer), layers_of(config)
-    return dataclasses.replace(
-        part(cache, whole, without, ring=False), ring=part(cache.ring, ring, sliding, ring=True)
-    )
+    return dataclasses.replace(part(cache, whole, without, ring=False), ring=part(cache.ring, ring, sliding, ring=True))
 
 
 def _write(

@@ -26,9 +26,8 @@ def whole_pages(config: DecoderConfig, length: int) -> int:
 def ring_places(config: DecoderConfig, length: int, tokens: int = 1) -> int | None:
     """R, the places of a ring; None if a layer with a window keeps all places, as it does where a ring would not be shorter.
 
-    Of `tokens` new tokens that are written together, the first still sees its whole window: the last of them overwrites what
-    stands R places before it. What a window does not reach is as old as it or older, and so are drafts that were rejected: they
-    stand up to tokens - 1 places after a row's last token, which is R - (tokens - 1) or more before it along the ring.
+    R is at least window + tokens - 1. So new tokens replace only what the first of them no longer sees. A draft that was rejected
+    stands up to tokens - 1 places after a row's last token. Counted back along the ring, it is older than the window.
 
     Args:
       config: of the decoder.

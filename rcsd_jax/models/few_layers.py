@@ -24,9 +24,9 @@ def unrolled(config: DecoderConfig) -> bool:
     return config.num_layers <= LIMIT
 
 
-def cache_pools(config: DecoderConfig) -> int:
-    """In how many pools a cache keeps its layers."""
-    return config.num_layers if unrolled(config) else 1
+def cache_pools(config: DecoderConfig, layers: int) -> int:
+    """In how many pools a cache keeps so many of the decoder's layers."""
+    return layers if unrolled(config) else min(layers, 1)
 
 
 def decoding_variables(

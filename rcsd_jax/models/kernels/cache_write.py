@@ -71,14 +71,13 @@ def _write(
 
     def around(array: Any, row: jax.Array) -> Iterator[tuple[Any, Any]]:
         """Places of the array, and those of `tiles` for them."""
-        row_of = lambda start, count: array.at[head, layer[0], row, pl.ds(start, count)]
         if not wraps:
-            yield row_of(first(row), copied_places), tiles.at[row]
+            yield array.at[head, layer[0], row, pl.ds(first(row), copied_places)], tiles.at[row]
             return
         after = first(row) + tile
         after = pl.multiple_of(jnp.where(after == pool.shape[3], 0, after), tile)
         for half, start in enumerate((first(row), after)):
-            yield row_of(start, tile), tiles.at[row, pl.ds(half * tile, tile)]
+            yield array.at[head, layer[0], row, pl.ds(start, tile)], tiles.at[row, pl.ds(half * tile, tile)]
 
     read = lambda row: [pltpu.make_async_copy(there, here, semaphore) for there, here in around(pool, row)]
     write = lambda row: [pltpu.make_async_copy(here, there, semaphore) for there, here in around(written, row)]

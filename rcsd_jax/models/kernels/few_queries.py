@@ -90,7 +90,8 @@ def _attend(
     blocks = pl.cdiv(index[row] + tokens, block)
     first_block = lambda row: jnp.maximum(index[row] + 1 - window[0], 0) // block
     if ring:
-        blocks, first_block = jnp.minimum(blocks, ring // block), lambda row: 0
+        blocks = jnp.minimum(blocks, ring // block)
+        first_block = lambda row: jnp.minimum(index[row], 0)  # 0, but no literal, of which TPUs take no multiples
     queries = q[0, 0]  # [queries, Hd]
 
     def copies(head: Any, row: Any, i: Any, half: Any) -> list[Any]:
