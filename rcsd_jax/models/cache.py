@@ -85,7 +85,9 @@ def _empty(config: DecoderConfig, layers: int, batch: int, length: int, int8: bo
     if not int8:
         return KVCache(zeros(shape, config.dtype), zeros(shape, config.dtype))
     scales = (*shape[:3], 1, shape[4])
-    return KVCache(*(zeros(shape, jnp.int8) for _ in "kv"), *(zeros(scales, jnp.float32) for _ in "kv"))
+    k, v = (zeros(shape, jnp.int8) for _ in "kv")
+    k_scale, v_scale = (zeros(scales, jnp.float32) for _ in "kv")
+    return KVCache(k, v, k_scale, v_scale)
 
 
 def int8_cache(cache: KVCache, lengths: jax.Array) -> KVCache:
@@ -140,7 +142,7 @@ def with_rings(config: DecoderConfig, cache: KVCache, lengths: jax.Array, length
                 return tuple(pools[i] for i in layers) if pools else ()
             return tuple(jnp.stack([x[:, i] for i in layers], axis=1) for x in pools if layers)
 
-        return KVCache(*map(take, (cache.k, cache.v, cache.k_scale, cache.v_scale)))
+        return KVCache(take(cache.k), take(cache.v), take(cache.k_scale), take(cache.v_scale))
 
     whole, sliding = map(only, layers_of(config))
     fold = lambda pools: tuple(folded(x, lengths, ring) for x in pools)

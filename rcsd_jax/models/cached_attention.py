@@ -121,6 +121,7 @@ def _blocks(
         scores = _scores(q, take(keys))  # [K, B, G * T, block]
         place = start + jnp.arange(block)
         if ring:
+            assert window is not None, "a ring is of one"
             age = (last[..., None] - place) % places
             seen = (age <= last[..., None]) & (age < window) & (place >= i * block)
         else:

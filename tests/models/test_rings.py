@@ -68,21 +68,22 @@ def test_attention_to_rings_is_attention_to_windows(kernels, tokens, int8, kinds
     assert shapes(rings) == shapes(init_cache(c, 4, places, int8=int8, ring=ring))
     draw = lambda seed, heads: rounded(jax.random.normal(jax.random.key(seed), (4, heads, tokens, HEAD_DIM)))
 
-    def both(q, k, v, cache, layer, index):
-        cache = write(c, cache, k, v, layer, index)
+    def both(config, q, k, v, cache, layer, index):
+        cache = write(config, cache, k, v, layer, index)
         of_kind = jnp.asarray([kind.sliding for kind in kinds])[layer]
-        return cache, cached_attention(c, q, cache, layer, index, of_kind)
+        return cache, cached_attention(config, q, cache, layer, index, of_kind)
 
     number = int if len(kinds) < 5 else jnp.asarray  # of an unrolled decoder it is static
-    run = jax.jit(both, static_argnums=4 if len(kinds) < 5 else ())
+    run = jax.jit(both, static_argnums=(0, 5) if len(kinds) < 5 else 0)
+    plain = dataclasses.replace(c, kernels="xla")
     interpreted = pltpu.force_tpu_interpret_mode if kernels == "pallas" else contextlib.nullcontext
     visited = range(0, len(kinds), 1 if kernels == "xla" else 3)
     for index in (lengths, lengths + 1):
         for layer in visited:
             new = draw(3 * layer, HEADS) / 4, draw(3 * layer + 1, KV_HEADS), draw(3 * layer + 2, KV_HEADS)
+            whole, exact = run(plain, *new, whole, number(layer), index)
             with interpreted():
-                whole, exact = run(*new, whole, number(layer), index)
-                rings, got = run(*new, rings, number(layer), index)
+                rings, got = run(c, *new, rings, number(layer), index)
             np.testing.assert_allclose(got, exact, rtol=0, atol=3e-2 if int8 else 2e-4)
     of_rows = with_rings(c, whole, lengths + 1 + tokens, places, ring).ring
     written = [i for i, layer in enumerate(layers_of(c)[1]) if layer in visited]

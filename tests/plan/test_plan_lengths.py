@@ -378,7 +378,13 @@ def test_the_expected_update_by_hand():
     shape, chip = shape_of("Qwen/Qwen3-0.6B"), chips.CHIPS["v5e"]
     longest = SimpleNamespace(student_prompt=78, completion=50)  # a cache of 128 places
     planned = SimpleNamespace(
-        decoder=shape, teacher=shape, mesh=SimpleNamespace(size=4), lora_rank=0, lora_targets=(), lengths=longest, ring=None
+        decoder=shape,
+        teacher=shape,
+        mesh=SimpleNamespace(size=4),
+        lora_rank=0,
+        lora_targets=(),
+        lengths=longest,
+        ring=None,
     )
     first, second = BATCH, BATCH._replace(student=np.array([3, 2, 1, 4]), completion=np.array([1, 2, 3, 4]))
     works = [update([batch], HOW) for batch in (first, second)]

@@ -109,7 +109,7 @@ def test_prompts_prefilled_at_several_lengths_have_the_tokens_of_a_static_batch(
 WINDOWS = dataclasses.replace(CONFIG, window=4, layer_kinds=(LayerKind(True, Rope(1e3)), LayerKind(False, Rope(1e4))))
 
 
-@pytest.mark.parametrize("drafts, layers", [(0, 2), (3, 2), (3, 5)])
+@pytest.mark.parametrize("drafts, layers", [(0, 2), (3, 5)])
 def test_slots_of_a_model_with_windows(drafts, layers):
     """Slots, with drafts too, have the tokens of a static batch; with other windows these are others."""
     config = dataclasses.replace(WINDOWS, num_layers=layers, layer_kinds=(*WINDOWS.layer_kinds * layers,)[:layers])
