@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments import arms, cells, leakage, statistics, tables
 from experiments.cells import Cell
+from experiments.statistics import Estimate
 from rcsd_jax.host.console import Console
 
 METHODS = (
@@ -27,6 +28,9 @@ LEAKS = ("opsd_leak", "pw_opsd_leak", "purified_leak", "true_leak", "fixed_leak"
 ARMS = (*METHODS, *EMPHASES, *CREDIT)
 SELF = "rcsd_true"
 """The arm with which all others are compared."""
+
+ACCURACY = "in distribution, sampled"
+"""The column of accuracy that stands next to what leaks."""
 
 LAST = 5  # steps whose means are shown as those of the end
 QUICK = (SELF, "credit")
@@ -57,14 +61,21 @@ def _mean(cell: Cell, metric: str) -> float:
 
 
 def leaks(runs: dict[str, list[Cell]]) -> tables.Rows:
-    """Percent of completions that use a number that only the flawed reference holds, of runs with flawed references."""
+    """Of runs with flawed references: percent of completions that use a number that only the flawed reference holds, and accuracy."""
+    scores = tables.scores(runs, list(runs), against=None)
     return {
         tables.label(name): {
             column: statistics.estimate([leakage.share(cell, column, flawed=1.0) for cell in found])
             for column in leakage.SPLITS
         }
+        | {ACCURACY: scores[tables.label(name)][ACCURACY]}
         for name, found in runs.items()
     }
+
+
+def against_leakage(rows: tables.Rows, column: str) -> dict[str, tuple[Estimate, Estimate]]:
+    """Of rows of `leaks`, name -> (what leaks in a column of `leakage.SPLITS`, accuracy), as `tables.points` draws them."""
+    return {name.split(",")[0]: (row[column], row[ACCURACY]) for name, row in rows.items()}
 
 
 def main() -> None:
@@ -82,9 +93,10 @@ def main() -> None:
     tables.show(console, f"difference to {tables.label(SELF)}, seed by seed", shown, wide)
     ends = at_the_end(runs)
     tables.show(console, "the student at the end", ends)
-    if not flags.quick:
-        flawed = leaks(cells.run(LEAKS, flags))
-        tables.show(console, "numbers that only the flawed reference holds, percent of completions", flawed)
+    flawed = {} if flags.quick else leaks(cells.run(LEAKS, flags))
+    if flawed:
+        heading = "all references flawed: completions with numbers that only the reference holds, and accuracy, percent"
+        tables.show(console, heading, flawed)
         ends |= flawed
     console.print(tables.forms(names), soft_wrap=True)
     budget = {tables.label(name): tables.budget_of(runs[name]) for name in names}
@@ -92,6 +104,12 @@ def main() -> None:
     joined = {name: rows.get(name, {}) | ends.get(name, {}) for name in dict.fromkeys((*rows, *ends))}
     folder = tables.write(console, flags, "family", joined, budget=budget)
     tables.bars(folder / "family.png", "The family", rows, wide[:2])
+    for column in leakage.SPLITS if flawed else ():
+        path = folder / f"leakage_{column.replace(' ', '_')}.png"
+        x_label = f"completions with numbers of the flawed reference, {column} questions, percent"
+        tables.points(
+            path, "Accuracy against leakage", against_leakage(flawed, column), x_label, f"accuracy {ACCURACY}"
+        )
 
 
 if __name__ == "__main__":

@@ -145,6 +145,17 @@ def bars(path: Path, title: str, rows: Rows, columns: Sequence[str]) -> None:
     save(figure, path)
 
 
+def points(path: Path, title: str, marks: Mapping[str, tuple[Estimate, Estimate]], x_label: str, y_label: str) -> None:
+    """Draws a mark for each pair of percentages, with both intervals; also as SVG."""
+    svg.save(svg.points(title, marks, x_label, y_label), path.with_suffix(".svg"))
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, (x, y) in marks.items():
+        axes.errorbar(x.mean, y.mean, xerr=x.half_width, yerr=y.half_width, label=name, marker="o", capsize=2)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.legend(fontsize=8)
+    save(figure, path)
+
+
 def lines(
     path: Path, title: str, x_label: str, panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], **axis: Any
 ) -> None:
