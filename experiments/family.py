@@ -106,7 +106,7 @@ def main() -> None:
     tables.bars(folder / "family.png", "The family", rows, wide[:2])
     for column in leakage.SPLITS if flawed else ():
         path = folder / f"leakage_{column.replace(' ', '_')}.png"
-        x_label = f"completions with numbers of the flawed reference, {column} questions, percent"
+        x_label = f"leakage, questions {column}, percent"
         tables.points(
             path, "Accuracy against leakage", against_leakage(flawed, column), x_label, f"accuracy {ACCURACY}"
         )

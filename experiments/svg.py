@@ -134,6 +134,8 @@ def points(title: str, marks: Mapping[str, tuple[Estimate, Estimate]], x_label: 
         drawn.append(f'<path class="g" d="M{left} {_n(up(value))}H{right}"/>')
         drawn.append(f'<text class="m" x="{left - 6}" y="{_n(up(value) + 4)}" text-anchor="end">{_n(value)}</text>')
     named = _apart([up(y.mean) for _, y in marks.values()], _LINE)
+    inside = max(top - min(named), 0) - max(max(named) - bottom, 0)  # many names at an edge stay beside the plot
+    named = [place + inside for place in named]
     for k, ((name, (x, y)), end) in enumerate(zip(marks.items(), named, strict=True)):
         at, height = _n(across(x.mean)), _n(up(y.mean))
         (a, b), (c, d) = ([_n(across(v)) for v in reach(x)], [_n(up(v)) for v in reach(y)])

@@ -83,11 +83,13 @@ def test_points_stand_at_both_means_with_both_intervals_and_names_do_not_overlap
         assert at == pytest.approx((x_at(x.mean), y_at(y.mean)), abs=0.1) == (middle, height)
         assert (low, high) == pytest.approx((x_at(max(x.mean - x.half_width, 0)), x_at(x.mean + x.half_width)), abs=0.1)
         assert (under, over) == pytest.approx((y_at(y.mean - half), y_at(y.mean + half)), abs=0.1)
-    names = re.findall(r'<text class="f\d" x="([\d.]+)" y="([\d.]+)">(arm \d)<', drawn)
-    heights = sorted(float(y) for _, y, _ in names)
-    assert len({name for *_, name in names}) == 8 and len({x for x, *_ in names}) == 1
-    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 14
-    assert 40 < heights[0] and heights[-1] < 378 and float(names[0][0]) + 7 * len("arm 0") <= svg.WIDTH
+    alike = svg.points("Title", dict.fromkeys(marks_of, (Estimate(0, 0, 5), Estimate(0, 0, 5))), "leakage", "accuracy")
+    for text in (drawn, alike):
+        names = re.findall(r'<text class="f\d" x="([\d.]+)" y="([\d.]+)">(arm \d)<', text)
+        heights = sorted(float(y) for _, y, _ in names)
+        assert len({name for *_, name in names}) == 8 and len({x for x, *_ in names}) == 1
+        assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 14
+        assert 62 < heights[0] and heights[-1] < 346 and float(names[0][0]) + 7 * len("arm 0") <= svg.WIDTH
 
 
 def test_accuracy_against_leakage_is_drawn_of_the_family_s_rows(tmp_path):

@@ -47,10 +47,11 @@ def convert(file: pathlib.Path, folder: pathlib.Path) -> None:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **source)
         source |= dict(dtype="float32", output_loading_info=True)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **source)
+        found: Any = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **source)
     except Exception as error:  # bare Exception is what the tokenizers package raises
         problem = f"transformers cannot read it ({type(error).__name__}: {first_line(error)})"
         raise UserError(problem, remedy=other, file=file) from error
+    model, info = found
     if info["missing_keys"]:  # transformers would leave them random
         raise UserError("is not in it", remedy=other, file=file, field=min(info["missing_keys"]))
     model.hf_quantizer = None  # its weights are plain numbers now

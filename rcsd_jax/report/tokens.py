@@ -135,7 +135,8 @@ def _score(
     bound: dict[str, Any] = dict(chunk_size=loss.chunk_size, temperature=loss.temperature)
     student_state = scored.student_hidden, shared(scored.student_head)
     target_state = of_teacher.hidden, shared(scored.teacher_head)
-    stats = losses.score_from_hidden(*student_state, *target_state, samples.tokens, **bound, **vars(loss.divergence))
+    compared = bound | vars(loss.divergence)
+    stats = losses.score_from_hidden(*student_state, *target_state, samples.tokens, **compared)
     teacher_state, teacher_log_prob = target_state, stats.teacher_log_probs
     target: Target | None = None
     if loss.guidance or isinstance(teacher, Better):
