@@ -2,18 +2,23 @@
 
     python -m experiments.family [--seeds=5] [--workdir=runs/experiments] [--quick]
 
-Every method has the same number of steps and of completions a step. Besides accuracy: criterion score, entropy and length of the
-student's completions at the end of training; and with all references flawed, how often a student uses a number that only the flawed
-reference holds (`experiments.leakage`). The arm "fixed advantage" is the control: it has neither a teacher nor a reward.
+Every method has the same number of steps and of completions a step. Besides accuracy:
+- criterion score, entropy and length of the student's completions at the end of training, and the latter two over the steps;
+- pass@1 and pass@16, and the number of different right texts (`experiments.diversity`);
+- where a method pulls at the first step, by class of token (`experiments.pull`);
+- with none and all of the references flawed: accuracy, and how often a student uses a number that only the flawed reference holds
+  (`experiments.leakage`).
+The arm "fixed advantage" is the control: it has neither a teacher nor a reward.
 """
 
 from __future__ import annotations
 
 import argparse
 
+import jax
 import numpy as np
 
-from experiments import arms, cells, leakage, statistics, tables
+from experiments import arms, cells, diversity, leakage, pull, statistics, tables
 from experiments.cells import Cell
 from experiments.statistics import Estimate
 from rcsd_jax.host.console import Console
@@ -24,14 +29,13 @@ METHODS = (
 )  # fmt: skip
 EMPHASES = tuple(f"true_{kind}" for kind in arms.EMPHASES)
 CREDIT = ("credit", "true_weighted", "true_sampled", "true_dropout")
-LEAKS = ("opsd_leak", "pw_opsd_leak", "purified_leak", "true_leak", "fixed_leak")
+FLAWLESS = {name: arms.flawless(name) for name in arms.SHOWN_REFERENCES}
+LEAKS = {name: arms.leaking(name) for name in (*arms.SHOWN_REFERENCES, *arms.SHOWN_NONE)}
 ARMS = (*METHODS, *EMPHASES, *CREDIT)
 SELF = "rcsd_true"
 """The arm with which all others are compared."""
 
-ACCURACY = "in distribution, sampled"
-"""The column of accuracy that stands next to what leaks."""
-
+PLACE = ("in_distribution", "sampled")
 LAST = 5  # steps whose means are shown as those of the end
 QUICK = (SELF, "credit")
 
@@ -60,22 +64,51 @@ def _mean(cell: Cell, metric: str) -> float:
     return float(np.mean([row[metric] for row in cell.metrics[-LAST:]]))
 
 
-def leaks(runs: dict[str, list[Cell]]) -> tables.Rows:
-    """Of runs with flawed references: percent of completions that use a number that only the flawed reference holds, and accuracy."""
-    scores = tables.scores(runs, list(runs), against=None)
-    return {
-        tables.label(name): {
-            column: statistics.estimate([leakage.share(cell, column, flawed=1.0) for cell in found])
-            for column in leakage.SPLITS
-        }
-        | {ACCURACY: scores[tables.label(name)][ACCURACY]}
-        for name, found in runs.items()
-    }
+def by_flaws(runs: dict[str, list[Cell]], flags: argparse.Namespace) -> tables.Rows:
+    """Accuracy, sampled, by the share of references that are flawed, and the percent of completions that use a number that only the
+    flawed reference holds, where all are. `runs` are those with the world's own share.
+    """
+    none, all_of_them = cells.run(list(FLAWLESS.values()), flags), cells.run(list(LEAKS.values()), flags)
+    rows: tables.Rows = {}
+    for name, leaking in LEAKS.items():
+        row = rows[tables.label(name)] = {}
+        found = {"0%": none.get(FLAWLESS.get(name, "")), "35%": runs[name], "100%": all_of_them[leaking]}
+        for share, of_share in found.items():
+            if of_share:
+                row[f"{share} flawed"] = statistics.estimate([cell.score("trained", *PLACE) for cell in of_share])
+        for column in leakage.SPLITS:
+            uses = [leakage.share(cell, column, flawed=1.0) for cell in all_of_them[leaking]]
+            row[f"leaks, {column}"] = statistics.estimate(uses)
+    return rows
 
 
 def against_leakage(rows: tables.Rows, column: str) -> dict[str, tuple[Estimate, Estimate]]:
-    """Of rows of `leaks`, name -> (what leaks in a column of `leakage.SPLITS`, accuracy), as `tables.points` draws them."""
-    return {name.split(",")[0]: (row[column], row[ACCURACY]) for name, row in rows.items()}
+    """Of rows of `by_flaws`, name -> (what leaks in a column of `leakage.SPLITS`, accuracy), where all references are flawed."""
+    return {name: (row[f"leaks, {column}"], row["100% flawed"]) for name, row in rows.items()}
+
+
+def pulls(names: list[str], flags: argparse.Namespace) -> tables.Rows:
+    """Percent of the pull of the first step by class of token, with the first seed."""
+    rows: tables.Rows = {}
+    with cells.running(flags.workdir) as (_, stop):
+        for name in names:
+            stop.raise_if_set(f"before {name}")
+            of_class = pull.by_class(cells.task(name, 0, cells.folder(flags), quick=flags.quick).config, stop)
+            rows[tables.label(name)] = {f"pull, {k}": statistics.estimate([x]) for k, x in of_class.items()}
+            jax.clear_caches()
+    return rows
+
+
+def over_steps(runs: dict[str, list[Cell]], metric: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Arm -> steps [n] and a metric [seeds, n], as means of `LAST` steps each."""
+    curves = {}
+    for name, found in runs.items():
+        values = np.array([[row[metric] for row in cell.metrics] for cell in found])
+        together = min(LAST, values.shape[1])
+        ends = np.arange(together, values.shape[1] + 1, together)
+        means = [values[:, end - together : end].mean(axis=1) for end in ends]
+        curves[tables.label(name)] = ends, np.stack(means, axis=1)
+    return curves
 
 
 def main() -> None:
@@ -91,25 +124,33 @@ def main() -> None:
     differences = {n: {c.split(":")[0]: e for c, e in row.items() if ":" in c} for n, row in rows.items()}
     shown = {name: row for name, row in differences.items() if row}
     tables.show(console, f"difference to {tables.label(SELF)}, seed by seed", shown, wide)
-    ends = at_the_end(runs)
-    tables.show(console, "the student at the end", ends)
-    flawed = {} if flags.quick else leaks(cells.run(LEAKS, flags))
+    more = at_the_end(runs)
+    tables.show(console, "the student at the end", more)
+    parts = [
+        (f"{diversity.SAMPLES} solutions to each question", diversity.rows(names, flags)),
+        ("where the first step pulls, percent", pulls(names, flags)),
+    ]
+    flawed = {} if flags.quick else by_flaws(runs, flags)
     if flawed:
-        heading = "all references flawed: completions with numbers that only the reference holds, and accuracy, percent"
-        tables.show(console, heading, flawed)
-        ends |= flawed
+        parts.append(("percent, by the share of flawed references", flawed))
+    for title, found in parts:
+        tables.show(console, title, found)
+        more = {name: more.get(name, {}) | found.get(name, {}) for name in dict.fromkeys((*more, *found))}
     console.print(tables.forms(names), soft_wrap=True)
     budget = {tables.label(name): tables.budget_of(runs[name]) for name in names}
     tables.say_budget(console, budget)
-    joined = {name: rows.get(name, {}) | ends.get(name, {}) for name in dict.fromkeys((*rows, *ends))}
+    joined = {name: rows.get(name, {}) | more.get(name, {}) for name in dict.fromkeys((*rows, *more))}
     folder = tables.write(console, flags, "family", joined, budget=budget)
     tables.bars(folder / "family.png", "The family", rows, wide[:2])
     for column in leakage.SPLITS if flawed else ():
-        path = folder / f"leakage_{column.replace(' ', '_')}.png"
-        x_label = f"leakage, questions {column}, percent"
-        tables.points(
-            path, "Accuracy against leakage", against_leakage(flawed, column), x_label, f"accuracy {ACCURACY}"
-        )
+        path, x_label = folder / f"leakage_{column.replace(' ', '_')}.png", f"leakage, questions {column}, percent"
+        marks = against_leakage(flawed, column)
+        tables.points(path, "Accuracy against leakage", marks, x_label, "accuracy in distribution, sampled")
+    panels = {
+        title: over_steps({name: runs[name] for name in names if name in METHODS}, metric)
+        for title, metric in (("entropy, nats", "student_entropy"), ("length, tokens", "completion_length"))
+    }
+    tables.lines(folder / "family_steps.png", "The student during training", "step", panels)
 
 
 if __name__ == "__main__":

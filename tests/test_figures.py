@@ -93,18 +93,16 @@ def test_points_stand_at_both_means_with_both_intervals_and_names_do_not_overlap
 
 
 def test_accuracy_against_leakage_is_drawn_of_the_family_s_rows(tmp_path):
-    row = lambda i: {
-        "trained on": Estimate(i, 1, 5),
-        "held out": Estimate(2 * i, 1, 5),
-        family.ACCURACY: Estimate(60 + i, 3, 5),
+    columns = ("leaks, held out", "leaks, trained on", "100% flawed")
+    rows = {
+        tables.label(name): {column: Estimate(10 * k + i, 1, 5) for k, column in enumerate(columns)}
+        for i, name in enumerate(family.LEAKS)
     }
-    rows = {tables.label(name): row(i) for i, name in enumerate(family.LEAKS)}
-    found = family.against_leakage(rows, "held out")
-    assert found["Purified OPSD"] == (Estimate(4, 1, 5), Estimate(62, 3, 5)) and len(found) == len(family.LEAKS)
+    found = family.against_leakage(rows, "trained on")
+    assert list(found.values())[2] == (Estimate(12, 1, 5), Estimate(22, 1, 5)) and 5 <= len(found) <= 8
     tables.points(tmp_path / "leakage.png", "Title", found, "x", "y")
-    assert (tmp_path / "leakage.png").stat().st_size > 10_000 and len(
-        marks((tmp_path / "leakage.svg").read_text())
-    ) == 5
+    assert (tmp_path / "leakage.png").stat().st_size > 10_000
+    assert len(marks((tmp_path / "leakage.svg").read_text())) == len(found)
 
 
 def test_a_single_share_and_a_single_seed_can_be_drawn():
