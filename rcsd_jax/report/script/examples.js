@@ -38,7 +38,7 @@ function viewSwitch(stage, viewed, choose) {
     radio.addEventListener("change", () => choose(view));
     return h("label", {}, radio, view);
   });
-  return h("fieldset.views", {}, h("legend", {}, "colour shows"), choices);
+  return h("fieldset.views", {}, h("legend", {}, "colour"), choices);
 }
 
 // A scale of colours: the label, what negative and positive ones mean, and the number at which each step begins.
