@@ -1,5 +1,6 @@
 """Chains of steps: problems against arithmetic, disjoint splits, what is read from known solutions, graders, habits, tokenizer, rows, configs."""
 
+import argparse
 import json
 import random
 import re
@@ -9,6 +10,7 @@ import pytest
 
 from configs import chains as chains_config
 from configs import stage2
+from experiments import cells
 from experiments import chains as experiment
 from experiments.workers import Task
 from experiments.world.make_base import WORLDS, batches
@@ -425,6 +427,24 @@ def test_rows_of_a_split_are_read_from_the_runs_files(tmp_path):
     assert (means["wrong turns"], means["repaired"], means["left"]) == (0.5, 0.0, 50.0)
     assert means["left: difference"] == 50.0 and means["checks: difference"] == -found["true rubric"]["checks"].mean / 2
     assert not any(experiment.DIFFERENCE in column for name in list(found)[:-1] for column in found[name])
+
+
+def test_rates_are_tried_with_a_seed_that_the_table_does_not_use(tmp_path, monkeypatch):
+    seeds = set()
+
+    def finish(tasks, flags):
+        for task in tasks:
+            task.place.mkdir(parents=True)
+            mode = {"sampled": {"accuracy": task.config.optimizer.learning_rate * 1000}}
+            summary = {"evaluation": {"trained": {"in_distribution": mode}}}
+            (task.place / "summary.json").write_text(json.dumps(summary))
+            seeds.add(task.config.seed)
+
+    monkeypatch.setattr(cells, "run_tasks", finish)
+    flags = argparse.Namespace(rates=[1e-4, 2e-4], quick=False)
+    found = experiment.try_rates(["grpo"], flags, tmp_path, tmp_path / "base")
+    assert found == {"GRPO": {"0.0001": "10.0", "0.0002": "20.0"}}
+    assert len(seeds) == 1 and min(seeds) > 40 + experiment.config("grpo", 9, tmp_path, quick=False).seed
 
 
 def test_the_columns_that_the_page_explains_are_those_of_the_table():
