@@ -42,6 +42,16 @@ CURVES = (
     "sdpo_authors", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema", "rcsd_reverse", "rcsd_true", "rcsd",
 )  # fmt: skip
 
+SHOWN_REFERENCES = {
+    "opsd": ("OPSD", "reference"),
+    "opsd_authors": ("OPSD, authors' loss", "opsd"),
+    "pw_opsd": ("PW-OPSD", "pw_opsd"),
+    "purified": ("Purified OPSD", "purified"),
+}
+"""Arms of the family whose teachers see references -> their names and variants; they also run with other shares of flawed ones."""
+SHOWN_NONE = {"rcsd_true": ("true rubrics", "ground_truth"), "fixed_advantage": ("fixed advantage", "fixed_advantage")}
+"""Arms with which these are compared where all references are flawed."""
+
 
 class Arm(NamedTuple):
     """A variant of `configs/world.py`, the changes to it, and the writer of its teacher's rubrics, if a model writes them.
@@ -75,6 +85,16 @@ def _percent(share: float) -> str:
 def flawed(method: str, share: float) -> str:
     """The arm of a method ("opsd", "rcsd", "rcsd_derived") with a share of `FLAWED`."""
     return method if share == documents.FLAWED else f"{method}_flawed_{_percent(share)}"
+
+
+def leaking(name: str) -> str:
+    """The arm of `SHOWN_REFERENCES` or `SHOWN_NONE` with all references flawed, which is also asked what it trained on."""
+    return f"{name}_leak"
+
+
+def flawless(name: str) -> str:
+    """The arm of `SHOWN_REFERENCES` with no reference flawed."""
+    return flawed(name, 0.0)
 
 
 def _rollout(batches: int, *, weighted: bool) -> Arm:
@@ -143,16 +163,15 @@ ARMS: dict[str, Arm] = {
     "u_opsd": Arm("U-OPSD", "u_opsd"),
     "rubric_dropout": Arm("GRPO, rubric dropout", "rubric_dropout"),
     "fixed_advantage": Arm("fixed advantage", "fixed_advantage"),
-    # with all references flawed, to see what leaks
+    # with all references flawed, to see what leaks, and with none
     **{
-        f"{name}_leak": Arm(f"{label}, 100% flawed", variant, dict(data=dict(flawed=1.0)), asks_again=True)
-        for name, label, variant in (
-            ("opsd", "OPSD", "reference"),
-            ("pw_opsd", "PW-OPSD", "pw_opsd"),
-            ("purified", "Purified OPSD", "purified"),
-            ("true", "true rubrics", "ground_truth"),
-            ("fixed", "fixed advantage", "fixed_advantage"),
-        )
+        leaking(name): Arm(f"{label}, 100% flawed", variant, dict(data=dict(flawed=1.0)), asks_again=True)
+        for name, (label, variant) in (SHOWN_REFERENCES | SHOWN_NONE).items()
+    },
+    **{
+        flawless(name): Arm(f"{label}, 0% flawed", variant, dict(data=dict(flawed=0.0)))
+        for name, (label, variant) in SHOWN_REFERENCES.items()
+        if name != "opsd"
     },
     # tokens that count more, under true rubrics; the last by the criteria that a completion fails
     **{f"true_{kind}": _true(f"true rubrics, {words}", loss=dict(emphasis=kind)) for kind, words in EMPHASES.items()},
@@ -212,7 +231,13 @@ def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
         trained = folder / arm.writer / f"seed{seed}" / "export"
         config.rubric.writer = str(bases.directory(size or arm.size, folder) if kind == "base" else trained)
     # One arm of each size also evaluates the base and the teacher that sees the true rubric; others only a teacher of their own.
-    others = ("base", "teacher") if name.startswith("rcsd_true") else ("teacher",) if arm.teacher else ()
+    others = (
+        ("base", "teacher")
+        if name.startswith("rcsd_true") and not arm.asks_again
+        else ("teacher",)
+        if arm.teacher
+        else ()
+    )
     config.eval.roles = (*others, "trained")
     if arm.asks_again:
         config.eval.splits = dict(config.eval.splits, trained_on="stage2")

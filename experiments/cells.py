@@ -19,7 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import arms, bases, workers
-from experiments.workers import Task
+from experiments.workers import Task, Work
 from rcsd_jax import world
 from rcsd_jax.checkpoints.tokenizer import load_tokenizer
 from rcsd_jax.host import compiled_programs
@@ -111,45 +111,55 @@ def prepare(workdir: Path) -> None:
 
 def run(names: Sequence[str], flags: argparse.Namespace) -> dict[str, list[Cell]]:
     """Runs the missing cells of these arms, seed by seed, and returns arm -> its cells; `flags` are `tables.arguments`."""
-    folder = flags.workdir / ("quick_cells" if flags.quick else "cells")
-    quick = flags.quick
+    place, quick = folder(flags), flags.quick
     for name in names:
-        bases.ensure(arms.ARMS[name], folder, quick=quick)
+        bases.ensure(arms.ARMS[name], place, quick=quick)
     pairs = [(name, seed) for seed in range(flags.seeds) for name in names]
-    configs = {pair: arms.stage2(*pair, folder, quick=quick) for pair in pairs}
-    written = {(arms.ARMS[name].writer, seed) for name, seed in pairs if configs[name, seed].rubric.source == "written"}
-    writers = [Task(arms.stage1(w, i, folder, quick=quick), folder / w / f"seed{i}", f"{w}/seed{i}")
+    solvers = [task(*pair, place, quick=quick) for pair in pairs]
+    written = {
+        (arms.ARMS[name].writer, seed)
+        for (name, seed), one in zip(pairs, solvers, strict=True)
+        if one.config.rubric.source == "written"
+    }
+    writers = [Task(arms.stage1(w, i, place, quick=quick), place / w / f"seed{i}", f"{w}/seed{i}")
                for w, i in sorted(written, key=lambda x: x[::-1]) if not w.startswith("base")]  # fmt: skip
-    solvers = [
-        Task(
-            config, folder / n / f"seed{i}", f"{n}/seed{i}", folder / "rubrics" / f"{arms.ARMS[n].writer}_seed{i}.jsonl"
-        )
-        for (n, i), config in configs.items()
-    ]
     for tasks in (writers, solvers):  # a solver needs its writer
         run_tasks(tasks, flags)
     found: dict[str, list[Cell]] = {name: [] for name in names}
-    for (name, _), task in zip(pairs, solvers, strict=True):
-        found[name].append(read(task))
+    for (name, _), solver in zip(pairs, solvers, strict=True):
+        found[name].append(read(solver))
     return found
 
 
-def run_tasks(tasks: Sequence[Task], flags: argparse.Namespace) -> None:
-    """Runs or continues incomplete tasks, in `flags.workers` processes."""
+def folder(flags: argparse.Namespace) -> Path:
+    """The folder of all runs; `flags` are `tables.arguments`."""
+    return flags.workdir / ("quick_cells" if flags.quick else "cells")
+
+
+def task(name: str, seed: int, place: Path, *, quick: bool) -> Task:
+    """The run of an arm with a seed; `place` is the folder of all runs."""
+    rubrics = place / "rubrics" / f"{arms.ARMS[name].writer}_seed{seed}.jsonl"
+    config = arms.stage2(name, seed, place, quick=quick)
+    return Task(config, place / name / f"seed{seed}", f"{name}/seed{seed}", rubrics)
+
+
+def run_tasks(tasks: Sequence[Task], flags: argparse.Namespace, work: Work | None = None) -> None:
+    """Runs or continues incomplete tasks, in `flags.workers` processes; `work` is done on each, by default `run_task`."""
+    work = work or run_task
     with running(flags.workdir) as (console, stop):
         missing = []
         for task in tasks:
             if (task.place / "summary.json").exists():
-                run_task(task, Console(quiet=True), stop)  # refuses a run of another configuration
+                work(task, Console(quiet=True), stop)  # refuses a run of another configuration
             else:
                 missing.append(task)
         if min(len(missing), flags.workers) > 1:
             start = functools.partial(prepare, flags.workdir)
-            workers.run_all(missing, run_task, start, count=flags.workers, console=console, stop=stop)
+            workers.run_all(missing, work, start, count=flags.workers, console=console, stop=stop)
             return
         for task in missing:
             stop.raise_if_set(f"before {task.name}")
-            run_task(task, console, stop)
+            work(task, console, stop)
 
 
 def run_task(task: Task, console: Console, stop: StopRequest) -> dict[str, Any]:

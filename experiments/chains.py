@@ -182,7 +182,7 @@ def main() -> None:
     """Makes the base if it is missing, runs the missing cells, then prints and writes the tables."""
     flags = tables.arguments(__doc__, _add_flags)
     names = flags.only or list(QUICK if flags.quick else ARMS)
-    folder = flags.workdir / ("quick_cells" if flags.quick else "cells")
+    folder = cells.folder(flags)
     base = flags.workdir / ("quick_chains_base" if flags.quick else Path(chains_config.BASE).name)
     bases.make(base, CHAINS, quick=flags.quick)
     console = Console(width=190)
@@ -207,7 +207,8 @@ def main() -> None:
             for n, one in rows_of_split.items()
         }
         shown = {n: one for n, one in differing.items() if one}
-        tables.show(console, f"{split}: difference to {ARMS[SELF].label}, seed by seed", shown)
+        if shown:
+            tables.show(console, f"{split}: difference to {ARMS[SELF].label}, seed by seed", shown)
     budget = {
         ARMS[name].label: tables.budget_of([cells.read(tasks[name, seed]) for seed in range(flags.seeds)])
         for name in names

@@ -38,7 +38,7 @@ def main() -> None:
     """Runs the missing cells, then prints and writes the table."""
     flags = arguments()
     names = flags.only or list(ARMS)
-    folder = flags.workdir / ("quick_cells" if flags.quick else "cells")
+    folder = cells.folder(flags)
     data = folder / "rows"
     if not (data / "ood.jsonl").exists():
         rows_of_the_world.main([str(data), "--count=2048"])

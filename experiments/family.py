@@ -2,18 +2,23 @@
 
     python -m experiments.family [--seeds=5] [--workdir=runs/experiments] [--quick]
 
-Every method has the same number of steps and of completions a step. Besides accuracy: criterion score, entropy and length of the
-student's completions at the end of training; and with all references flawed, how often a student uses a number that only the flawed
-reference holds (`experiments.leakage`). The arm "fixed advantage" is the control: it has neither a teacher nor a reward.
+Every method has the same number of steps and of completions a step. Besides accuracy:
+- criterion score, entropy and length of the student's completions at the end of training, and the latter two over the steps;
+- pass@1 and pass@16, and the number of different right texts (`experiments.diversity`);
+- where a method pulls at the first step, by class of token (`experiments.pull`);
+- with none and all of the references flawed: accuracy, and how often a student uses a number that only the flawed reference holds
+  (`experiments.leakage`).
+The arm "fixed advantage" is the control: it has neither a teacher nor a reward.
 """
 
 from __future__ import annotations
 
 import argparse
 
+import jax
 import numpy as np
 
-from experiments import arms, cells, leakage, statistics, tables
+from experiments import arms, cells, diversity, leakage, pull, statistics, tables
 from experiments.cells import Cell
 from rcsd_jax.host.console import Console
 
@@ -23,11 +28,13 @@ METHODS = (
 )  # fmt: skip
 EMPHASES = tuple(f"true_{kind}" for kind in arms.EMPHASES)
 CREDIT = ("credit", "true_weighted", "true_sampled", "true_dropout")
-LEAKS = ("opsd_leak", "pw_opsd_leak", "purified_leak", "true_leak", "fixed_leak")
+FLAWLESS = {name: arms.flawless(name) for name in arms.SHOWN_REFERENCES}
+LEAKS = {name: arms.leaking(name) for name in (*arms.SHOWN_REFERENCES, *arms.SHOWN_NONE)}
 ARMS = (*METHODS, *EMPHASES, *CREDIT)
 SELF = "rcsd_true"
 """The arm with which all others are compared."""
 
+PLACE = ("in_distribution", "sampled")
 LAST = 5  # steps whose means are shown as those of the end
 QUICK = (SELF, "credit")
 
@@ -56,15 +63,43 @@ def _mean(cell: Cell, metric: str) -> float:
     return float(np.mean([row[metric] for row in cell.metrics[-LAST:]]))
 
 
-def leaks(runs: dict[str, list[Cell]]) -> tables.Rows:
-    """Percent of completions that use a number that only the flawed reference holds, of runs with flawed references."""
-    return {
-        tables.label(name): {
-            column: statistics.estimate([leakage.share(cell, column, flawed=1.0) for cell in found])
-            for column in leakage.SPLITS
-        }
-        for name, found in runs.items()
-    }
+def by_flaws(runs: dict[str, list[Cell]], flags: argparse.Namespace) -> tables.Rows:
+    """Accuracy, sampled, by the share of references that are flawed, and the percent of completions that use a number that only the
+    flawed reference holds, where all are. `runs` are those with the world's own share.
+    """
+    none, all_of_them = cells.run(list(FLAWLESS.values()), flags), cells.run(list(LEAKS.values()), flags)
+    rows: tables.Rows = {}
+    for name, leaking in LEAKS.items():
+        row = rows[tables.label(name)] = {}
+        found = {"0%": none.get(FLAWLESS.get(name, "")), "35%": runs[name], "100%": all_of_them[leaking]}
+        for share, of_share in found.items():
+            if of_share:
+                row[f"{share} flawed"] = statistics.estimate([cell.score("trained", *PLACE) for cell in of_share])
+        for column in leakage.SPLITS:
+            uses = [leakage.share(cell, column, flawed=1.0) for cell in all_of_them[leaking]]
+            row[f"leaks, {column}"] = statistics.estimate(uses)
+    return rows
+
+
+def pulls(names: list[str], flags: argparse.Namespace) -> tables.Rows:
+    """Percent of the pull of the first step by class of token, with the first seed."""
+    rows: tables.Rows = {}
+    with cells.running(flags.workdir):
+        for name in names:
+            of_class = pull.by_class(cells.task(name, 0, cells.folder(flags), quick=flags.quick).config)
+            rows[tables.label(name)] = {f"pull, {k}": statistics.estimate([x]) for k, x in of_class.items()}
+            jax.clear_caches()
+    return rows
+
+
+def over_steps(runs: dict[str, list[Cell]], metric: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Arm -> steps [n] and a metric [seeds, n], as means of `LAST` steps each."""
+    curves = {}
+    for name, found in runs.items():
+        values = np.array([[row[metric] for row in cell.metrics] for cell in found])
+        ends = np.arange(LAST, values.shape[1] + 1, LAST)
+        curves[tables.label(name)] = ends, np.stack([values[:, end - LAST : end].mean(axis=1) for end in ends], axis=1)
+    return curves
 
 
 def main() -> None:
@@ -80,18 +115,28 @@ def main() -> None:
     differences = {n: {c.split(":")[0]: e for c, e in row.items() if ":" in c} for n, row in rows.items()}
     shown = {name: row for name, row in differences.items() if row}
     tables.show(console, f"difference to {tables.label(SELF)}, seed by seed", shown, wide)
-    ends = at_the_end(runs)
-    tables.show(console, "the student at the end", ends)
+    more = at_the_end(runs)
+    tables.show(console, "the student at the end", more)
+    parts = [
+        (f"{diversity.SAMPLES} solutions to each of {diversity.QUESTIONS} questions", diversity.rows(names, flags)),
+        ("where the first step pulls, percent", pulls(names, flags)),
+    ]
     if not flags.quick:
-        flawed = leaks(cells.run(LEAKS, flags))
-        tables.show(console, "numbers that only the flawed reference holds, percent of completions", flawed)
-        ends |= flawed
+        parts.append(("percent, by the share of flawed references", by_flaws(runs, flags)))
+    for title, found in parts:
+        tables.show(console, title, found)
+        more = {name: more.get(name, {}) | found.get(name, {}) for name in dict.fromkeys((*more, *found))}
     console.print(tables.forms(names), soft_wrap=True)
     budget = {tables.label(name): tables.budget_of(runs[name]) for name in names}
     tables.say_budget(console, budget)
-    joined = {name: rows.get(name, {}) | ends.get(name, {}) for name in dict.fromkeys((*rows, *ends))}
+    joined = {name: rows.get(name, {}) | more.get(name, {}) for name in dict.fromkeys((*rows, *more))}
     folder = tables.write(console, flags, "family", joined, budget=budget)
     tables.bars(folder / "family.png", "The family", rows, wide[:2])
+    panels = {
+        title: over_steps({name: runs[name] for name in names if name in METHODS}, metric)
+        for title, metric in (("entropy, nats", "student_entropy"), ("length, tokens", "completion_length"))
+    }
+    tables.lines(folder / "family_steps.png", "The student during training", "step", panels)
 
 
 if __name__ == "__main__":

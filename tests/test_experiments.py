@@ -22,6 +22,7 @@ from experiments import (
     curves,
     derived,
     divergences,
+    diversity,
     english,
     family,
     larger_teacher,
@@ -65,7 +66,8 @@ def test_arms_differ_and_tables_name_arms_that_exist(tmp_path):
         assert set(table.ARMS) <= set(arms.ARMS) and "rcsd" in table.ARMS
     assert cost.main_table is main_table and noise.arms is arms
     assert set(staleness.ARMS) <= set(arms.ARMS) and len(set(staleness.ARMS)) == 8 and staleness.FRESH == "rcsd_true"
-    assert {*family.ARMS, *family.LEAKS} <= set(arms.ARMS) and {family.SELF, *family.QUICK} <= set(family.ARMS)
+    assert {*family.ARMS, *family.LEAKS.values(), *family.FLAWLESS.values()} <= set(arms.ARMS)
+    assert {family.SELF, *family.QUICK, *family.LEAKS} <= set(family.ARMS) and set(family.FLAWLESS) < set(family.LEAKS)
     assert set(arms.EMPHASES) | {"alike", "credit"} == set(KINDS)
     assert set(larger_teacher.ARMS) <= set(arms.ARMS) and larger_teacher.SELF == "rcsd_true"
     assert {arms.flawed(m, x) for m in derived.METHODS for x in arms.FLAWED} <= set(arms.ARMS)
@@ -186,7 +188,7 @@ def test_an_arm_has_the_rollouts_that_it_names(batches, weighted, tmp_path):
 
 def test_a_number_that_only_the_flawed_reference_holds_is_found_where_it_is_used(tmp_path):
     assert leakage.numbers("so 5 * 1 1 = 5 5 ; answer \\boxed{ 1 1 0 g }") == {5, 11, 55, 110}
-    config = arms.stage2("opsd_leak", 0, tmp_path, quick=False)
+    config = arms.stage2(arms.leaking("opsd"), 0, tmp_path, quick=False)
     assert config.data.flawed == 1.0 and dict(config.eval.splits)["trained_on"] == config.data.path
     examples = world.examples("stage2", 30, seed=config.seed, flawed=1.0)
     telling = [e for e in examples if leakage.only_there(e)]
@@ -198,6 +200,45 @@ def test_a_number_that_only_the_flawed_reference_holds_is_found_where_it_is_used
     records = [dict(split="trained_on", mode="sampled", id=e.id, text=text(e)) for e in examples]
     cell = cells.Cell({}, records, [], config.seed)
     assert leakage.share(cell, "trained on", flawed=1.0) == pytest.approx(100 * 2 / len(telling))
+
+
+def test_arms_of_a_leak_see_flawed_references_or_none(tmp_path):
+    for name, leaking in family.LEAKS.items():
+        one, other = (keys.flat(arms.stage2(n, 0, tmp_path, quick=False)) for n in (name, leaking))
+        differing = {key for key in one if one[key] != other[key]} - {"eval.every", "eval.every_splits", "eval.roles"}
+        assert differing == {"data.flawed"}
+        assert ("reference" in one["teacher.fields"]) == (name in arms.SHOWN_REFERENCES)
+        if name in family.FLAWLESS:
+            flawless = arms.stage2(family.FLAWLESS[name], 0, tmp_path, quick=False)
+            assert (flawless.data.flawed, other["data.flawed"]) == (0.0, 1.0)
+
+
+def test_different_right_texts_are_counted_by_question():
+    right = dict(accuracy=1.0, id="a")
+    records = [
+        right | dict(text="x  y"),
+        right | dict(text="x y "),
+        right | dict(text="z"),
+        right | dict(text="w", accuracy=0.0),
+    ]
+    assert diversity.different_right_texts(records) == 2.0
+    assert diversity.different_right_texts([*records, dict(id="b", text="v", accuracy=0.0)]) == 1.0
+
+
+def test_the_evaluation_for_diversity_asks_the_trained_student_and_passes_the_checks(tmp_path):
+    run = cells.task("rcsd_true", 0, tmp_path, quick=False)
+    asked = diversity.task(run, quick=False)
+    check(asked.config, trains=False)
+    assert asked.config.model.path == str(run.place / "export") and asked.place.parent == run.place
+    assert (asked.config.eval.count, asked.config.eval.samples, asked.config.eval.roles) == (64, 16, ("base",))
+    assert dict(asked.config.eval.splits) == {"in_distribution": "eval"} and not asked.config.eval.every
+    assert dict(run.config.eval.splits) != dict(asked.config.eval.splits)  # the run's own stays as it is
+
+
+def test_metrics_over_steps_are_means_of_a_few_steps():
+    found = family.over_steps({"opsd": [cells.Cell({}, [], [{"x": float(i)} for i in range(12)], 0)]}, "x")
+    steps, values = found["OPSD"]
+    assert steps.tolist() == [5, 10] and values.tolist() == [[2.0, 7.0]]
 
 
 def test_all_methods_have_the_same_budget(tmp_path):

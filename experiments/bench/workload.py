@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rcsd_jax.plan.lengths import Drawn, Lognormal, read, within
-from rcsd_jax.plan.programs import Queue
+from rcsd_jax.plan.planned import Queue
 from rcsd_jax.plan.work import queued
 from rcsd_jax.run.batch import padded_length
 

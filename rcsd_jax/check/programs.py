@@ -35,7 +35,8 @@ from rcsd_jax.plan import programs as planner
 from rcsd_jax.plan.chips import Chip
 from rcsd_jax.plan.compiler import Compilation, Memory
 from rcsd_jax.plan.measure import Measured
-from rcsd_jax.plan.programs import TRANSITION, WHOLE, Plan, Program
+from rcsd_jax.plan.networks import own_teacher
+from rcsd_jax.plan.planned import TRANSITION, WHOLE, Plan, Program
 from rcsd_jax.roles.opened_model import Model, load_weights
 from rcsd_jax.roles.own_teacher import load_adapters, on_the_same_base
 from rcsd_jax.run import training_state
@@ -92,7 +93,7 @@ def on_these_devices(config: Settings) -> Here:
     model = Model(Decoder(plan.decoder), None, (), 0, Path(config.model.path).expanduser())
     with jax.set_mesh(plan.mesh):
         params, weights = _params(model, plan.mesh)
-        teachers, _ = planner.own_teacher(config, model, plan.mesh)
+        teachers, _ = own_teacher(config, model, plan.mesh)
         setup = training_state.setup(model, params, config, plan.mesh, teachers)
         frozen = setup.frozen
         for name, one in teachers.items():

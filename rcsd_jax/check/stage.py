@@ -24,7 +24,7 @@ from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.sharding import make_mesh
 from rcsd_jax.plan import chips
 from rcsd_jax.plan.model_flops import parameters
-from rcsd_jax.plan.programs import decoder_config, own_teacher
+from rcsd_jax.plan.networks import decoder_config, own_teacher
 from rcsd_jax.roles.opened_model import Model
 from rcsd_jax.run import training_state
 from rcsd_jax.settings.stage import Settings

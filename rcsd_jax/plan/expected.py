@@ -14,11 +14,11 @@ import numpy as np
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.losses import emphasis
 from rcsd_jax.models import sharding
-from rcsd_jax.plan import lengths, measure, model_flops, programs, windows, work
+from rcsd_jax.plan import lengths, measure, model_flops, planned, programs, windows, work
 from rcsd_jax.plan.chips import Chip
 from rcsd_jax.plan.lengths import Drawn, Histogram
 from rcsd_jax.plan.measure import Measured
-from rcsd_jax.plan.programs import Plan
+from rcsd_jax.plan.planned import Plan
 from rcsd_jax.plan.report import chips_of
 from rcsd_jax.plan.work import How, Run, Work
 from rcsd_jax.settings.stage import Settings
@@ -168,8 +168,8 @@ def _prices(
 ) -> dict[Run, Price]:
     """The price of every run; some of them are compiled."""
     found: dict[Run, Price] = {}
-    for run in sorted(to_compile(runs), key=lambda run: (programs.NAMES.index(run.program), _length(run))):
-        shape = programs.PackedRows(run.row, run.rows) if run.row and run.rows else None
+    for run in sorted(to_compile(runs), key=lambda run: (planned.NAMES.index(run.program), _length(run))):
+        shape = planned.PackedRows(run.row, run.rows) if run.row and run.rows else None
         plan = programs.plan(_at_lengths(config, run, drawn), devices, shape)
         told = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in run._asdict().items() if type(n) is int)
         progress(run.program + (f", {told}:" if told else ":"))
@@ -309,7 +309,7 @@ def summary(
         "mean_lengths": mean_lengths,
         "seconds": seconds,
         "seconds_5_95": None if refused else np.percentile(times, (5, 95)).tolist(),
-        "parts": {} if refused else {name: parts[name] for name in programs.NAMES if name in parts},
+        "parts": {} if refused else {name: parts[name] for name in planned.NAMES if name in parts},
         "does_not_fit": refused,
         "chip_hours": chip_hours,
         "hundred_steps_hours": seconds * 100 / 3600 if seconds else None,
@@ -331,7 +331,7 @@ def _seconds(p: Price, run: Run, plan: Plan, chip: Chip, one: Work) -> float:
     share = 1.0
     if run.program == "decode":
         longest = work.cache_places(plan.lengths.student_prompt, plan.lengths.completion)
-        share = one.read / (one.places * programs.read_of_a_full_cache(plan.decoder, longest))
+        share = one.read / (one.places * windows.read_of_a_full_cache(plan.decoder, longest))
     elif run.row:
         share = measure.attention_share(chip, run.row, one.attended[run] / one.runs[run])
     return p.seconds - (1 - share) * p.attention_seconds

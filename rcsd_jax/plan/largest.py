@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rcsd_jax.models import sharding
-from rcsd_jax.plan import measure, programs
+from rcsd_jax.plan import measure, networks, planned, programs
 from rcsd_jax.plan.chips import GIB
 from rcsd_jax.settings.stage import Settings
 
@@ -54,7 +54,7 @@ def search(
 
     rows = config.train.microbatches * sharding.row_shards("train", programs.plan(config, devices).mesh)
     rows = math.lcm(rows, config.sampling.group, config.sampling.slots or 1)  # as the settings' checks want it
-    limit = programs.decoder_config(config).max_position
+    limit = networks.decoder_config(config).max_position
     reason = config.teacher.reason_tokens
     longest = limit - max(config.data.max_student_prompt, config.data.max_teacher_prompt + reason)
     batch, completion = config.train.batch_size, min(config.sampling.max_new_tokens, longest)
@@ -78,7 +78,7 @@ def _needed(config: Settings, devices: Sequence[Any], capacity: float, folder: P
     """Bytes that the step, or the larger of its two parts, needs on a chip; more than its capacity where the compiler refuses it."""
     plan = programs.plan(config, devices)
     found = 0.0
-    for name in programs.WHOLE:
+    for name in planned.WHOLE:
         if name in plan.programs:
             memory, refused = measure.compile_one(plan, name, folder)
             if memory is None:

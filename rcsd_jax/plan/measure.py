@@ -17,8 +17,8 @@ from rcsd_jax.plan import hlo, model_flops
 from rcsd_jax.plan.chips import VMEM_OVER_HBM, Chip, Interconnect
 from rcsd_jax.plan.compiler import Compilation, Memory, ask
 from rcsd_jax.plan.cost import Cost
+from rcsd_jax.plan.planned import Plan, Program
 from rcsd_jax.plan.pricing import cost_of
-from rcsd_jax.plan.programs import Plan, Program
 from rcsd_jax.plan.rates import Rates
 
 KERNEL_EFFICIENCY = 0.5

@@ -13,7 +13,7 @@ from rcsd_jax.host.console import Console
 from rcsd_jax.plan import measure, model_flops
 from rcsd_jax.plan.chips import GIB, Chip
 from rcsd_jax.plan.measure import Measured
-from rcsd_jax.plan.programs import WHOLE, Plan
+from rcsd_jax.plan.planned import WHOLE, Plan
 
 HOW_FAR = (
     "Memory is the compiler's own allocation; a program that it refuses does not run on the slice.",

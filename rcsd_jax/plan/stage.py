@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.plan import chips, expected, largest, measure, programs, report
 from rcsd_jax.plan.lengths import Histogram
+from rcsd_jax.plan.planned import NAMES
 from rcsd_jax.settings.stage import Settings
 
 
@@ -45,10 +46,10 @@ def plan_stage(
     Raises:
       UserError: settings that cannot run, an unknown slice or model, or libtpu is missing.
     """
-    names = [name.strip() for name in only or programs.NAMES]
+    names = [name.strip() for name in only or NAMES]
     for name in names:
-        if name not in programs.NAMES:
-            remedy = f"use some of {', '.join(programs.NAMES)}"
+        if name not in NAMES:
+            remedy = f"use some of {', '.join(NAMES)}"
             raise UserError("no such program", field="--only", value=name, remedy=remedy)
     chip, devices = chips.chip_of(topology), chips.open_topology(topology)
     planned = programs.plan(config, devices)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from rcsd_jax.models.config import DecoderConfig
+from rcsd_jax.models.kernels import paged, splash
+from rcsd_jax.plan.packing import blocks_computed
 
 Windows: TypeAlias = Sequence[int | None]
 """Of every layer, how many tokens one sees, itself included; None: all before it."""
@@ -38,3 +41,20 @@ def places_read(place: int, block: int, window: int | None) -> int:
     """
     first = 0 if window is None else max(place + 1 - window, 0)
     return block * (place // block - first // block + 1)
+
+
+def read_of_a_full_cache(config: DecoderConfig, places: int) -> float:
+    """Places of a row that a token in the last block reads; the mean over these tokens and over layers."""
+    block = paged.block(places)
+    tokens = range(max(places - block, 0), places)
+    read = lambda window: sum(places_read(token, block, window) for token in tokens) / len(tokens)
+    return mean(windows_of(config), read)
+
+
+def within_windows(config: DecoderConfig, row: int, sequences: int = 1) -> tuple[int, float]:
+    """`Program.row` and `.attended` of rows of equally long sequences."""
+    if sequences == 1 and not config.slides:
+        return 0, 1.0
+    padded = row + splash.padding(row)
+    computed = functools.partial(blocks_computed, [row // sequences] * sequences, padded, splash.block(padded))
+    return padded, mean(windows_of(config), lambda window: computed(window=window))

@@ -17,14 +17,14 @@ from rcsd_jax.methods.packing import largest_trip, row_lengths
 from rcsd_jax.models.kernels import paged, splash
 from rcsd_jax.plan.lengths import Drawn
 from rcsd_jax.plan.packing import blocks_computed, deal, length_of, rows_of, trips_of
-from rcsd_jax.plan.programs import Queue
+from rcsd_jax.plan.planned import Queue
 from rcsd_jax.plan.windows import GLOBAL, Windows, mean
 from rcsd_jax.run.batch import padded_length
 from rcsd_jax.sampling import short_prefill
 
 
 class Run(NamedTuple):
-    """A program of `programs.NAMES`, and the lengths that it is compiled for: None where it does not depend on them.
+    """A program of `planned.NAMES`, and the lengths that it is compiled for: None where it does not depend on them.
 
     Attributes:
       program: its name.

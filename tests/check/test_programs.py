@@ -21,8 +21,7 @@ from rcsd_jax.methods.networks import TEACHER
 from rcsd_jax.methods.state import shardings_of
 from rcsd_jax.methods.step import jit_step
 from rcsd_jax.models import lora, self_attention
-from rcsd_jax.plan import measure
-from rcsd_jax.plan import programs as planner
+from rcsd_jax.plan import measure, networks
 from rcsd_jax.plan.chips import CHIPS
 from rcsd_jax.plan.compiler import Compilation, Memory
 from rcsd_jax.plan.rates import Rates
@@ -160,7 +159,7 @@ def test_a_teacher_that_is_an_adapter_shares_the_student_s_base(here, tmp_path, 
     config = dataclasses.replace(here.config, model=dataclasses.replace(here.config.model, path=str(base)))
     own = programs.on_these_devices(dataclasses.replace(config, teacher=teacher))
     assert own.setup.recipe.roles.teacher.decoder.config.lora_scale == own.plan.teacher.lora_scale == 4.0
-    for variables in (own.setup.frozen[TEACHER], planner.own_teacher(own.config, own.model, own.mesh)[1][TEACHER]):
+    for variables in (own.setup.frozen[TEACHER], networks.own_teacher(own.config, own.model, own.mesh)[1][TEACHER]):
         assert {name: x.shape for name, x in variables["lora"]["q"].items()} == {
             name: x.shape for name, x in adapters["q"].items()
         }

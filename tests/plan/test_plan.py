@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 
 from rcsd_jax.checkpoints.hf_config import config_of_fields
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.plan import measure, model_flops, programs, published
+from rcsd_jax.plan import measure, model_flops, planned, published
 from tests import forked_program
 from tests.settings_for_tests import settings_of
 
@@ -41,7 +41,7 @@ def test_a_kernel_that_refuses_a_model_is_told_in_one_line():
         )  # fmt: skip
         return jax.jit(copy).trace(jnp.zeros((8, 100))).lower(lowering_platforms=("tpu",))
 
-    plan = SimpleNamespace(programs={"decode": programs.Program("decode", 1, 1, lower)})
+    plan = SimpleNamespace(programs={"decode": planned.Program("decode", 1, 1, lower)})
     with pytest.raises(
         UserError, match=r"^the program 'decode' cannot be compiled .*block shape.*; try .*kernels=xla"
     ) as told:

@@ -14,11 +14,11 @@ from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import packing as methods_packing
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.kernels import paged, splash
-from rcsd_jax.plan import chips, expected, lengths, model_flops, packing, programs
+from rcsd_jax.plan import chips, expected, lengths, model_flops, packing, programs, windows
 from rcsd_jax.plan import work as work_of
 from rcsd_jax.plan.expected import Price
 from rcsd_jax.plan.lengths import Drawn, Histogram, Lognormal
-from rcsd_jax.plan.programs import Queue
+from rcsd_jax.plan.planned import Queue
 from rcsd_jax.plan.work import How, Learning, Prompts, Run, Sampling, Work, queued, rollout, update
 from rcsd_jax.sampling import SamplingConfig
 from rcsd_jax.sampling.slots import generate_queue, usual_refill
@@ -80,7 +80,7 @@ def test_decoding_with_windows_reads_the_blocks_that_are_seen(window):
 
 
 def test_a_full_cache_is_read_up_to_the_window_of_each_layer():
-    read = lambda size: programs.read_of_a_full_cache(shape_of(size), 6144)
+    read = lambda size: windows.read_of_a_full_cache(shape_of(size), 6144)
     assert read("Qwen/Qwen3-8B") == 6144
     # Blocks of 1,024. Of those 1,024 tokens, 511 see 512 tokens in two blocks, 513 in one; four of 26 layers are global.
     assert read("google/gemma-3-1b-it") == pytest.approx((4 * 6144 + 22 * (1024 + 511)) / 26)
@@ -251,7 +251,7 @@ SHARDED = """
 import json
 import jax, numpy as np
 from rcsd_jax.models import sharding
-from rcsd_jax.plan.programs import Queue
+from rcsd_jax.plan.planned import Queue
 from rcsd_jax.plan.work import queued
 from rcsd_jax.sampling import SamplingConfig
 from tests.sampling.test_continuous_batching import CONFIG, Decoder, generate_queue, heavy_tailed, small
