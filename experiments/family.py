@@ -84,9 +84,10 @@ def by_flaws(runs: dict[str, list[Cell]], flags: argparse.Namespace) -> tables.R
 def pulls(names: list[str], flags: argparse.Namespace) -> tables.Rows:
     """Percent of the pull of the first step by class of token, with the first seed."""
     rows: tables.Rows = {}
-    with cells.running(flags.workdir):
+    with cells.running(flags.workdir) as (_, stop):
         for name in names:
-            of_class = pull.by_class(cells.task(name, 0, cells.folder(flags), quick=flags.quick).config)
+            stop.raise_if_set(f"before {name}")
+            of_class = pull.by_class(cells.task(name, 0, cells.folder(flags), quick=flags.quick).config, stop)
             rows[tables.label(name)] = {f"pull, {k}": statistics.estimate([x]) for k, x in of_class.items()}
             jax.clear_caches()
     return rows
@@ -97,8 +98,10 @@ def over_steps(runs: dict[str, list[Cell]], metric: str) -> dict[str, tuple[np.n
     curves = {}
     for name, found in runs.items():
         values = np.array([[row[metric] for row in cell.metrics] for cell in found])
-        ends = np.arange(LAST, values.shape[1] + 1, LAST)
-        curves[tables.label(name)] = ends, np.stack([values[:, end - LAST : end].mean(axis=1) for end in ends], axis=1)
+        together = min(LAST, values.shape[1])
+        ends = np.arange(together, values.shape[1] + 1, together)
+        means = [values[:, end - together : end].mean(axis=1) for end in ends]
+        curves[tables.label(name)] = ends, np.stack(means, axis=1)
     return curves
 
 
@@ -118,7 +121,7 @@ def main() -> None:
     more = at_the_end(runs)
     tables.show(console, "the student at the end", more)
     parts = [
-        (f"{diversity.SAMPLES} solutions to each of {diversity.QUESTIONS} questions", diversity.rows(names, flags)),
+        (f"{diversity.SAMPLES} solutions to each question", diversity.rows(names, flags)),
         ("where the first step pulls, percent", pulls(names, flags)),
     ]
     if not flags.quick:

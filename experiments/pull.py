@@ -35,14 +35,14 @@ from rcsd_jax.settings.unpack import unpack
 COMPLETIONS = 256
 
 
-def by_class(config: ConfigDict, *, completions: int = COMPLETIONS) -> dict[str, float]:
+def by_class(config: ConfigDict, stop: StopRequest, *, completions: int = COMPLETIONS) -> dict[str, float]:
     """Class of token -> percent of the pull of a run's first step, with so many completions instead of its batch."""
     config = config.copy_and_resolve_references()
     # Two passes, so that a program draws that does not learn.
     config.train.update(batch_size=completions, batches_per_rollout=1, passes_per_rollout=2)
     settings = unpack(config)
     mesh = sharding.make_mesh(**settings.mesh)
-    with jax.set_mesh(mesh), StopRequest() as stop, tempfile.TemporaryDirectory() as folder:
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
         run = Run(settings, as_path(folder), mesh, Console(quiet=True), stop, "pull")
         model, teachers, _, examples = open_inputs(settings, mesh)
         rows, _ = prepared(examples, model, run, teachers)
