@@ -66,6 +66,11 @@ def sizes(page: str) -> str:
     return _places("Sizes: accuracy of sampled answers", table(page, "Sizes"), strong=None)
 
 
+def larger_teacher(page: str) -> str:
+    """The model itself and a larger one as its teacher, with the rubric and without."""
+    return _places("A larger teacher: accuracy of sampled answers", table(page, "A larger teacher"), strong=None)
+
+
 def _places(title: str, rows: dict, strong: str | None) -> str:
     return svg.intervals(title, rows, [_IN, _OUT], strong=strong)
 
@@ -108,6 +113,7 @@ FIGURES: dict[str, Callable[[str], str]] = {
     "curves": accuracy_over_steps,
     "rubrics": rubrics,
     "sizes": sizes,
+    "larger_teacher": larger_teacher,
     "noise": flawed_references,
     "cost": accuracy_against_tokens,
     "staleness": rollouts,
