@@ -28,13 +28,15 @@ Rows = dict[str, dict[str, Estimate]]
 """Row -> column -> value."""
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The flags that all tables have."""
+def arguments(description: str, add: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
+    """The flags that all tables have, and those that `add` adds."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a few short runs, to see that everything works")
     add_workers(parser)
+    if add is not None:
+        add(parser)
     found = parser.parse_args()
     if found.seeds < 1:
         parser.error("--seeds must be at least 1")
