@@ -1,5 +1,5 @@
 """Packaging: `pip install -e .`; extras: `test` (peers the tests compare with), `judge`, `hub`, `experiments`, `notebooks`,
-`tpu`, `gcs`, `docs`, `lint`, `lm_eval`, and a tracker each: `wandb`, `mlflow`, `trackio`.
+`tpu`, `gcs`, `gguf`, `docs`, `lint`, `lm_eval`, and a tracker each: `wandb`, `mlflow`, `trackio`.
 """
 
 import pathlib
@@ -67,6 +67,7 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.7.1"],
         "gcs": ["gcsfs"],  # workdirs in gs:// buckets
+        "gguf": ["accelerate", "gguf>=0.10", "torch"],  # GGUF files as model directories
         "hub": ["datasets>=3"],  # data sets of the Hugging Face hub
         "judge": ["openai>=1.56"],  # judges at endpoints
         "lm_eval": ["lm_eval>=0.4.12"],  # EleutherAI's harness
@@ -81,6 +82,7 @@ setuptools.setup(
         "test": [
             "build",
             "datasets>=3",
+            "gguf>=0.10",
             "hypothesis>=6",
             "import-linter>=2.17",
             "ipykernel",

@@ -21,12 +21,22 @@ def ensure(arm: Any, folder: Path, *, quick: bool) -> None:
     """Makes the bases that an arm needs: for its model, its teacher, and an untrained writer of another size. Resumes after a stop."""
     kind, _, size = arm.writer.partition("_")
     for needed in {arm.size, arm.teacher or "medium", size if kind == "base" and size else "medium"} - {"medium"}:
-        place = directory(needed, folder)
-        finished = place.parent / f"{needed}.finished"
-        if finished.exists():
-            continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        make_base.train(
-            place, steps=12 if quick else 1600, rows=32, length=160, learning_rate=2e-3, seed=0, **SIZES[needed]
-        )
-        finished.touch()
+        make(directory(needed, folder), "world", quick=quick, **SIZES[needed])
+
+
+def make(place: Path, world: str, *, quick: bool, **sizes: int) -> None:
+    """Makes the base of one of `make_base.WORLDS` if it is missing. Resumes after a stop.
+
+    Args:
+      place: its folder.
+      world: the name of the world.
+      quick: whether a few steps are enough.
+      **sizes: width and layers; without them, those of `make_base.train`.
+    """
+    finished = place.parent / f"{place.name}.finished"
+    if finished.exists():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    of_world = make_base.WORLDS[world]
+    make_base.train(place, of_world._replace(steps=12) if quick else of_world, **sizes)
+    finished.touch()

@@ -39,7 +39,7 @@ class Cell(NamedTuple):
 
     Attributes:
       scores: role or step ("trained", "step_20") -> split -> mode -> scores.
-      records: of the trained student, each with split, mode, id and scores.
+      records: of a role, the trained student if no other was asked for, each with split, mode, id and scores.
       metrics: a row per step.
       seed: the seed of its questions.
       tokens_before: sampled before the first step: by the Stage I that made the writer of its rubrics, and by that writer.
@@ -188,11 +188,11 @@ def _copy(source: Path, target: Path) -> None:
     partial.replace(target)
 
 
-def read(task: Task) -> Cell:
-    """The results of a finished run."""
+def read(task: Task, role: str = "trained") -> Cell:
+    """The results of a finished run, with the records of a role."""
     place = task.place
     scores = {path.stem.removeprefix("evaluation_"): read_json(path) for path in place.glob("evaluation_*.json")}
-    lines = (place / "completions_trained.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (place / f"completions_{role}.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     return Cell(scores, records, read_metrics(as_path(place)), task.config.seed, tokens_before(task.config, place))
 

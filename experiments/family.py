@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments import arms, cells, diversity, leakage, pull, statistics, tables
 from experiments.cells import Cell
+from experiments.statistics import Estimate
 from rcsd_jax.host.console import Console
 
 METHODS = (
@@ -81,6 +82,11 @@ def by_flaws(runs: dict[str, list[Cell]], flags: argparse.Namespace) -> tables.R
     return rows
 
 
+def against_leakage(rows: tables.Rows, column: str) -> dict[str, tuple[Estimate, Estimate]]:
+    """Of rows of `by_flaws`, name -> (what leaks in a column of `leakage.SPLITS`, accuracy), where all references are flawed."""
+    return {name: (row[f"leaks, {column}"], row["100% flawed"]) for name, row in rows.items()}
+
+
 def pulls(names: list[str], flags: argparse.Namespace) -> tables.Rows:
     """Percent of the pull of the first step by class of token, with the first seed."""
     rows: tables.Rows = {}
@@ -124,8 +130,9 @@ def main() -> None:
         (f"{diversity.SAMPLES} solutions to each question", diversity.rows(names, flags)),
         ("where the first step pulls, percent", pulls(names, flags)),
     ]
-    if not flags.quick:
-        parts.append(("percent, by the share of flawed references", by_flaws(runs, flags)))
+    flawed = {} if flags.quick else by_flaws(runs, flags)
+    if flawed:
+        parts.append(("percent, by the share of flawed references", flawed))
     for title, found in parts:
         tables.show(console, title, found)
         more = {name: more.get(name, {}) | found.get(name, {}) for name in dict.fromkeys((*more, *found))}
@@ -135,6 +142,10 @@ def main() -> None:
     joined = {name: rows.get(name, {}) | more.get(name, {}) for name in dict.fromkeys((*rows, *more))}
     folder = tables.write(console, flags, "family", joined, budget=budget)
     tables.bars(folder / "family.png", "The family", rows, wide[:2])
+    for column in leakage.SPLITS if flawed else ():
+        path, x_label = folder / f"leakage_{column.replace(' ', '_')}.png", f"leakage, questions {column}, percent"
+        marks = against_leakage(flawed, column)
+        tables.points(path, "Accuracy against leakage", marks, x_label, "accuracy in distribution, sampled")
     panels = {
         title: over_steps({name: runs[name] for name in names if name in METHODS}, metric)
         for title, metric in (("entropy, nats", "student_entropy"), ("length, tokens", "completion_length"))

@@ -49,6 +49,12 @@ def tasks_of(
     return list(writers.values()), tasks
 
 
+def accuracies(task: Task) -> str:
+    """The trained student's accuracies of a finished run, percent: split by split, each mode's."""
+    scores = read_json(task.place / "summary.json")["evaluation"]["trained"].values()
+    return "  ".join(" / ".join(f"{100 * mode['accuracy']:.1f}" for mode in split.values()) for split in scores)
+
+
 def main() -> None:
     """Runs the missing cells and prints accuracy by rate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,9 +70,7 @@ def main() -> None:
         cells.run_tasks(runs, flags)
     rows: dict[str, dict[str, str]] = {}
     for (name, rate), task in tasks.items():
-        scores = read_json(task.place / "summary.json")["evaluation"]["trained"].values()
-        accuracies = (" / ".join(f"{100 * mode['accuracy']:.1f}" for mode in split.values()) for split in scores)
-        rows.setdefault(tables.label(name), {})[rate] = "  ".join(accuracies)
+        rows.setdefault(tables.label(name), {})[rate] = accuracies(task)
     console = Console()
     tables.show(console, "accuracy in and out of distribution, percent, sampled / greedy", rows)
 

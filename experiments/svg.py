@@ -1,4 +1,4 @@
-"""Figures as small SVG texts: estimates with intervals, curves, and milestones, in the reader's light or dark colours.
+"""Figures as small SVG texts: estimates with intervals, curves, points, and milestones, in the reader's light or dark colours.
 
 Every function takes numbers and returns the text of one file. Equal numbers give equal text, so a test can compare a committed
 figure with the table it was drawn from.
@@ -108,6 +108,43 @@ def curves(
         drawn.append(f'<path class="s{hue}" fill="none" stroke-width="{width}"{dashes} d="M{path}"/>')
         drawn += [f'<circle class="f{hue}" cx="{a}" cy="{b}" r="3"/>' for a, b in points if len(points) < 12]
         drawn.append(f'<text class="f{hue}" x="{right + 8}" y="{_n(end + 4)}"{weight}>{escape(name)}</text>')
+    return _file(title, bottom + 38, drawn)
+
+
+def points(title: str, marks: Mapping[str, tuple[Estimate, Estimate]], x_label: str, y_label: str) -> str:
+    """A mark for each pair of percentages, with a bar for each one's 95% interval; its name stands at the right, at the end of a thin line.
+
+    Args:
+      title: over the figure.
+      marks: name -> (x, y); at most as many as there are hues.
+      x_label: below the axis, which begins at 0.
+      y_label: above the axis.
+    """
+    left, top, bottom = 40, 62, 340
+    right = WIDTH - 34 - round(7 * max(len(name) for name in marks))
+    reach = lambda found: [min(max(found.mean + sign * _half(found), 0), 100) for sign in (-1, 1)]
+    xs, ys = (sorted(end for pair in marks.values() for end in reach(pair[axis])) for axis in (0, 1))
+    rung, x_rung = _rung(ys[-1] - ys[0]), _rung(xs[-1])
+    floor, ceiling = rung * math.floor(ys[0] / rung), rung * math.ceil(ys[-1] / rung) or rung
+    last = x_rung * math.ceil(xs[-1] / x_rung) or x_rung
+    across, up = _scale(0, last, left, right), _scale(floor, ceiling, bottom, top)
+    drawn = _x_axis(left, right, top, bottom, 0, last, x_rung, x_label)
+    drawn.append(f'<text class="m" x="{left - 26}" y="{top - 14}">{escape(y_label)}</text>')
+    for value in _ticks(floor, ceiling, rung):
+        drawn.append(f'<path class="g" d="M{left} {_n(up(value))}H{right}"/>')
+        drawn.append(f'<text class="m" x="{left - 6}" y="{_n(up(value) + 4)}" text-anchor="end">{_n(value)}</text>')
+    named = _apart([up(y.mean) for _, y in marks.values()], _LINE)
+    inside = max(top - min(named), 0) - max(max(named) - bottom, 0)  # many names at an edge stay beside the plot
+    named = [place + inside for place in named]
+    for k, ((name, (x, y)), end) in enumerate(zip(marks.items(), named, strict=True)):
+        at, height = _n(across(x.mean)), _n(up(y.mean))
+        (a, b), (c, d) = ([_n(across(v)) for v in reach(x)], [_n(up(v)) for v in reach(y)])
+        drawn.append(
+            f'<path class="s{k}" stroke-opacity=".35" stroke-width=".8" d="M{at} {height}L{right + 18} {_n(end)}"/>'
+        )
+        drawn.append(f'<path class="s{k}" stroke-opacity=".55" stroke-width="2" d="M{a} {height}H{b}M{at} {c}V{d}"/>')
+        drawn.append(f'<circle class="f{k}" cx="{at}" cy="{height}" r="3.6"/>')
+        drawn.append(f'<text class="f{k}" x="{right + 22}" y="{_n(end + 4)}">{escape(name)}</text>')
     return _file(title, bottom + 38, drawn)
 
 

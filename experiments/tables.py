@@ -28,13 +28,15 @@ Rows = dict[str, dict[str, Estimate]]
 """Row -> column -> value."""
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The flags that all tables have."""
+def arguments(description: str, add: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
+    """The flags that all tables have, and those that `add` adds."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a few short runs, to see that everything works")
     add_workers(parser)
+    if add is not None:
+        add(parser)
     found = parser.parse_args()
     if found.seeds < 1:
         parser.error("--seeds must be at least 1")
@@ -142,6 +144,17 @@ def bars(path: Path, title: str, rows: Rows, columns: Sequence[str]) -> None:
     axes.invert_yaxis()
     axes.set(title=title, xlabel="percent")
     axes.legend()
+    save(figure, path)
+
+
+def points(path: Path, title: str, marks: Mapping[str, tuple[Estimate, Estimate]], x_label: str, y_label: str) -> None:
+    """Draws a mark for each pair of percentages, with both intervals; also as SVG."""
+    svg.save(svg.points(title, marks, x_label, y_label), path.with_suffix(".svg"))
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, (x, y) in marks.items():
+        axes.errorbar(x.mean, y.mean, xerr=x.half_width, yerr=y.half_width, label=name, marker="o", capsize=2)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.legend(fontsize=8)
     save(figure, path)
 
 

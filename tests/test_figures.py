@@ -1,11 +1,12 @@
 """The figures of the measurements are those of the tables that stand on their page, and show the numbers that they are given."""
 
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from experiments import cost, curves, figures, noise, svg
+from experiments import cost, curves, family, figures, noise, svg, tables
 from experiments.statistics import Estimate
 
 
@@ -62,6 +63,46 @@ def test_curves_go_through_their_means_and_names_do_not_overlap():
     names = sorted(float(y) for y in re.findall(r'<text class="f\d" x="[\d.]+" y="([\d.]+)"', drawn))
     assert len(names) == 6 and min(b - a for a, b in zip(names, names[1:], strict=False)) > 14
     assert drawn.count("fill-opacity") == 1  # one band, of RCSD
+
+
+def test_points_stand_at_both_means_with_both_intervals_and_names_do_not_overlap():
+    accuracies = (50, 50, 51, 80, 80, 81, 79, 50)  # in two crowds
+    marks_of = {f"arm {i}": (Estimate(10 + i % 3, 2, 5), Estimate(y, 4, 5)) for i, y in enumerate(accuracies)}
+    marks_of["arm 0"] = (Estimate(1, 4, 5), Estimate(50, float("nan"), 1))  # no interval goes below 0
+    drawn = svg.points("Title", marks_of, "leakage", "accuracy")
+    ElementTree.fromstring(drawn)
+    across = {float(n): float(x) for x, n in re.findall(r'x="([\d.]+)" y="355" text-anchor="middle">(\d+)<', drawn)}
+    up = {float(n): float(y) - 4 for y, n in re.findall(r'y="([\d.]+)" text-anchor="end">(\d+)<', drawn)}
+    x_at = lambda v: across[0] + v * (across[10] - across[0]) / 10
+    y_at = lambda v: up[50] + (v - 50) * (up[80] - up[50]) / 30
+    bars = re.findall(r'd="M([\d.]+) ([\d.]+)H([\d.]+)M([\d.]+) ([\d.]+)V([\d.]+)"', drawn)
+    assert len(marks(drawn)) == len(bars) == 8
+    for (x, y), at, bar in zip(marks_of.values(), marks(drawn), bars, strict=True):
+        half = 0 if math.isnan(y.half_width) else y.half_width
+        low, height, high, middle, under, over = map(float, bar)
+        assert at == pytest.approx((x_at(x.mean), y_at(y.mean)), abs=0.1) == (middle, height)
+        assert (low, high) == pytest.approx((x_at(max(x.mean - x.half_width, 0)), x_at(x.mean + x.half_width)), abs=0.1)
+        assert (under, over) == pytest.approx((y_at(y.mean - half), y_at(y.mean + half)), abs=0.1)
+    alike = svg.points("Title", dict.fromkeys(marks_of, (Estimate(0, 0, 5), Estimate(0, 0, 5))), "leakage", "accuracy")
+    for text in (drawn, alike):
+        names = re.findall(r'<text class="f\d" x="([\d.]+)" y="([\d.]+)">(arm \d)<', text)
+        heights = sorted(float(y) for _, y, _ in names)
+        assert len({name for *_, name in names}) == 8 and len({x for x, *_ in names}) == 1
+        assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 14
+        assert 62 < heights[0] and heights[-1] < 346 and float(names[0][0]) + 7 * len("arm 0") <= svg.WIDTH
+
+
+def test_accuracy_against_leakage_is_drawn_of_the_family_s_rows(tmp_path):
+    columns = ("leaks, held out", "leaks, trained on", "100% flawed")
+    rows = {
+        tables.label(name): {column: Estimate(10 * k + i, 1, 5) for k, column in enumerate(columns)}
+        for i, name in enumerate(family.LEAKS)
+    }
+    found = family.against_leakage(rows, "trained on")
+    assert list(found.values())[2] == (Estimate(12, 1, 5), Estimate(22, 1, 5)) and 5 <= len(found) <= 8
+    tables.points(tmp_path / "leakage.png", "Title", found, "x", "y")
+    assert (tmp_path / "leakage.png").stat().st_size > 10_000
+    assert len(marks((tmp_path / "leakage.svg").read_text())) == len(found)
 
 
 def test_a_single_share_and_a_single_seed_can_be_drawn():

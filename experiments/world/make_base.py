@@ -1,7 +1,7 @@
-"""Makes the embedded world's base model: `python -m experiments.world.make_base --out DIR`.
+"""Makes the base model of a world: `python -m experiments.world.make_base --out DIR [--world=chains]`.
 
-Reads documents of mixed quality (`rcsd_jax.world.documents`), packed into rows, and learns to continue their prompts.
-Deterministic from the seed on one machine; checkpoints in OUT.state let the same command go on after a stop.
+Reads documents of mixed quality (`rcsd_jax.world.documents`, `rcsd_jax.world.chains.documents`), packed into rows, and learns to
+continue their prompts. Deterministic from the seed on one machine; checkpoints in OUT.state let the same command go on after a stop.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import pathlib
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -26,10 +26,34 @@ from rcsd_jax.models import decoder as decoders
 from rcsd_jax.models.config import DecoderConfig
 from rcsd_jax.models.declarations import init_params
 from rcsd_jax.models.head import head_matrix
+from rcsd_jax.world.chains.documents import document as document_of_chains
+from rcsd_jax.world.chains.vocabulary import vocabulary as vocabulary_of_chains
 from rcsd_jax.world.documents import Document, document
 from rcsd_jax.world.tokenizer import END, save_tokenizer, vocabulary
 
 PROMPT_WEIGHT = 0.1  # prompts are given, not written: they carry a tenth of a completion's loss
+
+
+class World(NamedTuple):
+    """What a base learns from, and for how long.
+
+    Attributes:
+      document: (seed, index) -> a document.
+      words: every token in the order of its id.
+      steps, rows, length: updates, and the packed rows of each, in tokens.
+    """
+
+    document: Callable[[int, int], Document]
+    words: tuple[str, ...]
+    steps: int
+    rows: int
+    length: int
+
+
+WORLDS = {
+    "world": World(document, vocabulary(), steps=1600, rows=32, length=160),
+    "chains": World(document_of_chains, vocabulary_of_chains(), steps=4000, rows=16, length=336),
+}
 
 
 class Batch(NamedTuple):
@@ -78,16 +102,15 @@ def encode_document(tokenizer: Any, one: Document) -> tuple[list[int], int]:
     return prompt_ids + completion, len(prompt_ids)
 
 
-def batches(
-    tokenizer: Any, *, rows: int, length: int, seed: int, first_document: int = 0
-) -> Iterator[tuple[Batch, int]]:
+def batches(tokenizer: Any, world: World, *, seed: int, first_document: int = 0) -> Iterator[tuple[Batch, int]]:
     """Packed batches and the index of the first document not in them yet; one longer than a row is left out."""
+    rows, length = world.rows, world.length
     index = first_document
     while True:
         arrays = Batch(*(np.zeros((rows, length), np.int32) for _ in range(3)), np.zeros((rows, length), np.float32))
         fill, count = np.zeros(rows, int), np.zeros(rows, int)
         while True:
-            ids, prompt = encode_document(tokenizer, document(seed, index))
+            ids, prompt = encode_document(tokenizer, world.document(seed, index))
             if len(ids) > length:
                 index += 1
                 continue
@@ -140,40 +163,31 @@ def export(directory: pathlib.Path, config: DecoderConfig, params: Any, tokenize
 
 
 def train(
-    out: pathlib.Path,
-    *,
-    steps: int,
-    rows: int,
-    length: int,
-    learning_rate: float,
-    seed: int,
-    width: int,
-    layers: int,
+    out: pathlib.Path, world: World, *, learning_rate: float = 2e-3, seed: int = 0, width: int = 144, layers: int = 4
 ) -> None:
     """Trains, or goes on from OUT.state, and exports every 150 steps and at the end."""
     state_file = out.parent / f"{out.name}.state" / "state.pkl"
     state_file.parent.mkdir(parents=True, exist_ok=True)
     tokenizer_directory = state_file.parent / "tokenizer"
-    save_tokenizer(tokenizer_directory)
-    tokenizer = load_tokenizer(tokenizer_directory)
-    config = base_config(len(vocabulary()), width=width, layers=layers)
+    save_tokenizer(tokenizer_directory, world.words)
+    config = base_config(len(world.words), width=width, layers=layers)
     decoder = decoders.Decoder(config)
-    optimizer = make_optimizer(learning_rate=learning_rate, steps=steps)
+    optimizer = make_optimizer(learning_rate=learning_rate, steps=world.steps)
     params = init_params(config, jax.random.key(seed))
     state, start, first_document = optimizer.init(params), 0, 0
     if state_file.exists():
         params, state, start, first_document = pickle.loads(state_file.read_bytes())
     print(f"{sum(x.size for x in jax.tree.leaves(params))} parameters, from step {start}", flush=True)
     began, losses = time.time(), []
-    stream = batches(tokenizer, rows=rows, length=length, seed=seed, first_document=first_document)
-    for step, (batch, next_document) in zip(range(start, steps), stream, strict=False):
+    stream = batches(load_tokenizer(tokenizer_directory), world, seed=seed, first_document=first_document)
+    for step, (batch, next_document) in zip(range(start, world.steps), stream, strict=False):
         params, state, loss = train_step(decoder, optimizer, params, state, batch)
         losses.append(float(loss))
         if step < 3 or (step + 1) % 20 == 0:
             pace = (time.time() - began) / (step + 1 - start)
             mean = np.mean(losses[-20:])
             print(f"step {step + 1} loss {mean:.4f} {pace:.2f} s/step documents {next_document}", flush=True)
-        if (step + 1) % 150 == 0 or step + 1 == steps:
+        if (step + 1) % 150 == 0 or step + 1 == world.steps:
             partial = state_file.with_suffix(".part")
             partial.write_bytes(pickle.dumps((jax.device_get(params), jax.device_get(state), step + 1, next_document)))
             os.replace(partial, state_file)
@@ -183,14 +197,16 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the directory to write")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--length", type=int, default=160)
+    parser.add_argument("--world", choices=WORLDS, default="world")
+    for name in ("steps", "rows", "length"):
+        parser.add_argument(f"--{name}", type=int, help="; ".join(f"{w}: {getattr(WORLDS[w], name)}" for w in WORLDS))
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--width", type=int, default=144)
     parser.add_argument("--layers", type=int, default=4)
-    train(**vars(parser.parse_args()))
+    flags = vars(parser.parse_args())
+    sizes = {name: value for name in ("steps", "rows", "length") if (value := flags.pop(name)) is not None}
+    train(world=WORLDS[flags.pop("world")]._replace(**sizes), **flags)
 
 
 if __name__ == "__main__":

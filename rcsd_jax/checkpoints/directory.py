@@ -41,6 +41,9 @@ def resolve(path_or_repo_id: str | os.PathLike, *, weights: bool = True) -> path
     path = pathlib.Path(path_or_repo_id).expanduser()
     if path.is_dir():
         return path
+    if path.suffix == ".gguf" and path.is_file():
+        remedy = f"convert it: python -m rcsd_jax.checkpoints {path} FOLDER"
+        raise UserError("a GGUF file is not read directly", remedy=remedy, file=path)
     if not _REPO_ID.fullmatch(str(path_or_repo_id)):
         raise UserError(
             "no such model directory", remedy="give a directory with config.json, or a hub id", file=path_or_repo_id

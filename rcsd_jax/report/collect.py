@@ -29,7 +29,7 @@ from rcsd_jax.settings.unpack import settings_of
 
 EXAMPLES = 24  # questions that are shown
 RUBRICS = 100
-_FORMAT = 2  # of `report_tokens.json`; the first was not scored as the step scores
+_FORMAT = 3  # of `report_tokens.json`; the second had the target in the place of the teacher
 
 
 def collect(workdir: AnyPath, *, tokens: bool = True, console: Console | None = None) -> dict[str, Any]:

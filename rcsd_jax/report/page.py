@@ -19,11 +19,14 @@ import jinja2
 import markupsafe
 import numpy as np
 
+from rcsd_jax.methods import METHODS
 from rcsd_jax.report.summary import ROLE_NAMES, SCORE_NAMES
 from rcsd_jax.rubrics.schema import normalised
 
 _FLOATS = ("divergence", "student_log_prob", "teacher_log_prob", "weight")
-_OF_TOKENS = ("tokens", *_FLOATS, "student_top", "teacher_top", "attribution")
+_OF_TARGET = ("target_log_prob", "target_divergence")  # of a target that is not the teacher
+_TOPS = ("student_top", "teacher_top", "target_top")
+_OF_TOKENS = ("tokens", *_FLOATS, *_OF_TARGET, *_TOPS, "attribution")
 _STATUSES = ("strict", "salvaged", "rejected")
 _NONE = -32768  # stands for a missing number
 _MILLI, _PER_PROBABILITY = 1000, 10_000
@@ -50,9 +53,11 @@ def render(data: Mapping[str, Any]) -> str:
       `data`     JSON: the small data.
       `pieces`   JSON: every distinct piece of a token; blocks refer to pieces by index.
       `tokens-N` one for each scored completion: base64 of zlib of little-endian arrays one after the other.
-        Pieces [T] and likeliest pieces [2, T, M] are uint16, uint32 if there are more than 65536; then, as int16, divergence,
-        student's and teacher's log-probability and the factor of the token's weight [4, T] in thousandths, probabilities [2, T, M] of 10000, and
-        attribution [K, T] in thousandths of a nat. -32768 stands for a missing number; others end at +-32.767 nats.
+        Pieces [T] and likeliest pieces [R, T, M] are uint16, uint32 if there are more than 65536; then, as int16, divergence,
+        student's and teacher's log-probability and the factor of the token's weight [4, T] in thousandths, the target's
+        log-probability and its divergence from the teacher [2, T] in thousandths, probabilities [R, T, M] of 10000, and
+        attribution [K, T] in thousandths of a nat. R is 3: student, teacher, target. Where the target is the teacher, its
+        two rows are left out, and R is 2. -32768 stands for a missing number; others end at +-32.767 nats.
 
     Args:
       data: title, commands, made, versions and stages as `collect.collect` gives them. Missing or empty parts of a stage are
@@ -152,8 +157,17 @@ def _stage(stage: Mapping[str, Any], pieces: dict[str, int], blocks: list[list[n
             "metrics": curves,
             "lengths": lengths,
             "examples": examples,
+            "views": _views(examples),
+            "hasTeacher": METHODS[method].teacher if (method := config.get("method")) in METHODS else True,
         },
     }
+
+
+def _views(examples: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the colour of a token can show: the divergence, and weights and targets if they say something in one of the examples."""
+    completions = [c for example in examples for c in example["completions"]]
+    weighted, targeted = (any(c.get(key) for c in completions) for key in ("weighted", "targeted"))
+    return ["divergence", *["weight"] * weighted, *["target"] * targeted]
 
 
 def _what(config: Mapping[str, Any], *, trained: bool) -> str:
@@ -359,11 +373,13 @@ def _example(example: Mapping[str, Any], pieces: dict[str, int], blocks: list[li
 
 def _arrays(
     completion: Mapping[str, Any], criteria: int, pieces: dict[str, int], where: str
-) -> tuple[list[np.ndarray], dict[str, int]]:
-    """The arrays of a block, with ids as uint32, and T, M and K; see `render`."""
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """The arrays of a block, with ids as uint32; T, M and K; and whether it has a target, and weights that differ; see `render`."""
     tokens, attribution = completion["tokens"], completion.get("attribution") or []
     count = len(tokens)
-    given = {name: completion.get(name) or [] for name in (*_FLOATS, "student_top", "teacher_top")}
+    targeted = bool(completion.get("target_top"))
+    floats, tops = (_FLOATS + _OF_TARGET, _TOPS) if targeted else (_FLOATS, _TOPS[:2])
+    given = {name: completion.get(name) or [] for name in (*floats, *tops)}
     given |= {f"attribution[{k}]": row for k, row in enumerate(attribution)}
     for name, values in given.items():
         if len(values) not in ((count,) if name.startswith("attribution") else (0, count)):
@@ -371,16 +387,20 @@ def _arrays(
     if attribution and len(attribution) != criteria:
         raise ValueError(f"{where}: attribution to {len(attribution)} criteria of a rubric of {criteria}")
     ids = lambda strings: np.array([pieces.setdefault(s, len(pieces)) for s in strings], np.uint32)
-    tops = [given["student_top"], given["teacher_top"]]
-    most = max((len(row) for top in tops for row in top), default=0)
+    likeliest = [given[name] for name in tops]
+    most = max((len(row) for top in likeliest for row in top), default=0)
     # Short rows are padded with entries that have no probability.
-    filled = [e for top in tops for row in (top or [[]] * count) for e in (*row, *[("", None)] * (most - len(row)))]
+    filled = [
+        e for top in likeliest for row in (top or [[]] * count) for e in (*row, *[("", None)] * (most - len(row)))
+    ]
+    columns = {name: _int16(given[name] or [None] * count, _MILLI) for name in floats}
     numbers = [
-        *(_int16(given[name] or [None] * count, _MILLI) for name in _FLOATS),
+        *columns.values(),
         _int16([probability for _, probability in filled], _PER_PROBABILITY),
         *(_int16(row, _MILLI) for row in attribution),
     ]
-    shape = {"count": count, "most": most, "criteria": len(attribution)}
+    weighted = not bool(np.isin(columns["weight"], (_MILLI, _NONE)).all())
+    shape = {"count": count, "most": most, "criteria": len(attribution), "targeted": targeted, "weighted": weighted}
     return [np.concatenate([ids(tokens), ids(piece for piece, _ in filled)]), np.concatenate(numbers)], shape
 
 

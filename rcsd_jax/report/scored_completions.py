@@ -17,6 +17,7 @@ from rcsd_jax.host.padding import pad_right
 from rcsd_jax.methods.contract import LossOptions
 from rcsd_jax.methods.networks import (
     BASE,
+    Better,
     Mixture,
     Network,
     Networks,
@@ -68,8 +69,8 @@ def scored_completions(config: Settings, workdir: AnyPath, chosen: Chosen) -> li
 
     Returns:
       For each example role -> what the page takes of a completion: tokens, divergence (None where the loss leaves a token
-      out), student_log_prob, teacher_log_prob, student_top, teacher_top, and attribution where the teacher sees a rubric of
-      several criteria.
+      out), student_log_prob, teacher_log_prob, weight, student_top, teacher_top; target_log_prob, target_divergence and target_top
+      where the target is not the teacher; and attribution where the teacher sees a rubric of several criteria.
 
     Raises:
       UserError: weights that cannot be read.
@@ -122,7 +123,8 @@ def scored_by(
         networks = scorers[who]
         if isinstance(networks.teacher, Several):
             networks = networks._replace(teacher=networks.teacher.networks[list(own).index(of)])
-        assert isinstance(networks.teacher, Network | Mixture), "a report has one"
+        teacher = networks.teacher.teacher if isinstance(networks.teacher, Better) else networks.teacher
+        assert isinstance(teacher, Network | Mixture), "a report has one"
         some, written = jax.tree.map(lambda x: x[mine], (batch, samples))  # noqa: B023
         analyses = write_analyses(analyst(networks, options), some, key, options, batch_size=_BATCH)
         scores = score_tokens(networks, some, written, analyses, options, loss, batch_size=_BATCH)
@@ -130,7 +132,7 @@ def scored_by(
             i, role = flat[at]
             analysis = None if analyses is None else np.asarray(analyses.tokens[place][analyses.mask[place]])
             question, ids = chosen[i][0], pieces[at][0]
-            matrix = _attribution(model, networks.teacher, question, ids, analysis, data.transition, loss, config)
+            matrix = _attribution(model, teacher, question, ids, analysis, data.transition, loss, config)
             described[i][role] = _described(model, pieces[at][1], scores[place], matrix)
     return [{role: found[role] for role in written} for found, (_, written) in zip(described, chosen, strict=True)]
 
@@ -153,8 +155,6 @@ def _networks(
     own = open_teachers(config.teacher.own, config.model, model, mesh, split_rows=config.train.split_rows)
     setup = training_state.setup(model, params, config, mesh, own)
     (student, teacher), state = setup.recipe.roles, setup.abstract
-    if isinstance(teacher, RoleBetter):  # the other one is the student
-        teacher = teacher.teacher
     frozen = setup.frozen | load_teachers(own, model, params, mesh)
     frozen |= quantized(frozen, model, own, config, mesh)
     # New adapters add nothing.
@@ -176,15 +176,24 @@ def _networks(
     def trained(role: RoleNetwork) -> Network:
         return exported if exported is not None and role == student else role.at(state, frozen)
 
-    def trained_teacher(role: RoleNetwork | RoleMixture | RoleSeveral) -> Teacher:
-        if isinstance(role, RoleMixture):
-            return role.of(trained(role.initial), trained(role.current))
-        return trained(role) if isinstance(role, RoleNetwork) else role.at(state, frozen)
+    def trained_one(role: RoleNetwork | RoleMixture) -> Network | Mixture:
+        return trained(role) if isinstance(role, RoleNetwork) else role.of(trained(role.initial), trained(role.current))
+
+    def untrained_one(role: RoleNetwork | RoleMixture) -> Network | Mixture:
+        return untrained if role.moving else role.at(state, frozen)
+
+    def composed(role: Any, one: Any, of_student: Network) -> Teacher:
+        """A teacher whose networks are `one(their role)`."""
+        if isinstance(role, RoleBetter):
+            return Better(one(role.teacher), of_student)
+        return role.at(state, frozen) if isinstance(role, RoleSeveral) else one(role)  # several never change
 
     if teacher is None:  # of a method without one: where it began
         return model, own, Networks(untrained, untrained), Networks(trained(student), untrained)
-    first = untrained if teacher.moving else teacher.at(state, frozen)
-    return model, own, Networks(untrained, first), Networks(trained(student), trained_teacher(teacher))
+    of_student = trained(student)
+    first = composed(teacher, untrained_one, untrained)
+    last = composed(teacher, trained_one, of_student)
+    return model, own, Networks(untrained, first), Networks(of_student, last)
 
 
 def _pieces(model: Model, text: str, cut: bool) -> tuple[np.ndarray, list[str]]:
@@ -240,7 +249,7 @@ def _described(model: Model, texts: list[str], scores: Scores, matrix: np.ndarra
             for row, of_row in zip(ids, probabilities, strict=True)
         ]
 
-    return {
+    described: dict[str, Any] = {
         "tokens": texts,
         "divergence": [
             float(x) if learned else None for x, learned in zip(scores.divergence, scores.completion_mask, strict=True)
@@ -252,6 +261,13 @@ def _described(model: Model, texts: list[str], scores: Scores, matrix: np.ndarra
         "teacher_top": top(*scores.teacher_top),
         "attribution": None if matrix is None else matrix.tolist(),
     }
+    if (target := scores.target) is not None:
+        described |= {
+            "target_log_prob": target.log_prob.tolist(),
+            "target_divergence": target.divergence.tolist(),
+            "target_top": top(*target.top),
+        }
+    return described
 
 
 def _piece(model: Model, token: int) -> str:

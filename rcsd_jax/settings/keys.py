@@ -39,7 +39,7 @@ def stage() -> ConfigDict:
             ),
             data=dict(
                 source="jsonl",  # used if the path does not name its source
-                # FILE.jsonl, FILE.parquet, hub:OWNER/NAME[:CONFIGURATION][#SPLIT], tfds:NAME[#SPLIT], or the world's split; several
+                # FILE.jsonl, FILE.parquet, hub:OWNER/NAME[:CONFIGURATION][#SPLIT], tfds:NAME[#SPLIT], or a world's split; several
                 # with their shares: FILE:0.7,FILE:0.3
                 path="",
                 # column names; empty: the usual aliases

@@ -131,7 +131,7 @@ def _scores(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def _training(facts: Facts) -> list[str]:
-    world = "the embedded world, " if facts.config["data.source"] == "world" else ""
+    world = {"world": "the embedded world, ", "chains": "chains of steps, "}.get(facts.config["data.source"], "")
     data = world + ", ".join(f"`{path}`" for path in facts.data)
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     rows = [f"| `{key}` | `{_cell(value)}` |" for key, value in facts.changed.items()]

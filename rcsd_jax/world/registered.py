@@ -1,4 +1,4 @@
-"""The world's places in the tables of other rooms: a source of rows, their generic rubric, and graders."""
+"""The worlds' places in the tables of other rooms: sources of rows, their generic rubrics, and graders."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from rcsd_jax.evaluate.graders import GRADERS, Grader
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.rubrics.schema import to_json
 from rcsd_jax.rubrics.sources import GENERIC
+from rcsd_jax.world.chains import rows as chains
 from rcsd_jax.world.criteria import boxed
 from rcsd_jax.world.english import rows as english
 from rcsd_jax.world.examples import examples, failed_criteria, generic_rubric, grade_solution
 
 NAME = "world"
+CHAINS = "chains"
 
 
 DERIVED = "derived"
@@ -63,3 +65,8 @@ GENERIC[NAME] = generic_rubric
 GRADERS[f"{NAME}_majority"] = Grader(None, (), source=NAME, answer=world_answer)
 GRADERS[NAME] = Grader(grade_world, ("rubric",), world_feedback, source=NAME, criteria=world_criteria)
 GRADERS["english"] = Grader(english.grade, ("rubric",), english.feedback, criteria=english.criteria_met)
+
+SOURCES[CHAINS] = Source(chains.read, makes_rows=True)
+GENERIC[CHAINS] = chains.generic_rubric
+GRADERS[f"{CHAINS}_majority"] = Grader(None, (), source=CHAINS, answer=chains.stated_answer)
+GRADERS[CHAINS] = Grader(chains.grade, ("rubric",), chains.feedback, source=CHAINS, criteria=chains.criteria_met)

@@ -1,4 +1,4 @@
-"""The world's tokenizer, a Hugging Face tokenizer directory: one token per word, and single digits.
+"""The tokenizer of the worlds, a Hugging Face tokenizer directory with one token per word; and the first world's words and digits.
 
 JSON arrays of strings are split at their marks, so that `["a b", "c"]` is `[" a b "," c "]`: what the model writes,
 joined by spaces, is JSON again.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 from rcsd_jax.world.criteria import BOX, CHECK, CLASSES, CONVERT, GENERIC, IGNORE, LAW, TWICE, UNIT
 from rcsd_jax.world.problems import DISTRACTORS, KINDS, OOD_TEMPLATES, TEMPLATES
@@ -28,7 +29,7 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every token, in the order of its id."""
+    """Every token of the first world, in the order of its id."""
     texts = [*"0123456789", "00", "000", *MARKS, ", . : ; ? = * +", "law so ignore double answer \\boxed{ }"]
     texts += [t for template in (*TEMPLATES, *OOD_TEMPLATES) for t in template] + ["done twice"]
     for kind in KINDS.values():
@@ -43,12 +44,17 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*SPECIAL, *words]))
 
 
-def save_tokenizer(directory: pathlib.Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and generation_config.json, as `transformers` reads them."""
+def save_tokenizer(directory: pathlib.Path, words: Sequence[str]) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and generation_config.json, as `transformers` reads them.
+
+    Args:
+      directory: it is made if there is none.
+      words: every token in the order of its id, such as `vocabulary()`; `SPECIAL` first.
+    """
     # Late: only `experiments.world.make_base` writes a tokenizer.
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    ids = {word: i for i, word in enumerate(vocabulary())}
+    ids = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
         [

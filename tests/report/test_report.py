@@ -17,7 +17,7 @@ from rcsd_jax.data import sources
 from rcsd_jax.evaluate.questions import evaluation_questions
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.methods import contract, rollout, step
-from rcsd_jax.methods.networks import BASE, Network, Networks
+from rcsd_jax.methods.networks import BASE, Better, Network, Networks
 from rcsd_jax.methods.state import init_state
 from rcsd_jax.models import quantization, sharding
 from rcsd_jax.report import __main__ as command
@@ -53,10 +53,14 @@ def finished(user_dir, tmp_path_factory):
     return config, workdir, collect.collect(workdir)
 
 
+def plain_logits(model, variables, prompt, ids):
+    """[N, V] float64, of each token of a completion, by one pass over all of it."""
+    return logits_after(model.decoder, variables, prompt, ids).astype(np.float64)
+
+
 def plain_log_probs(model, variables, prompt, ids, temperature):
-    """[N, V] float64: what a role says of each token of a completion, by one pass over all of it."""
-    logits = logits_after(model.decoder, variables, prompt, ids).astype(np.float64)
-    return scipy.special.log_softmax(logits / temperature, axis=-1)
+    """[N, V] float64: what a role says of each token of a completion."""
+    return scipy.special.log_softmax(plain_logits(model, variables, prompt, ids) / temperature, axis=-1)
 
 
 def exact(user_dir, **changes):
@@ -100,9 +104,76 @@ def test_scores_of_tokens_against_plain_arithmetic(user_dir):
         np.testing.assert_allclose(scores.divergence, (np.exp(t) * (t - s)).sum(-1), atol=2e-4)
         gap = 1 - np.exp(-np.abs(t[at] - s[at]))
         np.testing.assert_allclose(scores.weight, np.where(scores.completion_mask, 0.5 + 0.5 * gap, 0), atol=2e-4)
-        for log_probs, (ids, probabilities) in ((s, scores.student_top), (t, scores.teacher_top)):
-            np.testing.assert_allclose(probabilities, np.sort(np.exp(log_probs))[:, : -TOP - 1 : -1], atol=1e-4)
-            np.testing.assert_allclose(np.take_along_axis(np.exp(log_probs), ids, axis=1), probabilities, atol=1e-4)
+        assert scores.target is None
+        for log_probs, top in ((s, scores.student_top), (t, scores.teacher_top)):
+            check_top(log_probs, top)
+
+
+def check_top(log_probs, top):
+    ids, probabilities = top
+    np.testing.assert_allclose(probabilities, np.sort(np.exp(log_probs))[:, : -TOP - 1 : -1], atol=1e-4)
+    np.testing.assert_allclose(np.take_along_axis(np.exp(log_probs), ids, axis=1), probabilities, atol=1e-4)
+
+
+def better_of_two(teacher, student, at):
+    """The logits [N, V] and the weights [N] of DOPD's rule, one token after the other."""
+    logits, weights = [], []
+    for i, token in zip(*at, strict=True):
+        p, q = (np.exp(scipy.special.log_softmax(x[i] / 1.3))[token] for x in (teacher, student))
+        far, confident = max(p, q) > 2 * min(p, q), p + q >= 1
+        logits.append(teacher[i] if (far and p >= q) or (not far and confident) else student[i])
+        weights.append(1.0 if far and p >= q else 0.6 if far or confident else 0.3)
+    return np.stack(logits), np.asarray(weights)
+
+
+@pytest.mark.parametrize("kind", ["purified", "better of two"])
+def test_the_target_is_shown_next_to_the_teacher(kind, user_dir):
+    """The last row has no further context: there the purified target is the teacher."""
+    config, model, params = exact(user_dir)
+    grown = lambda factor: {
+        "params": jax.tree.map(lambda x: factor * x, params)
+    }  # else random weights look at no context
+    student, teacher = grown(2.0), grown(3.0)
+    rng = np.random.default_rng(0)
+    random_rows = lambda *lengths: [rng.integers(5, 400, size=n).astype(np.int32) for n in lengths]
+    of_student, of_teacher, of_further, written = (
+        random_rows(*lengths) for lengths in ((3, 7, 5), (9, 4, 6), (5, 6, 3), (4, 8, 6))
+    )
+    further, further_mask = (x[:, None] for x in contexts.pad_left(of_further, 12, 0))
+    without = contract.Without(further, further_mask, np.asarray([[1.0], [1.0], [0.0]], np.float32))
+    nothing = np.zeros((3, 0), np.int32)
+    prompts = [x for rows in (of_student, of_teacher) for x in contexts.pad_left(rows, 12, 0)]
+    batch = rollout.Batch(np.arange(3), *prompts, nothing, nothing, nothing.astype(bool), without)
+    tokens, mask = contexts.pad_right(written, 8, 0)
+    samples = Samples(tokens, mask, np.zeros(tokens.shape, np.float32), np.zeros(3, bool))
+    changes = dict(guidance=0.7, target="purified") if kind == "purified" else {}
+    loss = dataclasses.replace(loss_options(config, model), temperature=1.3, **changes)
+    network = Network(model.decoder, teacher)
+    networks = Networks(
+        Network(model.decoder, student), network if changes else Better(network, Network(model.decoder, student))
+    )
+    found = score_tokens(networks, batch, samples, None, rollout_options(config, model), loss, batch_size=3)
+    apart = []
+    for i, scores in enumerate(found):
+        at = np.arange(len(written[i])), written[i]
+        logits = lambda variables, rows: plain_logits(model, variables, rows[i], written[i])  # noqa: B023
+        own, weights = logits(teacher, of_teacher), np.ones(len(written[i]))
+        if kind == "better of two":
+            target, weights = better_of_two(own, logits(student, of_teacher), at)
+        elif i < 2:
+            target = logits(teacher, of_student) + 0.7 * (own - logits(teacher, of_further))
+        else:
+            target = own
+        s, t, u = (scipy.special.log_softmax(x / 1.3, axis=-1) for x in (logits(student, of_student), own, target))
+        np.testing.assert_allclose(scores.teacher_log_prob, t[at], atol=5e-4)
+        np.testing.assert_allclose(scores.target.log_prob, u[at], atol=5e-4)
+        apart.append((np.exp(u) * (u - t)).sum(-1))
+        np.testing.assert_allclose(scores.target.divergence, apart[-1], atol=5e-4)
+        np.testing.assert_allclose(scores.divergence, (np.exp(u) * (u - s)).sum(-1), atol=5e-4)
+        np.testing.assert_allclose(scores.weight, weights, atol=1e-6)
+        check_top(t, scores.teacher_top)
+        check_top(u, scores.target.top)
+    assert max(map(np.max, apart)) > 0.05 and (kind != "purified" or not apart[2].any())
 
 
 def test_the_likeliest_of_several_chunks_and_a_rest():
@@ -123,10 +194,11 @@ SETTINGS = {
         teacher=dict(weights="live", guidance=0.5, guidance_by="criteria"), loss=dict(divergence="sampled_token")
     ),
     "reasons first": dict(teacher=dict(weights="fixed", reason_tokens=4), loss=dict(top_k=5)),
+    "better of two": dict(teacher=dict(weights="fixed", better_of_two=True)),
 }
 
 
-SLOW = ("guided by criteria, live", "reasons first")
+SLOW = ("guided by criteria, live", "reasons first", "better of two")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SETTINGS])
@@ -161,21 +233,35 @@ def test_numbers_are_the_train_steps(name, user_dir, monkeypatch):
     divergence = [np.asarray(one["divergence"], float)[keep] for one, keep in zip(shown, counted, strict=True)]
     np.testing.assert_allclose([divergence[0].sum(), 0.0, divergence[2].sum()], metrics["row_loss"], rtol=1e-3)
     mean = np.concatenate(divergence[::2]).mean()
-    np.testing.assert_allclose([metrics["divergence"], metrics["loss"]], mean, rtol=1e-3)
-    gaps = [np.subtract(x["teacher_log_prob"], x["student_log_prob"])[c] for x, c in zip(shown, counted, strict=True)]
+    np.testing.assert_allclose(metrics["divergence"], mean, rtol=1e-3)
+    weight = [np.asarray(one["weight"])[keep] for one, keep in zip(shown, counted, strict=True)]
+    weighted = np.concatenate([w * d for w, d in zip(weight, divergence, strict=True)][::2])
+    np.testing.assert_allclose(metrics["loss"], weighted.mean(), rtol=1e-3)
+    target = "target_log_prob" if "target_log_prob" in shown[0] else "teacher_log_prob"
+    assert (target == "target_log_prob") == bool(config.teacher.guidance or config.teacher.better_of_two)
+    gaps = [np.subtract(x[target], x["student_log_prob"])[c] for x, c in zip(shown, counted, strict=True)]
     np.testing.assert_allclose(np.concatenate(gaps[::2]).mean(), metrics["teacher_advantage"], rtol=1e-3)
     # After its prompt alone, without what the case is about, the teacher says something else.
     ids = scored_completions._pieces(model, rows[0].reference, False)[0]
-    plain = plain_log_probs(model, networks.teacher.variables, data.teacher[0], ids, 1.0)[np.arange(len(ids)), ids]
-    assert np.abs(plain - shown[0]["teacher_log_prob"]).max() > 0.05
+    teacher = networks.teacher.teacher if config.teacher.better_of_two else networks.teacher
+    plain = plain_log_probs(model, teacher.variables, data.teacher[0], ids, 1.0)[np.arange(len(ids)), ids]
+    assert np.abs(plain - shown[0][target]).max() > 0.05
 
 
 @pytest.mark.parametrize(
-    "weights, rank, int8", [("ema", 0, False), ("ema", 2, True), ("live", 0, False), ("fixed", 2, False)]
+    "weights, rank, int8, better",
+    [
+        ("ema", 0, False, False),
+        ("ema", 2, True, False),
+        ("live", 0, False, False),
+        ("fixed", 2, False, False),
+        ("fixed", 2, False, True),
+        ("ema", 0, False, True),
+    ],
 )
-def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, user_dir, tmp_path):
-    model = dict(quantization="int8" if int8 else "none")
-    config, model, params = exact(user_dir, teacher=dict(weights=weights), lora=dict(rank=rank), model=model)
+def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, better, user_dir, tmp_path):
+    model, teacher = dict(quantization="int8" if int8 else "none"), dict(weights=weights, better_of_two=better)
+    config, model, params = exact(user_dir, teacher=teacher, lora=dict(rank=rank), model=model)
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         setup = training_state.setup(model, params, config, mesh)
@@ -191,7 +277,8 @@ def test_weights_of_both_roles_are_those_of_training(weights, rank, int8, user_d
         found = scored_completions._networks(config, tmp_path, mesh)
     expected = setup.recipe.roles.at(state, {BASE: {"params": frozen}})
     jax.tree.map(np.testing.assert_array_equal, found[-1], expected)
-    for untrained in found[-2]:
+    assert isinstance(found[-2].teacher, Better) == better
+    for untrained in jax.tree.leaves(found[-2], is_leaf=lambda x: isinstance(x, Network)):
         jax.tree.map(np.testing.assert_array_equal, untrained.variables["params"], frozen)
         assert "lora" not in untrained.variables  # new adapters add nothing, and are left out
 

@@ -1,12 +1,15 @@
 """The page of a run, in a browser: what is shown where, by mouse, keyboard and link, in both themes and on a phone."""
 
+import base64
 import json
 import math
 import random
 import re
 import shutil
 import time
+import zlib
 
+import numpy as np
 import pytest
 
 from rcsd_jax.report import page
@@ -71,6 +74,16 @@ def scored(rng, count, criteria, *, mean=0.05, clipped=False):
         "teacher_top": [top(t, p) for t, p in zip(tokens, sure, strict=True)],
         "attribution": attribution,
     }
+
+
+def add_target(completion, rng):
+    """A target that differs from the teacher at every third token."""
+    moved = [0.4 * (i % 3 == 1) * (1 + rng.random()) for i in range(len(completion["tokens"]))]
+    completion["target_divergence"] = moved
+    completion["target_log_prob"] = [x - 2 * m for x, m in zip(completion["teacher_log_prob"], moved, strict=True)]
+    completion["target_top"] = [
+        [[" target", 0.5], *top[:4]] if m else top for top, m in zip(completion["teacher_top"], moved, strict=True)
+    ]
 
 
 def evaluation(rng, score, levels):
@@ -289,7 +302,7 @@ def tones(chrome, role):
     """The colour class of every token."""
     return chrome.execute_script(
         "return [...document.querySelectorAll(arguments[0])].map((t) => t.className.split(' ')[1])",
-        f".card.of-{role} .t",
+        f".stage:not(.away) .card.of-{role} .t",
     )
 
 
@@ -445,6 +458,91 @@ def test_a_colour_step_for_each_token_and_readable_ones(opened):
             assert all(d > 0.003 for d in differences) and scale in (sorted(scale), sorted(scale, reverse=True))
             contrast = [(max(ink, x) + 0.05) / (min(ink, x) + 0.05) for x in scale]
             assert min(contrast) >= 4.5, (dark, contrast)
+
+
+def tone_of_weight(weight):
+    """The colour class of a weight: factors from which its steps begin, above 1 and below it."""
+    factor = math.inf if weight == 0 else max(weight, 1 / weight)
+    step = sum(factor >= x for x in (1.05, 1.1, 1.25, 1.5, 2, 4))
+    return f"{'n' if weight < 1 and step else 'd'}{step}"
+
+
+def test_a_switch_colours_tokens_by_weight_and_by_what_the_target_changes(opened):
+    from selenium.webdriver import Keys
+
+    stage, rng = a_stage(examples=2, tokens=12), random.Random(0)
+    weights = [0.0, 0.2, 0.5, 0.7, 0.95, 0.97, 1.0, 1.04, 1.06, 1.3, 2.0, 9.0]
+    for completion in (c for e in stage["examples"] for c in e["completions"]):
+        add_target(completion, rng)
+    shown = stage["examples"][0]["completions"][0]
+    shown["weight"] = weights
+    chrome = opened(a_run(a_writing_stage(), stage), "#stage2/eval-0-0")
+    by_divergence = tones(chrome, "base")
+    radios = all_of(chrome, ".stage:not(.away) .views input")
+    assert [radio.get_attribute("value") for radio in radios] == ["divergence", "weight", "target"]
+    legend = lambda: one(chrome, ".stage:not(.away) .legend").text
+    assert "divergence from the target, nats" in legend()
+    chrome.execute_script("arguments[0].focus()", radios[0])
+    press(chrome, Keys.ARROW_RIGHT)
+    assert tones(chrome, "base") == [tone_of_weight(weight) for weight in weights]
+    chosen = "return [...document.querySelectorAll('.views input:checked')].map((radio) => radio.value)"
+    assert chrome.execute_script(chosen) == ["divergence", "weight"]  # each stage has a switch of its own
+    assert "how many times a token counts" in legend() and "0.25" in legend() and "1.05" in legend()
+    strip = one(chrome, ".stage:not(.away) .card.of-base > .strip")
+    assert strip.get_attribute("aria-label") == "weight along the completion"
+    cells = [path.get_attribute("class") for path in strip.find_elements("css selector", "path")]
+    assert sorted(cells) == sorted({tone_of_weight(weight) for weight in weights} - {"d0"})
+    press(chrome, Keys.ARROW_RIGHT)
+    steps = [sum(round(x, 3) >= s for s in STEPS) for x in shown["target_divergence"]]
+    assert tones(chrome, "base") == [f"d{step}" for step in steps] and len(set(steps)) > 1
+    assert "divergence of the target from the teacher, nats" in legend()
+    assert shown_example(chrome) == "eval-0-0"  # arrow keys chose a view, and no other example
+    press(chrome, "j")  # the next example is shown in the same way, and the switch keeps the focus
+    wait_for(chrome, "document.querySelector('.stage:not(.away) .title h3').textContent === 'eval-0-1'")
+    assert chrome.switch_to.active_element.get_attribute("value") == "target"
+    press(chrome, "k")
+    wait_for(chrome, "document.querySelector('.stage:not(.away) .title h3').textContent === 'eval-0-0'")
+    assert tones(chrome, "base") == [f"d{step}" for step in steps]
+    press(chrome, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    assert tones(chrome, "base") == by_divergence
+
+
+def test_the_tooltip_shows_teacher_and_target_apart(opened):
+    stage, rng = a_stage(examples=1, tokens=12), random.Random(0)
+    completion = stage["examples"][0]["completions"][0]
+    add_target(completion, rng)
+    for width in (1440, 360):
+        chrome = opened(a_run(stage), width=width, height=740)
+        chrome.execute_script("document.querySelector('.card.of-base .t').focus()")
+        press(chrome, "\ue014")  # right
+        columns = all_of(chrome, "#tooltip .top")
+        assert [c.find_element("css selector", "p").text.split()[0] for c in columns] == [
+            "student",
+            "teacher",
+            "target",
+        ]
+        said = [[row.text.split()[0] for row in c.find_elements("css selector", ".row")] for c in columns]
+        assert said[2][0] == "␣target" and "␣target" not in said[0] + said[1]
+        text = one(chrome, "#tooltip").text.replace("\n", " ")
+        assert f"target {completion['target_divergence'][1]:.3f} nats from the teacher" in text
+        assert f"log p {completion['target_log_prob'][1]:.3f}".replace("-", "−") in text
+        box = one(chrome, "#tooltip").rect
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+def test_a_switch_is_there_only_if_it_shows_something(opened):
+    stage = a_stage(examples=2, tokens=12)
+    for completion in (c for e in stage["examples"] for c in e["completions"]):
+        completion["weight"] = [1.0] * len(completion["tokens"])
+    chrome = opened(a_run(stage))
+    assert all_of(chrome, ".views") == [] and "divergence from the teacher, nats" in one(chrome, ".legend").text
+    stage["config"]["method"] = "fixed_advantage"  # which has no teacher
+    stage["examples"][1]["completions"][2]["weight"][3] = 0.0
+    chrome = opened(a_run(stage))
+    assert [radio.get_attribute("value") for radio in all_of(chrome, ".views input")] == ["divergence", "weight"]
+    assert "divergence from the start, nats" in one(chrome, ".legend").text
+    chrome.execute_script("document.querySelector('.card.of-base .t').focus()")
+    assert "start log p" in one(chrome, "#tooltip").text and "teacher" not in one(chrome, "#tooltip").text
 
 
 def test_a_criterion_lights_the_tokens_of_which_it_says_something(opened):
@@ -864,6 +962,7 @@ def test_more_pieces_than_two_bytes_can_name(opened):
         (lambda c: c["teacher_top"].append([]), "11 of teacher_top for 10 tokens"),
         (lambda c: c["attribution"][1].pop(), r"9 of attribution\[1\] for 10 tokens"),
         (lambda c: c["attribution"].pop(), "attribution to 4 criteria of a rubric of 5"),
+        (lambda c: add_target(c, random) or c["target_log_prob"].pop(), "9 of target_log_prob for 10 tokens"),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(change, said):
@@ -871,6 +970,34 @@ def test_scores_that_do_not_fit_are_refused(change, said):
     change(stage["examples"][0]["completions"][0])
     with pytest.raises(ValueError, match=said):
         page.render(a_run(stage))
+
+
+def test_blocks_hold_the_arrays_that_are_documented():
+    stage, rng = a_stage(examples=1, tokens=7), random.Random(0)
+    with_target, without = stage["examples"][0]["completions"][:2]
+    add_target(with_target, rng)
+    without["weight"] = [1.0] * len(without["tokens"])
+    html = page.render(a_run(stage))
+    of = lambda name: re.search(rf'id="{name}">([^<]*)</script>', html)[1]
+    pieces, drawn = json.loads(of("pieces")), json.loads(of("data"))["stages"][0]
+    assert drawn["views"] == ["divergence", "weight", "target"]
+    for block, completion in enumerate((with_target, without)):
+        count, roles = len(completion["tokens"]), 3 - block
+        packed = zlib.decompress(base64.b64decode(of(f"tokens-{block}")))
+        ids = np.frombuffer(packed, "<u2", count * (1 + 5 * roles))
+        numbers = np.frombuffer(packed, "<i2", offset=ids.nbytes)
+        assert [pieces[i] for i in ids[:count]] == completion["tokens"]
+        names = ["divergence", "student_log_prob", "teacher_log_prob", "weight", "target_log_prob", "target_divergence"]
+        columns = names if roles == 3 else names[:4]
+        for k, name in enumerate(columns):
+            wanted = np.rint(1000 * np.array(completion[name]))
+            np.testing.assert_array_equal(numbers[k * count :][:count], wanted)
+        tops = [completion[f"{role}_top"] for role in ("student", "teacher", "target")[:roles]]
+        assert [pieces[i] for i in ids[count:]] == [piece for top in tops for row in top for piece, _ in row]
+        probabilities = [round(10_000 * p) for top in tops for row in top for _, p in row]
+        at = len(columns) * count
+        np.testing.assert_allclose(numbers[at : at + len(probabilities)], probabilities, atol=1)
+        assert len(numbers) == at + len(probabilities) + 5 * count  # and attribution to five criteria
 
 
 def test_the_page_is_whole_and_its_data_compact():

@@ -57,12 +57,13 @@ def test_choices_are_the_names_of_the_tables(monkeypatch):
     assert found["method"] == tuple(METHODS) and found["model.remat"] == tuple(REMAT)
     assert found["data.source"] == tuple(sources.SOURCES) and "world" in found["data.source"]
     assert found["rubric.source"] == tuple(rubric_sources.RUBRIC_SOURCES)
-    assert set(found["eval.grader"]) == {"", "world", "english", "boxed", "rubric", "judge"}
+    assert set(found["eval.grader"]) == {"", "world", "chains", "english", "boxed", "rubric", "judge"}
     assert set(found["reward.grader"]) == {
         *found["eval.grader"],
         "majority",
         "world_majority",
-    }  # which grades no single text
+        "chains_majority",
+    }  # which grade no single text
     monkeypatch.setitem(METHODS, "better_half", Method(lambda *_: None, rewarded=True))
     monkeypatch.setitem(graders.GRADERS, "integer", graders.Grader(lambda *_: {}, ("answer",)))
     monkeypatch.setitem(rubric_sources.RUBRIC_SOURCES, "essential", rubric_sources.RubricSource(None, of_row=True))

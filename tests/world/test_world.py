@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.world.make_base import batches
+from experiments.world.make_base import WORLDS, batches
 from experiments.world.measure import QUESTION, RUBRIC, completer, solution_scores
 from rcsd_jax import world
 from rcsd_jax.checkpoints import loading
@@ -34,7 +34,7 @@ def _problems(split, count=SAMPLES, seed=0):
 @pytest.fixture(scope="module")
 def saved_tokenizer(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_tokenizer(directory)
+    tokenizer.save_tokenizer(directory, tokenizer.vocabulary())
     return load_tokenizer(directory)
 
 
@@ -351,9 +351,10 @@ def test_a_changed_kind_changes_the_rubric():
 
 
 def test_packed_rows_hold_whole_documents_and_weigh_their_completions(saved_tokenizer):
-    stream = batches(saved_tokenizer, rows=4, length=160, seed=0)
+    few = WORLDS["world"]._replace(rows=4)
+    stream = batches(saved_tokenizer, few, seed=0)
     batch, next_document = next(stream)
-    again, _ = next(batches(saved_tokenizer, rows=4, length=160, seed=0))
+    again, _ = next(batches(saved_tokenizer, few, seed=0))
     np.testing.assert_array_equal(batch.tokens, again.tokens)
     written = set()
     for row in range(4):

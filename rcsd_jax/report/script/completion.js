@@ -1,6 +1,6 @@
 // A completion's text.
 
-function textOf(completion, criteria) {
+function textOf(completion, criteria, names, viewed) {
   const scores = completion.scores_of;
   if (!scores) return h("div.text.unscored", {}, completion.text ?? "");
   const text = h("div.text", {
@@ -13,7 +13,7 @@ function textOf(completion, criteria) {
     token.place = i;
     return token;
   });
-  paint(completion, tokens, null);
+  paint(completion, tokens, null, viewed());
   tokens[0].tabIndex = 0; // one of them is in the tab order; arrow keys reach the others
   text.append(...tokens);
   text.tokens = tokens;
@@ -27,19 +27,21 @@ function textOf(completion, criteria) {
   const tokenOf = (event) => (event.target.place === undefined ? null : event.target);
   text.addEventListener(
     "pointerover",
-    (event) => event.pointerType !== "touch" && tokenOf(event) && show(tokenOf(event), completion, criteria),
+    (event) => event.pointerType !== "touch" && tokenOf(event) && show(tokenOf(event), completion, criteria, names),
   );
   text.addEventListener("pointerleave", () =>
-    text.contains(document.activeElement) ? show(entry, completion, criteria) : hide(),
+    text.contains(document.activeElement) ? show(entry, completion, criteria, names) : hide(),
   );
   text.addEventListener("click", (event) => getSelection().isCollapsed && focus(tokenOf(event)));
-  text.addEventListener("focusin", (event) => tokenOf(event) && show(tokenOf(event), completion, criteria));
+  text.addEventListener("focusin", (event) => tokenOf(event) && show(tokenOf(event), completion, criteria, names));
   text.addEventListener("focusout", hide);
   text.addEventListener("keydown", (event) => {
     const i = entry.place,
       last = tokens.length - 1;
     const calls = (token) =>
-      text.classList.contains("lit") ? token.classList.contains("notable") : scores.divergence[token.place] >= 1000;
+      text.classList.contains("lit")
+        ? token.classList.contains("notable")
+        : scores.views[viewed()][token.place] !== NONE && Math.abs(scores.views[viewed()][token.place]) >= 1000;
     const moves = {
       ArrowRight: () => tokens[Math.min(i + 1, last)],
       ArrowLeft: () => tokens[Math.max(i - 1, 0)],
@@ -74,11 +76,11 @@ function inNextLine(tokens, i, way) {
   return best?.token;
 }
 
-// Colours tokens by divergence or, if a criterion is highlighted, by its attribution.
-function paint({ scores_of: scores }, tokens, lit) {
+// Colours tokens by what is viewed or, if a criterion is highlighted, by its attribution.
+function paint({ scores_of: scores }, tokens, lit, viewed) {
   tokens.forEach((token, i) => {
     const value = lit === null ? undefined : scores.notable[lit]?.get(i);
-    const tone = value === undefined ? toned(scores.divergence[i], "d", "n") : `notable ${toned(value, "a", "b")}`;
+    const tone = value === undefined ? toned(scores.views[viewed][i], "d", "n") : `notable ${toned(value, "a", "b")}`;
     const piece = token.textContent;
     token.className = `t ${tone}${piece.includes("\n") ? " break" : ""}${piece === "" ? " empty" : ""}${piece === END_OF_TEXT ? " end" : ""}`;
   });

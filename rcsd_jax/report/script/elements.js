@@ -5,12 +5,11 @@ const data = JSON.parse(byId("data").textContent);
 const NONE = -32768; // stands for a missing number
 const END = 32767; // a number of at least this many thousandths
 const STEPS = [10, 30, 100, 300, 1000, 3000]; // thousandths of a nat from which each colour step begins
+const FACTORS = [1.05, 1.1, 1.25, 1.5, 2, 4]; // how many times more, or less, a token counts from which each colour step begins
 const NOTABLE = 100; // a criterion counts for or against a token from this many thousandths of a nat on,
 const NOTABLE_SHARE = 0.25; // and from this share of its largest value in the completion
 const END_OF_TEXT = "\u2403"; // the piece that stands for an end token
 const ROLES = ["base", "trained", "teacher"];
-
-
 
 function make(create, [name, ...classes], attributes, children) {
   const element = create(name);

@@ -31,29 +31,57 @@ const mark = (value) =>
         ? ["part", "partly right"]
         : ["zero", "wrong"];
 
-function legend(scored) {
-  const negative = scored.some(({ completion }) =>
-    completion.scores_of.divergence.some((x) => x !== NONE && x <= -STEPS[0]),
-  );
-  const attributed = scored.some(({ completion }) => completion.scores_of.attribution.length);
-  const scale = (up, down, label, less, more) =>
+// What colour can show, as radio buttons.
+function viewSwitch(stage, viewed, choose) {
+  const choices = stage.views.map((view) => {
+    const radio = h("input", { type: "radio", name: `views of ${stage.name}`, value: view, checked: view === viewed });
+    radio.addEventListener("change", () => choose(view));
+    return h("label", {}, radio, view);
+  });
+  return h("fieldset.views", {}, h("legend", {}, "colour"), choices);
+}
+
+// A scale of colours: the label, what negative and positive ones mean, and the number at which each step begins.
+function scale(up, down, label, less, more, numbers = STEPS.map((from) => String(from / 1000)), below = []) {
+  const marked = (tone, text) => h(`i.${tone}`, {}, text && h("span", {}, text));
+  return h(
+    below.length ? "div.scale.both" : "div.scale",
+    {},
+    h("span.what", {}, label),
     h(
-      "div.scale",
+      "span.steps",
       {},
-      h("span.what", {}, label),
-      h(
-        "span.steps",
-        {},
-        down && [h("span.way", {}, less), [...STEPS].reverse().map((_, i) => h(`i.${down}${STEPS.length - i}`))],
-        h("i"),
-        STEPS.map((from, i) => h(`i.${up}${i + 1}`, {}, h("span", {}, String(from / 1000)))),
-        h("span.way", {}, more),
-      ),
-    );
+      down && [
+        h("span.way", {}, less),
+        STEPS.map((_, i) => STEPS.length - i).map((n) => marked(`${down}${n}`, below[n - 1])),
+      ],
+      h("i"),
+      numbers.map((from, i) => marked(`${up}${i + 1}`, from)),
+      h("span.way", {}, more),
+    ),
+  );
+}
+
+// The scale of what is viewed. `against` is what divergences are measured from.
+function scaleOf(viewed, scored, against) {
+  if (viewed === "weight") {
+    const below = FACTORS.map((factor) => String(+(1 / factor).toFixed(2)));
+    return scale("d", "n", "how many times a token counts", "less", "more", FACTORS.map(String), below);
+  }
+  if (viewed === "target") return scale("d", null, `divergence of the target from the ${against}, nats`, "", "");
+  const values = scored.map(({ completion }) => completion.scores_of);
+  const negative = values.some(({ divergence }) => divergence.some((x) => x !== NONE && x <= -STEPS[0]));
+  const from = values.some(({ apart }) => apart) ? "target" : against;
+  return scale("d", negative ? "n" : null, `divergence from the ${from}, nats`, "negative", "");
+}
+
+function legend(scored, stage, viewed, against, choose) {
+  const attributed = scored.some(({ completion }) => completion.scores_of.attribution.length);
   return h(
     "div.legend",
     {},
-    scale("d", negative ? "n" : null, "divergence from the teacher, nats", "negative", ""),
+    stage.views.length > 1 && viewSwitch(stage, viewed, choose),
+    scaleOf(viewed, scored, against),
     attributed && scale("a", "b", "a highlighted criterion makes the token, in nats,", "less likely", "more likely"),
     h(
       "p.keys",
@@ -89,7 +117,9 @@ function explorer(root, stage) {
   let listed = [],
     current = null,
     lit = null,
+    viewed = "divergence",
     turn = 0;
+  const names = ["student", stage.hasTeacher ? "teacher" : "start", "target"]; // a method without a teacher moves away from the start
 
   const bySplit = h(
     "select",
@@ -196,7 +226,8 @@ function explorer(root, stage) {
     if (mine !== turn) return;
     hide();
     lit = null;
-    const held = view.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+    const active = view.contains(document.activeElement) ? document.activeElement : null;
+    const held = active?.type === "radio" ? "input:checked" : `button[aria-label="${active?.getAttribute("aria-label")}"]`;
     const at = listed.indexOf(example),
       rubric = example.rubric ?? [];
     const cards = example.completions.map((completion) => card(completion, rubric));
@@ -229,7 +260,7 @@ function explorer(root, stage) {
       ...[
         example.reference &&
           h("details.reference", {}, h("summary", {}, "Reference answer"), h("div.question", {}, example.reference)),
-        scored.length && legend(scored),
+        scored.length && legend(scored, stage, viewed, names[1], choose),
         failed && h("p.note", {}, failed),
       ].filter(Boolean),
       h(
@@ -251,13 +282,13 @@ function explorer(root, stage) {
         : []),
     );
     root.cards = cards;
-    if (held) view.querySelector(`button[aria-label="${held}"]`)?.focus();
+    if (active) view.querySelector(held)?.focus();
     if (view.firstElementChild.getBoundingClientRect().top < -100) view.firstElementChild.scrollIntoView();
     requestAnimationFrame(() => setTimeout(() => performance.mark("tokens"))); // when they are painted
   }
 
   function card(completion, rubric) {
-    const text = textOf(completion, rubric),
+    const text = textOf(completion, rubric, names, () => viewed),
       scores = completion.scores_of;
     const graded = Object.entries(completion.scores ?? {})
       .filter(([, x]) => typeof x === "number")
@@ -280,10 +311,21 @@ function explorer(root, stage) {
         scores && h("span", {}, h("b", {}, String(completion.count)), " tokens"),
         scores && h("span", {}, h("b", {}, mean(scores.divergence)), " nats a token"),
       ),
-      scores && strip(scores.divergence, "d", "n", "divergence along the completion"),
+      scores && stripOf(scores),
       text,
     );
     return { completion, element, text };
+  }
+
+  const stripOf = (scores) => strip(scores.views[viewed], "d", "n", `${viewed} along the completion`);
+
+  function choose(name) {
+    viewed = name;
+    const scored = root.cards.filter((c) => c.completion.scores_of);
+    view.querySelector(".legend .scale").replaceWith(scaleOf(viewed, scored, names[1]));
+    for (const { completion, element } of scored)
+      element.querySelector(".strip").replaceWith(stripOf(completion.scores_of));
+    light(lit);
   }
 
   function mean(values) {
@@ -334,7 +376,7 @@ function explorer(root, stage) {
     for (const { completion, text } of root.cards) {
       if (!text.tokens) continue;
       text.classList.toggle("lit", k !== null && completion.scores_of.attribution.length > 0);
-      paint(completion, text.tokens, k);
+      paint(completion, text.tokens, k, viewed);
     }
     if (shown) shown.classList.add("shown");
   }

@@ -42,9 +42,9 @@ addEventListener("hashchange", () => {
   route(!root || root.bottom < 0 || root.top > innerHeight);
 });
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
-  const inScroller = event.target.closest(".scroll, .question");
-  const by = { j: 1, k: -1, ...(inScroller ? {} : { ArrowRight: 1, ArrowLeft: -1 }) }[event.key];
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select")) return;
+  const hasArrows = event.target.closest(".scroll, .question, input"); // they scroll, or choose what is viewed
+  const by = { j: 1, k: -1, ...(hasArrows ? {} : { ArrowRight: 1, ArrowLeft: -1 }) }[event.key];
   if (by) explorers[open]?.move(by);
   if (event.key === "Escape") {
     if (shown) hide();

@@ -12,8 +12,8 @@ async function unpacked(completion) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const buffer = await new Response(stream).arrayBuffer();
   pieces ??= JSON.parse(byId("pieces").textContent);
-  const { count: T, most: M, criteria: K } = completion,
-    inTops = 2 * T * M;
+  const { count: T, most: M, criteria: K, targeted } = completion,
+    inTops = (targeted ? 3 : 2) * T * M;
   const Ids = data.idBytes === 2 ? Uint16Array : Uint32Array;
   const ids = new Ids(buffer, 0, T + inTops),
     numbers = new Int16Array(buffer, ids.byteLength);
@@ -21,10 +21,25 @@ async function unpacked(completion) {
     (from) => (size) =>
       numbers.subarray(from, (from += size))
   )(0);
-  const scores = { ids, divergence: take(T), student: take(T), teacher: take(T), weight: take(T), probabilities: take(inTops) };
+  const scores = { ids, divergence: take(T), student: take(T), teacher: take(T), weight: take(T) };
+  if (targeted) Object.assign(scores, { target: take(T), apart: take(T) });
+  scores.probabilities = take(inTops);
   scores.attribution = Array.from({ length: K }, () => take(T));
   scores.notable = scores.attribution.map(notable);
+  scores.views = {
+    divergence: scores.divergence,
+    weight: scores.weight.map(asNats),
+    target: scores.apart ?? new Int16Array(T),
+  };
   completion.scores_of = scores;
+}
+
+// A weight as the divergence of the same colour step: 0 for a weight near 1, negative for a token that counts less.
+function asNats(weight) {
+  if (weight === NONE) return NONE;
+  const factor = Math.max(weight / 1000, 1000 / weight); // of a weight of 0 it is infinite
+  const size = STEPS[FACTORS.filter((from) => factor >= from - 1e-9).length - 1] ?? 0;
+  return weight < 1000 ? -size : size;
 }
 
 // Places of the tokens that a criterion counts for or against.
@@ -37,9 +52,9 @@ function notable(values) {
   return found;
 }
 
-// The likeliest pieces of one role before token i: [[piece, probability], ...]
-function likeliest({ count: T, most: M, scores_of }, i, ofTeacher) {
-  const from = (ofTeacher * T + i) * M,
+// The likeliest pieces before token i of the student (0), the teacher (1) or the target (2): [[piece, probability], ...]
+function likeliest({ count: T, most: M, scores_of }, i, whose) {
+  const from = (whose * T + i) * M,
     found = [];
   for (let j = from; j < from + M; j++) {
     if (scores_of.probabilities[j] !== NONE)

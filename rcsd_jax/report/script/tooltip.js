@@ -3,7 +3,8 @@
 const tooltip = byId("tooltip");
 let shown = null; // the token whose tooltip is open
 
-function describe(completion, criteria, i) {
+// `names` are those of student, teacher and target.
+function describe(completion, criteria, names, i) {
   const { scores_of: scores, count } = completion,
     written = pieces[scores.ids[i]];
   // A token decoded by itself may lack the space before it, and the end token has a name: then the probability identifies it.
@@ -12,13 +13,14 @@ function describe(completion, criteria, i) {
     ((piece.trim() === written.trim() || written === END_OF_TEXT) &&
       logProb !== NONE &&
       Math.abs(p - Math.exp(logProb / 1000)) < 0.001);
-  const column = (name, ofTeacher, logProb) => {
-    const rows = likeliest(completion, i, ofTeacher).map(([piece, p]) => [piece, p, stands(piece, p, logProb)]);
+  const column = (role, whose) => {
+    const logProb = scores[role][i];
+    const rows = likeliest(completion, i, whose).map(([piece, p]) => [piece, p, stands(piece, p, logProb)]);
     if (logProb !== NONE && !rows.some(([, , same]) => same)) rows.push([written, Math.exp(logProb / 1000), true]);
     return h(
-      `div.top.${name}`,
+      `div.top.${role}`,
       {},
-      h("p", {}, h("b", {}, name), h("span.muted", {}, " log p "), nats(logProb)),
+      h("p", {}, h("b", {}, names[whose]), h("span.muted", {}, " log p "), nats(logProb)),
       rows.map(([piece, p, same]) => {
         const bar = h("span.bar");
         bar.style.setProperty("--p", p);
@@ -48,7 +50,20 @@ function describe(completion, criteria, i) {
       " nats",
       ![NONE, 1000].includes(scores.weight[i]) && [", counts ", h("b", {}, nats(scores.weight[i])), " times"],
     ),
-    h("div.tops", {}, column("student", 0, scores.student[i]), column("teacher", 1, scores.teacher[i])),
+    scores.apart &&
+      h(
+        "p.divergence",
+        {},
+        h(`i.swatch.${toned(scores.apart[i], "d", "n")}`),
+        "target ",
+        h("b", {}, nats(scores.apart[i])),
+        ` nats from the ${names[1]}`,
+      ),
+    h(
+      scores.apart ? "div.tops.three" : "div.tops",
+      {},
+      ["student", "teacher", ...(scores.apart ? ["target"] : [])].map(column),
+    ),
     speaking.map(([k, value]) =>
       h(
         "p.speaks",
@@ -58,7 +73,9 @@ function describe(completion, criteria, i) {
         ` ${criteria[k].title || criteria[k].description}`,
       ),
     ),
-  ].flat();
+  ]
+    .flat()
+    .filter(Boolean);
 }
 
 function place() {
@@ -73,12 +90,13 @@ function place() {
   tooltip.style.transform = `translate(${Math.round(x)}px, ${Math.round(y)}px)`;
 }
 
-function show(token, completion, criteria) {
+function show(token, completion, criteria, names) {
   hide();
   shown = token;
   token.setAttribute("aria-describedby", "tooltip");
   token.classList.add("shown");
-  tooltip.replaceChildren(...describe(completion, criteria, token.place));
+  tooltip.classList.toggle("wide", completion.targeted);
+  tooltip.replaceChildren(...describe(completion, criteria, names, token.place));
   tooltip.hidden = false;
   place();
 }
