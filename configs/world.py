@@ -21,7 +21,7 @@ OF_THE_METHOD = dict(sampling=("group", "source"), rubric=("source", "dropout"))
 # Of 5e-5, 1.5e-4 and 4.5e-4 (`experiments.learning_rates`, with a seed that no table uses), the middle one is best for most methods
 # and is the default.
 LEARNING_RATE = 1.5e-4
-OTHER_RATES = {"sft": 4.5e-4, "feedback": 5e-5}
+OTHER_RATES = {"sft": 4.5e-4, "feedback": 5e-5, "purified": 5e-5, "fixed_advantage": 5e-5}
 
 
 def get_config(variant: str = "ground_truth") -> ConfigDict:

@@ -157,7 +157,9 @@ ARMS: dict[str, Arm] = {
     # the family since, `docs/methods.md`
     "pw_opsd": Arm("PW-OPSD", "pw_opsd"),
     "purified": Arm("Purified OPSD", "purified"),
+    "pw_opsd_whole": Arm("PW-OPSD, no clip", "pw_opsd", dict(loss=dict(entry_clip=None))),
     "contrastive": Arm("OPSD, right against wrong", "contrastive"),
+    "contrastive_whole": Arm("right against wrong, no clip", "contrastive", dict(loss=dict(entry_clip=None))),
     "rlcsd": Arm("RLCSD", "rlcsd"),
     "dopd": Arm("DOPD", "dopd"),
     "u_opsd": Arm("U-OPSD", "u_opsd"),
@@ -178,7 +180,7 @@ ARMS: dict[str, Arm] = {
     "credit": Arm("credit by criterion", "credit"),
     "true_weighted": _true("true rubrics, guidance by criteria", teacher=dict(guidance=0.5, guidance_by="criteria")),
     "true_sampled": _true("true rubrics, sampled token", loss=dict(divergence="sampled_token")),
-    "true_dropout": _true("true rubrics, dropout", rubric=dict(dropout=0.4)),
+    "true_dropout": _true("true rubrics, dropout", rubric=dict(dropout=0.4), optimizer=dict(learning_rate=5e-5)),
     # sizes of the model
     **{f"rcsd_{size}": Arm(f"RCSD, {size}", "paper", writer=f"stage1_{size}", size=size) for size in bases.SIZES},
     **{f"rcsd_true_{size}": Arm(f"ground truth, {size}", "ground_truth", size=size) for size in bases.SIZES},

@@ -24,8 +24,8 @@ from experiments.statistics import Estimate
 from rcsd_jax.host.console import Console
 
 METHODS = (
-    "rcsd_true", "opsd", "opsd_authors", "sdpo_authors", "pw_opsd", "purified", "contrastive", "rlcsd", "dopd", "u_opsd", "grpo",
-    "grpo_rubric", "rubric_dropout", "fixed_advantage",
+    "rcsd_true", "opsd", "opsd_authors", "sdpo_authors", "pw_opsd", "pw_opsd_whole", "purified", "contrastive", "contrastive_whole",
+    "rlcsd", "dopd", "u_opsd", "grpo", "grpo_rubric", "rubric_dropout", "fixed_advantage",
 )  # fmt: skip
 EMPHASES = tuple(f"true_{kind}" for kind in arms.EMPHASES)
 CREDIT = ("credit", "true_weighted", "true_sampled", "true_dropout")
