@@ -21,7 +21,7 @@ from tests import forked_program
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20 if "THOROUGH" in os.environ else 5
+KILLS = 20 if "THOROUGH" in os.environ else 4
 SHORT = [
     f"--config.{stage}.{setting}"
     for stage in ("stage1", "stage2")
