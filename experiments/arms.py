@@ -42,14 +42,9 @@ CURVES = (
     "sdpo_authors", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema", "rcsd_reverse", "rcsd_true", "rcsd",
 )  # fmt: skip
 
-SHOWN_REFERENCES = {
-    "opsd": ("OPSD", "reference"),
-    "opsd_authors": ("OPSD, authors' loss", "opsd"),
-    "pw_opsd": ("PW-OPSD", "pw_opsd"),
-    "purified": ("Purified OPSD", "purified"),
-}
-"""Arms of the family whose teachers see references -> their names and variants; they also run with other shares of flawed ones."""
-SHOWN_NONE = {"rcsd_true": ("true rubrics", "ground_truth"), "fixed_advantage": ("fixed advantage", "fixed_advantage")}
+SHOWN_REFERENCES = ("opsd", "opsd_authors", "pw_opsd", "purified")
+"""Arms of the family whose teachers see references; they also run with other shares of flawed ones."""
+SHOWN_NONE = ("rcsd_true", "fixed_advantage")
 """Arms with which these are compared where all references are flawed."""
 
 
@@ -95,6 +90,12 @@ def leaking(name: str) -> str:
 def flawless(name: str) -> str:
     """The arm of `SHOWN_REFERENCES` with no reference flawed."""
     return flawed(name, 0.0)
+
+
+def _with_flaws(name: str, share: float) -> Arm:
+    """An arm without other changes to its variant, with a share of flawed references."""
+    arm = ARMS[name]
+    return arm._replace(label=f"{arm.label}, {_percent(share)}% flawed", changes=dict(data=dict(flawed=share)))
 
 
 def _rollout(batches: int, *, weighted: bool) -> Arm:
@@ -165,16 +166,6 @@ ARMS: dict[str, Arm] = {
     "u_opsd": Arm("U-OPSD", "u_opsd"),
     "rubric_dropout": Arm("GRPO, rubric dropout", "rubric_dropout"),
     "fixed_advantage": Arm("fixed advantage", "fixed_advantage"),
-    # with all references flawed, to see what leaks, and with none
-    **{
-        leaking(name): Arm(f"{label}, 100% flawed", variant, dict(data=dict(flawed=1.0)), asks_again=True)
-        for name, (label, variant) in (SHOWN_REFERENCES | SHOWN_NONE).items()
-    },
-    **{
-        flawless(name): Arm(f"{label}, 0% flawed", variant, dict(data=dict(flawed=0.0)))
-        for name, (label, variant) in SHOWN_REFERENCES.items()
-        if name != "opsd"
-    },
     # tokens that count more, under true rubrics; the last by the criteria that a completion fails
     **{f"true_{kind}": _true(f"true rubrics, {words}", loss=dict(emphasis=kind)) for kind, words in EMPHASES.items()},
     "credit": Arm("credit by criterion", "credit"),
@@ -213,6 +204,10 @@ ARMS: dict[str, Arm] = {
     },
 }
 
+# Of the family, with all references flawed, to see what leaks, and with none; "opsd" with none is there already.
+ARMS |= {leaking(name): _with_flaws(name, 1.0)._replace(asks_again=True) for name in (*SHOWN_REFERENCES, *SHOWN_NONE)}
+ARMS |= {flawless(name): _with_flaws(name, 0.0) for name in SHOWN_REFERENCES if name != "opsd"}
+
 
 def rates(name: str) -> tuple[float, ...]:
     """The learning rates that are tried with an arm, in order."""
@@ -233,13 +228,9 @@ def stage2(name: str, seed: int, folder: Path, *, quick: bool) -> ConfigDict:
         trained = folder / arm.writer / f"seed{seed}" / "export"
         config.rubric.writer = str(bases.directory(size or arm.size, folder) if kind == "base" else trained)
     # One arm of each size also evaluates the base and the teacher that sees the true rubric; others only a teacher of their own.
-    others = (
-        ("base", "teacher")
-        if name.startswith("rcsd_true") and not arm.asks_again
-        else ("teacher",)
-        if arm.teacher
-        else ()
-    )
+    others: tuple[str, ...] = ("teacher",) if arm.teacher else ()
+    if name.startswith("rcsd_true") and not arm.asks_again:
+        others = ("base", "teacher")
     config.eval.roles = (*others, "trained")
     if arm.asks_again:
         config.eval.splits = dict(config.eval.splits, trained_on="stage2")

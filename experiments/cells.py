@@ -192,9 +192,15 @@ def read(task: Task, role: str = "trained") -> Cell:
     """The results of a finished run, with the records of a role."""
     place = task.place
     scores = {path.stem.removeprefix("evaluation_"): read_json(path) for path in place.glob("evaluation_*.json")}
+    return Cell(
+        scores, records(place, role), read_metrics(as_path(place)), task.config.seed, tokens_before(task.config, place)
+    )
+
+
+def records(place: Path, role: str) -> list[dict[str, Any]]:
+    """The graded completions of a role of a finished run, or of an evaluation; `place` is its folder."""
     lines = (place / f"completions_{role}.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    return Cell(scores, records, read_metrics(as_path(place)), task.config.seed, tokens_before(task.config, place))
+    return [json.loads(line) for line in lines]
 
 
 def tokens_before(config: ConfigDict, place: Path) -> int:

@@ -75,7 +75,6 @@ RATES_SEED = 90
 
 PERCENT = {"accuracy": "accuracy", "unfounded": "unfounded", "criterion score": "rubric_score"}
 """Column -> the score of an evaluation."""
-DIFFERENCE = ": difference"
 
 
 def config(name: str, seed: int, base: Path, *, quick: bool) -> ConfigDict:
@@ -142,7 +141,7 @@ def row(
     if against is not None:
         for column in found[0]:
             pairs = [one[column] for one in found], [one[column] for one in against]
-            row[column + DIFFERENCE] = statistics.paired(*pairs)
+            row[column + tables.DIFFERENCE] = statistics.paired(*pairs)
     return row
 
 
@@ -200,14 +199,11 @@ def main() -> None:
     cells.run_tasks(list(tasks.values()), flags)
     found = {split.replace("_", " "): of_split(split, tasks, flags.seeds) for split in cells.SPLITS}
     for split, rows_of_split in found.items():
-        plain = {n: {c: e for c, e in one.items() if DIFFERENCE not in c} for n, one in rows_of_split.items()}
-        tables.show(console, f"{split}: percent, or a completion's mean; ± 95% interval of {flags.seeds} seeds", plain)
-        differing = {
-            n: {c.removesuffix(DIFFERENCE): e for c, e in one.items() if DIFFERENCE in c}
-            for n, one in rows_of_split.items()
+        plain = {
+            n: {c: e for c, e in one.items() if not c.endswith(tables.DIFFERENCE)} for n, one in rows_of_split.items()
         }
-        shown = {n: one for n, one in differing.items() if one}
-        if shown:
+        tables.show(console, f"{split}: percent, or a completion's mean; ± 95% interval of {flags.seeds} seeds", plain)
+        if shown := tables.differences(rows_of_split):
             tables.show(console, f"{split}: difference to {ARMS[SELF].label}, seed by seed", shown)
     budget = {
         ARMS[name].label: tables.budget_of([cells.read(tasks[name, seed]) for seed in range(flags.seeds)])
@@ -224,15 +220,8 @@ def main() -> None:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", type=_names, default=[], help="some of " + ", ".join(ARMS))
+    tables.add_only(parser, ARMS)
     parser.add_argument("--rates", type=_rates, default=[], help="learning rates to try instead, such as 5e-5,1.5e-4")
-
-
-def _names(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(ARMS):
-        raise argparse.ArgumentTypeError(f"no such arm: {', '.join(sorted(unknown))}")
-    return names
 
 
 def _rates(text: str) -> list[float]:

@@ -7,7 +7,6 @@ to the number of different texts among the right ones.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,8 +65,7 @@ def different_right_texts(records: Sequence[dict[str, Any]]) -> float:
 
 def _read(task: Task) -> dict[str, float]:
     scores = read_json(task.place / "evaluation_base.json")["in_distribution"]["sampled"]
-    lines = (task.place / "completions_base.jsonl").read_text(encoding="utf-8").splitlines()
-    different = different_right_texts([json.loads(line) for line in lines])
+    different = different_right_texts(cells.records(task.place, "base"))
     return {"pass@1": 100 * scores["accuracy"], PASS: 100 * scores[PASS], DIFFERENT: different}
 
 

@@ -68,20 +68,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="the directory of SmolLM2-135M-Instruct")
     parser.add_argument("--workdir", type=Path, default=Path("runs/english"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", type=_names, default=[], help="some of " + ", ".join(ARMS))
+    tables.add_only(parser, ARMS)
     parser.add_argument("--quick", action="store_true", help="two short steps, to see that everything works")
     flags = parser.parse_args()
     if flags.seeds < 1:
         parser.error("--seeds must be at least 1")
     flags.workers = 1  # one run fills the cores
     return flags
-
-
-def _names(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(ARMS):
-        raise argparse.ArgumentTypeError(f"no such arm: {', '.join(sorted(unknown))}")
-    return names
 
 
 def config(name: str, seed: int, model: Path, data: Path, *, quick: bool) -> ConfigDict:

@@ -121,9 +121,7 @@ def main() -> None:
     rows |= tables.scores(runs, names, against=SELF)
     wide = [tables.column(place) for place in tables.places_of(runs)]
     tables.show(console, f"The family: accuracy, percent, mean ± 95% interval of {flags.seeds} seeds", rows, wide)
-    differences = {n: {c.split(":")[0]: e for c, e in row.items() if ":" in c} for n, row in rows.items()}
-    shown = {name: row for name, row in differences.items() if row}
-    tables.show(console, f"difference to {tables.label(SELF)}, seed by seed", shown, wide)
+    tables.show(console, f"difference to {tables.label(SELF)}, seed by seed", tables.differences(rows), wide)
     more = at_the_end(runs)
     tables.show(console, "the student at the end", more)
     parts = [

@@ -48,12 +48,12 @@ def by_class(config: ConfigDict, stop: StopRequest, *, completions: int = COMPLE
         rows, _ = prepared(examples, model, run, teachers)
         params = load_weights(model, mesh)
         setup = training_state.setup(model, params, settings, mesh, teachers)
-        frozen = setup.frozen | load_teachers(teachers, model, params, mesh)
-        state = training_state.first_state(model, params, settings, setup._replace(frozen=frozen))
+        setup = setup._replace(frozen=setup.frozen | load_teachers(teachers, model, params, mesh))
+        state = training_state.first_state(model, params, settings, setup)
         data, _ = rows.take(0, count=settings.questions_per_rollout)
         programs = rollouts.programs_of(setup, model, run, {example.id: example for example in examples})
         drawn = programs.begin(state, data, 0, 0).completions
-        found = jax.jit(functools.partial(of_tokens, setup.recipe))(state, frozen, drawn)
+        found = jax.jit(functools.partial(of_tokens, setup.recipe))(state, setup.frozen, drawn)
         tokens, mask, pull = jax.device_get((drawn.samples.tokens, drawn.samples.mask, found))
     of_class = totals(pull, tokens, mask, class_of_tokens(model.tokenizer, model.decoder.config.vocab_size))
     return {name: float(100 * x / of_class.sum()) for name, x in zip(CLASSES, of_class, strict=True)}

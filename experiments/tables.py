@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ QUICK_SEEDS = 2
 
 Rows = dict[str, dict[str, Estimate]]
 """Row -> column -> value."""
+
+DIFFERENCE = ": difference"
+"""Ends the name of a column that holds differences to another row, seed by seed."""
 
 
 def arguments(description: str, add: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
@@ -49,6 +52,19 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     """The flag that says how many runs go on at once."""
     most = min(len(workers.usable_cores()), workers.MOST_BY_DEFAULT)
     parser.add_argument("--workers", type=int, default=most, help="runs at a time, on the CPU; 1: on what JAX finds")
+
+
+def add_only(parser: argparse.ArgumentParser, arms: Iterable[str]) -> None:
+    """The flag that names some of the arms, joined by commas."""
+    known = list(arms)
+
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := set(found) - set(known):
+            raise argparse.ArgumentTypeError(f"no such arm: {', '.join(sorted(unknown))}")
+        return found
+
+    parser.add_argument("--only", type=names, default=[], help="some of " + ", ".join(known))
 
 
 def forms(names: Sequence[str]) -> str:
@@ -80,8 +96,17 @@ def scores(
             row[column(place)] = statistics.estimate(values)
             if against and name != against:
                 others = [cell.score("trained", *place, score) for cell in runs[against]]
-                row[f"{column(place)}: difference"] = statistics.paired(values, others)
+                row[column(place) + DIFFERENCE] = statistics.paired(values, others)
     return rows
+
+
+def differences(rows: Rows) -> Rows:
+    """Only the columns of rows that end in `DIFFERENCE`, by their names without it; without rows that have none."""
+    found = {
+        name: {c.removesuffix(DIFFERENCE): e for c, e in row.items() if c.endswith(DIFFERENCE)}
+        for name, row in rows.items()
+    }
+    return {name: row for name, row in found.items() if row}
 
 
 def column(place: tuple[str, str]) -> str:
@@ -219,8 +244,7 @@ def compare(
     heading = f"{title}: accuracy, percent, mean ± 95% interval of {flags.seeds} seeds; paper: {what_is_published}"
     show(console, heading, shown, [*wide, "paper"])
     console.print(forms(names), soft_wrap=True)
-    differences = {n: {c.split(":")[0]: e for c, e in row.items() if ":" in c} for n, row in rows.items()}
-    show(console, "difference to RCSD, seed by seed", {n: row for n, row in differences.items() if row}, wide)
+    show(console, "difference to RCSD, seed by seed", differences(rows), wide)
     extra = more(console, runs) if more else {}
     said = {}
     for place in wide:

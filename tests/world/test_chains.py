@@ -10,7 +10,7 @@ import pytest
 
 from configs import chains as chains_config
 from configs import stage2
-from experiments import cells
+from experiments import cells, tables
 from experiments import chains as experiment
 from experiments.workers import Task
 from experiments.world.make_base import WORLDS, batches
@@ -426,7 +426,7 @@ def test_rows_of_a_split_are_read_from_the_runs_files(tmp_path):
     assert {column: means[column] for column in told} == told
     assert (means["wrong turns"], means["repaired"], means["left"]) == (0.5, 0.0, 50.0)
     assert means["left: difference"] == 50.0 and means["checks: difference"] == -found["true rubric"]["checks"].mean / 2
-    assert not any(experiment.DIFFERENCE in column for name in list(found)[:-1] for column in found[name])
+    assert not any(tables.DIFFERENCE in column for name in list(found)[:-1] for column in found[name])
 
 
 def test_rates_are_tried_with_a_seed_that_the_table_does_not_use(tmp_path, monkeypatch):

@@ -7,11 +7,12 @@ import random
 from rcsd_jax.data.examples import Example, rubric_of
 from rcsd_jax.data.sources import Reading
 from rcsd_jax.host.errors import UserError
-from rcsd_jax.rubrics.schema import Rubric, from_records, to_json
+from rcsd_jax.rubrics.schema import Rubric, to_json
 from rcsd_jax.rubrics.scoring import score, unmet
 from rcsd_jax.world.chains import criteria, reading
 from rcsd_jax.world.chains.documents import FLAWED, write_reference
 from rcsd_jax.world.chains.problems import generate, question
+from rcsd_jax.world.examples import rubric_from_strings
 from rcsd_jax.world.prompts import PROMPTS
 
 THOROUGH = "thorough"
@@ -44,7 +45,7 @@ def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED, *, t
             id=f"{split}-{seed}-{index}",
             question=question(problem),
             reference=write_reference(problem, rng, flawed=flawed, thorough=thorough),
-            rubric=from_records(list(criteria.true_rubric(problem)), min_criteria=1),
+            rubric=rubric_from_strings(criteria.true_rubric(problem)),
             answer=str(problem.result),
             origin=f"chains:{split}:{index}",
             extra={"steps": len(problem.steps), "problem": problem},
@@ -73,7 +74,7 @@ def read(place: str, how: Reading) -> list[Example]:
 
 def generic_rubric() -> Rubric:
     """A rubric that fits any chain, in the words of chains."""
-    return from_records(list(criteria.GENERIC), min_criteria=1)
+    return rubric_from_strings(criteria.GENERIC)
 
 
 def grade(example: Example, text: str) -> dict[str, float]:
