@@ -35,7 +35,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import chains as chains_config
-from experiments import bases, cells, learning_rates, statistics, tables
+from experiments import bases, cells, learning_rates, tables
 from experiments.workers import Task
 from rcsd_jax.host.console import Console
 from rcsd_jax.world.chains import reading, rows
@@ -133,32 +133,18 @@ def values(task: Task, role: str, split: str) -> dict[str, float]:
     return found | counts(problems, [r for r in cell.records if (r["split"], r["mode"]) == (split, "sampled")])
 
 
-def row(
-    found: Sequence[dict[str, float]], against: Sequence[dict[str, float]] | None
-) -> dict[str, statistics.Estimate]:
-    """The estimates of one row from its columns with each seed, and their differences to those of another row."""
-    row = {column: statistics.estimate([one[column] for one in found]) for column in found[0]}
-    if against is not None:
-        for column in found[0]:
-            pairs = [one[column] for one in found], [one[column] for one in against]
-            row[column + tables.DIFFERENCE] = statistics.paired(*pairs)
-    return row
-
-
 def of_split(split: str, tasks: Mapping[tuple[str, int], Task], seeds: int) -> tables.Rows:
     """The rows of a split: the base, the teachers, and the trained students with their differences to `SELF`."""
     names = list(dict.fromkeys(name for name, _ in tasks))
-    found: dict[tuple[str, str], list[dict[str, float]]] = {
-        (name, role): [values(tasks[name, seed], role, split) for seed in range(seeds)]
-        for name in names
-        for role in roles(name)
-    }
-    own = found.get((SELF, "trained"))
     labels = {"base": "(base)", "teacher": "(teacher: {})", "trained": "{}"}
-    return {
-        labels[role].format(ARMS[name].label): row(some, own if role == "trained" and name != SELF else None)
-        for (name, role), some in sorted(found.items(), key=lambda item: list(labels).index(item[0][1]))
+    found = {
+        label.format(ARMS[name].label): [values(tasks[name, seed], role, split) for seed in range(seeds)]
+        for role, label in labels.items()
+        for name in names
+        if role in roles(name)
     }
+    compared = [ARMS[name].label for name in names if name != SELF and SELF in names]
+    return tables.of_seeds(found, ARMS[SELF].label, compared)
 
 
 def try_rates(names: Sequence[str], flags: argparse.Namespace, folder: Path, base: Path) -> dict[str, dict[str, str]]:
@@ -199,12 +185,8 @@ def main() -> None:
     cells.run_tasks(list(tasks.values()), flags)
     found = {split.replace("_", " "): of_split(split, tasks, flags.seeds) for split in cells.SPLITS}
     for split, rows_of_split in found.items():
-        plain = {
-            n: {c: e for c, e in one.items() if not c.endswith(tables.DIFFERENCE)} for n, one in rows_of_split.items()
-        }
-        tables.show(console, f"{split}: percent, or a completion's mean; ± 95% interval of {flags.seeds} seeds", plain)
-        if shown := tables.differences(rows_of_split):
-            tables.show(console, f"{split}: difference to {ARMS[SELF].label}, seed by seed", shown)
+        title = f"{split}: percent, or a completion's mean; ± 95% interval of {flags.seeds} seeds"
+        tables.show_compared(console, title, rows_of_split, ARMS[SELF].label)
     budget = {
         ARMS[name].label: tables.budget_of([cells.read(tasks[name, seed]) for seed in range(flags.seeds)])
         for name in names

@@ -9,14 +9,16 @@ for about 25 minutes of two idle cores. A stopped table goes on where it was, an
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs import smollm2
-from experiments import cells, statistics, tables
+from experiments import cells, statistics, svg, tables
 from experiments.cells import Cell
+from experiments.statistics import Estimate
 from experiments.workers import Task
 from rcsd_jax.host.console import Console
 from rcsd_jax.world import __main__ as rows_of_the_world
@@ -30,13 +32,26 @@ ARMS = {
 }
 """Arm -> its name in the table, and the variant of `configs/smollm2.py`."""
 
-SCORES = ("accuracy", "pass@4", "rubric_score", "leak", "entropy", "length")
+SELF = "rcsd_true"
+"""The arm with which all others are compared."""
+
 STEPS, QUESTIONS, SAMPLES = 24, 48, 4
+EVERY = 8
+"""Steps between two evaluations in distribution, for the learning curves."""
+LAST = 6  # steps whose mean entropy is shown as that of the end
+
+SCORES = {
+    "accuracy": "accuracy",
+    f"pass@{SAMPLES}": f"pass@{SAMPLES}",
+    "criterion score": "rubric_score",
+    "leak": "leak",
+}
+"""Column -> the score of an evaluation, in percent."""
 
 
 def main() -> None:
-    """Runs the missing cells, then prints and writes the table."""
-    flags = arguments()
+    """Runs the missing cells, then prints, draws and writes the tables."""
+    flags = tables.arguments(__doc__, _add_flags)
     names = flags.only or list(ARMS)
     folder = cells.folder(flags)
     data = folder / "rows"
@@ -48,33 +63,71 @@ def main() -> None:
         for name in names
     }  # fmt: skip
     cells.run_tasks(list(tasks.values()), flags)
+    runs = {name: [cells.read(tasks[name, seed]) for seed in range(flags.seeds)] for name in names}
     console = Console(width=170)
-    found: tables.Rows = {}
-    for split in cells.SPLITS:
-        for name in names:
-            runs = [cells.read(tasks[name, seed]) for seed in range(flags.seeds)]
-            for role in ("base", "teacher", "trained"):
-                having = [run for run in runs if role in run.scores]
-                if having:
-                    label = ARMS[name][0] if role == "trained" else role
-                    found[f"{label}, {split.replace('_', ' ')}"] = row(having, role, split)
-    tables.show(console, f"percent, nats, tokens; mean ± 95% interval of {flags.seeds} seeds", found)
-    tables.write(console, flags, "english", found)
+    found = {split.replace("_", " "): of_split(split, runs) for split in cells.SPLITS}
+    for split, rows in found.items():
+        title = f"{split}, sampled: percent, nats, tokens; mean ± 95% interval of {flags.seeds} seeds"
+        tables.show_compared(console, title, rows, ARMS[SELF][0])
+    curves = over_steps(runs)
+    at_steps = {name: {f"step {step}": one for step, one in curve.items()} for name, curve in curves.items()}
+    tables.show(console, "accuracy in distribution", at_steps)
+    budget = {ARMS[name][0]: tables.budget_of(runs[name]) for name in names}
+    tables.say_budget(console, budget)
+    joined = {f"{name}, {split}": row for split, rows in found.items() for name, row in rows.items()}
+    place = tables.write(console, flags, "english", joined, budget=budget)
+    accuracies = {
+        name: {split: found[split][name]["accuracy"] for split in found} for name in next(iter(found.values()))
+    }
+    tables.bars(place / "english.png", "SmolLM2-135M: accuracy of sampled answers", accuracies, list(found))
+    svg.save(figure(curves), place / "english_curves.svg")
 
 
-def arguments() -> argparse.Namespace:
-    """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def of_split(split: str, runs: Mapping[str, Sequence[Cell]]) -> tables.Rows:
+    """The rows of a split: base and teacher, which one run has evaluated, and the students with their differences to `SELF`."""
+    found = {
+        f"({role})": [values(run, role, split) for run in runs[SELF] if role in run.scores]
+        for role in ("base", "teacher")
+        if SELF in runs
+    }
+    found |= {ARMS[name][0]: [values(run, "trained", split) for run in of_arm] for name, of_arm in runs.items()}
+    compared = [ARMS[name][0] for name in runs if name != SELF and SELF in runs]
+    return tables.of_seeds(found, ARMS[SELF][0], compared)
+
+
+def values(run: Cell, role: str, split: str) -> dict[str, float]:
+    """The columns of a role of one finished run."""
+    found = {column: run.score(role, split, "sampled", score) for column, score in SCORES.items()}
+    found["length"] = run.scores[role][split]["sampled"]["length"]
+    if role == "trained":  # of the student while it trains
+        found["entropy"] = float(np.mean([step.get("student_entropy", np.nan) for step in run.metrics[-LAST:]]))
+    return found
+
+
+def over_steps(runs: Mapping[str, Sequence[Cell]]) -> dict[str, dict[int, Estimate]]:
+    """Arm -> step -> the accuracy in distribution after it; before the first it is the base's."""
+    score = lambda of_arm, role: statistics.estimate(
+        [run.score(role, "in_distribution", "sampled") for run in of_arm if role in run.scores]
+    )
+    curves = {}
+    for name, of_arm in runs.items():
+        evaluated = of_arm[0].evaluations()
+        start = {0: score(runs[SELF], "base")} if SELF in runs else {}
+        curves[ARMS[name][0]] = start | {step: score(of_arm, role) for step, role in evaluated.items()}
+    return curves
+
+
+def figure(curves: Mapping[str, Mapping[int, Estimate]]) -> str:
+    """Accuracy over steps, as SVG: method -> step -> estimate."""
+    lines = {name: (list(curve), list(curve.values())) for name, curve in curves.items()}
+    title = "SmolLM2-135M: accuracy of sampled answers, in distribution"
+    return svg.curves(title, lines, "step", "accuracy, percent", strong=ARMS[SELF][0], bounds=(0, 100))
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="the directory of SmolLM2-135M-Instruct")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/english"))
-    parser.add_argument("--seeds", type=int, default=3)
     tables.add_only(parser, ARMS)
-    parser.add_argument("--quick", action="store_true", help="two short steps, to see that everything works")
-    flags = parser.parse_args()
-    if flags.seeds < 1:
-        parser.error("--seeds must be at least 1")
-    flags.workers = 1  # one run fills the cores
-    return flags
+    parser.set_defaults(workdir=Path("runs/english"), seeds=3, workers=1)  # one run fills the cores
 
 
 def config(name: str, seed: int, model: Path, data: Path, *, quick: bool) -> ConfigDict:
@@ -85,24 +138,11 @@ def config(name: str, seed: int, model: Path, data: Path, *, quick: bool) -> Con
     found.train.steps = 2 if quick else STEPS
     found.eval.splits = {split: str(data / f"{file}.jsonl") for split, file in cells.SPLITS.items()}
     found.eval.update(count=4 if quick else QUESTIONS, samples=SAMPLES)
+    found.eval.update(every=1 if quick else EVERY, every_splits=("in_distribution",))
     # Base and teacher do not depend on the arm, and on the seed only by chance.
-    found.eval.roles = ("base", "teacher", "trained") if (name, seed) == ("rcsd_true", 0) else ("trained",)
+    found.eval.roles = ("base", "teacher", "trained") if (name, seed) == (SELF, 0) else ("trained",)
     found.export.merged = False  # half a gigabyte for each cell
     return found
-
-
-def row(runs: list[Cell], role: str, split: str) -> dict[str, statistics.Estimate]:
-    """The estimates of `SCORES` over the seeds' runs."""
-    return {score: statistics.estimate([_score(run, role, split, score) for run in runs]) for score in SCORES}
-
-
-def _score(run: Cell, role: str, split: str, score: str) -> float:
-    if score == "entropy":  # of the student, in the last quarter of training
-        last = [step.get("student_entropy", np.nan) for step in run.metrics[-max(1, len(run.metrics) // 4) :]]
-        return float(np.mean(last)) if role == "trained" else np.nan
-    if score == "length":
-        return run.scores[role][split]["sampled"]["length"]
-    return run.score(role, split, "sampled", score)
 
 
 if __name__ == "__main__":

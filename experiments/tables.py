@@ -100,6 +100,21 @@ def scores(
     return rows
 
 
+def of_seeds(found: Mapping[str, Sequence[Mapping[str, float]]], against: str, compared: Iterable[str]) -> Rows:
+    """Row -> column -> estimate, from the columns of each seed; rows of `compared` also have their differences to the row `against`,
+    seed by seed.
+    """
+    rows = {
+        name: {column: statistics.estimate([one[column] for one in seeds]) for column in seeds[0]}
+        for name, seeds in found.items()
+    }
+    for name in compared:
+        for column in found[name][0]:
+            pairs = [one[column] for one in found[name]], [one[column] for one in found[against]]
+            rows[name][column + DIFFERENCE] = statistics.paired(*pairs)
+    return rows
+
+
 def differences(rows: Rows) -> Rows:
     """Only the columns of rows that end in `DIFFERENCE`, by their names without it; without rows that have none."""
     found = {
@@ -138,6 +153,14 @@ def show(
     for name, row in rows.items():
         table.add_row(name, *(str(row[c]) if c in row else "" for c in columns))
     console.print(table)
+
+
+def show_compared(console: Console, title: str, rows: Rows, against: str) -> None:
+    """Prints rows of `of_seeds`, and below them their differences to the row `against`."""
+    plain = {name: {c: e for c, e in row.items() if not c.endswith(DIFFERENCE)} for name, row in rows.items()}
+    show(console, title, plain)
+    if found := differences(rows):
+        show(console, f"difference to {against}, seed by seed", found)
 
 
 def write(console: Console, flags: argparse.Namespace, name: str, rows: Rows, **more: Any) -> Path:

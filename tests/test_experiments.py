@@ -111,17 +111,27 @@ def test_arms_in_english_pass_the_checks_and_differ_only_in_their_method(tmp_pat
     assert english.config("rcsd_true", 1, tmp_path, tmp_path, quick=True).eval.roles == ("trained",)
 
 
-def test_a_row_in_english_has_the_means_of_its_seeds():
-    def cell(accuracy):
+def test_rows_in_english_have_the_means_of_their_seeds_and_differences():
+    def cell(accuracy, *roles):
         sampled = {"accuracy": accuracy, "pass@4": 2 * accuracy, "rubric_score": 0.5, "leak": 0.0, "length": 40.0}
         metrics = [{"student_entropy": float(step)} for step in range(8)]
-        return cells.Cell({role: {"eval": {"sampled": sampled}} for role in ("base", "trained")}, [], metrics, 0)
+        at_step = {"step_4": {"in_distribution": {"sampled": {"accuracy": accuracy / 2}}}}
+        done = {role: {"in_distribution": {"sampled": sampled}} for role in (*roles, "trained")}
+        return cells.Cell(at_step | done, [], metrics, 0)
 
-    row = english.row([cell(0.25), cell(0.35)], "trained", "eval")
-    assert {score: round(e.mean, 9) for score, e in row.items()} == {
-        "accuracy": 30.0, "pass@4": 60.0, "rubric_score": 50.0, "leak": 0.0, "entropy": 6.5, "length": 40.0
+    runs = {
+        "rcsd_true": [cell(0.25, "base", "teacher"), cell(0.35)],
+        "grpo": [cell(0.125), cell(0.325)],
+    }
+    found = english.of_split("in_distribution", runs)
+    assert list(found) == ["(base)", "(teacher)", "RCSD, true rubrics", "GRPO"]
+    assert {score: round(e.mean, 9) for score, e in found["RCSD, true rubrics"].items()} == {
+        "accuracy": 30.0, "pass@4": 60.0, "criterion score": 50.0, "leak": 0.0, "length": 40.0, "entropy": 4.5
     }  # fmt: skip
-    assert np.isnan(english.row([cell(0.25)], "base", "eval")["entropy"].mean)
+    assert found["GRPO"]["accuracy: difference"].mean == -7.5 and "entropy" not in found["(base)"]
+    curve = english.over_steps(runs)["GRPO"]
+    assert {step: round(e.mean, 9) for step, e in curve.items()} == {0: 25.0, 4: 11.25, 8: 22.5}
+    assert "GRPO" in english.figure(english.over_steps(runs))
 
 
 @pytest.mark.parametrize("method", derived.METHODS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from rcsd_jax.losses.chunks import chunk_size_of, logits_of, scan_chunks
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.head import head_matrix
 from rcsd_jax.models.scoring import completion_hidden
-from rcsd_jax.models.sharding import own_rows, to_mesh
+from rcsd_jax.models.sharding import own_rows, row_shards, to_mesh
 from rcsd_jax.sampling.decoding import Samples, SamplingConfig
 from rcsd_jax.sampling.sampler import Batches, completions_of
 from rcsd_jax.sampling.slots import generate_queue
@@ -64,14 +65,18 @@ class DecoderSampler:
     ) -> Batches:
         """As `Sampler.generate`, group by group, prompts of similar length together.
 
-        `batch_size` rows are sampled at a time. In a group of several batches, the next prompt takes a finished row's slot.
+        `batch_size` rows are sampled at a time. In a group of several batches, the next prompt takes a finished row's slot. A prompt that
+        stands several times in a row, for several completions, is prefilled once for them.
         """
         drafts = self.draft_tokens if form is None else 0  # a form rules out what a draft guesses
         sample = _sampling_program(self.decoder, sampling, self.batch_size, drafts, self.pad_id)
         if form is not None:  # every device holds its tables
             form = jax.device_put(form, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))
+        rows_of_a_shard = self.batch_size // row_shards("train", self.mesh)
+        times = math.gcd(times_in_a_row(prompts), rows_of_a_shard)  # the shards of rows divide the prompts, too
         for chosen, filled in _groups([len(row) for row in prompts], _group_size(len(prompts), self.batch_size)):
-            tokens, mask = pad_left([prompts[i] for i in filled], self._padded(prompts, chosen), self.pad_id)
+            shown = [prompts[i] for i in filled[::times]]
+            tokens, mask = pad_left(shown, self._padded(prompts, chosen), self.pad_id)
             row_seeds = np.asarray([seeds[i] for i in filled], np.uint32)
             limits = np.where(np.arange(len(filled)) < len(chosen), sampling.max_new_tokens, 1).astype(np.int32)
             samples = self._run(functools.partial(sample, form), tokens, mask, row_seeds, limits)
@@ -109,10 +114,21 @@ class DecoderSampler:
         return -(-max(len(rows[i]) for i in chosen) // self.pad_to) * self.pad_to
 
     def _run(self, program: Callable, *arrays: np.ndarray) -> Any:
-        """The results of a program on arrays [B, ...] on the mesh, in every process."""
-        own = own_rows(len(arrays[0]), self.mesh)
-        results = program(self.variables, *to_mesh(tuple(array[own] for array in arrays), self.mesh))
-        return multihost_utils.process_allgather(results, tiled=True)
+        """The results of a program on arrays [B, ...], each with its own B, on the mesh, in every process."""
+        own = tuple(array[own_rows(len(array), self.mesh)] for array in arrays)
+        return multihost_utils.process_allgather(program(self.variables, *to_mesh(own, self.mesh)), tiled=True)
+
+
+def times_in_a_row(prompts: Sequence[np.ndarray]) -> int:
+    """The largest n such that prompts come n times each, one after the other.
+
+    Examples:
+      >>> a, b = np.array([1, 2]), np.array([3])
+      >>> times_in_a_row([a, a, b, b]), times_in_a_row([a, a, a, a, b, b]), times_in_a_row([a, b, a, b])
+      (2, 2, 1)
+    """
+    others = (i for i in range(1, len(prompts)) if not np.array_equal(prompts[i - 1], prompts[i]))
+    return math.gcd(len(prompts), *others)
 
 
 def _groups(lengths: Sequence[int], size: int) -> Iterator[tuple[list[int], list[int]]]:
@@ -144,7 +160,8 @@ def _sampling_program(
     ) -> Samples:
         keys = jax.vmap(jax.random.key)(seeds)
         bound: dict[str, Any] = dict(slots=slots, limits=limits, draft_tokens=draft_tokens, pad_id=pad_id, form=form)
-        return generate_queue(decoder, variables, tokens, mask, keys, sampling, **bound)[0]
+        times = len(seeds) // len(tokens)
+        return generate_queue(decoder, variables, tokens, mask, keys, sampling, samples_per_prompt=times, **bound)[0]
 
     return jax.jit(sample)
 

@@ -115,7 +115,7 @@ def generate_queue(
       keys: [R * samples_per_prompt] random keys: token t uses fold_in(key, t).
       sampling: the settings.
       slots: rows that are decoded together.
-      refill: prompts that are prefilled together; by default `usual_refill`.
+      refill: prompts that are prefilled together; by default `usual_refill`, and at most R.
       samples_per_prompt: completions of each prompt, which is prefilled once for all of them.
       draft_tokens: tokens that a step guesses in every slot beyond the next, see `speculative`; they do not change the tokens.
       limits: [R * samples_per_prompt] int32, at least 1: a length limit of each completion, below the sampling's.
@@ -134,7 +134,7 @@ def generate_queue(
     variables = sampled_variables(config, variables, sampling)
     decoder = in_sampling_layout(decoder)
     shards = row_shards(decoder.config.layout)
-    refill = usual_refill(slots, shards) if refill is None else refill
+    refill = min(usual_refill(slots, shards), count) if refill is None else refill
     for name, value in (("prompts", count), ("slots", slots), ("refill", refill)):
         if value % shards or value < shards:
             raise ValueError(f"{name} = {value}: the mesh has {shards} shards of rows, which must divide it")

@@ -10,9 +10,10 @@ import pytest
 
 from rcsd_jax.models.decoder import Decoder
 from rcsd_jax.models.sharding import make_mesh
-from rcsd_jax.sampling import Samples, SamplingConfig, generate, slots
+from rcsd_jax.sampling import Samples, SamplingConfig, decoder_sampler, generate, slots
 from rcsd_jax.sampling.decoder_sampler import GROUP, DecoderSampler
 from rcsd_jax.sampling.sampler import completions_of
+from rcsd_jax.sampling.slots import generate_queue
 from tests.sampling.test_continuous_batching import CONFIG, small
 
 SAMPLING = SamplingConfig(max_new_tokens=10, temperature=0.8, eos_ids=(3, 5))
@@ -41,6 +42,30 @@ def test_every_prompt_is_completed_as_if_alone(count):
             assert found[i].cut == alone.cut and not np.isin(found[i].tokens, SAMPLING.eos_ids).any()
     if count == 18:
         assert {c.cut for c in found.values()} == {True, False} and min(map(len, prompts)) < 5
+
+
+def test_a_prompt_of_several_completions_is_prefilled_once(monkeypatch):
+    variables, tokens, mask, _ = small()
+    several = [row[keep] for row, keep in zip(tokens, mask, strict=True) for _ in range(4)][:36]
+    sampler = dataclasses.replace(sampler_of(variables, batch_size=4), pad_to=12)
+    shapes = []
+
+    def watched(decoder, variables, tokens, mask, keys, *rest, **more):
+        shapes.append((len(tokens), len(keys)))
+        return generate_queue(decoder, variables, tokens, mask, keys, *rest, **more)
+
+    monkeypatch.setattr(decoder_sampler, "generate_queue", watched)
+
+    def written(chosen):
+        prompts = [several[i] for i in chosen]
+        with jax.set_mesh(sampler.mesh):
+            groups = list(sampler.generate(prompts, chosen, SAMPLING))
+        return {chosen[i]: c.tokens.tolist() for some, of_some in groups for i, c in zip(some, of_some, strict=True)}
+
+    together = written(range(36))
+    apart = written([*range(0, 36, 4), *range(1, 36, 4)])  # neighbours of equal length are different prompts
+    assert shapes == [(3, 12), (12, 12)] and {i: together[i] for i in apart} == apart
+    assert len({tuple(together[i]) for i in range(4)}) > 1
 
 
 def test_drafts_change_no_completion():

@@ -390,10 +390,10 @@ def test_counts_of_completions_are_those_of_the_texts():
 
 
 def test_a_row_has_the_differences_seed_by_seed():
-    ours, theirs = [{"checks": 1.0}, {"checks": 3.0}], [{"checks": 0.5}, {"checks": 2.5}]
-    found = experiment.row(ours, theirs)
-    assert found["checks"].mean == 2.0 and found["checks: difference"][:2] == (0.5, 0.0)
-    assert set(experiment.row(ours, None)) == {"checks"}
+    both = {"ours": [{"checks": 1.0}, {"checks": 3.0}], "theirs": [{"checks": 0.5}, {"checks": 2.5}]}
+    found = tables.of_seeds(both, "theirs", ["ours"])
+    assert found["ours"]["checks"].mean == 2.0 and found["ours"]["checks: difference"][:2] == (0.5, 0.0)
+    assert set(found["theirs"]) == {"checks"}
 
 
 def test_rows_of_a_split_are_read_from_the_runs_files(tmp_path):
