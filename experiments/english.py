@@ -56,7 +56,8 @@ def main() -> None:
     folder = cells.folder(flags)
     data = folder / "rows"
     if not (data / "ood.jsonl").exists():
-        rows_of_the_world.main([str(data), "--count=2048"])
+        # Other questions than those on which the form of the prompts was chosen.
+        rows_of_the_world.main([str(data), "--count=2048", "--seed=1"])
     tasks = {
         (name, seed): Task(config(name, seed, flags.model, data, quick=flags.quick), folder / name / f"seed{seed}", f"{name}/seed{seed}")
         for seed in range(flags.seeds)
