@@ -42,7 +42,7 @@ CURVES = (
     "sdpo_authors", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema", "rcsd_reverse", "rcsd_true", "rcsd",
 )  # fmt: skip
 
-SHOWN_REFERENCES = ("opsd", "opsd_authors", "pw_opsd", "purified")
+SHOWN_REFERENCES = ("opsd", "opsd_authors", "pw_opsd", "purified", "contrastive_whole")
 """Arms of the family whose teachers see references; they also run with other shares of flawed ones."""
 SHOWN_NONE = ("rcsd_true", "fixed_advantage")
 """Arms with which these are compared where all references are flawed."""
@@ -93,9 +93,10 @@ def flawless(name: str) -> str:
 
 
 def _with_flaws(name: str, share: float) -> Arm:
-    """An arm without other changes to its variant, with a share of flawed references."""
+    """An arm that changes nothing else of its variant's data, with a share of flawed references."""
     arm = ARMS[name]
-    return arm._replace(label=f"{arm.label}, {_percent(share)}% flawed", changes=dict(data=dict(flawed=share)))
+    changes = arm.changes | dict(data=dict(flawed=share))
+    return arm._replace(label=f"{arm.label}, {_percent(share)}% flawed", changes=changes)
 
 
 def _rollout(batches: int, *, weighted: bool) -> Arm:
