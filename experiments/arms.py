@@ -42,9 +42,9 @@ CURVES = (
     "sdpo_authors", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema", "rcsd_reverse", "rcsd_true", "rcsd",
 )  # fmt: skip
 
-SHOWN_REFERENCES = ("opsd", "opsd_authors", "pw_opsd", "purified", "contrastive_whole")
+SHOWN_REFERENCES = ("opsd", "opsd_authors", "pw_opsd", "purified")
 """Arms of the family whose teachers see references; they also run with other shares of flawed ones."""
-SHOWN_NONE = ("rcsd_true", "fixed_advantage")
+SHOWN_NONE = ("rcsd_true", "contrastive_whole", "fixed_advantage")
 """Arms with which these are compared where all references are flawed."""
 
 
@@ -160,7 +160,7 @@ ARMS: dict[str, Arm] = {
     "pw_opsd": Arm("PW-OPSD", "pw_opsd"),
     "purified": Arm("Purified OPSD", "purified"),
     "pw_opsd_whole": Arm("PW-OPSD, no clip", "pw_opsd", dict(loss=dict(entry_clip=None))),
-    "contrastive": Arm("OPSD, right against wrong", "contrastive"),
+    "contrastive": Arm("right against wrong", "contrastive"),
     "contrastive_whole": Arm("right against wrong, no clip", "contrastive", dict(loss=dict(entry_clip=None))),
     "rlcsd": Arm("RLCSD", "rlcsd"),
     "dopd": Arm("DOPD", "dopd"),

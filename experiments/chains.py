@@ -44,12 +44,16 @@ from rcsd_jax.world.registered import CHAINS
 
 
 class Arm(NamedTuple):
-    """A variant of `configs/chains.py`, and the kind of its references: "", which are short, or ":thorough"."""
+    """A variant of `configs/chains.py`, the kind of its references, "", which are short, or ":thorough", and changes to it."""
 
     label: str
     variant: str
     references: str = ""
+    changes: Mapping[str, Any] = {}
 
+
+NO_CLIP = dict(loss=dict(entry_clip=None))
+"""The authors clip entries, which does harm in these worlds, whatever the target is."""
 
 ARMS: dict[str, Arm] = {
     "true": Arm("true rubric", "ground_truth"),
@@ -57,8 +61,8 @@ ARMS: dict[str, Arm] = {
     "opsd_authors": Arm("OPSD, authors' loss", "opsd"),
     "opsd_thorough": Arm("OPSD, thorough references", "reference", f":{rows.THOROUGH}"),
     "purified": Arm("Purified OPSD", "purified"),
-    "contrastive": Arm("OPSD, right against wrong", "contrastive"),
-    "pw_opsd": Arm("PW-OPSD", "pw_opsd"),
+    "contrastive": Arm("right against wrong, no clip", "contrastive", changes=NO_CLIP),
+    "pw_opsd": Arm("PW-OPSD, no clip", "pw_opsd", changes=NO_CLIP),
     "grpo": Arm("GRPO", "grpo"),
     "fixed_advantage": Arm("fixed advantage", "fixed_advantage"),
 }
@@ -84,6 +88,7 @@ def config(name: str, seed: int, base: Path, *, quick: bool) -> ConfigDict:
     found.seed = 400 + seed
     found.model.path = str(base)
     found.data.path += arm.references
+    found.update(arm.changes)
     found.train.steps = STEPS
     if name in RATES:
         found.optimizer.learning_rate = RATES[name]

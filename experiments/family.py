@@ -24,7 +24,7 @@ from experiments.statistics import Estimate
 from rcsd_jax.host.console import Console
 
 METHODS = (
-    "rcsd_true", "opsd", "opsd_authors", "sdpo_authors", "pw_opsd", "pw_opsd_whole", "purified", "contrastive", "contrastive_whole",
+    "rcsd_true", "opsd", "opsd_authors", "sdpo", "sdpo_authors", "pw_opsd", "pw_opsd_whole", "purified", "contrastive", "contrastive_whole",
     "rlcsd", "dopd", "u_opsd", "grpo", "grpo_rubric", "rubric_dropout", "fixed_advantage",
 )  # fmt: skip
 EMPHASES = tuple(f"true_{kind}" for kind in arms.EMPHASES)
@@ -66,10 +66,20 @@ def _mean(cell: Cell, metric: str) -> float:
 
 def by_flaws(runs: dict[str, list[Cell]], flags: argparse.Namespace) -> tables.Rows:
     """Accuracy, sampled, by the share of references that are flawed, and the percent of completions that use a number that only the
-    flawed reference holds, where all are. `runs` are those with the world's own share.
+    flawed reference holds, where all are. `runs` are those with the world's own share. The base has seen none of these references.
     """
     none, all_of_them = cells.run(list(FLAWLESS.values()), flags), cells.run(list(LEAKS.values()), flags)
-    rows: tables.Rows = {}
+    base = [
+        cells.read(cells.task(SELF, seed, cells.folder(flags), quick=flags.quick), "base")
+        for seed in range(flags.seeds)
+    ]
+    held_out = f"leaks, {leakage.HELD_OUT}"
+    rows: tables.Rows = {
+        "(base)": {
+            "100% flawed": statistics.estimate([cell.score("base", *PLACE) for cell in base]),
+            held_out: statistics.estimate([leakage.share(cell, leakage.HELD_OUT, flawed=1.0) for cell in base]),
+        }
+    }
     for name, leaking in LEAKS.items():
         row = rows[tables.label(name)] = {}
         found = {"0%": none.get(FLAWLESS.get(name, "")), "35%": runs[name], "100%": all_of_them[leaking]}
@@ -84,7 +94,8 @@ def by_flaws(runs: dict[str, list[Cell]], flags: argparse.Namespace) -> tables.R
 
 def against_leakage(rows: tables.Rows, column: str) -> dict[str, tuple[Estimate, Estimate]]:
     """Of rows of `by_flaws`, name -> (what leaks in a column of `leakage.SPLITS`, accuracy), where all references are flawed."""
-    return {name: (row[f"leaks, {column}"], row["100% flawed"]) for name, row in rows.items()}
+    leaks = f"leaks, {column}"
+    return {name: (row[leaks], row["100% flawed"]) for name, row in rows.items() if leaks in row}
 
 
 def pulls(names: list[str], flags: argparse.Namespace) -> tables.Rows:

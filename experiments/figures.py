@@ -71,6 +71,18 @@ def larger_teacher(page: str) -> str:
     return _places("A larger teacher: accuracy of sampled answers", table(page, "A larger teacher"), strong=None)
 
 
+def family(page: str) -> str:
+    """The methods that vary the same step."""
+    return _places("The family: accuracy of sampled answers", table(page, "The family"), strong="RCSD, true rubrics")
+
+
+def accuracy_against_leakage(page: str) -> str:
+    """Where all references are flawed: accuracy against what students have from them."""
+    rows = table(page, "Flawed references in the family")
+    marks = {name: (row["leaks, held out"], row["100% flawed"]) for name, row in rows.items()}
+    return svg.points("Accuracy against leakage, all references flawed", marks, "leakage, percent", "accuracy, percent")
+
+
 def _places(title: str, rows: dict, strong: str | None) -> str:
     return svg.intervals(title, rows, [_IN, _OUT], strong=strong)
 
@@ -115,6 +127,8 @@ FIGURES: dict[str, Callable[[str], str]] = {
     "sizes": sizes,
     "larger_teacher": larger_teacher,
     "noise": flawed_references,
+    "family": family,
+    "leakage": accuracy_against_leakage,
     "cost": accuracy_against_tokens,
     "staleness": rollouts,
 }

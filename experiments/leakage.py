@@ -1,8 +1,8 @@
 """Leakage: how often a completion uses a number that only the teacher's context holds.
 
 A flawed reference has a wrong step, and with it numbers that stand neither in the question nor in a careful solution. A student that
-writes one has it from its teacher, or makes the same mistake by itself. So shares say something only next to those of other arms, such as
-one whose teacher sees no reference.
+writes one has it from its teacher, or makes the same mistake by itself. So shares say something only next to that of the base, and to
+those of arms whose teacher sees no reference.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from experiments.cells import Cell
 from rcsd_jax import world
 from rcsd_jax.data.examples import Example
 
-SPLITS = {"trained on": ("trained_on", "stage2"), "held out": ("in_distribution", cells.SPLITS["in_distribution"])}
+HELD_OUT = "held out"
+SPLITS = {"trained on": ("trained_on", "stage2"), HELD_OUT: ("in_distribution", cells.SPLITS["in_distribution"])}
 """Column -> the evaluation's split, and the world's."""
 
 
