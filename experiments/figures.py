@@ -8,6 +8,7 @@ own runs, into their workdir.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,8 @@ def table(page: str, heading: str) -> dict[str, dict[str, Estimate]]:
       ValueError: there is no such heading, or no table under it.
     """
     _, found, below = page.partition(f"\n## {heading}\n")
-    lines = [line for line in below.split("\n## ")[0].splitlines() if line.startswith("|")]
+    after = itertools.dropwhile(lambda line: not line.startswith("|"), below.split("\n## ")[0].splitlines())
+    lines = list(itertools.takewhile(lambda line: line.startswith("|"), after))
     if not found or len(lines) < 3:
         raise ValueError(f"no table under the heading {heading!r}")
     columns, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

@@ -29,7 +29,7 @@ def test_the_page_shows_no_other_figure():
 
 
 def test_tables_are_read_with_their_intervals():
-    page = "\n## A\n\ntext\n\n| | x | y |\n|---|---|---|\n| one | 84.0 ± 3.5 | – |\n| two | -1.5 | |\n\n## B\n"
+    page = "\n## A\n\ntext\n\n| | x | y |\n|---|---|---|\n| one | 84.0 ± 3.5 | – |\n| two | -1.5 | |\n\n| | z |\n|---|---|\n\n## B\n"
     found = figures.table(page, "A")
     assert found["one"] == {"x": Estimate(84.0, 3.5, 0)} and found["two"]["x"].mean == -1.5
     for heading in ("B", "C"):
