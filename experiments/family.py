@@ -69,17 +69,7 @@ def by_flaws(runs: dict[str, list[Cell]], flags: argparse.Namespace) -> tables.R
     flawed reference holds, where all are. `runs` are those with the world's own share. The base has seen none of these references.
     """
     none, all_of_them = cells.run(list(FLAWLESS.values()), flags), cells.run(list(LEAKS.values()), flags)
-    base = [
-        cells.read(cells.task(SELF, seed, cells.folder(flags), quick=flags.quick), "base")
-        for seed in range(flags.seeds)
-    ]
-    held_out = f"leaks, {leakage.HELD_OUT}"
-    rows: tables.Rows = {
-        "(base)": {
-            "100% flawed": statistics.estimate([cell.score("base", *PLACE) for cell in base]),
-            held_out: statistics.estimate([leakage.share(cell, leakage.HELD_OUT, flawed=1.0) for cell in base]),
-        }
-    }
+    rows: tables.Rows = {}
     for name, leaking in LEAKS.items():
         row = rows[tables.label(name)] = {}
         found = {"0%": none.get(FLAWLESS.get(name, "")), "35%": runs[name], "100%": all_of_them[leaking]}
@@ -89,6 +79,15 @@ def by_flaws(runs: dict[str, list[Cell]], flags: argparse.Namespace) -> tables.R
         for column in leakage.SPLITS:
             uses = [leakage.share(cell, column, flawed=1.0) for cell in all_of_them[leaking]]
             row[f"leaks, {column}"] = statistics.estimate(uses)
+    untrained = [
+        cells.read(cells.task(SELF, seed, cells.folder(flags), quick=flags.quick), "base")
+        for seed in range(flags.seeds)
+    ]
+    uses = [leakage.share(cell, leakage.HELD_OUT, flawed=1.0) for cell in untrained]
+    rows["(base)"] = {
+        "100% flawed": statistics.estimate([cell.score("base", *PLACE) for cell in untrained]),
+        f"leaks, {leakage.HELD_OUT}": statistics.estimate(uses),
+    }
     return rows
 
 
