@@ -73,7 +73,7 @@ WITH_TEACHER = (SELF, "opsd", "opsd_thorough")
 """Arms whose teacher is evaluated too."""
 
 STEPS, QUESTIONS, SAMPLES = 40, 64, 16
-RATES: dict[str, float] = {}
+RATES = {"opsd_authors": 5e-5, "purified": 4.5e-4, "pw_opsd": 4.5e-4, "fixed_advantage": 5e-5}
 """Arm -> its learning rate, where another than that of `configs/world.py` was found better."""
 RATES_SEED = 90
 
