@@ -42,6 +42,9 @@ CURVES = (
     "sdpo_authors", "mixed", "rcsd_sampled", "rcsd_live", "rcsd_ema", "rcsd_reverse", "rcsd_true", "rcsd",
 )  # fmt: skip
 
+NO_CLIP = dict(loss=dict(entry_clip=None))
+"""The changes to a method whose authors clip entries, which does harm in the worlds here, whatever the target is."""
+
 SHOWN_REFERENCES = ("opsd", "opsd_authors", "pw_opsd", "purified")
 """Arms of the family whose teachers see references; they also run with other shares of flawed ones."""
 SHOWN_NONE = ("rcsd_true", "contrastive_whole", "fixed_advantage")
@@ -159,9 +162,9 @@ ARMS: dict[str, Arm] = {
     # the family since, `docs/methods.md`
     "pw_opsd": Arm("PW-OPSD", "pw_opsd"),
     "purified": Arm("Purified OPSD", "purified"),
-    "pw_opsd_whole": Arm("PW-OPSD, no clip", "pw_opsd", dict(loss=dict(entry_clip=None))),
+    "pw_opsd_whole": Arm("PW-OPSD, no clip", "pw_opsd", NO_CLIP),
     "contrastive": Arm("right against wrong", "contrastive"),
-    "contrastive_whole": Arm("right against wrong, no clip", "contrastive", dict(loss=dict(entry_clip=None))),
+    "contrastive_whole": Arm("right against wrong, no clip", "contrastive", NO_CLIP),
     "rlcsd": Arm("RLCSD", "rlcsd"),
     "dopd": Arm("DOPD", "dopd"),
     "u_opsd": Arm("U-OPSD", "u_opsd"),

@@ -35,7 +35,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import chains as chains_config
-from experiments import bases, cells, learning_rates, tables
+from experiments import arms, bases, cells, learning_rates, tables
 from experiments.workers import Task
 from rcsd_jax.host.console import Console
 from rcsd_jax.world.chains import reading, rows
@@ -52,17 +52,14 @@ class Arm(NamedTuple):
     changes: Mapping[str, Any] = {}
 
 
-NO_CLIP = dict(loss=dict(entry_clip=None))
-"""The authors clip entries, which does harm in these worlds, whatever the target is."""
-
 ARMS: dict[str, Arm] = {
     "true": Arm("true rubric", "ground_truth"),
     "opsd": Arm("OPSD", "reference"),
     "opsd_authors": Arm("OPSD, authors' loss", "opsd"),
     "opsd_thorough": Arm("OPSD, thorough references", "reference", f":{rows.THOROUGH}"),
     "purified": Arm("Purified OPSD", "purified"),
-    "contrastive": Arm("right against wrong, no clip", "contrastive", changes=NO_CLIP),
-    "pw_opsd": Arm("PW-OPSD, no clip", "pw_opsd", changes=NO_CLIP),
+    "contrastive": Arm("right against wrong, no clip", "contrastive", changes=arms.NO_CLIP),
+    "pw_opsd": Arm("PW-OPSD, no clip", "pw_opsd", changes=arms.NO_CLIP),
     "grpo": Arm("GRPO", "grpo"),
     "fixed_advantage": Arm("fixed advantage", "fixed_advantage"),
 }
@@ -197,13 +194,9 @@ def main() -> None:
         for name in names
     }
     tables.say_budget(console, budget)
-    joined = {f"{name}, {split}": one for split, some in found.items() for name, one in some.items()}
-    place = tables.write(console, flags, "chains", joined, budget=budget)
+    place = tables.write(console, flags, "chains", tables.joined(found), budget=budget)
     for column, title in (("accuracy", "Chains: accuracy"), ("repaired", "Chains: wrong turns that were repaired")):
-        drawn = {
-            name: {split: some[name][column] for split, some in found.items()} for name in next(iter(found.values()))
-        }
-        tables.bars(place / f"chains_{column}.png", title, drawn, list(found))
+        tables.bars(place / f"chains_{column}.png", title, tables.of_column(found, column), list(found))
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:

@@ -75,11 +75,8 @@ def main() -> None:
     tables.show(console, "accuracy in distribution", at_steps)
     budget = {ARMS[name][0]: tables.budget_of(runs[name]) for name in names}
     tables.say_budget(console, budget)
-    joined = {f"{name}, {split}": row for split, rows in found.items() for name, row in rows.items()}
-    place = tables.write(console, flags, "english", joined, budget=budget)
-    accuracies = {
-        name: {split: found[split][name]["accuracy"] for split in found} for name in next(iter(found.values()))
-    }
+    place = tables.write(console, flags, "english", tables.joined(found), budget=budget)
+    accuracies = tables.of_column(found, "accuracy")
     tables.bars(place / "english.png", "SmolLM2-135M: accuracy of sampled answers", accuracies, list(found))
     svg.save(figure(curves), place / "english_curves.svg")
 

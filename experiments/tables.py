@@ -155,6 +155,17 @@ def show(
     console.print(table)
 
 
+def joined(found: Mapping[str, Rows]) -> Rows:
+    """One table of the rows of several splits, split -> rows."""
+    return {f"{name}, {split}": row for split, rows in found.items() for name, row in rows.items()}
+
+
+def of_column(found: Mapping[str, Rows], column: str) -> Rows:
+    """Row -> split -> what the row has in a column, from split -> rows."""
+    names = next(iter(found.values()))
+    return {name: {split: rows[name][column] for split, rows in found.items()} for name in names}
+
+
 def show_compared(console: Console, title: str, rows: Rows, against: str) -> None:
     """Prints rows of `of_seeds`, and below them their differences to the row `against`."""
     plain = {name: {c: e for c, e in row.items() if not c.endswith(DIFFERENCE)} for name, row in rows.items()}
