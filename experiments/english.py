@@ -1,14 +1,17 @@
 """RCSD and the methods it is compared with on a real language model: SmolLM2-135M on worded problems in English (`configs/smollm2.py`).
 
-    python -m experiments.english --model=smollm2 [--seeds=3] [--workdir=runs/english] [--only=ARM,ARM] [--quick]
+    python -m experiments.english --model=smollm2 [--seeds=3] [--workdir=runs/english] [--results=DIR] [--only=ARM,ARM] [--quick]
 
 Every arm has the same number of steps and of completions a step. A cell is one arm with one seed; steps and questions are chosen
-for about 25 minutes of two idle cores. A stopped table goes on where it was, and `--only` runs some arms.
+for about 25 minutes of two idle cores. A stopped table goes on where it was, and `--only` runs some arms. The results of a finished
+cell are one small file, in `WORKDIR/results` or the folder that `--results` names; a cell that has one is not run, so those of this
+project draw the table again without a model: `--results=experiments/results/english`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,11 +19,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import smollm2
-from experiments import cells, statistics, svg, tables
+from experiments import cells, results, statistics, svg, tables
 from experiments.cells import Cell
 from experiments.statistics import Estimate
 from experiments.workers import Task
 from rcsd_jax.host.console import Console
+from rcsd_jax.host.preemption import StopRequest
 from rcsd_jax.world import __main__ as rows_of_the_world
 
 ARMS = {
@@ -54,17 +58,21 @@ def main() -> None:
     flags = tables.arguments(__doc__, _add_flags)
     names = flags.only or list(ARMS)
     folder = cells.folder(flags)
-    data = folder / "rows"
-    if not (data / "ood.jsonl").exists():
-        # Other questions than those on which the form of the prompts was chosen.
-        rows_of_the_world.main([str(data), "--count=2048", "--seed=1"])
+    kept, data = flags.results or folder / "results", folder / "rows"
     tasks = {
         (name, seed): Task(config(name, seed, flags.model, data, quick=flags.quick), folder / name / f"seed{seed}", f"{name}/seed{seed}")
         for seed in range(flags.seeds)
         for name in names
     }  # fmt: skip
-    cells.run_tasks(list(tasks.values()), flags)
-    runs = {name: [cells.read(tasks[name, seed]) for seed in range(flags.seeds)] for name in names}
+    with cells.running(flags.workdir):
+        finished = {pair: read(task, kept) for pair, task in tasks.items() if file_of(task, kept).exists()}
+    missing = [task for pair, task in tasks.items() if pair not in finished]
+    if missing and not (data / "ood.jsonl").exists():
+        # Other questions than those on which the form of the prompts was chosen.
+        rows_of_the_world.main([str(data), "--count=2048", "--seed=1"])
+    cells.run_tasks(missing, flags, functools.partial(run_and_keep, kept))
+    finished |= {pair: read(task, kept) for pair, task in tasks.items() if pair not in finished}
+    runs = {name: [finished[name, seed] for seed in range(flags.seeds)] for name in names}
     console = Console(width=170)
     found = {split.replace("_", " "): of_split(split, runs) for split in cells.SPLITS}
     for split, rows in found.items():
@@ -79,6 +87,26 @@ def main() -> None:
     accuracies = tables.of_column(found, "accuracy")
     tables.bars(place / "english.png", "SmolLM2-135M: accuracy of sampled answers", accuracies, list(found))
     svg.save(figure(curves), place / "english_curves.svg")
+
+
+def file_of(task: Task, kept: Path) -> Path:
+    """The file of a cell's results in the folder of all."""
+    return kept / f"{task.name.replace('/', '_')}.json"
+
+
+def run_and_keep(kept: Path, task: Task, console: Console, stop: StopRequest) -> None:
+    """Runs or continues a cell, and writes its results."""
+    cells.run_task(task, console, stop)
+    results.write(file_of(task, kept), cells.read(task), task.config)
+
+
+def read(task: Task, kept: Path) -> Cell:
+    """The results of a finished cell.
+
+    Raises:
+      UserError: they are of another configuration.
+    """
+    return results.read(file_of(task, kept), task.config)
 
 
 def of_split(split: str, runs: Mapping[str, Sequence[Cell]]) -> tables.Rows:
@@ -123,7 +151,8 @@ def figure(curves: Mapping[str, Mapping[int, Estimate]]) -> str:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="the directory of SmolLM2-135M-Instruct")
+    parser.add_argument("--model", type=Path, default=Path("smollm2"), help="the directory of SmolLM2-135M-Instruct")
+    parser.add_argument("--results", type=Path, help="the folder of finished cells' results, by default in the workdir")
     tables.add_only(parser, ARMS)
     parser.set_defaults(workdir=Path("runs/english"), seeds=3, workers=1)  # one run fills the cores
 

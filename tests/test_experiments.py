@@ -134,6 +134,49 @@ def test_rows_in_english_have_the_means_of_their_seeds_and_differences():
     assert "GRPO" in english.figure(english.over_steps(runs))
 
 
+def test_results_in_english_come_from_files_and_no_finished_cell_runs_again(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def finished(task):
+        accuracy = 0.25 + 0.25 * (task.config.seed - 300) + 0.125 * task.name.startswith("grpo")
+        sampled = {"accuracy": accuracy, "pass@4": accuracy, "rubric_score": 0.5, "leak": 0.0, "length": 40.0}
+        of_role = {split: {"sampled": sampled} for split in cells.SPLITS}
+        step = {"step": 1, "student_entropy": 1 / 3, "completion_tokens": 7, "step_seconds": 2.0, "grad_norm": 1.0}
+        scores = dict.fromkeys((*task.config.eval.roles, "step_8"), of_role)
+        return cells.Cell(scores, [{"text": "x"}], [step], task.config.seed)
+
+    def table(*flags):
+        arguments = [
+            "english",
+            f"--workdir={tmp_path}/runs",
+            f"--results={tmp_path}/kept",
+            "--only=rcsd_true,grpo",
+            *flags,
+        ]
+        monkeypatch.setattr(sys, "argv", arguments)
+        english.main()
+        return json.loads((tmp_path / "runs/tables/english/table.json").read_text())["rows"]
+
+    monkeypatch.setattr(cells, "run_task", lambda task, console, stop: ran.append(task.name))
+    monkeypatch.setattr(cells, "read", finished)
+    table("--seeds=1")
+    assert ran == ["rcsd_true/seed0", "grpo/seed0"]
+    (tmp_path / "kept/grpo_seed0.json").unlink()
+    rows = table("--seeds=2")
+    assert ran[2:] == ["grpo/seed0", "rcsd_true/seed1", "grpo/seed1"]
+    assert rows == table("--seeds=2", "--model=elsewhere/smollm2") and len(ran) == 5
+    assert rows["GRPO, out of distribution"]["accuracy: difference"]["mean"] == 12.5
+
+    kept = json.loads((tmp_path / "kept/grpo_seed1.json").read_text())
+    assert kept["metrics"] == [{"step": 1, "student_entropy": 0.333333, "completion_tokens": 7, "step_seconds": 2.0}]
+    with pytest.raises(SystemExit) as stopped:
+        table("--seeds=2", "--model=other")
+    assert (
+        stopped.value.code == 2
+        and "rcsd_true_seed0.json: holds a run with other settings: model.path" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("method", derived.METHODS)
 @pytest.mark.parametrize("share", arms.FLAWED)
 def test_an_arm_has_the_share_of_flawed_references_that_it_names(method, share, tmp_path):
