@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,6 +141,25 @@ def task(name: str, seed: int, place: Path, *, quick: bool) -> Task:
     rubrics = place / "rubrics" / f"{arms.ARMS[name].writer}_seed{seed}.jsonl"
     config = arms.stage2(name, seed, place, quick=quick)
     return Task(config, place / name / f"seed{seed}", f"{name}/seed{seed}", rubrics)
+
+
+def tasks_of(
+    names: Sequence[str], flags: argparse.Namespace, config: Callable[[str, int], ConfigDict], prefix: str = ""
+) -> dict[tuple[str, int], Task]:
+    """(arm, seed) -> the run of an arm with a seed, seed by seed, for arms that are not of `arms.ARMS`.
+
+    Args:
+      names: arms.
+      flags: those of `tables.arguments`.
+      config: the configuration of an arm with a seed.
+      prefix: of the arms' folders, so that those of several tables may share a workdir.
+    """
+    place = folder(flags)
+    return {
+        (name, seed): Task(config(name, seed), place / f"{prefix}{name}" / f"seed{seed}", f"{name}/seed{seed}")
+        for seed in range(flags.seeds)
+        for name in names
+    }
 
 
 def run_tasks(tasks: Sequence[Task], flags: argparse.Namespace, work: Work | None = None) -> None:

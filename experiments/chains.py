@@ -27,6 +27,7 @@ the control: it has neither a teacher nor a reward.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -177,13 +178,7 @@ def main() -> None:
         tried = try_rates(names, flags, folder, base)
         tables.show(console, "accuracy in and out of distribution, percent, sampled / greedy", tried)
         return
-    tasks = {
-        (name, seed): Task(
-            config(name, seed, base, quick=flags.quick), folder / f"chains_{name}" / f"seed{seed}", f"{name}/seed{seed}"
-        )
-        for seed in range(flags.seeds)
-        for name in names
-    }
+    tasks = cells.tasks_of(names, flags, functools.partial(config, base=base, quick=flags.quick), "chains_")
     cells.run_tasks(list(tasks.values()), flags)
     found = {split.replace("_", " "): of_split(split, tasks, flags.seeds) for split in cells.SPLITS}
     for split, rows_of_split in found.items():

@@ -59,11 +59,7 @@ def main() -> None:
     names = flags.only or list(ARMS)
     folder = cells.folder(flags)
     kept, data = flags.results or folder / "results", folder / "rows"
-    tasks = {
-        (name, seed): Task(config(name, seed, flags.model, data, quick=flags.quick), folder / name / f"seed{seed}", f"{name}/seed{seed}")
-        for seed in range(flags.seeds)
-        for name in names
-    }  # fmt: skip
+    tasks = cells.tasks_of(names, flags, functools.partial(config, model=flags.model, data=data, quick=flags.quick))
     with cells.running(flags.workdir):
         finished = {pair: read(task, kept) for pair, task in tasks.items() if file_of(task, kept).exists()}
     missing = [task for pair, task in tasks.items() if pair not in finished]
