@@ -3,7 +3,7 @@
     python -m experiments.world.make_base --world=chains --out=runs/experiments/chains_base
     python -m rcsd_jax.main --config=configs/chains.py:reference
 
-The base takes about 40 minutes on two cores and a run about three. The variants are those of `configs/world.py` whose rubrics no model
+The base takes about 45 minutes on two cores and a run about three. The variants are those of `configs/world.py` whose rubrics no model
 writes; the default is "ground_truth". `data.path=train:thorough` has references that show checks and repairs; others are short.
 """
 

@@ -2,7 +2,7 @@
 
     python -m experiments.chains [--seeds=5] [--workdir=runs/experiments] [--only=ARM,ARM] [--rates=RATE,RATE] [--quick]
 
-The base is made first if it is missing, in about 40 minutes on two cores; a cell, one arm with one seed, takes about three. Every arm has
+The base is made first if it is missing, in about 45 minutes on two cores; a cell, one arm with one seed, takes about three. Every arm has
 the same number of steps and of completions a step. With `--rates`, each arm is tried with each learning rate, with a seed that the table
 does not use, and only accuracies are printed; `RATES` holds what was chosen.
 

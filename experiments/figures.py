@@ -85,6 +85,18 @@ def accuracy_against_leakage(page: str) -> str:
     return svg.points("Accuracy against leakage, all references flawed", marks, "leakage, percent", "accuracy, percent")
 
 
+def long_solutions(page: str) -> str:
+    """Methods on chains of 8 to 16 steps."""
+    return _places("Long solutions: accuracy of sampled answers", table(page, "Long solutions"), strong="true rubric")
+
+
+def repairs(page: str) -> str:
+    """Which of the wrong turns in long solutions are repaired."""
+    columns = ["repaired, in distribution", "repaired, out of distribution"]
+    rows = table(page, "Checks and repairs")
+    return svg.intervals("Long solutions: wrong turns that were repaired", rows, columns, strong="true rubric")
+
+
 def _places(title: str, rows: dict, strong: str | None) -> str:
     return svg.intervals(title, rows, [_IN, _OUT], strong=strong)
 
@@ -131,6 +143,8 @@ FIGURES: dict[str, Callable[[str], str]] = {
     "noise": flawed_references,
     "family": family,
     "leakage": accuracy_against_leakage,
+    "long_solutions": long_solutions,
+    "repairs": repairs,
     "cost": accuracy_against_tokens,
     "staleness": rollouts,
 }
