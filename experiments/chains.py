@@ -45,19 +45,20 @@ from rcsd_jax.world.registered import CHAINS
 
 
 class Arm(NamedTuple):
-    """A variant of `configs/chains.py`, the kind of its references, "", which are short, or ":thorough", and changes to it."""
+    """A variant of `configs/chains.py`, the kind of its rows, of `rows.KINDS`, and changes to it."""
 
     label: str
     variant: str
-    references: str = ""
+    kind: str = ""
     changes: Mapping[str, Any] = {}
 
 
 ARMS: dict[str, Arm] = {
     "true": Arm("true rubric", "ground_truth"),
+    "unasked": Arm("true rubric, no checks asked", "ground_truth", rows.UNASKED),
     "opsd": Arm("OPSD", "reference"),
     "opsd_authors": Arm("OPSD, authors' loss", "opsd"),
-    "opsd_thorough": Arm("OPSD, thorough references", "reference", f":{rows.THOROUGH}"),
+    "opsd_thorough": Arm("OPSD, thorough references", "reference", rows.THOROUGH),
     "purified": Arm("Purified OPSD", "purified"),
     "contrastive": Arm("right against wrong, no clip", "contrastive", changes=arms.NO_CLIP),
     "pw_opsd": Arm("PW-OPSD, no clip", "pw_opsd", changes=arms.NO_CLIP),
@@ -68,7 +69,7 @@ SELF = "true"
 """The arm with which all others are compared."""
 QUICK = (SELF, "opsd")
 WITH_TEACHER = (SELF, "opsd", "opsd_thorough")
-"""Arms whose teacher is evaluated too."""
+"""Arms whose teacher is evaluated too, with the arm's kind of rows. All others are evaluated, and scored, on rows without a kind."""
 
 STEPS, QUESTIONS, SAMPLES = 40, 64, 16
 RATES = {"opsd_authors": 5e-5, "purified": 4.5e-4, "pw_opsd": 4.5e-4, "fixed_advantage": 5e-5}
@@ -85,18 +86,24 @@ def config(name: str, seed: int, base: Path, *, quick: bool) -> ConfigDict:
     found = chains_config.get_config(arm.variant)
     found.seed = 400 + seed
     found.model.path = str(base)
-    found.data.path += arm.references
+    found.data.path += of_kind(name)
     found.update(arm.changes)
     found.train.steps = STEPS
     if name in RATES:
         found.optimizer.learning_rate = RATES[name]
-    found.eval.splits = {split: of_world + arm.references for split, of_world in cells.SPLITS.items()}
+    shown = of_kind(name) if name in WITH_TEACHER else ""
+    found.eval.splits = {split: of_world + shown for split, of_world in cells.SPLITS.items()}
     found.eval.update(count=QUESTIONS, samples=SAMPLES, roles=roles(name))
     if quick:
         found.data.count = 32
         found.train.update(steps=2, batch_size=8)
         found.eval.update(count=4, batch_size=16, samples=2)
     return found
+
+
+def of_kind(name: str) -> str:
+    """What an arm's kind of rows adds to the name of a split."""
+    return f":{ARMS[name].kind}" if ARMS[name].kind else ""
 
 
 def roles(name: str) -> tuple[str, ...]:

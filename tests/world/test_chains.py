@@ -182,7 +182,7 @@ def test_other_faults_are_read_as_what_they_are():
 def test_references_end_right_and_a_flawed_one_goes_on_from_its_wrong_step():
     for thorough in (False, True):
         flawed = 0
-        for e in rows.examples("train", 250, thorough=thorough):
+        for e in rows.examples("train", 250, kind=rows.THOROUGH if thorough else ""):
             p, steps = e.extra["problem"], reading.read(e.extra["problem"], e.reference)
             assert reading.correct(p, e.reference) and len(steps) == len(p.steps)
             assert reading.unfounded(p, e.reference) == reading.unrepaired(steps)
@@ -325,10 +325,17 @@ def test_documents_fit_a_row_of_the_base_and_are_told_as_the_roles_are(saved_tok
     assert composed == documents.message("solve", e.question, **shown)
 
 
-def test_rows_have_all_fields_and_places_name_their_references():
+def test_rows_have_all_fields_and_places_name_their_kind():
     short, thorough = (sources.read(place, source="chains", count=80) for place in ("eval", "eval:thorough"))
     assert [e.question for e in short] == [e.question for e in thorough] and len({e.question for e in short}) == 80
     assert all(a.reference != b.reference for a, b in zip(short, thorough, strict=True))
+    for true, unasked in zip(short, sources.read("eval:unasked", source="chains", count=80), strict=True):
+        assert (true.question, true.reference) == (unasked.question, unasked.reference)
+        asked = [c.description for c in true.rubric.criteria if c.description.startswith("check")]
+        assert 1 <= len(asked) <= 3
+        assert [c for c in true.rubric.criteria if c.description not in asked] == list(unasked.rubric.criteria)
+        careful = documents.careful_solution(true.extra["problem"])
+        assert rows.grade(unasked, careful)["rubric_score"] == 1.0
     for e in short:
         assert (
             e.answer == str(e.extra["problem"].result)
@@ -336,7 +343,7 @@ def test_rows_have_all_fields_and_places_name_their_references():
             and e.origin.startswith("chains:eval:")
         )
     assert rubric_sources.generic_rubric("chains") == rows.generic_rubric()
-    for place, said in (("stage2", "unknown split"), ("eval:other", "SPLIT:thorough")):
+    for place, said in (("stage2", "unknown split"), ("eval:other", "SPLIT:thorough or SPLIT:unasked")):
         with pytest.raises(UserError, match=said):
             sources.read(place, source="chains", count=1)
 
@@ -358,7 +365,7 @@ def test_variants_leave_out_written_rubrics_only():
         chains_config.get_config("paper")
 
 
-def test_arms_differ_only_in_their_method_and_references(tmp_path):
+def test_arms_differ_only_in_their_method_and_kind_of_rows(tmp_path):
     made = {name: experiment.config(name, 0, tmp_path, quick=False) for name in experiment.ARMS}
     for config in made.values():
         check(config)
@@ -371,6 +378,8 @@ def test_arms_differ_only_in_their_method_and_references(tmp_path):
         "eval:thorough",
         "ood:thorough",
     }
+    unasked = made["unasked"]  # scored as the others are
+    assert unasked.data.path == "train:unasked" and set(unasked.eval.splits.values()) == {"eval", "ood"}
     assert all(experiment.config(name, 0, tmp_path, quick=True).train.steps == 2 for name in experiment.ARMS)
 
 

@@ -43,9 +43,9 @@ def criterion(item: Item) -> str:
     return f"{CLASSES[item.aspect]} Criteria: {description(item)}"
 
 
-def true_rubric(problem: Problem) -> tuple[str, ...]:
-    """The three to seven criteria of this problem."""
-    return tuple(map(criterion, items(problem)))
+def true_rubric(problem: Problem, *, checks: bool = True) -> tuple[str, ...]:
+    """The three to seven criteria of this problem; those that ask for checks only with `checks`."""
+    return tuple(criterion(item) for item in items(problem) if checks or item.aspect != CHECK)
 
 
 def met(problem: Problem, text: str) -> dict[str, bool]:

@@ -15,7 +15,8 @@ from rcsd_jax.world.chains.problems import generate, question
 from rcsd_jax.world.examples import rubric_from_strings
 from rcsd_jax.world.prompts import PROMPTS
 
-THOROUGH = "thorough"
+THOROUGH, UNASKED = KINDS = ("thorough", "unasked")
+"""Kinds of rows: with references that show checks and repairs, and with rubrics that ask for no checks."""
 
 SOLUTION_TOKENS = 192
 """Enough for 16 steps of which 8 are checked, which take 181 with the end."""
@@ -23,7 +24,7 @@ QUESTION_TOKENS, TEACHER_TOKENS = 64, 320
 """Enough for the longest prompts: only the question, and the question with a thorough reference and a rubric."""
 
 
-def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED, *, thorough: bool = False) -> list[Example]:
+def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED, *, kind: str = "") -> list[Example]:
     """The first `count` examples of a split, no question twice.
 
     Args:
@@ -31,7 +32,7 @@ def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED, *, t
       count: how many.
       seed: another seed draws other questions of the same split.
       flawed: share of references with a wrong step and the right final answer.
-      thorough: whether references show checks and repairs; otherwise they are short.
+      kind: one of `KINDS`. Without one, references are short, and rubrics ask for checks of hard steps.
 
     Raises:
       ValueError: an unknown split.
@@ -44,8 +45,8 @@ def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED, *, t
         one = Example(
             id=f"{split}-{seed}-{index}",
             question=question(problem),
-            reference=write_reference(problem, rng, flawed=flawed, thorough=thorough),
-            rubric=rubric_from_strings(criteria.true_rubric(problem)),
+            reference=write_reference(problem, rng, flawed=flawed, thorough=kind == THOROUGH),
+            rubric=rubric_from_strings(criteria.true_rubric(problem, checks=kind != UNASKED)),
             answer=str(problem.result),
             origin=f"chains:{split}:{index}",
             extra={"steps": len(problem.steps), "problem": problem},
@@ -56,18 +57,18 @@ def examples(split: str, count: int, seed: int = 0, flawed: float = FLAWED, *, t
 
 
 def read(place: str, how: Reading) -> list[Example]:
-    """The first `how.count` examples of a split; of "SPLIT:thorough" with references that show checks and repairs.
+    """The first `how.count` examples of a split; of "SPLIT:KIND" those of a kind of `KINDS`.
 
     Raises:
-      UserError: an unknown split or kind of references.
+      UserError: an unknown split or kind of rows.
     """
     split, colon, kind = place.partition(":")
-    if colon and kind != THOROUGH:
-        remedy = f"name a split of the chains, or SPLIT:{THOROUGH}"
-        raise UserError("no such references", field="data.path", value=place, remedy=remedy)
+    if colon and kind not in KINDS:
+        remedy = "name a split of the chains, or " + " or ".join(f"SPLIT:{kind}" for kind in KINDS)
+        raise UserError("no such rows", field="data.path", value=place, remedy=remedy)
     flawed = {} if how.flawed is None else {"flawed": how.flawed}
     try:
-        return examples(split, how.count, seed=how.seed, thorough=bool(kind), **flawed)
+        return examples(split, how.count, seed=how.seed, kind=kind, **flawed)
     except ValueError as error:
         raise UserError(str(error), field="data.path", value=place, remedy="name a split of the chains") from error
 
