@@ -4,8 +4,8 @@
     python -m rcsd_jax.main --config=configs/chains.py:reference
 
 The base takes about 45 minutes on two cores and a run about three. The variants are those of `configs/world.py` whose rubrics no model
-writes; the default is "ground_truth". `data.path=train:thorough` has references that show checks and repairs, others
-are short; the rubrics of `train:unasked` ask for no checks.
+writes; the default is "ground_truth". `data.path=train:thorough` has references that show checks and repairs, others are short; the rubrics
+of `train:unasked` ask for no checks.
 """
 
 from ml_collections import ConfigDict

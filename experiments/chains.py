@@ -20,8 +20,8 @@ The columns, of sampled completions unless they say otherwise, in and out of dis
 - unfounded: how often is the answer right although the steps do not lead to it, as those of a flawed reference do?
 - criterion score: does the student do what the rubric asks for?
 
-Differences to the true rubric are taken seed by seed, so they say whether a rubric does less harm than a reference. "fixed advantage" is
-the control: it has neither a teacher nor a reward.
+Differences to the true rubric are taken seed by seed, so they say whether a rubric does less harm than a reference; "no checks asked" has
+the same rubric without what it says of checks. "fixed advantage" is the control: it has neither a teacher nor a reward.
 """
 
 from __future__ import annotations
