@@ -209,7 +209,7 @@ def test_a_changed_key_is_followed_or_refused(kind, key, tmp_path):
         model = their_model(tmp_path)
         with torch.no_grad():
             theirs = model(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
-        np.testing.assert_allclose(our_logits(tmp_path, model), theirs, rtol=1e-6, atol=1e-4, err_msg=repr(value))
+        np.testing.assert_allclose(our_logits(tmp_path, model), theirs, rtol=1e-5, atol=1e-4, err_msg=repr(value))
         outcomes.append("followed")
     family, (_, rope, _) = FAMILIES[kind], KINDS[kind]
     known = {*hf_config.FOLLOWED, *family.followed, *family.defaults, family.activation}

@@ -95,7 +95,7 @@ def test_updates_learn_from_the_batches_of_a_rollout_in_order(undisturbed):
     assert [row["updates_since_rollout"] for row in rows] == [0, 1, 2, 3] * 2
     batch = [row["teacher_entropy"] for row in rows]  # of a fixed teacher: a fingerprint of the completions
     assert batch[0:2] == batch[2:4] and batch[4:6] == batch[6:8] and len(set(batch)) == 4
-    moved = [abs(row["ratio"] - 1) for row in rows]
+    moved = [row["sampler_trainer_log_prob_difference"] for row in rows]
     assert max(moved[0], moved[4]) < 1e-3 < min(moved[1:4] + moved[5:8])
     assert said.count("4 updates learn from each rollout without importance weights; loss.importance_clip=2 adds") == 1
 
