@@ -39,7 +39,7 @@ ARMS = {
 SELF = "rcsd_true"
 """The arm with which all others are compared."""
 
-STEPS, QUESTIONS, SAMPLES = 24, 48, 4
+STEPS, QUESTIONS, SAMPLES = 16, 48, 4
 EVERY = 8
 """Steps between two evaluations in distribution, for the learning curves."""
 LAST = 6  # steps whose mean entropy is shown as that of the end
