@@ -61,13 +61,15 @@ def main() -> None:
     kept, data = flags.results or folder / "results", folder / "rows"
     tasks = cells.tasks_of(names, flags, functools.partial(config, model=flags.model, data=data, quick=flags.quick))
     with cells.running(flags.workdir):
-        finished = {pair: read(task, kept) for pair, task in tasks.items() if file_of(task, kept).exists()}
-    missing = [task for pair, task in tasks.items() if pair not in finished]
+        for task in tasks.values():
+            if file_of(task, kept).exists():
+                read(task, kept)  # refuses those of other settings before anything runs
+    missing = [task for task in tasks.values() if not file_of(task, kept).exists()]
     if missing and not (data / "ood.jsonl").exists():
         # Other questions than those on which the form of the prompts was chosen.
         rows_of_the_world.main([str(data), "--count=2048", "--seed=1"])
     cells.run_tasks(missing, flags, functools.partial(run_and_keep, kept))
-    finished |= {pair: read(task, kept) for pair, task in tasks.items() if pair not in finished}
+    finished = {pair: read(task, kept) for pair, task in tasks.items()}
     runs = {name: [finished[name, seed] for seed in range(flags.seeds)] for name in names}
     console = Console(width=170)
     found = {split.replace("_", " "): of_split(split, runs) for split in cells.SPLITS}
