@@ -1,9 +1,9 @@
 """Properties of rubrics, whatever a model writes or a row holds; and what the other property tests share.
 
-Each property is tried on some hundred inputs, and under `-m slow` on thousands, always the same; with NEW_INPUTS=1 in the
+Each property is tried on some hundred inputs, and under `-m slow` on more, always the same; with NEW_INPUTS=1 in the
 environment on others every time. With THOROUGH=1 all files together try 100,000: 40,000 here, 15,000 in
-`test_properties_contexts.py`, 19,000 in `test_properties_answers.py`, 26,000 in `test_properties_data.py`; otherwise a
-quarter of them, the first ones.
+`test_properties_contexts.py`, 19,000 in `test_properties_answers.py`, 26,000 in `test_properties_data.py`; otherwise an
+eighth of them, the first ones.
 """
 
 import json
@@ -22,7 +22,7 @@ THOROUGH = "THOROUGH" in os.environ
 
 def inputs(quick, slow):
     """Parametrizes `count`: how many inputs a test tries, in the default suite and in the slow one."""
-    slow = slow if THOROUGH else slow // 4
+    slow = slow if THOROUGH else slow // 8
     return pytest.mark.parametrize("count", [quick, pytest.param(slow, marks=pytest.mark.slow)])
 
 

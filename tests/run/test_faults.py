@@ -21,7 +21,7 @@ from tests import forked_program
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20 if "THOROUGH" in os.environ else 4
+KILLS = 20 if "THOROUGH" in os.environ else 3
 SHORT = [
     f"--config.{stage}.{setting}"
     for stage in ("stage1", "stage2")
