@@ -5,7 +5,8 @@
 Every arm has the same number of steps and of completions a step. A cell is one arm with one seed; steps and questions are chosen
 for about 25 minutes of two idle cores. A stopped table goes on where it was, and `--only` runs some arms. The results of a finished
 cell are one small file, by default under `WORKDIR/cells/results`. A cell that has one is not run, so a table can be measured on several
-machines and drawn on one that has only these files.
+machines and drawn on one that has only these files. Those of the table in `experiments/README.md` lie under
+`experiments/results/english`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments import cost, curves, noise, staleness, svg
+from experiments import cost, curves, english, noise, staleness, svg
 from experiments.statistics import Estimate
 
 PAGE = Path(__file__).parent / "README.md"
@@ -97,6 +97,20 @@ def repairs(page: str) -> str:
     return svg.intervals("Long solutions: wrong turns that were repaired", rows, columns, strong="true rubric")
 
 
+def problems_in_english(page: str) -> str:
+    """Methods on a real language model."""
+    rows = table(page, "Problems in English, with SmolLM2-135M")
+    return _places("SmolLM2-135M: accuracy of sampled answers", rows, strong=english.ARMS[english.SELF][0])
+
+
+def accuracy_over_steps_in_english(page: str) -> str:
+    """Accuracy of a real language model at the steps that were evaluated."""
+    rows = table(page, "Accuracy over steps in English")
+    return english.figure(
+        {name: {int(column.removeprefix("step ")): e for column, e in row.items()} for name, row in rows.items()}
+    )
+
+
 def _places(title: str, rows: dict, strong: str | None) -> str:
     return svg.intervals(title, rows, [_IN, _OUT], strong=strong)
 
@@ -145,6 +159,8 @@ FIGURES: dict[str, Callable[[str], str]] = {
     "leakage": accuracy_against_leakage,
     "long_solutions": long_solutions,
     "repairs": repairs,
+    "english": problems_in_english,
+    "english_curves": accuracy_over_steps_in_english,
     "cost": accuracy_against_tokens,
     "staleness": rollouts,
 }
