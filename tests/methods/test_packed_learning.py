@@ -33,8 +33,8 @@ def decoder_of(**changes):
 
 
 def params_of(decoder, seed=0):
-    """Large weights, for logits that differ; through several layers these would make much of float32's last digit."""
-    scale = 8.0 if decoder.config.num_layers == 1 else 2.0
+    """Weights larger than usual, for logits that differ; much larger ones would make much of float32's last digit."""
+    scale = 4.0 if decoder.config.num_layers == 1 else 1.0
     return jax.tree.map(lambda x: scale * x, init_params(decoder.config, jax.random.key(seed)))
 
 
@@ -104,8 +104,8 @@ def both(
     return run(packed_learning.loss_and_gradient) if packed else None, run(padded_loss_and_gradient) if padded else None
 
 
-def assert_alike(packed, padded):
-    """Gradients within 1e-4 of the largest: a change of the weights by their last digit moves them by half as much."""
+def assert_alike(packed, padded, *, within=1e-5):
+    """`within`: of gradients, over the largest; on several devices the order of sums is another."""
     (loss, sums), gradient = packed
     (want, wanted), theirs = padded
     assert abs(float(want)) > 1e-3
@@ -114,7 +114,7 @@ def assert_alike(packed, padded):
         np.testing.assert_allclose(sums[name], wanted[name], rtol=1e-4, atol=1e-5, err_msg=name)
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(theirs))
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * largest)
+        np.testing.assert_allclose(a, b, atol=within * largest)
     assert float(sums["scored"][0]) <= float(sums["scored"][1]) < float(wanted["scored"][1])
 
 
@@ -344,7 +344,7 @@ for name, case in cases.items():
     with jax.set_mesh(mesh):
         packed, _ = test.both(**case, decoder=decoder, split_rows=True, padded=False)
     _, padded = test.both(**case, decoder=decoder, packed=False)
-    test.assert_alike(*jax.device_get((packed, padded)))
+    test.assert_alike(*jax.device_get((packed, padded)), within=1e-4)
 
 with jax.set_mesh(mesh):
     rows = jax.ShapeDtypeStruct((8, 16), "int32", sharding=sharding.batch_sharding(mesh))
