@@ -31,7 +31,7 @@ def get_config(variant: str = "ground_truth") -> ConfigDict:
     config.optimizer.update(learning_rate=1e-3, warmup_steps=2)
     config.update(world.method(stage2.VARIANTS[variant]))
     config.teacher.reason_tokens = 0  # what so small a model writes about a rubric says little
-    config.train.update(steps=20, batch_size=16, row_lengths=1)
+    config.train.update(steps=16, batch_size=16, row_lengths=1)
     config.checkpoint.every = 5
     config.eval.update(grader="english", count=100, batch_size=32, temperature=0.7, greedy=(False,))
     config.eval.splits = dict(in_distribution="data/english/eval.jsonl", out_of_distribution="data/english/ood.jsonl")

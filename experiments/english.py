@@ -40,7 +40,7 @@ ARMS = {
 SELF = "rcsd_true"
 """The arm with which all others are compared."""
 
-STEPS, QUESTIONS, SAMPLES = 16, 48, 4
+QUESTIONS, SAMPLES = 48, 4
 EVERY = 8
 """Steps between two evaluations in distribution, for the learning curves."""
 LAST = 6  # steps whose mean entropy is shown as that of the end
@@ -161,7 +161,8 @@ def config(name: str, seed: int, model: Path, data: Path, *, quick: bool) -> Con
     found = smollm2.get_config(ARMS[name][1])
     found.seed = 300 + seed
     found.model.path, found.data.path = str(model), str(data / "train.jsonl")
-    found.train.steps = 2 if quick else STEPS
+    if quick:
+        found.train.steps = 2
     found.eval.splits = {split: str(data / f"{file}.jsonl") for split, file in cells.SPLITS.items()}
     found.eval.update(count=4 if quick else QUESTIONS, samples=SAMPLES)
     found.eval.update(every=1 if quick else EVERY, every_splits=("in_distribution",))

@@ -185,8 +185,8 @@ def test_blocks_are_found():
 def test_the_readme_is_short_and_its_pictures_are_small():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 120
-    pictures = set(re.findall(r"(?:src|srcset)=\"(.+?)\"", text))
-    assert len(pictures) == 2 and sum((ROOT / picture).stat().st_size for picture in pictures) < 150_000
+    pictures = set(re.findall(r"(?:src=\"|srcset=\"|!\[.+?\]\()(.+?)[\")]", text))
+    assert len(pictures) == 3 and sum((ROOT / picture).stat().st_size for picture in pictures) < 150_000
     code = re.findall(r"```(?:bash|python)\n(.*?)```", text, re.S)
     assert (
         len(code) == text.count("```") / 2 > 5
