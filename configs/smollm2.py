@@ -35,6 +35,6 @@ def get_config(variant: str = "ground_truth") -> ConfigDict:
     config.checkpoint.every = 5
     config.eval.update(grader="english", count=100, batch_size=32, temperature=0.7, greedy=(False,))
     config.eval.splits = dict(in_distribution="data/english/eval.jsonl", out_of_distribution="data/english/ood.jsonl")
-    if config.reward.grader:
+    if config.reward.grader not in ("", "majority"):
         config.reward.grader = "english"
     return config

@@ -2,7 +2,8 @@
 
     python -m experiments.english --model=smollm2 [--seeds=3] [--workdir=runs/english] [--results=DIR] [--only=ARM,ARM] [--quick]
 
-Every arm has the same number of steps and of completions a step. A cell is one arm with one seed; steps and questions are chosen
+Every arm has the same number of steps and of completions a step. All seeds train on the same rows and are asked the same questions, so
+intervals over seeds leave out what other questions would change. A cell is one arm with one seed; steps and questions are chosen
 for about 25 minutes of two idle cores. A stopped table goes on where it was, and `--only` runs some arms. The results of a finished
 cell are one small file, by default under `WORKDIR/cells/results`. A cell that has one is not run, so a table can be measured on several
 machines and drawn on one that has only these files. Those of the table in `experiments/README.md` lie under
@@ -75,7 +76,7 @@ def main() -> None:
     console = Console(width=170)
     found = {split.replace("_", " "): of_split(split, runs) for split in cells.SPLITS}
     for split, rows in found.items():
-        title = f"{split}, sampled: percent, nats, tokens; mean ± 95% interval of {flags.seeds} seeds"
+        title = f"{split}, sampled: percent, nats, tokens; mean ± 95% interval of {flags.seeds} seeds, same questions"
         tables.show_compared(console, title, rows, ARMS[SELF][0])
     curves = over_steps(runs)
     at_steps = {name: {f"step {step}": one for step, one in curve.items()} for name, curve in curves.items()}
@@ -84,7 +85,8 @@ def main() -> None:
     tables.say_budget(console, budget)
     place = tables.write(console, flags, "english", tables.joined(found), budget=budget)
     accuracies = tables.of_column(found, "accuracy")
-    tables.bars(place / "english.png", "SmolLM2-135M: accuracy of sampled answers", accuracies, list(found))
+    title = "SmolLM2-135M: accuracy of sampled answers"
+    tables.bars(place / "english.png", title, accuracies, list(found), strong=ARMS[SELF][0])
     svg.save(figure(curves), place / "english_curves.svg")
 
 
@@ -115,7 +117,7 @@ def of_split(split: str, runs: Mapping[str, Sequence[Cell]]) -> tables.Rows:
         for role in ("base", "teacher")
         if SELF in runs
     }
-    found |= {ARMS[name][0]: [values(run, "trained", split) for run in of_arm] for name, of_arm in runs.items()}
+    found |= {ARMS[name][0]: [of_student(run, name, split) for run in of_arm] for name, of_arm in runs.items()}
     compared = [ARMS[name][0] for name in runs if name != SELF and SELF in runs]
     return tables.of_seeds(found, ARMS[SELF][0], compared)
 
@@ -123,8 +125,13 @@ def of_split(split: str, runs: Mapping[str, Sequence[Cell]]) -> tables.Rows:
 def values(run: Cell, role: str, split: str) -> dict[str, float]:
     """The columns of a role of one finished run."""
     found = {column: run.score(role, split, "sampled", score) for column, score in SCORES.items()}
-    found["length"] = run.scores[role][split]["sampled"]["length"]
-    if role == "trained":  # of the student while it trains
+    return found | {"length": run.scores[role][split]["sampled"]["length"]}
+
+
+def of_student(run: Cell, name: str, split: str) -> dict[str, float]:
+    """The columns of an arm's trained student, with its entropy while it trained."""
+    found = values(run, "trained", split)
+    if name != "sft":  # its entropy is at temperature 1, and of the references' tokens
         found["entropy"] = float(np.mean([step.get("student_entropy", np.nan) for step in run.metrics[-LAST:]]))
     return found
 

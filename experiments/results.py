@@ -38,7 +38,8 @@ def read(path: Path, config: ConfigDict) -> Cell:
       UserError: they are of a run with another configuration.
     """
     kept = read_json(as_path(path))
-    if changed := keys.differences(kept["config"], _settings(config)):
+    had = keys.flat(keys.stage()) | kept["config"]  # keys that are newer than the file have their defaults
+    if changed := keys.differences(had, _settings(config)):
         raise UserError(
             f"holds a run with other settings: {', '.join(changed)}",
             remedy="give another folder with --results, or delete the file",
@@ -48,8 +49,7 @@ def read(path: Path, config: ConfigDict) -> Cell:
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
-    """The settings that differ from their defaults, by their dotted keys."""
-    defaults = keys.flat(keys.stage())
-    found = {key: value for key, value in keys.flat(config).items() if value != defaults.get(key)}
+    """All settings by their dotted keys, so that another default does not pass for the one of the run."""
+    found = keys.flat(config)
     places = {key for key in found if key in ("model.path", "data.path") or key.startswith("eval.splits.")}
     return found | {key: Path(found[key]).name for key in places}

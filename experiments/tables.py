@@ -190,9 +190,9 @@ def write(console: Console, flags: argparse.Namespace, name: str, rows: Rows, **
     return folder
 
 
-def bars(path: Path, title: str, rows: Rows, columns: Sequence[str]) -> None:
-    """Draws a horizontal bar for each row and column, with its interval; and as SVG a mark for each."""
-    svg.save(svg.intervals(title, rows, columns, strong=label("rcsd")), path.with_suffix(".svg"))
+def bars(path: Path, title: str, rows: Rows, columns: Sequence[str], *, strong: str = label("rcsd")) -> None:
+    """Draws a horizontal bar for each row and column, with its interval; and as SVG a mark for each, where one row may stand out."""
+    svg.save(svg.intervals(title, rows, columns, strong=strong), path.with_suffix(".svg"))
     figure, axes = plt.subplots(figsize=(8, 1 + 0.3 * len(rows) * len(columns)), layout="constrained")
     names, height = list(rows), 0.8 / len(columns)
     for i, name in enumerate(columns):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pathlib
+import shutil
 from typing import Any
 
-from rcsd_jax.checkpoints.hf_config import read_config
+from rcsd_jax.checkpoints.hf_config import config_of_fields
 from rcsd_jax.host.errors import UserError, first_line
+
+CONFIG = "config.json"
 
 
 def convert(file: pathlib.Path, folder: pathlib.Path) -> None:
@@ -18,7 +22,8 @@ def convert(file: pathlib.Path, folder: pathlib.Path) -> None:
       folder: new, or empty.
 
     Raises:
-      UserError: the file cannot be read, it holds a model that is not supported, or the folder is not empty.
+      UserError: the file cannot be read, it holds a model that is not supported, or the folder is not empty or cannot be written.
+        Then the folder is as it was.
     """
     if not file.is_file():
         raise UserError("no such file", remedy="name a GGUF file", file=file)
@@ -54,8 +59,22 @@ def convert(file: pathlib.Path, folder: pathlib.Path) -> None:
     model, info = found
     if info["missing_keys"]:  # transformers would leave them random
         raise UserError("is not in it", remedy=other, file=file, field=min(info["missing_keys"]))
-    model.hf_quantizer = None  # its weights are plain numbers now
-    del model.config.quantization_config
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
-    read_config(folder, dtype="float32")
+    # Its weights are plain numbers now.
+    model.hf_quantizer = None
+    vars(model.config).pop("quantization_config", None)
+    config_of_fields(json.loads(model.config.to_json_string()), file, dtype="float32")
+    unfinished = folder.absolute().with_name(f"{folder.absolute().name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        tokenizer.save_pretrained(unfinished)
+        model.save_pretrained(unfinished)
+        folder.mkdir(parents=True, exist_ok=True)
+        for written in sorted(
+            unfinished.iterdir(), key=lambda path: path.name == CONFIG
+        ):  # with it, a directory looks whole
+            written.replace(folder / written.name)
+    except OSError as error:
+        remedy = "make room there, or name another folder"
+        raise UserError(f"cannot be written ({first_line(error)})", remedy=remedy, file=folder) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

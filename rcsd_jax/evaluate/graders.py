@@ -133,6 +133,17 @@ def grade_all(
     return [grade(example, text) for example, text in zip(examples, texts, strict=True)]
 
 
+def check_rows(grader: str, examples: Sequence[Example]) -> None:
+    """Grades an empty text for each row, so that one that cannot be graded ends a run before it begins.
+
+    Raises:
+      UserError: the grader cannot read a row.
+    """
+    if grader and (grade := GRADERS[grader].grade):
+        for example in examples:
+            grade(example, "")
+
+
 GRADERS: dict[str, Grader] = {
     "rubric": Grader(grade_rubric, ("rubric",), rubric_feedback),
     "boxed": Grader(grade_boxed, ("reference",), boxed_feedback),

@@ -15,7 +15,7 @@ from rcsd_jax.data.examples import Example
 from rcsd_jax.data.sources import Reading
 from rcsd_jax.evaluate import benchmarks
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS
-from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.evaluate.graders import GRADERS, check_rows
 from rcsd_jax.evaluate.judged_sets import OWN_ROWS
 from rcsd_jax.evaluate.settings import EvaluationSettings
 from rcsd_jax.host import multihost
@@ -78,6 +78,7 @@ def evaluation_questions(
             try:
                 if (path, require) not in read:
                     read[path, require] = sources.read_as(path, dataclasses.replace(reading, require=require))
+                    check_rows(settings.grader, read[path, require])
             except UserError as error:
                 if name != "teacher" or error.field not in role.fields or error.field in needs:
                     raise

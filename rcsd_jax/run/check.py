@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
 from rcsd_jax.data.rubrics_of_rows import with_rubrics
+from rcsd_jax.evaluate.graders import check_rows
 from rcsd_jax.evaluate.questions import Questions
 from rcsd_jax.host.console import Console, say_once
 from rcsd_jax.host.files import AnyPath, as_path
@@ -40,6 +41,7 @@ def check_stage(config: Settings, console: Console, name: str = "", *, earlier: 
     _check_judge(config)
     if waits(config.model.path):
         examples = sources.read_as(config.data.path, config.reading(require=config.required_fields))
+        check_rows(config.reward.grader, examples)
         later = f"their prompts are checked when {config.model.path} is written"
         console.print(f"{name}: {len(examples)} examples; {later}", soft_wrap=True)
         return

@@ -11,6 +11,7 @@ from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
 from rcsd_jax.data.other_rows import with_other_rows
 from rcsd_jax.data.rubrics_of_rows import with_rubrics
+from rcsd_jax.evaluate.graders import check_rows
 from rcsd_jax.evaluate.questions import Questions, evaluation_questions
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.models import sharding
@@ -58,6 +59,7 @@ def open_inputs(
     questions = evaluation_questions(config.eval, reading, *asked_as, say=say)
     check_budget(questions, model, config)
     examples = sources.read_as(config.data.path, reading)
+    check_rows(config.reward.grader, examples)
     if config.teacher.paths:
         for example in examples:
             teacher_of(example, config.teacher)  # for its errors

@@ -85,7 +85,7 @@ def write_gguf(gguf, file, tensors, tokenizer, *, scaled=False):
     return expected
 
 
-def test_a_file_becomes_the_directory_that_it_was_made_of(tmp_path, capsys):
+def test_a_file_becomes_the_directory_that_it_was_made_of(tmp_path, capsys, monkeypatch):
     gguf = pytest.importorskip("gguf", reason="pip install -e '.[gguf]'")
     tokenizer = write_tokenizer(tmp_path / "tokenizer", ["A cart of 12 t moves at 9 m/s. What is its momentum?"] * 9)
     size = len(load_tokenizer(tokenizer))
@@ -125,7 +125,22 @@ def test_a_file_becomes_the_directory_that_it_was_made_of(tmp_path, capsys):
     write_gguf(gguf, tmp_path / "scaled.gguf", tensors, tokenizer, scaled=True)
     with pytest.raises(UserError, match="RoPE is scaled"):
         convert(tmp_path / "scaled.gguf", tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+    (tmp_path / "taken").touch()
+    with pytest.raises(UserError, match=r"taken/new: cannot be written \(.*; make room there"):
+        convert(tmp_path / "model.gguf", tmp_path / "taken" / "new")
+
+    def fail(self, folder):
+        (Path(folder) / "config.json").write_text("{}")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.LlamaForCausalLM.save_pretrained", fail)
+        with pytest.raises(UserError, match="No space left"):
+            convert(tmp_path / "model.gguf", tmp_path / "new")
+    assert not (tmp_path / "new").exists() and not (tmp_path / "new.unfinished").exists()
+    (tmp_path / "new").mkdir()
+    convert(tmp_path / "model.gguf", tmp_path / "new")
+    assert {f.name for f in (tmp_path / "new").iterdir()} == {f.name for f in (tmp_path / "converted").iterdir()}
 
 
 def test_a_file_that_is_named_as_a_model_and_one_that_is_missing(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """The worded problems in English: physics against pint, disjoint splits, graders with mutants, flaws, leaks, and the files of rows."""
 
+import dataclasses
 import json
 import random
 import re
@@ -7,13 +8,14 @@ import re
 import pint
 import pytest
 
-from configs import smollm2
+from configs import smollm2, stage2
 from rcsd_jax import world
 from rcsd_jax.data import sources
 from rcsd_jax.data.examples import Example
-from rcsd_jax.evaluate.graders import GRADERS
+from rcsd_jax.evaluate.graders import GRADERS, check_rows
 from rcsd_jax.host.errors import UserError
 from rcsd_jax.roles.contexts import Role, messages
+from rcsd_jax.rubrics.schema import from_records
 from rcsd_jax.settings.unpack import check
 from rcsd_jax.world import __main__ as writer
 from rcsd_jax.world.english import criteria, problems, references, rows
@@ -92,6 +94,12 @@ SPELLINGS = {
     "formula": lambda t: f"${t}$",
     "units": lambda t: re.sub(r"(\d) ([A-Za-z][\w/]*)", r"\1\\,\\text{\2}", t),
     "powers": lambda t: t.replace("m2", "m^2").replace("cm3", "cm³"),
+    "powers in braces": lambda t: re.sub(r"(?<=m|s)([23])\b", r"^{\1}", t),
+    "powers behind text": lambda t: re.sub(r"([A-Za-z/]*[A-Za-z])([23])\b", r"\\text{ \1}^{\2}", t),
+    "fractions": lambda t: re.sub(r"(?<== )([^=/]+) / ([^=/]+?)(?= =)", r"\\frac{\1}{\2}", t),
+    "parentheses": lambda t: re.sub(r"(?<== )(\d[^=×/]*(?:/[A-Zs]\d?)?) ([×/]) (\d[^=×]*?)(?= =)", r"(\1) \2 (\3)", t),
+    "Omega": lambda t: t.replace("ohm", r"\Omega"),
+    "commas in braces": lambda t: re.sub(r"\b(\d{1,3})(\d{3})\b", r"\1{,}\2", t),
     "commas": lambda t: re.sub(r"\b(\d{1,3})(\d{3})\b", r"\1,\2", t),
     "capital": lambda t: f"The {t}.",
     "lines": lambda t: t.replace(". ", ".\n").replace(" = ", "\n= "),
@@ -112,9 +120,22 @@ def _mutants(p):
     text = references.careful_answer(p)
     law, last = problems.law_in_words(p), f"{p.used(0)} {p.law.operator} {p.used(1)}"
     unit = f" {p.law.unit}}}"
+    b_unit = p.law.b.unit
+    other = "kg" if b_unit != "kg" else "V"
     found = {
-        "law": [text.replace(law, p.law.result), text.replace(law, law.replace(p.law.operator, "+"))],
-        "calculation": [text.replace(f" = {last}", ""), text.replace(last, last.replace(p.law.operator, "+"))],
+        "law": [
+            text.replace(law, p.law.result),
+            text.replace(law, law.replace(p.law.operator, "+")),
+            text.replace(law, f"{law} × 7"),
+        ],
+        "calculation": [
+            *(text.replace(f" = {last}", ""), text.replace(last, last.replace(p.law.operator, "+"))),
+            *(
+                text.replace(last, f"{last} × 7"),
+                text.replace(last, f"7 × {last}"),
+                text.replace(last, f"{last[: -len(b_unit)]}{other}"),
+            ),
+        ],
         "unit": [text.replace(unit, "}"), text.replace(unit, " mol}"), text.replace(unit, f"{unit[:-1]}2}}")],
         "box": [f"{text} So it is large"],
     }
@@ -146,6 +167,7 @@ def test_the_last_box_counts_and_nonsense_is_wrong():
     p = Problem("charge", (3, 4), (False, False), None, (0, 1), False)
     assert criteria.answer_correct(p, r"\boxed{7 C} or \boxed{12 C}")
     assert not criteria.answer_correct(p, r"\boxed{12 C} or \boxed{7 C}")
+    assert not criteria.answer_correct(p, r"\boxed{12 C}, and so \boxed{\frac{1}{2}}")
     for text in ("", r"\boxed{", r"\boxed{}", r"\boxed{C 12}", "12 C", "× = /", r"\boxed{\boxed{12 C}", "= 12 C" * 500):
         assert not any(criteria.met(p, text, gives=True)[step] for step in ("law", "calculation")), text
     assert not criteria.met(p, "charge = current × time = 13 A × 4 s", gives=False)["calculation"]
@@ -236,6 +258,22 @@ def test_rows_without_facts_and_bad_flags_end_with_a_line(tmp_path, capsys):
     rubric = world.examples("eval", 1)[0].rubric
     with pytest.raises(UserError, match=r"facts.*rcsd_jax\.world"):
         GRADERS["english"].grade(Example("1", "Why?", None, rubric, None, "rows.jsonl:1"), "So.")
+    facts = dict(
+        kind="motion", values=[3, 5], converted=[False, False], distractor=None, order=[0, 1], other_sentence=False
+    )
+    of_facts = from_records(list(criteria.rubric(problems.from_facts(facts), gives=True)))
+    good = Example("1", "Why?", None, of_facts, None, "rows.jsonl:1", extra=dict(facts=facts, gives=True))
+    check_rows("english", [good])
+    for name, extra in {
+        "gives": dict(facts=facts),
+        "facts": dict(facts=dict(kind="motion"), gives=True),
+        "facts' = 'x": dict(facts="x", gives=True),
+        "facts' =": dict(facts=facts | {"kind": "none"}, gives=True),
+    }.items():
+        with pytest.raises(UserError, match=rf"rows\.jsonl:1.*field '{name}.*rcsd_jax\.world"):
+            check_rows("english", [good, dataclasses.replace(good, extra=extra)])
+    with pytest.raises(UserError, match=r"rows\.jsonl:1.*field 'rubric': has 5 criteria, the one of its facts has 4"):
+        check_rows("english", [dataclasses.replace(good, rubric=rubric)])
     for flag in ("--flawed=1.5", "--giving=x", "--count=0"):
         with pytest.raises(SystemExit, match="2"):
             writer.main([str(tmp_path), flag])
@@ -252,4 +290,6 @@ def test_every_variant_of_the_recipe_passes_the_checks_and_is_graded_by_these_pr
     config.model.path, config.rubric.writer = "model", config.rubric.writer or "writer"
     check(config)
     assert (config.eval.grader, config.prompts.rubric_style) == ("english", config.rubric.style)
-    assert config.reward.grader in ("", "english") and config.model.dtype == config.model.param_dtype == "float32"
+    of_method = stage2.get_config(variant).reward.grader
+    assert config.reward.grader == (of_method if of_method in ("", "majority") else "english")
+    assert config.model.dtype == config.model.param_dtype == "float32"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rcsd_jax.world.english.problems import Problem, answer, law_in_words
+from rcsd_jax.world.english.problems import UNITS, Problem, answer, law_in_words
 
 CLASSES = {
     "law": "Essential",
@@ -18,9 +18,11 @@ CLASSES = {
 """Step -> class. "value" is a criterion only of a rubric that gives the answer away; then it stands for "unit" too."""
 
 CITES = re.compile(r"\b(?:criteri(?:a|on)|rubrics?|reference answer|(?:excellent|good) answer)\b", re.I)
-"""Words that only a reader of a rubric or a reference has a reason to write."""
+"""Words of a reader of a rubric or a reference. A worked example shows the student one word of them, so its base writes it at times."""
 
 _NUMBER = r"(?<![\d.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\d.]*\d)"
+_BOX = r"\\boxed ?\{((?:[^{}]|\{[^{}]*\})*)\}"
+_LAST_FACTOR = r"(?! ?[×/])"
 
 
 def steps(problem: Problem, *, gives: bool) -> tuple[str, ...]:
@@ -74,7 +76,10 @@ def answer_correct(problem: Problem, text: str) -> bool:
 
 
 def leaks(problem: Problem, text: str) -> bool:
-    """Whether the text uses what only a privileged context shows: it cites it, or has the right result without the calculation."""
+    """Whether the text looks as if it used a privileged context: it cites one, or has the right result without the calculation.
+
+    A model that saw none does so at times, by a right guess or two mistakes. Its share is the floor for others.
+    """
     flat = plain(text)
     return bool(CITES.search(flat)) or (_value(problem, flat) and not _met(problem, "calculation", flat))
 
@@ -86,10 +91,14 @@ def plain(text: str) -> str:
       >>> plain("$3\\,\\text{m} \\times 2$\n= 6 m²")
       '3 m × 2 = 6 m2'
     """
-    text = re.sub(r"\\(?:text|mathrm|mbox)\s?\{([^{}]*)\}", r"\1", text.translate(_SPELLINGS))
+    text = re.sub(r"\\(?:text|mathrm|mbox)\s?\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\^\s?\{(\w*)\}", r"\1", text.replace("{,}", ",")).translate(_SPELLINGS)
+    text = re.sub(r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}", r"\1 / \2", text)
     text = re.sub(r"\\(?:times|cdot)(?![A-Za-z])|\\\*|(?<=[\d\s])[*x](?=[\d\s])|(?<=\w) ?\* ?(?=\w)", " × ", text)
     text = re.sub(r"\\div(?![A-Za-z])|÷", " / ", text)
+    text = re.sub(r"\\Omega(?![A-Za-z])", " ohm", text)
     text = re.sub(r"\\[,;: ]|\\[()\[\]]|\$|~", " ", text)
+    text = re.sub(r"\(\s?(\d[\d.,]*\s?[\w/]*)\s?\)", r"\1", text)  # "(3 m/s) × (20 s)"
     return " ".join(text.split())
 
 
@@ -100,7 +109,7 @@ _SPELLINGS = str.maketrans(
 
 def last_box(flat: str) -> str | None:
     r"""The content of the last complete \boxed{} of a `plain` text, or None."""
-    found = re.findall(r"\\boxed ?\{([^{}]*)\}", flat)
+    found = re.findall(_BOX, flat)
     return found[-1].strip() if found else None
 
 
@@ -109,10 +118,12 @@ def _met(problem: Problem, step: str, flat: str) -> bool:
         names = [problem.law.a.name, problem.law.b.name]
         orders = [names, names[::-1]] if problem.law.operator == "×" else [names]
         operator = re.escape(problem.law.operator)
-        return any(re.search(rf"\b{problem.law.result} = {a} ?{operator} ?{b}\b", flat, re.I) for a, b in orders)
+        return any(
+            re.search(rf"\b{problem.law.result} = {a} ?{operator} ?{b}\b{_LAST_FACTOR}", flat, re.I) for a, b in orders
+        )
     if step == "convert":
         i = problem.converted.index(True)
-        converted = rf"{_integer(problem.in_unit(i))} ?{re.escape(problem.quantities[i].unit)}(?![\w/])(?! ?[×/])"
+        converted = rf"{_integer(problem.in_unit(i))} ?{re.escape(problem.quantities[i].unit)}(?![\w/]){_LAST_FACTOR}"
         return re.search(rf"(?:=|\bis|\bto) ?{converted}", flat) is not None
     if step == "calculation":
         return _calculates(problem, flat)
@@ -124,15 +135,25 @@ def _met(problem: Problem, step: str, flat: str) -> bool:
         assert problem.not_needed is not None, "it is a step only where there is one"
         name, value = problem.not_needed
         return re.search(rf"\b{name}\b|(?<![\d.]){re.escape(value)}\b", flat, re.I) is not None
-    return re.search(r"\\boxed ?\{[^{}]*\} ?\.?$", flat) is not None
+    return re.search(rf"{_BOX} ?\.?$", flat) is not None
 
 
 def _calculates(problem: Problem, flat: str) -> bool:
-    """Whether both numbers, in the units of the law, stand around its operator: '3 m/s × 20 s' or '3 × 20'."""
-    sides = [rf"{_integer(problem.in_unit(i))}(?: ?{re.escape(problem.quantities[i].unit)})?" for i in range(2)]
-    orders = [sides, sides[::-1]] if problem.law.operator == "×" else [sides]
+    """Whether both numbers, in the units of the law, stand around its operator and nothing else: '3 m/s × 20 s' or '3 × 20'."""
+    numbers = [_integer(problem.in_unit(i)) for i in range(2)]
+    units = [re.escape(quantity.unit) for quantity in problem.quantities]
+    other = "|".join(map(re.escape, UNITS))
+
+    def before(i: int) -> str:
+        return rf"(?<![\w.,×/+])(?<![×/+] ){numbers[i]}(?: ?{units[i]})?"
+
+    def behind(i: int) -> str:
+        own_or_none = rf"(?: ?{units[i]}(?![\w/])|(?! ?(?:{other})(?!\w)))"
+        return rf"{numbers[i]}(?![\d.,]*\d){own_or_none}{_LAST_FACTOR}"
+
+    orders = [(0, 1), (1, 0)] if problem.law.operator == "×" else [(0, 1)]
     operator = re.escape(problem.law.operator)
-    return any(re.search(rf"(?<![\d.,]){a} ?{operator} ?{b}(?![\d.,]*\d)", flat) for a, b in orders)
+    return any(re.search(rf"{before(i)} ?{operator} ?{behind(j)}", flat) for i, j in orders)
 
 
 def _value(problem: Problem, flat: str) -> bool:

@@ -86,6 +86,16 @@ LAWS: dict[str, Law] = {
 DISTRACTORS = (Quantity("height", "cm"), Quantity("price", "euro"), Quantity("age", "years"), Quantity("width", "mm"))
 """No law above needs these."""
 
+UNITS = tuple(
+    dict.fromkeys(
+        unit
+        for quantity in (*(side for law in LAWS.values() for side in (law.a, law.b)), *DISTRACTORS)
+        for unit in (quantity.unit, quantity.other_unit)
+        if unit
+    )
+)
+"""All units that a question may give a number in."""
+
 EASY = (2, 3, 4, 5, 10, 20, 100)
 DIGITS = tuple(range(2, 10))
 MINUTES = (1, 2, 5, 10)
@@ -148,9 +158,20 @@ class Problem:
 
 
 def from_facts(facts: Mapping[str, Any]) -> Problem:
-    """The problem whose fields a row holds; the inverse of `dataclasses.asdict`, also after JSON made lists of tuples."""
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
-    return Problem(**values)
+    """The problem whose fields a row holds; the inverse of `dataclasses.asdict`, also after JSON made lists of tuples.
+
+    Raises:
+      ValueError: they are not those of a problem.
+    """
+    try:
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()
+        }
+        problem = Problem(**values)
+        question(problem), answer(problem)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"are not of a problem ({type(error).__name__})") from error
+    return problem
 
 
 def law_in_words(problem: Problem, *, operator: str = "") -> str:

@@ -18,6 +18,9 @@ from rcsd_jax.world.english.prompts import PROMPTS
 GIVING = 0.5
 """The share of rubrics that give the answer away."""
 
+REMEDY = "grade rows that python -m rcsd_jax.world wrote, or use 'boxed'"
+"""What to do with a row that `grade` cannot read."""
+
 SYSTEM = "Answer in one line that ends in a box."
 PLAIN_EXAMPLE = (
     "A pump has a flow of 3 L/s and a time of 2 min. Find the volume.",
@@ -86,7 +89,7 @@ def grade(example: Example, text: str) -> dict[str, float]:
     """By programs: is the final answer right, with its unit? The score under the row's rubric, whether there is a box, and leaks.
 
     Raises:
-      UserError: the row lacks the columns that `records` writes.
+      UserError: the row is not one that `records` writes.
     """
     problem, _ = _facts(example)
     return {
@@ -100,7 +103,15 @@ def grade(example: Example, text: str) -> dict[str, float]:
 def criteria_met(example: Example, text: str) -> list[bool]:
     """For each criterion of the row's rubric whether the text meets it, of a Pitfall whether the fault is there."""
     problem, gives = _facts(example)
-    return list(criteria.met(problem, text, gives=gives).values())
+    met = list(criteria.met(problem, text, gives=gives).values())
+    if len(met) != (count := len(rubric_of(example).criteria)):
+        raise UserError(
+            f"has {count} criteria, the one of its facts has {len(met)}",
+            file=example.origin,
+            field="rubric",
+            remedy=REMEDY,
+        )
+    return met
 
 
 def feedback(example: Example, text: str) -> str | None:
@@ -111,8 +122,11 @@ def feedback(example: Example, text: str) -> str | None:
 
 def _facts(example: Example) -> tuple[Problem, bool]:
     """The row's problem, and whether its rubric gives the answer away."""
-    facts, gives = example.extra.get("facts"), example.extra.get("gives")
-    if facts is None or gives is None:
-        remedy = "grade rows that python -m rcsd_jax.world wrote, or use 'boxed'"
-        raise UserError("no facts of a problem", file=example.origin, field="facts", remedy=remedy)
-    return problems.from_facts(facts), gives
+    for field in ("facts", "gives"):
+        if example.extra.get(field) is None:
+            raise UserError("is missing, which the grader reads", file=example.origin, field=field, remedy=REMEDY)
+    facts = example.extra["facts"]
+    try:
+        return problems.from_facts(facts), bool(example.extra["gives"])
+    except ValueError as error:
+        raise UserError(str(error), file=example.origin, field="facts", value=facts, remedy=REMEDY) from error
