@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout, whatever else is installed; `configs` is no installed package
 
-from configs import evaluate, stage1, stage2, tiny, world
+from configs import chains, evaluate, smollm2, stage1, stage2, tiny, world
 from rcsd_jax.data import columns
 from rcsd_jax.evaluate.benchmarks import BENCHMARKS
 from rcsd_jax.evaluate.graders import GRADERS
@@ -38,6 +38,9 @@ _PROGRAMS = {
     "rcsd_jax.plan": "rcsd_jax/plan/__main__.py",
     "rcsd_jax.check": "rcsd_jax/check/__main__.py",
     "rcsd_jax.report": "rcsd_jax/report/__main__.py",
+    "rcsd_jax.share": "rcsd_jax/share/__main__.py",
+    "rcsd_jax.world": "rcsd_jax/world/__main__.py",
+    "rcsd_jax.checkpoints": "rcsd_jax/checkpoints/__main__.py",
 }
 
 
@@ -193,7 +196,7 @@ def _default(key: Key) -> str:
 def variants() -> str:
     """The config files: their docstrings, and the settings of their variants that differ from the default variant."""
     parts = []
-    for module in (tiny, stage1, stage2, world, evaluate):
+    for module in (tiny, stage1, stage2, world, chains, smollm2, evaluate):
         path = f"{module.__name__.replace('.', '/')}.py"
         parts += [f"### `{path}`", module.__doc__.strip()]
         if not module.VARIANTS:

@@ -73,4 +73,4 @@ def check_encodes(text: str, place: Mapping[str, Any]) -> None:
 def _remedy(name: str, columns: Sequence[str], column: str) -> str:
     if column != columns[0]:
         return f"make it text, or leave it out with data.fields.{name}={columns[0]}"
-    return f"name a text column with data.fields.{name}, a dot steps inside (prompt.0.content)"
+    return f"name a text column with data.fields.{name}, a dot steps inside (problem.text)"

@@ -17,7 +17,7 @@ MODELS = {
     "qwen3_14b": "Qwen/Qwen3-14B",
     "qwen3_32b": "Qwen/Qwen3-32B",
     "qwen3_30b_a3b": "Qwen/Qwen3-30B-A3B",
-    **{f"gemma3_{size}": f"google/gemma-3-{size}-it" for size in ("270m", "1b", "4b", "12b")},
+    **{f"gemma3_{size}": f"google/gemma-3-{size}-it" for size in ("270m", "1b", "12b")},
 }
 MIXTURES = ("qwen3_30b_a3b",)
 ATTENTION = ("q", "k", "v", "o")
@@ -37,12 +37,15 @@ def _slice(
     expert: int = 1,
     shared_rows: bool = False,
     slots: int = 0,
+    evaluated: int = 0,
     **loss: int,
 ) -> dict[str, Any]:
     mesh = dict(data=1, group=group, fsdp=fsdp, expert=expert, tensor=tensor)
     train = dict(split_rows=True, row_lengths=6) if shared_rows else {}
-    sampling = dict(slots=slots) if slots else {}
-    return dict(mesh=mesh, microbatches=microbatches, remat=remat, train=train, sampling=sampling, loss=loss)
+    caches: dict[str, Any] = dict(sampling=dict(slots=slots), rubric=dict(batch_size=slots)) if slots else {}
+    if evaluated:
+        caches["eval"] = dict(batch_size=evaluated)
+    return dict(mesh=mesh, microbatches=microbatches, remat=remat, train=train, caches=caches, loss=loss)
 
 
 # Where memory allows, the loss takes more positions at once: for every chunk the output matrix is read, and under full
@@ -50,21 +53,23 @@ def _slice(
 # fsdp x tensor divides the 8 key/value heads (4 of the mixtures), so that sampling can split the model over it.
 # Experts are dealt out: a layer's weigh 1.2 GB, which devices would gather for every few tokens.
 # Ironwood (tpu7x) has two devices a chip, so a mesh over 2x2x1 has eight.
-# Only a single chip needs `sampling.slots`, where the caches of a whole batch do not fit. Elsewhere as many as the batch has rows fit where
-# the step fits, and rollouts of 20 batches keep 85% of them busy.
+# Only a single chip needs `sampling.slots`, where the caches of a whole batch do not fit; rubrics are written in as many rows. Elsewhere as
+# many as the batch has rows fit where the step fits, and rollouts of 20 batches keep 85% of them busy.
+# `evaluated`: rows of an evaluation, where the caches of 32 with 32,768 places each (112 KiB a place for Qwen3 0.6B and 1.7B, 144 for 4B and
+# 8B) take more than about 10 of the 15.75 GiB of a v5e.
 LORA = {
     "qwen3_0.6b": {
-        "v5e_2x2": _slice(1, 4, 1, 4, "mlp"),
-        "v5e_1x1": _slice(1, 1, 1, 16, "mlp", slots=8),
-        "v6e_1x1": _slice(1, 1, 1, 16, "mlp", slots=16),
+        "v5e_2x2": _slice(1, 4, 1, 4, "mlp", evaluated=8),
+        "v5e_1x1": _slice(1, 1, 1, 16, "mlp", slots=8, evaluated=2),
+        "v6e_1x1": _slice(1, 1, 1, 16, "mlp", slots=16, evaluated=4),
     },
     "qwen3_1.7b": {
-        "v5e_2x2": _slice(1, 4, 1, 8, "projections", chunk_size=512),
-        "v5e_1x1": _slice(1, 1, 1, 32, "mlp", slots=8),
-        "v6e_1x1": _slice(1, 1, 1, 32, "mlp", slots=16),
+        "v5e_2x2": _slice(1, 4, 1, 8, "projections", evaluated=8, chunk_size=512),
+        "v5e_1x1": _slice(1, 1, 1, 32, "mlp", slots=8, evaluated=2),
+        "v6e_1x1": _slice(1, 1, 1, 32, "mlp", slots=16, evaluated=4),
     },
     "qwen3_4b": {
-        "v5e_2x4": _slice(1, 8, 1, 4, "mlp", chunk_size=512),
+        "v5e_2x4": _slice(1, 8, 1, 4, "mlp", evaluated=16, chunk_size=512),
         "v5e_4x4": _slice(2, 8, 1, 2, "mlp", chunk_size=512),
     },
     "qwen3_8b": {
@@ -92,8 +97,8 @@ LORA = {
     },
 }
 FULL = {
-    "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 8, "mlp")},
-    "qwen3_1.7b": {"v5e_2x4": _slice(1, 8, 1, 4, "attention")},
+    "qwen3_0.6b": {"v5e_2x2": _slice(1, 4, 1, 8, "mlp", evaluated=8)},
+    "qwen3_1.7b": {"v5e_2x4": _slice(1, 8, 1, 4, "attention", evaluated=16)},
     "qwen3_4b": {
         "v5e_4x4": _slice(2, 8, 1, 2, "attention"),
         "v5p_2x2x1": _slice(1, 4, 1, 8, "projections", chunk_size=2048),
@@ -153,7 +158,8 @@ def apply(config: ConfigDict, parts: list[str], own: tuple[str, ...]) -> None:
     config.mesh.update(settings["mesh"])
     config.train.microbatches = settings["microbatches"] * max(1, config.train.batch_size // _BATCH)
     config.train.update(settings["train"])
-    config.sampling.update(settings["sampling"])
+    for section, values in settings["caches"].items():
+        config[section].update(values)
     config.loss.update(settings["loss"])
     if teacher:
         config.teacher.path = MODELS[teacher]

@@ -85,6 +85,9 @@ def facts_of(workdir: AnyPath, *, adapter: bool = False, base: str = "", license
     config, standard = keys.flat(keys.with_defaults(read_json(folder / "config.json"))), keys.flat(keys.stage())
     shown = {key: without_folders(value) for key, value in config.items()}
     origin = _origin(config["model.path"])
+    if adapter and not base and origin != config["model.path"]:
+        remedy = "share the merged model, or name the hub id where that model is as --base"
+        raise UserError("the adapter's base is another run's model", file=config["model.path"], remedy=remedy)
     base, on_hub = (base, True) if base else _name_of(origin)
     starts = provenance.starts(folder)
     return Facts(

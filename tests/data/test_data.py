@@ -201,7 +201,7 @@ GOOD = {"question": "Q", "reference": "R", "rubric": RUBRIC}
         (({"question": "  \n"},), {}, 1, ["the question is empty"]),
         (({"question": None},), {}, 1, ["the question is empty"]),
         (({"question": 7},), {}, 1, ["expected text, found int", "= 7"]),
-        (({"prompt": [{"content": "Q"}]},), {}, 1, ["'prompt'", "found list", "prompt.0.content"]),
+        (({"prompt": [{"content": "Q"}]},), {}, 1, ["'prompt'", "found list", "problem.text"]),
         (({"question": "Q", "reference": {"a": 1}},), {}, 1, ["'reference'", "found dict", "data.fields.reference"]),
         (
             (GOOD, {"question": "Q"}),

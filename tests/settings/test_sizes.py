@@ -39,6 +39,19 @@ def test_every_slice_has_a_mesh_of_its_chips_and_a_config_that_is_valid(size, fu
     assert set(config.lora.targets) == {"q", "k", "v", "o", *(() if size in sizes.MIXTURES else ("gate", "up", "down"))}
 
 
+@pytest.mark.parametrize("size, full, slice_", [case for case in EVERY if case[0].startswith("qwen3")])
+def test_caches_of_evaluation_and_of_written_rubrics_leave_room_for_the_weights(size, full, slice_):
+    config = stage2.get_config(",".join([size, slice_, *(["full"] if full else [])]))
+    of_model, chip = PUBLISHED[config.model.path], CHIPS[slice_.partition("_")[0]]
+    place = (
+        2 * 2 * math.prod(of_model[key] for key in ("num_hidden_layers", "num_key_value_heads", "head_dim"))
+    )  # bytes
+    shards = devices_of(slice_) // config.mesh.tensor
+    for one in (config.eval, config.rubric):
+        assert one.batch_size % shards == 0
+        assert one.batch_size * one.max_new_tokens * place / devices_of(slice_) < 0.65 * chip.capacity
+
+
 def test_a_larger_size_as_the_teacher():
     for (size, teacher), table in sizes.FROM.items():
         for slice_ in table:

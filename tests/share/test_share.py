@@ -103,13 +103,13 @@ def test_a_dry_run_writes_the_last_stage_with_a_card(workdir, base, tmp_path, ca
 
 
 def test_no_folder_of_this_machine_is_published(workdir, tmp_path, capsys):
-    for arguments in ([], ["--adapter"]):
+    for folder, model, *arguments in ((workdir, "export"), (workdir / "stage1", "small-base", "--adapter")):
         out = tmp_path / f"out{len(arguments)}"
-        share(capsys, workdir, "--to=me/my-model", f"--dry_run={out}", *arguments)
+        share(capsys, folder, "--to=me/my-model", f"--dry_run={out}", *arguments)
         texts = {path.name: path.read_text() for path in out.iterdir() if path.suffix in (".md", ".json")}
         assert len(texts) == 3 and not [name for name, text in texts.items() if str(tmp_path) in text]
         config = json.loads(texts["training_config.json"])
-        assert config["data.path"] == "rows.jsonl:0.7,hub:allenai/rows#train:0.3" and config["model.path"] == "export"
+        assert config["data.path"] == "rows.jsonl:0.7,hub:allenai/rows#train:0.3" and config["model.path"] == model
         assert config["judge.base_url"] == "https://api.openai.com/v1" and set(config) == set(keys.flat(keys.stage()))
 
 
@@ -141,15 +141,25 @@ def test_an_adapter_names_its_base_at_the_hub(workdir, tmp_path, capsys, monkeyp
 
 
 def test_a_base_that_was_a_folder_can_be_named(workdir, tmp_path, capsys):
-    told, _ = share(capsys, workdir, "--to=me/adapter", f"--dry_run={tmp_path / 'one'}", "--adapter").splitlines()
+    stage1 = workdir / "stage1"
+    told, _ = share(capsys, stage1, "--to=me/adapter", f"--dry_run={tmp_path / 'one'}", "--adapter").splitlines()
     assert told == "the base small-base is a folder, which nobody finds: pass --base=OWNER/NAME"
     named = ["--adapter", "--base=small/small-base"]
-    out = share(capsys, workdir, "--to=me/adapter", f"--dry_run={tmp_path / 'two'}", *named)
+    out = share(capsys, stage1, "--to=me/adapter", f"--dry_run={tmp_path / 'two'}", *named)
     assert "is a folder" not in out
     fields = json.loads((tmp_path / "two" / "adapter_config.json").read_text())
     assert fields["base_model_name_or_path"] == "small/small-base"
     data = huggingface_hub.ModelCard.load(tmp_path / "two" / "README.md").data
     assert (data.base_model, data.license_name) == ("small/small-base", "small")  # the folder's own license
+
+
+def test_an_adapter_on_an_earlier_run_s_model_is_not_said_to_be_on_that_run_s_base(workdir, tmp_path, capsys):
+    to = ["--to=me/adapter", f"--dry_run={tmp_path / 'out'}", "--adapter"]
+    line = "stage1/export: the adapter's base is another run's model; share the merged model, or name"
+    assert line in refused(capsys, workdir, *to)
+    share(capsys, workdir, *to, "--base=me/after-stage1")
+    fields = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert fields["base_model_name_or_path"] == "me/after-stage1"
 
 
 def test_an_unknown_license_is_left_to_the_user_in_one_line(workdir, base, tmp_path, capsys):
