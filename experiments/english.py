@@ -4,7 +4,7 @@
 
 Every arm has the same number of steps and of completions a step. All seeds train on the same rows and are asked the same questions, so
 intervals over seeds leave out what other questions would change. A cell is one arm with one seed; steps and questions are chosen
-for about 25 minutes of two idle cores. A stopped table goes on where it was, and `--only` runs some arms. The results of a finished
+for 13 to 23 minutes of two idle cores. A stopped table goes on where it was, and `--only` runs some arms. The results of a finished
 cell are one small file, by default under `WORKDIR/cells/results`. A cell that has one is not run, so a table can be measured on several
 machines and drawn on one that has only these files. Those of the table in `experiments/README.md` lie under
 `experiments/results/english`.
