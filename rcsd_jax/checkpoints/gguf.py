@@ -69,10 +69,9 @@ def convert(file: pathlib.Path, folder: pathlib.Path) -> None:
         tokenizer.save_pretrained(unfinished)
         model.save_pretrained(unfinished)
         folder.mkdir(parents=True, exist_ok=True)
-        for written in sorted(
-            unfinished.iterdir(), key=lambda path: path.name == CONFIG
-        ):  # with it, a directory looks whole
-            written.replace(folder / written.name)
+        # config.json comes last: with it, a directory looks whole.
+        for written in sorted(unfinished.iterdir(), key=lambda path: path.name == CONFIG):
+            shutil.move(written, folder / written.name)
     except OSError as error:
         remedy = "make room there, or name another folder"
         raise UserError(f"cannot be written ({first_line(error)})", remedy=remedy, file=folder) from error

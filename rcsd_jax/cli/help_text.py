@@ -34,10 +34,11 @@ def help_text(usage: str) -> str:
         if variants:
             parts.append(paragraph(f"Variants: {', '.join(variants)}", 6))
     slices = sorted({s for table in (sizes.LORA, sizes.FULL) for of_size in table.values() for s in of_size})
+    taught = [f"{size},from_{teacher.rpartition('_')[2]}" for size, teacher in sizes.FROM]
     of_sizes = (
         f"Sizes, to be joined to a variant of stage1 or stage2 by commas, as in --config=stage2:qwen3_8b,full,v5p_2x2x2: "
         f"{', '.join(sizes.MODELS)}; full (for LoRA otherwise); {', '.join(slices)}; "
-        f"{', '.join(sorted(f'{size},from_{teacher.rpartition(chr(95))[2]}' for size, teacher in sizes.FROM))}. "
+        f"{', '.join(taught)}. "
         "Variants of stage1, stage2 and evaluate may end with non_thinking or student_non_thinking."
     )
     settings = (

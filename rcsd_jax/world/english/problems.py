@@ -168,9 +168,9 @@ def from_facts(facts: Mapping[str, Any]) -> Problem:
             key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()
         }
         problem = Problem(**values)
-        question(problem), answer(problem)
+        question(problem), answer(problem)  # which read every field
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"are not of a problem ({type(error).__name__})") from error
+        raise ValueError(f"not the facts of a problem ({type(error).__name__})") from error
     return problem
 
 
