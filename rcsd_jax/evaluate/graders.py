@@ -29,6 +29,7 @@ class Grader(NamedTuple):
       answer: for a grader that compares the completions of a question with each other: the answer that a text gives, or None. It
         cannot grade single texts.
       same: whether two such answers are the same; None if that cannot be said.
+      check: for a grader that reads other columns than `needs`; it raises a UserError for a row that the grader cannot read.
     """
 
     grade: Grade | None
@@ -39,6 +40,7 @@ class Grader(NamedTuple):
     criteria: Callable[[Example, str], Sequence[float]] | None = None
     answer: Callable[[str], str | None] | None = None
     same: Callable[[str, str], bool | None] = str.__eq__
+    check: Callable[[Example], object] | None = None
 
 
 def grade_rubric(example: Example, text: str) -> dict[str, float]:
@@ -134,14 +136,14 @@ def grade_all(
 
 
 def check_rows(grader: str, examples: Sequence[Example]) -> None:
-    """Grades an empty text for each row, so that one that cannot be graded ends a run before it begins.
+    """Ends a run before it begins if its grader cannot read a row.
 
     Raises:
       UserError: the grader cannot read a row.
     """
-    if grader and (grade := GRADERS[grader].grade):
+    if grader and (check := GRADERS[grader].check):
         for example in examples:
-            grade(example, "")
+            check(example)
 
 
 GRADERS: dict[str, Grader] = {

@@ -64,7 +64,9 @@ SOURCES[NAME] = Source(read_world, makes_rows=True)
 GENERIC[NAME] = generic_rubric
 GRADERS[f"{NAME}_majority"] = Grader(None, (), source=NAME, answer=world_answer)
 GRADERS[NAME] = Grader(grade_world, ("rubric",), world_feedback, source=NAME, criteria=world_criteria)
-GRADERS["english"] = Grader(english.grade, ("rubric",), english.feedback, criteria=english.criteria_met)
+GRADERS["english"] = Grader(
+    english.grade, ("rubric",), english.feedback, criteria=english.criteria_met, check=english.check
+)
 
 SOURCES[CHAINS] = Source(chains.read, makes_rows=True)
 GENERIC[CHAINS] = chains.generic_rubric

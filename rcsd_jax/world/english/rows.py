@@ -114,6 +114,15 @@ def criteria_met(example: Example, text: str) -> list[bool]:
     return met
 
 
+def check(example: Example) -> None:
+    """Refuses a row that `grade` cannot read.
+
+    Raises:
+      UserError: the row is not one that `records` writes.
+    """
+    criteria_met(example, "")
+
+
 def feedback(example: Example, text: str) -> str | None:
     """The criteria that the text fails, as a rubric; None if it fails none."""
     failed = unmet(rubric_of(example), criteria_met(example, text))
