@@ -117,6 +117,7 @@ def _examples(
             "id": example.id,
             "split": split,
             "question": asked_text(example),
+            "brief": example.question,  # of a conversation, in which rows may begin alike, the last turn
             "reference": example.reference,
             "rubric": _criteria(example.rubric),
             "completions": [
@@ -197,6 +198,7 @@ def _rubrics(
             {
                 "id": example.id,
                 "question": asked_text(example),
+                "brief": example.question,
                 "truth": _criteria(example.rubric),
                 "written": None if parsed.rubric is None else _criteria(parsed.rubric),
                 "status": parsed.status,

@@ -313,6 +313,7 @@ def _rubric(rubric: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": str(rubric.get("id", "")),
         "question": rubric.get("question") or "",
+        "brief": rubric.get("brief") or rubric.get("question") or "",
         "status": rubric.get("status") or "",
         "text": rubric.get("text") or "",
         "rejected": rubric.get("written") is None,

@@ -905,7 +905,9 @@ def test_completions_that_were_not_scored_and_numbers_that_are_none(opened):
         "length": math.nan,
         "share_cut": 0.0,
     }
+    stage["examples"][0] |= {"question": "[user] A cart. [user] And then ?", "brief": "And then ?"}
     chrome = opened(a_run(stage))
+    assert all_of(chrome, ".list .brief")[0].text == "And then ?"
     assert one(chrome, ".text.unscored").get_attribute("textContent") == "a  b\n c"
     assert "not graded" in all_of(chrome, ".list a")[0].get_attribute("aria-label")
     press(chrome, "j")

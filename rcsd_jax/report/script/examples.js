@@ -1,5 +1,6 @@
 // Examples.
 
+const briefOf = (example) => example.brief ?? example.question ?? String(example.id);
 const SCORE_ORDER = Object.keys(data.scoreNames);
 function scoreOf(example, role) {
   const scores = example.completions.find((c) => c.role === role)?.scores ?? {};
@@ -153,7 +154,7 @@ function explorer(root, stage) {
           role,
           ...mark(scoreOf(example, role)),
         ]);
-        const title = `${marks.map(([role, , word]) => `${role} ${word}`).join(", ")}: ${example.question ?? example.id}`;
+        const title = `${marks.map(([role, , word]) => `${role} ${word}`).join(", ")}: ${briefOf(example)}`;
         return h(
           "li",
           {},
@@ -170,7 +171,7 @@ function explorer(root, stage) {
               {},
               marks.map(([role, name]) => h(`i.mark.${name}.of-${role}`)),
             ),
-            h("span.brief", {}, example.question ?? String(example.id)),
+            h("span.brief", {}, briefOf(example)),
           ),
         );
       }),
