@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import pathlib
-import shutil
 from typing import Any
 
 from rcsd_jax.checkpoints.hf_config import config_of_fields
 from rcsd_jax.host.errors import UserError, first_line
-
-CONFIG = "config.json"
+from rcsd_jax.host.replaced_directory import replaced_directory
 
 
 def convert(file: pathlib.Path, folder: pathlib.Path) -> None:
@@ -63,17 +61,10 @@ def convert(file: pathlib.Path, folder: pathlib.Path) -> None:
     model.hf_quantizer = None
     vars(model.config).pop("quantization_config", None)
     config_of_fields(json.loads(model.config.to_json_string()), file, dtype="float32")
-    unfinished = folder.absolute().with_name(f"{folder.absolute().name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        tokenizer.save_pretrained(unfinished)
-        model.save_pretrained(unfinished)
-        folder.mkdir(parents=True, exist_ok=True)
-        # config.json comes last: with it, a directory looks whole.
-        for written in sorted(unfinished.iterdir(), key=lambda path: path.name == CONFIG):
-            shutil.move(written, folder / written.name)
+        with replaced_directory(folder.absolute()) as partial:
+            tokenizer.save_pretrained(partial)
+            model.save_pretrained(partial)
     except OSError as error:
         remedy = "make room there, or name another folder"
         raise UserError(f"cannot be written ({first_line(error)})", remedy=remedy, file=folder) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
