@@ -24,9 +24,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=_count, default=2048, help="rows of each file")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other questions")
     parser.add_argument(
-        "--flawed", type=_share, default=references.FLAWED, help="share of references with a wrong step"
+        "--flawed", type=_share, default=references.FLAWED, help="share of references with a wrong step, 0 to 1"
     )
-    parser.add_argument("--giving", type=_share, default=rows.GIVING, help="share of rubrics that give the answer away")
+    parser.add_argument(
+        "--giving", type=_share, default=rows.GIVING, help="share of rubrics that give the answer away, 0 to 1"
+    )
     flags = parser.parse_args(argv)
     try:
         flags.folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ CITES = re.compile(r"\b(?:criteri(?:a|on)|rubrics?|reference answer|(?:excellent
 
 _NUMBER = r"(?<![\d.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\d.]*\d)"
 _BOX = r"\\boxed ?\{((?:[^{}]|\{[^{}]*\})*)\}"
-_LAST_FACTOR = r"(?! ?[×/])"
+_LAST_FACTOR = r"(?! ?[×/])"  # no further one follows
 
 
 def steps(problem: Problem, *, gives: bool) -> tuple[str, ...]:
